@@ -1,0 +1,1 @@
+"""Asynchronous orchestration of Linux namespaces."""

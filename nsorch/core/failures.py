@@ -1,0 +1,87 @@
+"""Where a failed step of a helper becomes an error of nsorch's family: the one boundary."""
+
+from __future__ import annotations
+
+import errno
+import os
+
+from nsorch.errors import CommandNotFoundError, NsorchError, PermissionDeniedError, SetupError, UnsupportedError
+
+_LIMITS = {
+    "user": "max_user_namespaces",
+    "net": "max_net_namespaces",
+    "mnt": "max_mnt_namespaces",
+    "uts": "max_uts_namespaces",
+    "ipc": "max_ipc_namespaces",
+    "pid": "max_pid_namespaces",
+}
+_FORBIDDING = (
+    ("kernel/unprivileged_userns_clone", "0"),
+    ("kernel/apparmor_restrict_unprivileged_userns", "1"),
+    ("user/max_user_namespaces", "0"),
+)
+
+
+def translate(stage: str, number: int, detail: str, worker: str | None) -> NsorchError:
+    """Name what failed in *stage* with errno *number*, and the setting that forbids it, where one does."""
+    if stage == "command" and number == errno.ENOENT:
+        return CommandNotFoundError(f'there is no command "{detail}"', worker=worker, stage=stage, errno=number)
+    if stage == "exec" and number == errno.ENOENT:
+        return CommandNotFoundError(
+            f'"{detail}" can\'t be executed: its interpreter is missing', worker=worker, stage=stage, errno=number
+        )
+    if stage in ("command", "exec") and number in (errno.EACCES, errno.ENOEXEC):
+        return SetupError(f'"{detail}" is not executable', worker=worker, stage=stage, errno=number)
+    if number in (errno.EMFILE, errno.ENFILE):
+        hint = "the limit of open files (RLIMIT_NOFILE, fs.file-max) is too low for so many workers"
+        return SetupError(stage, worker=worker, stage=stage, errno=number, detail=hint)
+    if stage in ("unshare", "clone3"):
+        return _namespaces(stage, number, detail, worker)
+    if number in (errno.EPERM, errno.EACCES):
+        return PermissionDeniedError(
+            f"{stage} {detail}".strip(), worker=worker, stage=stage, errno=number, detail=_permission_hint(stage)
+        )
+    return SetupError(f"{stage} {detail}".strip(), worker=worker, stage=stage, errno=number)
+
+
+def _namespaces(stage: str, number: int, kinds: str, worker: str | None) -> NsorchError:
+    names = kinds.split(", ") if kinds else []
+    what = f"make namespaces ({kinds})" if kinds else "start a process"
+    if number == errno.ENOSPC:
+        settings = ", ".join(
+            f"user.{_LIMITS[name]} = {_sysctl('user/' + _LIMITS[name])}" for name in names if name in _LIMITS
+        )
+        hint = f"a limit of this user namespace is reached: {settings}"
+    elif number in (errno.EPERM, errno.EACCES):
+        found = [f"{path.replace('/', '.')} = {value}" for path, value in _FORBIDDING if _sysctl(path) == value] or [
+            "a seccomp filter or a security module of this container or host, or user.max_user_namespaces"
+        ]
+        hint = f"forbidden by {', '.join(found)}"
+    elif number == errno.EAGAIN:
+        hint = "a limit of processes is reached (RLIMIT_NPROC, kernel.pid_max, kernel.threads-max, pids.max)"
+        return SetupError(what, worker=worker, stage=stage, errno=number, detail=hint)
+    elif number in (errno.EINVAL, errno.ENOSYS):
+        missing = [name for name in names if not os.path.exists(f"/proc/self/ns/{name}")]
+        hint = f"this kernel has no {', '.join(missing)} namespaces" if missing else "this kernel refuses them"
+        return UnsupportedError(what, worker=worker, stage=stage, errno=number, detail=hint)
+    else:
+        return SetupError(what, worker=worker, stage=stage, errno=number)
+    return PermissionDeniedError(what, worker=worker, stage=stage, errno=number, detail=hint)
+
+
+def _permission_hint(stage: str) -> str:
+    if stage.startswith(("mount", "hosts")):
+        return "a container that masks parts of /proc, or a security module, forbids this mount"
+    if stage == "user":
+        return "without root only the caller's own user is mapped, as uid 0"
+    if stage == "setns":
+        return "the namespace belongs to a user namespace in which the caller has no rights"
+    return ""
+
+
+def _sysctl(path: str) -> str:
+    try:
+        with open(f"/proc/sys/{path}") as file:
+            return file.read().strip()
+    except OSError:
+        return "?"

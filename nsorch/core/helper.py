@@ -1,0 +1,373 @@
+"""The application's side of the clone core: jobs that the stub and the spawner do for it."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import os
+import signal
+import socket
+from typing import TYPE_CHECKING, Any
+
+import anyio
+import attrs
+
+from nsorch.errors import ClosedError, NsorchError, SpawnerDiedError
+
+from . import descriptors
+from .channel import Channel, Request
+from .failures import translate
+from .launch import launch, reap
+from .spawner.protocol import Event
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from .launch import Launched
+    from .spawner import protocol
+
+# The kernel frees what thousands of processes held in a fraction of this; then the stub is killed, too.
+_STOP_DEADLINE = 5.0
+
+
+@attrs.frozen
+class RawExit:
+    """A wait status, and what the process and its reaped descendants used (seconds, bytes)."""
+
+    status: int
+    user_time: float
+    system_time: float
+    max_rss: int
+
+
+_KILLED = RawExit(signal.SIGKILL, 0.0, 0.0, 0)
+
+
+class Job:
+    """One request under way, or one command running.
+
+    The callbacks run synchronously, in the order in which the helper reported.
+    """
+
+    __slots__ = (
+        "_changed",
+        "_channel",
+        "_request",
+        "exit",
+        "failure",
+        "held",
+        "number",
+        "on_end",
+        "on_start",
+        "pid",
+        "pid_namespace",
+        "pidfd",
+        "worker",
+    )
+
+    def __init__(self, number: int, channel: Channel, worker: str | None) -> None:
+        self.number = number
+        self.worker = worker
+        self.held: tuple[int, ...] | None = None  #: the descriptors of its namespaces, once they exist
+        self.pid = 0  #: of the command, as the host sees it
+        self.pidfd = -1
+        self.pid_namespace = 0  #: inode
+        self.exit: RawExit | None = None
+        self.failure: NsorchError | None = None
+        self.on_start: Callable[[Job], None] | None = None
+        self.on_end: Callable[[Job], None] | None = None
+        self._channel = channel
+        self._request: Request | None = None
+        self._changed = anyio.Event()
+
+    @property
+    def ended(self) -> bool:
+        return self.exit is not None or self.failure is not None
+
+    async def created(self) -> tuple[int, ...]:
+        """Wait for the namespaces; the caller owns the descriptors.
+
+        :raises NsorchError: the failure
+        """
+        while self.held is None and self.failure is None:
+            await self._changed.wait()
+        if self.failure is not None:
+            raise self.failure
+        assert self.held is not None
+        return self.held
+
+    async def started(self) -> None:
+        """Wait until the exec is confirmed.
+
+        :raises NsorchError: the failure
+        """
+        while not self.pid and not self.ended:
+            await self._changed.wait()
+        if self.failure is not None:
+            raise self.failure
+
+    async def end(self) -> None:
+        """Wait for the exit, or the failure; raises nothing of them."""
+        while not self.ended:
+            await self._changed.wait()
+
+    def signal(self, number: int) -> None:
+        """Send a signal to the command; does nothing once it has ended."""
+        if self.pidfd >= 0 and not self.ended:
+            with contextlib.suppress(ProcessLookupError):
+                signal.pidfd_send_signal(self.pidfd, number)
+
+    def kill(self) -> None:
+        """SIGKILL to the command and what it left, also if it isn't started yet. :meth:`end` waits for it."""
+        if self.ended:
+            return
+        request = self._request
+        if request is not None and not request.sent:
+            request.withdrawn = True
+            self.finish(failure=ClosedError("cancelled before it was started", worker=self.worker))
+            return
+        self._channel.send(Request(("kill", self.number), ()))
+
+    def finish(self, *, exit: RawExit | None = None, failure: NsorchError | None = None) -> None:  # noqa: A002
+        if self.ended:
+            return
+        self.exit, self.failure = exit, failure
+        if self.pidfd >= 0:
+            descriptors.close([self.pidfd])
+            self.pidfd = -1
+        if self.on_end is not None:
+            self.on_end(self)
+        self.changed()
+
+    def changed(self) -> None:
+        self._changed.set()
+        self._changed = anyio.Event()
+
+
+@attrs.frozen
+class Facts:
+    """What the spawner said of itself when it was ready."""
+
+    descriptors: dict[str, int]  #: "home net" (the fabric), "host net", "rtnetlink", "hosts", …
+    sysctls: dict[str, str]  #: what a new network namespace has inherited
+    pid: int  #: of the stub
+
+
+class Helper:
+    """Stub and spawner of one supervisor."""
+
+    def __init__(self) -> None:
+        self._numbers = itertools.count(1)
+        self._jobs: dict[int, Job] = {}
+        self._sockets: dict[int, _SocketRequest] = {}
+        self._launched: Launched | None = None
+        self._spawner: Channel | None = None
+        self._stub: Channel | None = None
+        self._ready = anyio.Event()
+        self._waiting_for = 2
+        self._failure: NsorchError | None = None
+        self._facts: dict[str, Any] = {}
+        self._owned: list[int] = []
+        self._stopping = False
+        self.died = False
+
+    def launch(self, rootless: bool) -> None:
+        """Start both, see :func:`nsorch.core.launch.launch`."""
+        launched = self._launched = launch(rootless)
+        self._stub = Channel(launched.stub, self._deliver_stub)
+        self._spawner = Channel(launched.spawner, self._deliver)
+
+    async def serve(self) -> None:
+        """Carry requests and answers until a helper's socket ends. Then every job has ended, and :attr:`died` is set.
+
+        Run it in a task of its own, for the whole time; cancel it after :meth:`stop`.
+        """
+        assert self._stub is not None
+        assert self._spawner is not None
+        async with anyio.create_task_group() as tasks:
+
+            async def read(channel: Channel) -> None:
+                await channel.read()
+                tasks.cancel_scope.cancel()
+
+            tasks.start_soon(read, self._stub)
+            tasks.start_soon(read, self._spawner)
+            tasks.start_soon(self._stub.write)
+            tasks.start_soon(self._spawner.write)
+        self.died = True
+        self._fail_all()
+
+    async def ready(self) -> Facts:
+        """Wait until both are up.
+
+        :raises NsorchError: what forbids it
+        """
+        await self._ready.wait()
+        if self._failure is not None:
+            raise self._failure
+        assert self._launched is not None
+        names = self._facts["descriptors"]
+        return Facts(
+            dict(zip(names, self._owned, strict=True)),
+            self._facts["sysctls"],
+            self._launched.pid,
+        )
+
+    def spawn(
+        self,
+        make: Callable[[int], protocol.Spawn],
+        fds: Sequence[int],
+        *,
+        worker: str | None,
+        outside: bool = False,
+        on_start: Callable[[Job], None] | None = None,
+        on_end: Callable[[Job], None] | None = None,
+    ) -> Job:
+        """Ask for namespaces or a command; *outside*: from the host's namespaces. *fds* must stay open until it is
+        started or has failed."""
+        channel = self._stub if outside else self._spawner
+        assert channel is not None
+        job = Job(next(self._numbers), channel, worker)
+        job.on_start, job.on_end = on_start, on_end
+        if self.died:
+            job.finish(failure=SpawnerDiedError("the helper process is gone", worker=worker))
+            return job
+        spawn = make(job.number)
+        command = None if spawn.command is None else tuple(spawn.command)
+        self._jobs[job.number] = job
+        job._request = Request(("spawn", *spawn._replace(command=command)), tuple(fds))  # type: ignore[arg-type] # noqa: SLF001
+        channel.send(job._request)  # noqa: SLF001
+        return job
+
+    async def open_socket(self, netns: int, family: int, kind: int, proto: int) -> socket.socket:
+        """A non-blocking socket in the network namespace of descriptor *netns*. Cancelled, it leaves nothing open."""
+        assert self._spawner is not None
+        if self.died:
+            raise SpawnerDiedError("the helper process is gone")
+        number = next(self._numbers)
+        request = self._sockets[number] = _SocketRequest()
+        self._spawner.send(Request(("socket", number, int(family), int(kind), int(proto)), (netns,)))
+        try:
+            await request.done.wait()
+        finally:
+            if not request.done.is_set():
+                request.abandoned = True
+        if request.failure is not None:
+            raise request.failure
+        opened = socket.socket(family, kind, proto, fileno=request.fd)
+        opened.setblocking(False)
+        with descriptors.registering:
+            descriptors.disown(request.fd)
+        return opened
+
+    def close(self) -> None:
+        """Close both sockets: the helpers end, and all that they run. :meth:`serve` must not be running any more."""
+        if self._stub is not None:
+            self._stub.close()
+        if self._spawner is not None:
+            self._spawner.close()
+        descriptors.close(self._owned)
+        self._owned = []
+
+    async def gone(self) -> None:
+        """After :meth:`close`: wait until the last process of the helpers is gone. Shield it."""
+        launched = self._launched
+        if launched is None:
+            return
+        with anyio.move_on_after(_STOP_DEADLINE) as deadline:
+            await anyio.wait_readable(launched.pidfd)
+        if deadline.cancelled_caught:
+            signal.pidfd_send_signal(launched.pidfd, signal.SIGKILL)
+            await anyio.wait_readable(launched.pidfd)
+        reap(launched.pid)
+        descriptors.close([launched.pidfd])
+        self._launched = None
+
+    # -- answers
+
+    def _deliver_stub(self, message: tuple[Any, ...], fds: list[int]) -> None:
+        if message[0] == Event.READY:
+            descriptors.close(fds)
+            self._one_ready()
+        else:
+            self._deliver(message, fds)
+
+    def _deliver(self, message: tuple[Any, ...], fds: list[int]) -> None:
+        event, number, *values = message
+        if number in self._sockets:
+            self._deliver_socket(self._sockets.pop(number), event, values, fds)
+        elif number == 0:
+            self._deliver_facts(event, values, fds)
+        elif (job := self._jobs.get(number)) is None:
+            descriptors.close(fds)
+        elif event == Event.CREATED:
+            job.held = tuple(fds)
+            job.changed()
+        elif event == Event.STARTED:
+            job.pid, job.pid_namespace = values
+            (job.pidfd,) = fds
+            if job.on_start is not None:
+                job.on_start(job)
+            job.changed()
+        elif event == Event.EXITED:
+            del self._jobs[number]
+            job.finish(exit=RawExit(*values))
+        elif event == Event.FAILED:
+            del self._jobs[number]
+            job.finish(failure=translate(values[0], values[1], values[2], job.worker))
+        else:  # DONE
+            del self._jobs[number]
+            job.finish(exit=RawExit(0, 0.0, 0.0, 0))
+
+    def _deliver_facts(self, event: int, values: list[Any], fds: list[int]) -> None:
+        if event == Event.READY:
+            self._facts, self._owned = values[0], fds
+            self._one_ready()
+        else:
+            self._failure = translate(values[0], values[1], values[2], None)
+            self._ready.set()
+
+    def _one_ready(self) -> None:
+        self._waiting_for -= 1
+        if not self._waiting_for:
+            self._ready.set()
+
+    def _deliver_socket(self, request: _SocketRequest, event: int, values: list[Any], fds: list[int]) -> None:
+        if event == Event.SOCKET:
+            (request.fd,) = fds
+            if request.abandoned:
+                descriptors.close(fds)
+        else:
+            request.failure = translate(values[0], values[1], values[2], None)
+        request.done.set()
+
+    def _fail_all(self) -> None:
+        died = "the helper process died"
+        if self._failure is None:
+            self._failure = SpawnerDiedError(died)
+        self._ready.set()
+        for request in self._sockets.values():
+            request.failure = SpawnerDiedError(died)
+            request.done.set()
+        self._sockets.clear()
+        for job in list(self._jobs.values()):
+            # The kernel has killed what ran; what hadn't started never will.
+            if job.pid:
+                job.finish(exit=_KILLED)
+            else:
+                job.finish(failure=SpawnerDiedError(died, worker=job.worker))
+        self._jobs.clear()
+
+
+class _SocketRequest:
+    __slots__ = ("abandoned", "done", "failure", "fd")
+
+    def __init__(self) -> None:
+        self.done = anyio.Event()
+        self.fd = -1
+        self.failure: NsorchError | None = None
+        self.abandoned = False
+
+
+def namespace_inodes(held: Sequence[int]) -> list[int]:
+    return [os.fstat(fd).st_ino for fd in held]

@@ -1,0 +1,159 @@
+"""Starting a command: by posix_spawn where nothing has to run in the child, else by its last steps before the exec."""
+
+from __future__ import annotations
+
+import errno
+import marshal
+import os
+import signal
+from typing import NoReturn
+
+from .mounts import mount_proc
+from .protocol import Command, Stream
+from .stages import StageError, stage
+from .syscalls import clone3, set_parent_death_signal
+
+# What Python ignores: nothing else is, and handlers end with the exec.
+_IGNORED = (int(signal.SIGPIPE), int(signal.SIGXFSZ))
+_DEFAULT_PATH = b"/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+
+
+def resolve(command: Command) -> bytes:
+    """Find the program, as execvp does, in the file system as the caller sees it now.
+
+    :raises StageError: of stage ``"command"`` with ENOENT or EACCES
+    """
+    name = command.argv[0]
+    if b"/" in name:
+        # A relative path counts from the command's working directory.
+        candidates = [os.path.join(command.cwd, name)]
+    else:
+        path = next((value for key, value in command.env if key == b"PATH"), _DEFAULT_PATH)
+        candidates = [os.path.join(folder or b".", name) for folder in path.split(b":")] if name else []
+    found = errno.ENOENT
+    for candidate in candidates:
+        try:
+            mode = os.stat(candidate).st_mode
+        except OSError as exc:
+            if exc.errno == errno.EACCES:
+                found = errno.EACCES
+            continue
+        if mode & 0o170000 == 0o100000 and os.access(candidate, os.X_OK):
+            return candidate
+        found = errno.EACCES
+    raise StageError("command", found, os.fsdecode(name))
+
+
+def enter_directory(command: Command) -> None:
+    try:
+        os.chdir(command.cwd)
+    except OSError as exc:
+        if command.cwd_required:
+            raise StageError("cwd", exc.errno or errno.EIO, os.fsdecode(command.cwd)) from None
+        os.chdir("/")
+
+
+def spawn(command: Command, program: bytes, streams: tuple[int, int, int]) -> int:
+    """Run *program* by posix_spawn: the child shares the memory until its exec, which has happened on return.
+
+    Changes the caller's working directory.
+    """
+    enter_directory(command)
+    actions = [(os.POSIX_SPAWN_DUP2, fd, number) for number, fd in enumerate(streams)]
+    with stage("exec", os.fsdecode(program)):
+        return os.posix_spawn(
+            program,
+            command.argv,
+            dict(command.env),
+            file_actions=actions,
+            setsid=command.session,
+            setsigmask=(),
+            setsigdef=_IGNORED,
+        )
+
+
+def start(command: Command, program: bytes, streams: tuple[int, int, int], proc: int = 0) -> int:
+    """Run *program* in a child, its exec confirmed on return. Changes the caller's working directory.
+
+    :raises StageError: the child is gone
+    """
+    if command.user is None and not proc:
+        return spawn(command, program, streams)
+    # The end of file on a close-on-exec pipe, with nothing read, confirms the exec.
+    ours, theirs = os.pipe()
+    pid, _ = clone3(0)
+    if pid == 0:
+        try:
+            mount_proc(proc)
+            become(command, program, streams, theirs)
+        except StageError as exc:
+            os.write(theirs, marshal.dumps((exc.stage, exc.number, exc.detail)))
+        finally:
+            os._exit(125)
+    os.close(theirs)
+    failure = os.read(ours, 65536)
+    os.close(ours)
+    if failure:
+        os.waitpid(pid, 0)
+        raise StageError(*marshal.loads(failure))
+    return pid
+
+
+def become(command: Command, program: bytes, streams: tuple[int, int, int], *keep: int) -> NoReturn:
+    """Turn the calling process, a forked child, into the command. *keep* are close-on-exec and stay open until then.
+
+    :raises StageError: naming the step; nothing of the caller's state is restored
+    """
+    if command.session:
+        os.setsid()
+    enter_directory(command)
+    # All are above 2, see Server: none is overwritten before it is duplicated.
+    for number, fd in enumerate(streams):
+        os.dup2(fd, number)
+    if command.user is not None:
+        uid, gid, groups = command.user
+        with stage("user", f"uid {uid}, gid {gid}"):
+            os.setgroups(groups)
+            os.setresgid(gid, gid, gid)
+            os.setresuid(uid, uid, uid)
+        # A change of credentials cleared it.
+        set_parent_death_signal(signal.SIGKILL)
+    close_all_but(0, 1, 2, *keep)
+    for number in _IGNORED:
+        signal.signal(number, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_SETMASK, ())
+    with stage("exec", os.fsdecode(program)):
+        os.execve(program, command.argv, dict(command.env))
+    raise AssertionError("unreachable")
+
+
+def close_all_but(*keep: int) -> None:
+    low = 0
+    for fd in sorted(set(keep)):
+        if low < fd:  # closerange(0, 0) closes everything: its end is an unsigned number
+            os.closerange(low, fd)
+        low = fd + 1
+    os.closerange(low, 1 << 20)
+
+
+def pick_streams(
+    sources: tuple[int, int, int], inherited: tuple[int, int, int], null: int, fds: list[int]
+) -> tuple[int, int, int]:
+    def pick(number: int, source: int) -> int:
+        if source == Stream.INHERIT:
+            return inherited[number]
+        return null if source == Stream.NULL else fds[source]
+
+    return pick(0, sources[0]), pick(1, sources[1]), pick(2, sources[2])
+
+
+def identify(pidfd: int, proc: int) -> tuple[int, int]:
+    """Pid of an unreaped child as the host sees it, and the inode of its pid namespace; *proc* is the host's /proc."""
+    # Not by open(): the text layer would cost each init 100 KiB of memory of its own.
+    file = os.open(f"thread-self/fdinfo/{pidfd}", os.O_RDONLY | os.O_CLOEXEC, dir_fd=proc)
+    pid = int(os.read(file, 1024).partition(b"\nPid:")[2].split(None, 1)[0])
+    os.close(file)
+    try:
+        return pid, os.stat(f"{pid}/ns/pid", dir_fd=proc).st_ino
+    except OSError:  # a set-user-id command of a rootless supervisor doesn't let itself be looked at
+        return pid, 0

@@ -1,0 +1,66 @@
+"""Mounts of the helpers and of the processes between them and a command."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+
+from .stages import StageError, stage
+from .syscalls import (
+    CLONE_NEWNS,
+    MNT_DETACH,
+    MS_BIND,
+    MS_NODEV,
+    MS_NOEXEC,
+    MS_NOSUID,
+    MS_PRIVATE,
+    MS_RDONLY,
+    MS_REC,
+    MS_REMOUNT,
+    MS_SHARED,
+    mount,
+    umount,
+    unshare,
+)
+
+_PROC_FLAGS = MS_NOSUID | MS_NODEV | MS_NOEXEC
+_HOSTS = "/etc/hosts"
+
+
+def mount_proc(how: int) -> None:
+    if not how:
+        return
+    try:
+        if how == 2:
+            # The one of the pid namespace that is gone. In a nested user namespace it may be locked: mount above it.
+            with contextlib.suppress(OSError):
+                umount("/proc", MNT_DETACH)
+        elif how == 3:
+            # A passive worker keeps its mounts: what a command mounts must reach them, its /proc must not. So both
+            # mount namespaces are peers, but for /proc.
+            mount("", "/", "", MS_REC | MS_SHARED)
+            unshare(CLONE_NEWNS)
+            mount("", "/proc", "", MS_PRIVATE)
+        mount("proc", "/proc", "proc", _PROC_FLAGS)
+    except OSError as exc:
+        raise StageError("mount /proc", exc.errno or 5, "") from None
+
+
+def mount_home() -> int:
+    """Give the spawner its own view: nothing propagates, /proc is its pid namespace's, the hosts file is the lab's.
+
+    The hosts file lies on a tmpfs that is mounted nowhere but at /etc/hosts, read-only, where all workers' mount
+    namespaces have it from. Returns a descriptor to write it through, or -1 on a host without /etc/hosts.
+    """
+    with stage("mount propagation"):
+        mount("", "/", "", MS_REC | MS_PRIVATE)
+    hosts = -1
+    if os.path.exists(_HOSTS):
+        with stage("hosts file"):
+            mount("nsorch", "/proc", "tmpfs", MS_NOSUID | MS_NODEV | MS_NOEXEC, "mode=755")
+            hosts = os.open("/proc/hosts", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+            mount("/proc/hosts", _HOSTS, "", MS_BIND)
+            mount("", _HOSTS, "", MS_REMOUNT | MS_BIND | MS_RDONLY | MS_NOSUID | MS_NODEV | MS_NOEXEC)
+            umount("/proc", MNT_DETACH)
+    mount_proc(1)
+    return hosts

@@ -1,0 +1,154 @@
+"""What the application and the helper processes say to each other: marshalled tuples over SOCK_SEQPACKET.
+
+Both ends are the same interpreter of the same machine and user, so ``marshal`` serves: it is fast, it is built in, and
+it takes nothing but plain values
+(so numbers here are no enums). Descriptors travel beside a message as SCM_RIGHTS.
+"""
+
+from __future__ import annotations
+
+import array
+import marshal
+import os
+import socket
+from typing import Any, Final, NamedTuple
+
+#: SCM_MAX_FD of the kernel is 253; nothing here needs more than a worker's streams and namespaces
+MAX_FDS = 32
+# A datagram must fit the socket's send buffer (net.core.wmem_default, 208 KiB, counted with overhead).
+_INLINE = 64 * 1024
+
+
+class Stream:
+    """Where a standard stream of a command leads; FD + n is the n-th descriptor that came with the request."""
+
+    INHERIT: Final = -1
+    NULL: Final = -2
+    FD: Final = 0
+
+
+class Mode:
+    """What stands between the helper and the command."""
+
+    EXEC: Final = 0  #: nothing: the command is the child itself, and PID 1 of a new pid namespace
+    INIT: Final = 1  #: an init, PID 1 of a new pid namespace: all dies with it
+    RUNNER: Final = 2  #: a subreaper in a pid namespace that lives on: kills descendants when told to
+    KEEPER: Final = 3  #: a subreaper that also kills the remaining descendants when the command ends
+
+
+class Command(NamedTuple):
+    argv: tuple[bytes, ...]
+    env: tuple[tuple[bytes, bytes], ...]
+    cwd: bytes
+    cwd_required: bool  #: else "/" serves where cwd can't be entered
+    streams: tuple[int, int, int]
+    mode: int
+    session: bool  #: a session of its own, as all but a terminal's commands have
+    user: tuple[int, int, tuple[int, ...]] | None  #: uid, gid, supplementary groups
+
+
+class Spawn(NamedTuple):
+    """Make or enter namespaces, and run a command there.
+
+    The descriptors that come along: first those of *join*, then those of *streams*.
+    """
+
+    job: int
+    unshare: int  #: CLONE_NEW* of the namespaces to make
+    join: tuple[int, ...]  #: CLONE_NEW* of each namespace to enter
+    hold: int  #: CLONE_NEW* of the namespaces to answer with, as descriptors in the order of NS_FILES
+    hostname: str | None
+    sysctls: tuple[tuple[str, str], ...]
+    loopback: bool  #: set the loopback interface up
+    proc: int  #: 0 no, 1 mount the pid namespace's own /proc, 2 instead of an earlier one, 3 in a private peer
+    command: Command | None
+
+
+class OpenSocket(NamedTuple):
+    """Open a socket in the network namespace whose descriptor comes along."""
+
+    job: int
+    family: int
+    type: int
+    proto: int
+
+
+class Kill(NamedTuple):
+    """SIGKILL to the command of *job* and all that it left, as far as its mode can find them."""
+
+    job: int
+
+
+class Event:
+    """First item of an answer; the second is the job."""
+
+    READY: Final = 0  #: (READY, 0, facts); the spawner is up: fabric netns, its rtnetlink socket, hosts file
+    CREATED: Final = 1  #: (CREATED, job) with the descriptors of *hold*
+    STARTED: Final = 2  #: (STARTED, job, host's pid, inode of its pid namespace) with its pidfd
+    EXITED: Final = 3  #: (EXITED, job, wait status, user s, system s, max RSS bytes)
+    FAILED: Final = 4  #: (FAILED, job, stage, errno, detail)
+    SOCKET: Final = 5  #: (SOCKET, job) with the socket
+    DONE: Final = 6  #: (DONE, job): nothing more follows for a job without a command
+    # To the spawner only, from what the nursery has forked:
+    BORNE: Final = 7  #: (BORNE, job, pid of the init as the spawner counts)
+    READIED: Final = 8  #: as STARTED, but the exec is to come
+    EXECUTED: Final = 9  #: (EXECUTED, job): the exec is over, one way or the other
+
+
+OPERATIONS: dict[str, type[Spawn | OpenSocket | Kill]] = {
+    "spawn": Spawn,
+    "socket": OpenSocket,
+    "kill": Kill,
+}
+
+
+def send(sock: socket.socket, message: tuple[Any, ...], fds: tuple[int, ...] | list[int] = ()) -> None:
+    """Send *message*, whole, with *fds*. A long one travels in a memory file, whose descriptor comes last."""
+    data = marshal.dumps(message)
+    if len(data) <= _INLINE:
+        _send(sock, data, fds)
+        return
+    spill = os.memfd_create("nsorch-message")
+    try:
+        view = memoryview(data)
+        while view:
+            view = view[os.write(spill, view) :]
+        _send(sock, b"", (*fds, spill))
+    finally:
+        os.close(spill)
+
+
+def encode(message: tuple[Any, ...]) -> bytes:
+    """A short message as :func:`send` would send it, for a bare write."""
+    return b"\x01" + marshal.dumps(message)
+
+
+def _send(sock: socket.socket, data: bytes, fds: tuple[int, ...] | list[int]) -> None:
+    # The leading byte keeps a message that spilled apart from the end of file, which is an empty datagram.
+    control = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))] if fds else []
+    sock.sendmsg([b"\x01", data] if data else [b"\x00"], control)
+
+
+#: a message and its descriptors
+Received = tuple[Any, list[int]]
+
+
+def receive(sock: socket.socket) -> Received | None:
+    """Receive one message and its descriptors (close-on-exec), or None at the end of file."""
+    data, control, flags, _ = sock.recvmsg(_INLINE + 1024, socket.CMSG_LEN(4 * MAX_FDS), socket.MSG_CMSG_CLOEXEC)
+    fds = array.array("i")
+    for level, kind, payload in control:
+        if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
+            fds.frombytes(payload[: len(payload) - len(payload) % 4])
+    if not data:
+        return None
+    if flags & (socket.MSG_CTRUNC | socket.MSG_TRUNC):
+        for fd in fds:
+            os.close(fd)
+        # The kernel drops what it can't install: the table of open files is full.
+        raise OSError(24, "descriptors were lost: RLIMIT_NOFILE is too low")
+    if data[0]:
+        return marshal.loads(memoryview(data)[1:]), fds.tolist()
+    with os.fdopen(fds.pop(), "rb") as spill:
+        spill.seek(0)
+        return marshal.loads(spill.read()), fds.tolist()

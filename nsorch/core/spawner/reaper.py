@@ -1,0 +1,127 @@
+"""The process between the spawner and a command: an init (PID 1 of its pid namespace), or a subreaper.
+
+It is a forked copy of the spawner, and does as little as it can: each page it touches is memory of its own.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+from typing import TYPE_CHECKING
+
+from . import protocol
+from .command import close_all_but, identify, resolve, start
+from .mounts import mount_proc
+from .protocol import Command, Event, Mode
+from .stages import StageError
+from .syscalls import become_subreaper, detached_mount, set_parent_death_signal
+
+if TYPE_CHECKING:
+    import socket
+
+
+# Plain numbers: an enum's members would be touched, and so copied, in each process.
+_SIGCHLD, _SIGTERM = int(signal.SIGCHLD), int(signal.SIGTERM)
+
+
+def supervise(
+    job: int,
+    command: Command,
+    program: bytes | None,
+    streams: tuple[int, int, int],
+    proc: int,
+    host_proc: int,
+    signals: int,
+    report: socket.socket,
+) -> int:
+    """Run *command*, reap until it ends, and return the status to exit with. Never raises: failures are reported."""
+    try:
+        set_parent_death_signal(signal.SIGKILL)
+        close_all_but(report.fileno(), host_proc, signals, *streams)
+        if command.mode != Mode.INIT:
+            become_subreaper()
+        mount_proc(proc)
+        if program is None:
+            program = resolve(command)
+        main = start(command, program, streams)
+        pidfd = os.pidfd_open(main)
+        protocol.send(report, (Event.STARTED, job, *identify(pidfd, host_proc)), [pidfd])
+        close_all_but(report.fileno(), signals)
+        # The working directory would keep a mount busy.
+        os.chdir("/")
+        status = reap(main, signals, 0 if command.mode == Mode.INIT else _SIGTERM)
+        if command.mode == Mode.KEEPER:
+            _kill_descendants(main)
+        protocol.send(report, (Event.EXITED, job, status))
+    except StageError as exc:
+        protocol.send(report, (Event.FAILED, job, exc.stage, exc.number, exc.detail))
+        return 125
+    except OSError as exc:
+        protocol.send(report, (Event.FAILED, job, "init", exc.errno or 5, ""))
+        return 125
+    return os.WEXITSTATUS(status) if os.WIFEXITED(status) else 128 + os.WTERMSIG(status)
+
+
+def reap(main: int, signals: int, kill_on: int = 0) -> int:
+    """Reap all children, pass signals on to *main*, and return its wait status; *kill_on* ends all descendants."""
+    status = None
+    while status is None:
+        number = os.read(signals, 128)[0]
+        if number == _SIGCHLD:
+            status = _reap_ended(main)
+        elif number == kill_on:
+            status = _kill_descendants(main)
+        else:
+            # Not reaped yet, so the number is still main's.
+            os.kill(main, number)
+    return status
+
+
+def _reap_ended(main: int) -> int | None:
+    """Reap all that have ended; the wait status of *main*, if it is one of them."""
+    status = None
+    try:
+        while (ended := os.waitpid(-1, os.WNOHANG))[0]:
+            if ended[0] == main:
+                status = ended[1]
+    except ChildProcessError:
+        pass
+    return status
+
+
+def _kill_descendants(main: int) -> int:
+    """Kill until no child is left: the children of what dies become children of this subreaper."""
+    status = 9
+    folder = detached_mount("proc")
+    try:
+        while True:
+            for pid in _children(folder):
+                # Ours, and only we reap it: the number can't be another's.
+                os.kill(pid, signal.SIGKILL)
+            pid, ended = os.waitpid(-1, 0)
+            if pid == main:
+                status = ended
+    except ChildProcessError:
+        return status
+    finally:
+        os.close(folder)
+
+
+def _children(folder: int) -> list[int]:
+    try:
+        with open(os.open("thread-self/children", os.O_RDONLY, dir_fd=folder)) as file:
+            return [int(word) for word in file.read().split()]
+    except FileNotFoundError:  # a kernel without CONFIG_PROC_CHILDREN
+        return _children_by_parent(folder)
+
+
+def _children_by_parent(folder: int) -> list[int]:
+    found = []
+    for name in os.listdir(folder):
+        if name.isdigit():
+            with contextlib.suppress(OSError), open(os.open(f"{name}/stat", os.O_RDONLY, dir_fd=folder)) as file:
+                # pid (comm) state ppid …, and comm may hold anything
+                if int(file.read().rpartition(")")[2].split()[1]) == os.getpid():
+                    found.append(int(name))
+    return found

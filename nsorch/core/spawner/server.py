@@ -1,0 +1,607 @@
+"""The loop of a helper process: takes requests, makes namespaces, starts commands, reaps and reports.
+
+The spawner runs it at home, in namespaces that it can always return to. The stub runs it outside, for workers of a
+rootless supervisor that keep a namespace of the host's, which nobody can enter from inside.
+"""
+
+from __future__ import annotations
+
+import collections
+import contextlib
+import errno
+import fcntl
+import os
+import select
+import signal
+import socket
+import struct
+from typing import Any, NamedTuple, NoReturn
+
+from . import protocol
+from .command import become, identify, pick_streams, resolve, start
+from .mounts import mount_proc
+from .nursery import Nursery, introduction
+from .protocol import Command, Event, Kill, Mode, OpenSocket, Spawn
+from .reaper import supervise
+from .stages import StageError, stage
+from .syscalls import (
+    CLONE_NEWNET,
+    CLONE_NEWNS,
+    CLONE_NEWPID,
+    CLONE_NEWUSER,
+    CLONE_PARENT,
+    NS_FILES,
+    clone3,
+    setns,
+    signalfd,
+    unshare,
+)
+
+_SIOCGIFFLAGS, _SIOCSIFFLAGS, _IFF_UP = 0x8913, 0x8914, 1
+_LO = struct.Struct("16sh14x")
+
+
+class Home(NamedTuple):
+    """Where a helper returns to after each request."""
+
+    namespaces: dict[int, int]  #: CLONE_NEW* to descriptor; empty where there is no way back (the stub)
+    streams: tuple[int, int, int]  #: the application's standard streams, as numbers above 2
+    null: int
+    proc: int  #: the host's /proc
+    own_proc: int  #: the /proc of this helper's own pid namespace
+
+
+class _Job:
+    __slots__ = ("killed", "mode", "number", "pid", "readied", "status")
+
+    def __init__(self, number: int, mode: int, pid: int) -> None:
+        self.number = number
+        self.mode = mode
+        self.pid = pid  #: the child: the command, or what stands before it; 0 until the nursery has borne it
+        self.killed = False  #: before it was borne
+        self.readied: tuple[list[int], list[int]] | None = None  #: what STARTED will say, and its pidfd
+        self.status: int | None = None  #: the command's own wait status, where a reaper has reported it
+
+    def forget(self) -> None:
+        if self.readied is not None:
+            for fd in self.readied[1]:
+                os.close(fd)
+            self.readied = None
+
+
+class Server:
+    def __init__(self, requests: socket.socket, home: Home) -> None:
+        self._requests = requests
+        self._home = home
+        self._jobs: dict[int, _Job] = {}
+        self._by_pid: dict[int, _Job] = {}
+        self._outbox: collections.deque[tuple[tuple[Any, ...], list[int]]] = collections.deque()
+        # Made here for all reapers: a forked child hears its own signals through it.
+        self._signals = signalfd(*signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP})
+        self._reports, self._report = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self._reports.setblocking(False)
+        requests.setblocking(False)
+        self._nursery = None
+        if home.namespaces:
+            self._nursery = Nursery(home.namespaces[CLONE_NEWPID], self._borne, self._signals, self._report.fileno())
+
+    def serve(self, *ends: int) -> None:
+        """Serve, all signals blocked, until the application closes its end or one of *ends* becomes readable."""
+        died = signalfd(signal.SIGCHLD)
+        poll = select.poll()
+        for fd in (died, self._reports.fileno(), *ends):
+            poll.register(fd, select.POLLIN)
+        poll.register(self._requests, select.POLLIN)
+        while True:
+            writing = bool(self._outbox)
+            poll.modify(self._requests, select.POLLIN | (select.POLLOUT if writing else 0))
+            for fd, _ in poll.poll():
+                if fd == died:
+                    os.read(died, 4096)
+                    self._reap()
+                elif fd == self._reports.fileno():
+                    self._read_reports()
+                elif fd == self._requests.fileno():
+                    self._flush()
+                    if not self._read_request():
+                        return
+                else:
+                    return
+
+    # -- requests
+
+    def _read_request(self) -> bool:
+        try:
+            received = protocol.receive(self._requests)
+        except BlockingIOError:
+            return True
+        except ConnectionError:
+            return False
+        if received is None:
+            return False
+        (operation, *values), fds = received
+        try:
+            request = protocol.OPERATIONS[operation](*values)
+            if isinstance(request, Spawn):
+                self._spawn(request, fds)
+            elif isinstance(request, OpenSocket):
+                self._open_socket(request, fds[0])
+            else:
+                self._kill(request)
+        finally:
+            for fd in fds:
+                os.close(fd)
+        return True
+
+    def _answer(self, message: tuple[Any, ...], fds: list[int]) -> None:
+        """Send, or queue duplicates: a full socket must not stop the reaping."""
+        if not self._outbox and self._try_send(message, fds):
+            return
+        self._outbox.append((message, [fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 3) for fd in fds]))
+
+    def _try_send(self, message: tuple[Any, ...], fds: list[int]) -> bool:
+        try:
+            protocol.send(self._requests, message, fds)
+        except BlockingIOError:
+            return False
+        except ConnectionError:
+            return True  # nobody is left to tell; the end of file is next
+        except OSError as exc:
+            # Too many descriptors under way: they count against RLIMIT_NOFILE until they are received.
+            if exc.errno == errno.ETOOMANYREFS:
+                return False
+            raise
+        return True
+
+    def _flush(self) -> None:
+        while self._outbox and self._try_send(*self._outbox[0]):
+            for fd in self._outbox.popleft()[1]:
+                os.close(fd)
+
+    def _fail(self, job: int, error: StageError) -> None:
+        self._answer((Event.FAILED, job, error.stage, error.number, error.detail), [])
+
+    def _open_socket(self, request: OpenSocket, netns: int) -> None:
+        if not self._home.namespaces:
+            self._fail(request.job, StageError("setns", errno.EPERM, "net"))
+            return
+        try:
+            with stage("setns", "net"):
+                setns(netns, CLONE_NEWNET)
+            with stage("socket"):
+                opened = socket.socket(request.family, request.type | socket.SOCK_CLOEXEC, request.proto)
+        except StageError as exc:
+            self._fail(request.job, exc)
+        else:
+            with opened:
+                self._answer((Event.SOCKET, request.job), [opened.fileno()])
+        finally:
+            setns(self._home.namespaces[CLONE_NEWNET], CLONE_NEWNET)
+
+    def _kill(self, request: Kill) -> None:
+        job = self._jobs.get(request.job)
+        if job is not None and not job.pid:
+            job.killed = True
+        elif job is not None:
+            # A child that we haven't reaped: the number is still its own.
+            by_signal = signal.SIGTERM if job.mode in (Mode.RUNNER, Mode.KEEPER) else signal.SIGKILL
+            os.kill(job.pid, by_signal)
+
+    # -- starting
+
+    def _spawn(self, request: Spawn, fds: list[int]) -> None:
+        command = request.command
+        if command is not None:
+            request = request._replace(command=Command(*command))
+            command = request.command
+            assert command is not None
+        joined = dict(zip(request.join, fds, strict=False))
+        streams = (self._home.null,) * 3
+        if command is not None:
+            streams = pick_streams(command.streams, self._home.streams, self._home.null, fds[len(request.join) :])
+        try:
+            if not self._home.namespaces or (request.unshare | sum(joined)) & CLONE_NEWUSER:
+                self._spawn_by_child(request, joined, streams)
+            elif self._nursery is not None and _wants_init(request):
+                self._spawn_by_nursery(self._nursery, request, fds, streams)
+            else:
+                self._spawn_from_here(request, joined, streams)
+        except StageError as exc:
+            self._fail(request.job, exc)
+
+    def _spawn_from_here(self, request: Spawn, joined: dict[int, int], streams: tuple[int, int, int]) -> None:
+        command = request.command
+        program = None
+        if command is not None and CLONE_NEWNS not in joined:
+            program = resolve(command)
+        try:
+            self._enter(request.unshare, joined)
+            self._prepare(request)
+            if request.hold:
+                self._hand_out(request)
+            if command is None:
+                self._answer((Event.DONE, request.job), [])
+                return
+            if program is None and command.mode == Mode.EXEC:
+                program = resolve(command)
+            if command.mode == Mode.EXEC:
+                assert program is not None
+                pid = start(command, program, streams, request.proc)
+                self._register(request, pid)
+                self._started(request.job, pid)
+                return
+            pid, _ = clone3(0)
+            if pid == 0:
+                os._exit(
+                    supervise(
+                        request.job,
+                        command,
+                        program,
+                        streams,
+                        request.proc,
+                        self._home.proc,
+                        self._signals,
+                        self._report,
+                    )
+                )
+            self._register(request, pid)
+        finally:
+            self._return(request.unshare | sum(joined))
+
+    def _spawn_by_nursery(
+        self, nursery: Nursery, request: Spawn, fds: list[int], streams: tuple[int, int, int]
+    ) -> None:
+        command = request.command
+        assert command is not None
+        program = resolve(command) if CLONE_NEWNS not in request.join else None
+        self._register(request, 0)
+        joined = fds[: len(request.join)]
+        nursery.bear((program, *request._replace(command=tuple(command))), [*joined, *streams])  # type: ignore[arg-type]
+
+    def _borne(self, received: protocol.Received, failure: int, introduce: int) -> NoReturn:
+        """In the first child of an init: enter the namespaces, set them up, and become the command."""
+        (program, *values), fds = received
+        request = Spawn(*values)
+        command = Command(*request.command)  # type: ignore[misc]
+        try:
+            # As the spawner counts, whose /proc is still in place: pid (comm) state ppid …
+            with open("/proc/self/stat") as file:
+                init = int(file.read().rpartition(")")[2].split()[1])
+            protocol.send(self._report, (Event.BORNE, request.job, init))
+            if failure:
+                raise StageError("unshare", failure, "pid")
+            made = request.unshare & ~CLONE_NEWPID
+            self._enter(made, dict(zip(request.join, fds, strict=False)))
+            self._prepare(request)
+            if request.hold:
+                protocol.send(self._report, (Event.CREATED, request.job), _own_namespaces(request.hold))
+            mount_proc(request.proc)
+            if program is None:
+                program = resolve(command)
+            pidfd = os.pidfd_open(os.getpid())
+            protocol.send(self._report, (Event.READIED, request.job, *identify(pidfd, self._home.proc)), [pidfd])
+            os.write(introduce, introduction(request.job, made | sum(request.join)))
+            become(command, program, (fds[-3], fds[-2], fds[-1]), self._report.fileno(), introduce)
+        except StageError as exc:
+            protocol.send(self._report, (Event.FAILED, request.job, exc.stage, exc.number, exc.detail))
+        finally:
+            os._exit(125)
+
+    def _enter(self, made: int, joined: dict[int, int]) -> None:
+        for kind, fd in joined.items():
+            with stage("setns", NS_FILES[kind]):
+                setns(fd, kind)
+        if made:
+            with stage("unshare", _names(made)):
+                unshare(made)
+
+    def _return(self, kinds: int) -> None:
+        for kind, fd in self._home.namespaces.items():
+            if kinds & kind:
+                setns(fd, kind)
+
+    def _prepare(self, request: Spawn) -> None:
+        """What a new namespace needs, done from inside of it."""
+        if request.loopback:
+            with stage("loopback"):
+                _raise_loopback()
+        if request.hostname is not None:
+            with stage("hostname"):
+                socket.sethostname(request.hostname)
+        for path, value in request.sysctls:
+            with stage("sysctl", path), open(path, "w") as file:
+                file.write(value)
+
+    def _hand_out(self, request: Spawn) -> None:
+        fds = _own_namespaces(request.hold)
+        try:
+            self._answer((Event.CREATED, request.job), fds)
+        finally:
+            for fd in fds:
+                os.close(fd)
+
+    def _register(self, request: Spawn, pid: int) -> None:
+        assert request.command is not None
+        job = _Job(request.job, request.command.mode, pid)
+        self._jobs[job.number] = job
+        if pid:
+            self._by_pid[pid] = job
+
+    def _started(self, job: int, pid: int) -> None:
+        pidfd = os.pidfd_open(pid)
+        try:
+            self._answer((Event.STARTED, job, *identify(pidfd, self._home.proc)), [pidfd])
+        finally:
+            os.close(pidfd)
+
+    # -- what ended
+
+    def _reap(self) -> None:
+        with contextlib.suppress(ChildProcessError):
+            while True:
+                pid, status, usage = os.wait4(-1, os.WNOHANG)
+                if pid == 0:
+                    return
+                # Reapers report before they end, so the report is there; the nursery's children their birth, too.
+                self._read_reports()
+                job = self._by_pid.pop(pid, None)
+                if job is None:
+                    if self._nursery is not None and pid == self._nursery.pid:
+                        os._exit(1)
+                    continue  # an orphan that came to PID 1, or a step between
+                if self._jobs.pop(job.number, None) is None:
+                    continue
+                job.forget()
+                if job.status is not None:
+                    status = job.status
+                self._answer(
+                    (Event.EXITED, job.number, status, usage.ru_utime, usage.ru_stime, usage.ru_maxrss * 1024), []
+                )
+
+    def _read_reports(self) -> None:
+        while True:
+            try:
+                received = protocol.receive(self._reports)
+            except BlockingIOError:
+                return
+            assert received is not None  # our own end stays open
+            (event, number, *values), fds = received
+            if event == Event.BORNE:
+                self._bear_out(self._jobs[number], values[0])
+            elif event == Event.READIED:
+                self._jobs[number].readied = (values, fds)
+            elif event == Event.EXECUTED:
+                self._executed(number)
+            elif event in (Event.CREATED, Event.STARTED):
+                self._answer((event, number, *values), fds)
+                for fd in fds:
+                    os.close(fd)
+            elif event == Event.EXITED:
+                if number in self._jobs:
+                    self._jobs[number].status = values[0]
+            else:
+                job = self._jobs.pop(number, None)
+                if job is not None:
+                    job.forget()
+                self._answer((event, number, *values), [])
+
+    def _executed(self, number: int) -> None:
+        # A failure of the exec has been reported before, and the job is gone.
+        if (job := self._jobs.get(number)) is not None and job.readied is not None:
+            values, fds = job.readied
+            self._answer((Event.STARTED, number, *values), fds)
+            job.forget()
+
+    def _bear_out(self, job: _Job, pid: int) -> None:
+        job.pid = pid
+        self._by_pid[pid] = job
+        if job.killed:
+            os.kill(pid, signal.SIGKILL)
+
+    # -- through a child, where we couldn't come back from
+
+    def _spawn_by_child(self, request: Spawn, joined: dict[int, int], streams: tuple[int, int, int]) -> None:
+        """Make the child in one clone3, and let it do its own set-up, because a user namespace is entered for good.
+
+        Where one has to be joined first, or there is no way home, a step between does the joining, and leaves the
+        child behind as its sibling: its parent is who reaps it.
+        """
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        with ours:
+            with theirs:
+                if self._home.namespaces and CLONE_NEWUSER not in joined:
+                    try:
+                        for kind, fd in joined.items():
+                            with stage("setns", NS_FILES[kind]):
+                                setns(fd, kind)
+                        child = self._clone(request, streams, ours, theirs)
+                    finally:
+                        self._return(sum(joined))
+                    between = 0
+                else:
+                    child = 0
+                    between, _ = clone3(0)
+                    if between == 0:
+                        self._step_between(request, joined, streams, ours, theirs)
+            try:
+                self._hear_child(request, child, ours)
+            finally:
+                if between:
+                    os.waitpid(between, 0)
+
+    def _hear_child(self, request: Spawn, child: int, ours: socket.socket) -> None:
+        """Until the end of file: the exec, the set-up's end, or a death that the reaping will report."""
+        if child:
+            self._register_if_command(request, child)
+        while (received := protocol.receive(ours)) is not None:
+            (event, *values), fds = received
+            try:
+                if event == "child":
+                    child = values[0]
+                    self._register_if_command(request, child)
+                elif event == Event.FAILED:
+                    self._jobs.pop(request.job, None)
+                    raise StageError(*values)
+                else:
+                    self._answer((event, request.job), fds)
+            finally:
+                for fd in fds:
+                    os.close(fd)
+        if request.command is not None and request.command.mode == Mode.EXEC:
+            self._started(request.job, child)
+
+    def _register_if_command(self, request: Spawn, child: int) -> None:
+        if request.command is not None:
+            self._register(request, child)
+
+    def _clone(self, request: Spawn, streams: tuple[int, int, int], ours: socket.socket, theirs: socket.socket) -> int:
+        mapped, map_done = os.pipe()
+        try:
+            with stage("clone3", _names(request.unshare)):
+                pid, _ = clone3(request.unshare)
+            if pid == 0:
+                ours.close()
+                os.close(map_done)
+                os.read(mapped, 1)  # the end of file: the maps are written, or we are to die
+                os.close(mapped)
+                self._set_up(request, streams, theirs)
+            if request.unshare & CLONE_NEWUSER:
+                try:
+                    with stage("uid map"):
+                        map_single_id(pid, 0, 0, self._home.own_proc)
+                except StageError:
+                    os.kill(pid, signal.SIGKILL)
+                    raise
+        finally:
+            os.close(mapped)
+            os.close(map_done)
+        return pid
+
+    def _step_between(
+        self,
+        request: Spawn,
+        joined: dict[int, int],
+        streams: tuple[int, int, int],
+        ours: socket.socket,
+        theirs: socket.socket,
+    ) -> NoReturn:
+        try:
+            # The user namespace first: it gives the right to enter the others.
+            for kind, fd in sorted(joined.items(), key=lambda item: item[0] != CLONE_NEWUSER):
+                with stage("setns", NS_FILES[kind]):
+                    setns(fd, kind)
+            # Not by the clone3 that follows: CLONE_PARENT goes with neither NEWUSER nor NEWPID.
+            if request.unshare & CLONE_NEWUSER:
+                self._unshare_mapped(request.unshare)
+            elif request.unshare:
+                with stage("unshare", _names(request.unshare)):
+                    unshare(request.unshare)
+            with stage("clone3"):
+                pid, _ = clone3(CLONE_PARENT)
+            if pid == 0:
+                ours.close()
+                self._set_up(request, streams, theirs)
+            protocol.send(theirs, ("child", pid))
+        except StageError as exc:
+            protocol.send(theirs, (Event.FAILED, exc.stage, exc.number, exc.detail))
+        finally:
+            os._exit(0)
+
+    def _unshare_mapped(self, kinds: int) -> None:
+        """Enter a new user namespace and have its maps written by a child that stays in the one above."""
+        me = os.getpid()
+        made, make = os.pipe()
+        child, _ = clone3(0)
+        if child == 0:
+            os.close(make)
+            os.read(made, 1)
+            try:
+                map_single_id(me, 0, 0, self._home.own_proc)
+                os._exit(0)
+            except OSError as exc:
+                os._exit(exc.errno or errno.EIO)
+        with stage("unshare", _names(kinds)):
+            unshare(kinds)
+        os.close(made)
+        os.close(make)
+        failure = os.WEXITSTATUS(os.waitpid(child, 0)[1])
+        if failure:
+            raise StageError("uid map", failure)
+
+    def _set_up(self, request: Spawn, streams: tuple[int, int, int], told: socket.socket) -> NoReturn:
+        """In the child: all that is left, then the command."""
+        command = request.command
+        try:
+            if request.unshare & CLONE_NEWUSER:
+                os.setresgid(0, 0, 0)
+                os.setresuid(0, 0, 0)
+            self._prepare(request)
+            if request.hold:
+                fds = _own_namespaces(request.hold)
+                protocol.send(told, (Event.CREATED,), fds)
+                for fd in fds:
+                    os.close(fd)
+            if command is None:
+                protocol.send(told, (Event.DONE,))
+                os._exit(0)
+            program = resolve(command)
+            if command.mode != Mode.EXEC:
+                told.close()
+                os._exit(
+                    supervise(
+                        request.job,
+                        command,
+                        program,
+                        streams,
+                        request.proc,
+                        self._home.proc,
+                        self._signals,
+                        self._report,
+                    )
+                )
+            mount_proc(request.proc)
+            become(command, program, streams, told.fileno())
+        except StageError as exc:
+            protocol.send(told, (Event.FAILED, exc.stage, exc.number, exc.detail))
+        finally:
+            os._exit(125)
+
+
+def _wants_init(request: Spawn) -> bool:
+    command = request.command
+    return command is not None and command.mode == Mode.INIT and bool(request.unshare & CLONE_NEWPID)
+
+
+def _own_namespaces(kinds: int) -> list[int]:
+    """Descriptors of the caller's namespaces of *kinds*, in the order of NS_FILES."""
+    fds: list[int] = []
+    for kind, name in NS_FILES.items():
+        if kinds & kind:
+            with stage("namespace descriptor", name):
+                fds.append(os.open(f"/proc/thread-self/ns/{name}", os.O_RDONLY | os.O_CLOEXEC))
+    return fds
+
+
+def _raise_loopback() -> None:
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as sock:
+        fcntl.ioctl(sock, _SIOCSIFFLAGS, _LO.pack(b"lo", _IFF_UP))
+
+
+def _names(kinds: int) -> str:
+    return ", ".join(name for kind, name in NS_FILES.items() if kinds & kind)
+
+
+def map_single_id(pid: int, uid: int, gid: int, proc: int, *, deny_setgroups: bool = False) -> None:
+    """Map 0 in the user namespace of *pid*, as *proc* counts, to *uid* and *gid* of ours: one write each."""
+    if deny_setgroups:
+        _write(f"{pid}/setgroups", "deny", proc)
+    _write(f"{pid}/uid_map", f"0 {uid} 1", proc)
+    _write(f"{pid}/gid_map", f"0 {gid} 1", proc)
+
+
+def _write(path: str, text: str, folder: int) -> None:
+    fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC, dir_fd=folder)
+    try:
+        os.write(fd, text.encode())
+    finally:
+        os.close(fd)
