@@ -1,0 +1,73 @@
+"""What happens in a lab: the events, the bus that orders and hands them on, and the log. Pure: no kernel, no tasks."""
+
+from __future__ import annotations
+
+from nsorch.events.bus import Bus, Subscription
+from nsorch.events.log import log_event
+from nsorch.events.stream import EventStream
+from nsorch.events.types import (
+    BridgeCreated,
+    BridgeRemoved,
+    Event,
+    Gap,
+    LinkChanged,
+    LinkCreated,
+    LinkDown,
+    LinkRemoved,
+    LinkUp,
+    NetError,
+    Snapshot,
+    SupervisorStarted,
+    SupervisorStopped,
+    SupervisorStopping,
+    WorkerBackoff,
+    WorkerExited,
+    WorkerFailed,
+    WorkerHealthy,
+    WorkerReady,
+    WorkerRemoved,
+    WorkerRequested,
+    WorkerSetupFailed,
+    WorkerSpawned,
+    WorkerStarted,
+    WorkerStopping,
+    WorkerUnhealthy,
+)
+from nsorch.events.values import Exit, State, Usage, WorkerStatus
+
+__all__ = [
+    "BridgeCreated",
+    "BridgeRemoved",
+    "Bus",
+    "Event",
+    "EventStream",
+    "Exit",
+    "Gap",
+    "LinkChanged",
+    "LinkCreated",
+    "LinkDown",
+    "LinkRemoved",
+    "LinkUp",
+    "NetError",
+    "Snapshot",
+    "State",
+    "Subscription",
+    "SupervisorStarted",
+    "SupervisorStopped",
+    "SupervisorStopping",
+    "Usage",
+    "WorkerBackoff",
+    "WorkerExited",
+    "WorkerFailed",
+    "WorkerHealthy",
+    "WorkerReady",
+    "WorkerRemoved",
+    "WorkerRequested",
+    "WorkerSetupFailed",
+    "WorkerSpawned",
+    "WorkerStarted",
+    "WorkerStatus",
+    "WorkerStopping",
+    "WorkerUnhealthy",
+    "log_event",
+]

@@ -1,0 +1,64 @@
+"""The state table: what a sequence of events says about each worker."""
+
+from __future__ import annotations
+
+from types import MappingProxyType
+from typing import TYPE_CHECKING
+
+from nsorch.events import types as t
+from nsorch.events.values import State, WorkerStatus
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+# WorkerReady isn't here: what it means depends on whether there is a process.
+_STATES: Mapping[type[t.Event], State] = {
+    t.WorkerRequested: State.STARTING,
+    t.WorkerSpawned: State.STARTING,
+    t.WorkerSetupFailed: State.FAILED,
+    t.WorkerStarted: State.RUNNING,
+    t.WorkerStopping: State.STOPPING,
+    t.WorkerExited: State.EXITED,
+    t.WorkerBackoff: State.BACKOFF,
+    t.WorkerFailed: State.FAILED,
+}
+
+
+class StateTable:
+    """Each worker's status after the events applied so far.
+
+    A worker is in it from :class:`~nsorch.events.WorkerRequested` to :class:`~nsorch.events.WorkerRemoved`; other
+    events about a name that isn't in it change nothing.
+    """
+
+    def __init__(self) -> None:
+        self._workers: dict[str, WorkerStatus] = {}
+        self.workers: Mapping[str, WorkerStatus] = MappingProxyType(self._workers)
+
+    def apply(self, event: t.Event) -> None:
+        worker = event.worker
+        if worker is None:
+            return
+        if isinstance(event, t.WorkerRemoved):
+            self._workers.pop(worker, None)
+            return
+        old = self._workers.get(worker)
+        if old is None:
+            if not isinstance(event, t.WorkerRequested):
+                return
+            old = WorkerStatus(state=State.STARTING)
+        if isinstance(event, t.WorkerReady):
+            # A process that is ready was started before; without one the worker is passive.
+            state = State.IDLE if old.pid is None and old.state is State.STARTING else old.state
+        elif (known := _STATES.get(type(event))) is not None:
+            state = known
+        else:
+            return
+        pid, exit = old.pid, old.exit  # noqa: A001 - the field's own word
+        if isinstance(event, t.WorkerSpawned | t.WorkerStarted):
+            pid = event.pid
+        elif isinstance(event, t.WorkerExited):
+            pid, exit = None, event.exit  # noqa: A001
+        self._workers[worker] = WorkerStatus(
+            state=state, incarnation=event.incarnation or old.incarnation, pid=pid, exit=exit
+        )

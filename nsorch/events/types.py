@@ -1,0 +1,307 @@
+"""What can be told: one frozen class for each kind of event."""
+
+from __future__ import annotations
+
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, TypeVar, dataclass_transform
+
+from attrs import field, frozen
+
+from nsorch.events.values import Exit, WorkerStatus
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+T = TypeVar("T")
+
+
+# Event has one comparison and one repr for all: generating them per class would triple the import's cost.
+@dataclass_transform(frozen_default=True, kw_only_default=True, eq_default=False, field_specifiers=(field,))
+def _event(cls: type[T]) -> type[T]:
+    return frozen(kw_only=True, weakref_slot=False, eq=False, repr=False)(cls)
+
+
+def _frozen_copy(mapping: Mapping[str, Any]) -> Mapping[str, Any]:
+    return MappingProxyType(dict(mapping))
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, tuple):
+        return [_plain(item) for item in value]
+    if isinstance(value, MappingProxyType):
+        return {key: _plain(item) for key, item in value.items()}
+    return value.to_dict() if isinstance(value, WorkerStatus) else value
+
+
+@_event
+class Event:
+    """Base of all events, with the envelope. The bus fills in ``seq``, ``time`` and ``mono`` on publishing.
+
+    :ivar seq: place in the supervisor's one total order, from 1, without holes; 0 until published
+    :ivar time: wall clock, seconds since the epoch
+    :ivar mono: monotonic clock, nanoseconds
+    :ivar worker: name of the worker that it is about, or None
+    :ivar incarnation: which life of the worker's process it is about, from 1; 0 when none
+    """
+
+    seq: int = 0
+    time: float = 0.0
+    mono: int = 0
+    worker: str | None = None
+    incarnation: int = 0
+
+    @property
+    def kind(self) -> str:
+        """The name of the class."""
+        return type(self).__name__
+
+    def to_dict(self) -> dict[str, Any]:
+        """All fields and ``kind``, in types that :mod:`json` writes."""
+        return {"kind": self.kind, **{name: _plain(getattr(self, name)) for name in self._names()}}
+
+    @classmethod
+    def _names(cls) -> list[str]:
+        return [attribute.name for attribute in cls.__attrs_attrs__]  # type: ignore[attr-defined]
+
+    def __eq__(self, other: object) -> bool:
+        if type(other) is not type(self):
+            return NotImplemented
+        return all(getattr(self, name) == getattr(other, name) for name in self._names())
+
+    def __hash__(self) -> int:
+        return hash((type(self), self.seq, self.time, self.mono, self.worker, self.incarnation))
+
+    def __repr__(self) -> str:
+        shown = {name: getattr(self, name) for name in self._names() if name not in ("time", "mono")}
+        if not self.incarnation:
+            del shown["incarnation"]
+        if self.worker is None:
+            del shown["worker"]
+        return f"{self.kind}({', '.join(f'{name}={value!r}' for name, value in shown.items())})"
+
+
+@_event
+class SupervisorStarted(Event):
+    """:ivar pid: of the spawner, as the host sees it."""
+
+    name: str
+    pid: int
+
+
+@_event
+class SupervisorStopping(Event):
+    """:ivar reason: why, if it isn't the block's normal end; else ``""``."""
+
+    reason: str = ""
+
+
+@_event
+class SupervisorStopped(Event):
+    """The last event of a supervisor."""
+
+
+@_event
+class WorkerRequested(Event):
+    """The first event of a worker: its name is taken."""
+
+
+@_event
+class WorkerSpawned(Event):
+    """A process exists; its command runs only after :class:`WorkerStarted`.
+
+    :ivar pid: of the command, as the host sees it
+    :ivar namespaces: inode number of each namespace, by its name in /proc/PID/ns
+    """
+
+    pid: int
+    namespaces: Mapping[str, int] = field(factory=dict, converter=_frozen_copy)
+
+
+@_event
+class WorkerSetupFailed(Event):
+    """nsorch's own preparation failed; the command didn't run."""
+
+    stage: str
+    errno: int | None = None
+    detail: str = ""
+
+
+@_event
+class WorkerStarted(Event):
+    """The exec of the command is confirmed."""
+
+    pid: int
+
+
+@_event
+class WorkerReady(Event):
+    """The ``ready`` condition holds; or a passive worker has its namespaces.
+
+    :ivar namespaces: inode number of each namespace, by its name in /proc/PID/ns
+    """
+
+    namespaces: Mapping[str, int] = field(factory=dict, converter=_frozen_copy)
+
+
+@_event
+class WorkerUnhealthy(Event):
+    """A probe of the worker failed."""
+
+    detail: str = ""
+
+
+@_event
+class WorkerHealthy(Event):
+    """A worker that was unhealthy answers again."""
+
+
+@_event
+class WorkerStopping(Event):
+    """The worker was asked to end.
+
+    :ivar signal: the signal that it got
+    :ivar deadline: seconds until SIGKILL follows
+    """
+
+    signal: int
+    deadline: float
+
+
+@_event
+class WorkerExited(Event):
+    """The process ended and was reaped. Exactly one for each :class:`WorkerSpawned`."""
+
+    exit: Exit
+
+    def to_dict(self) -> dict[str, Any]:
+        """As :meth:`Event.to_dict`, with ``code``, ``signal``, ``expected`` and ``usage`` in place of ``exit``."""
+        data = Event.to_dict(self)
+        del data["exit"]
+        return data | self.exit.to_dict()
+
+
+@_event
+class WorkerBackoff(Event):
+    """:ivar delay: seconds until the next start; :ivar attempt: number of that start, from 1."""
+
+    delay: float
+    attempt: int
+
+
+@_event
+class WorkerFailed(Event):
+    """nsorch gave up on the worker; no restart will follow."""
+
+    reason: str
+
+
+@_event
+class WorkerRemoved(Event):
+    """The last event of a worker: its namespaces, descriptors and cgroup are released, its name is free."""
+
+
+@_event
+class BridgeCreated(Event):
+    bridge: str
+
+
+@_event
+class BridgeRemoved(Event):
+    bridge: str
+
+
+@_event
+class LinkCreated(Event):
+    link: str
+    ends: tuple[str, ...]
+
+
+@_event
+class LinkUp(Event):
+    """Both ends have carrier."""
+
+    link: str
+    ends: tuple[str, ...]
+
+
+@_event
+class LinkDown(Event):
+    link: str
+    ends: tuple[str, ...]
+
+
+@_event
+class LinkChanged(Event):
+    """:ivar changes: pairs of an option's name and its new value."""
+
+    link: str
+    changes: tuple[tuple[str, str], ...]
+
+
+@_event
+class LinkRemoved(Event):
+    link: str
+    ends: tuple[str, ...]
+
+
+@_event
+class NetError(Event):
+    """A network operation failed after the call that asked for it had returned.
+
+    :ivar detail: the kernel's own text (extended ack), or ``""``
+    """
+
+    operation: str
+    errno: int
+    detail: str = ""
+
+
+@_event
+class Gap(Event):
+    """Stands, in one subscriber's stream, for one run of events that it didn't get. It has no ``seq`` of its own (0).
+
+    :ivar first: ``seq`` of the first event missed
+    :ivar last: ``seq`` of the last one; none between the two is delivered, and those the filter let through are lost
+    """
+
+    first: int
+    last: int
+
+
+@_event
+class Snapshot(Event):
+    """The state of every worker that isn't removed, after the event numbered ``seq``."""
+
+    workers: Mapping[str, WorkerStatus] = field(factory=dict, converter=_frozen_copy)
+
+
+EVENT_TYPES: tuple[type[Event], ...] = (
+    SupervisorStarted,
+    SupervisorStopping,
+    SupervisorStopped,
+    WorkerRequested,
+    WorkerSpawned,
+    WorkerSetupFailed,
+    WorkerStarted,
+    WorkerReady,
+    WorkerUnhealthy,
+    WorkerHealthy,
+    WorkerStopping,
+    WorkerExited,
+    WorkerBackoff,
+    WorkerFailed,
+    WorkerRemoved,
+    BridgeCreated,
+    BridgeRemoved,
+    LinkCreated,
+    LinkUp,
+    LinkDown,
+    LinkChanged,
+    LinkRemoved,
+    NetError,
+    Gap,
+    Snapshot,
+)
+
+# Never dropped for a slow subscriber.
+TERMINAL_TYPES = frozenset({WorkerExited, WorkerFailed, WorkerRemoved, SupervisorStopped})
