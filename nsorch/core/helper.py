@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-import os
 import signal
 import socket
 from typing import TYPE_CHECKING, Any
@@ -57,6 +56,7 @@ class Job:
         "failure",
         "held",
         "number",
+        "on_create",
         "on_end",
         "on_start",
         "pid",
@@ -74,6 +74,7 @@ class Job:
         self.pid_namespace = 0  #: inode
         self.exit: RawExit | None = None
         self.failure: NsorchError | None = None
+        self.on_create: Callable[[tuple[int, ...]], None] | None = None
         self.on_start: Callable[[Job], None] | None = None
         self.on_end: Callable[[Job], None] | None = None
         self._channel = channel
@@ -89,12 +90,11 @@ class Job:
 
         :raises NsorchError: the failure
         """
-        while self.held is None and self.failure is None:
+        while self.held is None and not self.ended:
             await self._changed.wait()
         if self.failure is not None:
             raise self.failure
-        assert self.held is not None
-        return self.held
+        return self.held or ()
 
     async def started(self) -> None:
         """Wait until the exec is confirmed.
@@ -105,6 +105,8 @@ class Job:
             await self._changed.wait()
         if self.failure is not None:
             raise self.failure
+        if not self.pid:
+            raise ClosedError("killed before it was started", worker=self.worker)
 
     async def end(self) -> None:
         """Wait for the exit, or the failure; raises nothing of them."""
@@ -220,6 +222,7 @@ class Helper:
         *,
         worker: str | None,
         outside: bool = False,
+        on_created: Callable[[tuple[int, ...]], None] | None = None,
         on_start: Callable[[Job], None] | None = None,
         on_end: Callable[[Job], None] | None = None,
     ) -> Job:
@@ -228,14 +231,13 @@ class Helper:
         channel = self._stub if outside else self._spawner
         assert channel is not None
         job = Job(next(self._numbers), channel, worker)
-        job.on_start, job.on_end = on_start, on_end
+        job.on_create, job.on_start, job.on_end = on_created, on_start, on_end
         if self.died:
             job.finish(failure=SpawnerDiedError("the helper process is gone", worker=worker))
             return job
         spawn = make(job.number)
-        command = None if spawn.command is None else tuple(spawn.command)
         self._jobs[job.number] = job
-        job._request = Request(("spawn", *spawn._replace(command=command)), tuple(fds))  # type: ignore[arg-type] # noqa: SLF001
+        job._request = Request(("spawn", *_plain(spawn)), tuple(fds))  # noqa: SLF001
         channel.send(job._request)  # noqa: SLF001
         return job
 
@@ -259,6 +261,15 @@ class Helper:
         with descriptors.registering:
             descriptors.disown(request.fd)
         return opened
+
+    def kill_all(self) -> None:
+        """SIGKILL to every command and what it left."""
+        for job in list(self._jobs.values()):
+            job.kill()
+
+    async def all_ended(self) -> None:
+        for job in list(self._jobs.values()):
+            await job.end()
 
     def close(self) -> None:
         """Close both sockets: the helpers end, and all that they run. :meth:`serve` must not be running any more."""
@@ -302,6 +313,8 @@ class Helper:
             descriptors.close(fds)
         elif event == Event.CREATED:
             job.held = tuple(fds)
+            if job.on_create is not None:
+                job.on_create(job.held)
             job.changed()
         elif event == Event.STARTED:
             job.pid, job.pid_namespace = values
@@ -359,6 +372,11 @@ class Helper:
         self._jobs.clear()
 
 
+def _plain(spawn: protocol.Spawn) -> tuple[Any, ...]:
+    """As marshal takes it: tuples, not their subclasses."""
+    return tuple(tuple(item) if isinstance(item, tuple) else item for item in spawn)
+
+
 class _SocketRequest:
     __slots__ = ("abandoned", "done", "failure", "fd")
 
@@ -367,7 +385,3 @@ class _SocketRequest:
         self.fd = -1
         self.failure: NsorchError | None = None
         self.abandoned = False
-
-
-def namespace_inodes(held: Sequence[int]) -> list[int]:
-    return [os.fstat(fd).st_ino for fd in held]

@@ -41,6 +41,8 @@ def mount_proc(how: int) -> None:
             mount("", "/", "", MS_REC | MS_SHARED)
             unshare(CLONE_NEWNS)
             mount("", "/proc", "", MS_PRIVATE)
+        elif how == 4:
+            unshare(CLONE_NEWNS)
         mount("proc", "/proc", "proc", _PROC_FLAGS)
     except OSError as exc:
         raise StageError("mount /proc", exc.errno or 5, "") from None

@@ -55,13 +55,16 @@ class Spawn(NamedTuple):
 
     job: int
     unshare: int  #: CLONE_NEW* of the namespaces to make
-    join: tuple[int, ...]  #: CLONE_NEW* of each namespace to enter
+    join: tuple[int, ...]  #: CLONE_NEW* of each namespace to enter, in this order
     hold: int  #: CLONE_NEW* of the namespaces to answer with, as descriptors in the order of NS_FILES
     hostname: str | None
     sysctls: tuple[tuple[str, str], ...]
     loopback: bool  #: set the loopback interface up
-    proc: int  #: 0 no, 1 mount the pid namespace's own /proc, 2 instead of an earlier one, 3 in a private peer
+    #: 0 no; 1 mount the /proc of its pid namespace, 2 instead of an earlier one, 3 in a peer of the mount namespace, 4 in
+    #: a new one
+    proc: int
     command: Command | None
+    check: Command | None  #: must exist before anything is made; runs later
 
 
 class OpenSocket(NamedTuple):

@@ -10,6 +10,8 @@ import collections
 import contextlib
 import errno
 import fcntl
+import functools
+import operator
 import os
 import select
 import signal
@@ -39,6 +41,10 @@ from .syscalls import (
 
 _SIOCGIFFLAGS, _SIOCSIFFLAGS, _IFF_UP = 0x8913, 0x8914, 1
 _LO = struct.Struct("16sh14x")
+
+
+#: CLONE_NEW* and descriptor of each namespace to enter, in this order
+Joined = list[tuple[int, int]]
 
 
 class Home(NamedTuple):
@@ -195,12 +201,14 @@ class Server:
             request = request._replace(command=Command(*command))
             command = request.command
             assert command is not None
-        joined = dict(zip(request.join, fds, strict=False))
+        joined = list(zip(request.join, fds, strict=False))
         streams = (self._home.null,) * 3
         if command is not None:
             streams = pick_streams(command.streams, self._home.streams, self._home.null, fds[len(request.join) :])
         try:
-            if not self._home.namespaces or (request.unshare | sum(joined)) & CLONE_NEWUSER:
+            if request.check is not None:
+                resolve(Command(*request.check))
+            if not self._home.namespaces or (request.unshare | _kinds(request.join)) & CLONE_NEWUSER:
                 self._spawn_by_child(request, joined, streams)
             elif self._nursery is not None and _wants_init(request):
                 self._spawn_by_nursery(self._nursery, request, fds, streams)
@@ -209,10 +217,10 @@ class Server:
         except StageError as exc:
             self._fail(request.job, exc)
 
-    def _spawn_from_here(self, request: Spawn, joined: dict[int, int], streams: tuple[int, int, int]) -> None:
+    def _spawn_from_here(self, request: Spawn, joined: Joined, streams: tuple[int, int, int]) -> None:
         command = request.command
         program = None
-        if command is not None and CLONE_NEWNS not in joined:
+        if command is not None and CLONE_NEWNS not in request.join:
             program = resolve(command)
         try:
             self._enter(request.unshare, joined)
@@ -246,7 +254,7 @@ class Server:
                 )
             self._register(request, pid)
         finally:
-            self._return(request.unshare | sum(joined))
+            self._return(request.unshare | _kinds(request.join))
 
     def _spawn_by_nursery(
         self, nursery: Nursery, request: Spawn, fds: list[int], streams: tuple[int, int, int]
@@ -271,7 +279,7 @@ class Server:
             if failure:
                 raise StageError("unshare", failure, "pid")
             made = request.unshare & ~CLONE_NEWPID
-            self._enter(made, dict(zip(request.join, fds, strict=False)))
+            self._enter(made, list(zip(request.join, fds, strict=False)))
             self._prepare(request)
             if request.hold:
                 protocol.send(self._report, (Event.CREATED, request.job), _own_namespaces(request.hold))
@@ -280,15 +288,15 @@ class Server:
                 program = resolve(command)
             pidfd = os.pidfd_open(os.getpid())
             protocol.send(self._report, (Event.READIED, request.job, *identify(pidfd, self._home.proc)), [pidfd])
-            os.write(introduce, introduction(request.job, made | sum(request.join)))
+            os.write(introduce, introduction(request.job, made | _kinds(request.join)))
             become(command, program, (fds[-3], fds[-2], fds[-1]), self._report.fileno(), introduce)
         except StageError as exc:
             protocol.send(self._report, (Event.FAILED, request.job, exc.stage, exc.number, exc.detail))
         finally:
             os._exit(125)
 
-    def _enter(self, made: int, joined: dict[int, int]) -> None:
-        for kind, fd in joined.items():
+    def _enter(self, made: int, joined: Joined) -> None:
+        for kind, fd in joined:
             with stage("setns", NS_FILES[kind]):
                 setns(fd, kind)
         if made:
@@ -400,7 +408,7 @@ class Server:
 
     # -- through a child, where we couldn't come back from
 
-    def _spawn_by_child(self, request: Spawn, joined: dict[int, int], streams: tuple[int, int, int]) -> None:
+    def _spawn_by_child(self, request: Spawn, joined: Joined, streams: tuple[int, int, int]) -> None:
         """Make the child in one clone3, and let it do its own set-up, because a user namespace is entered for good.
 
         Where one has to be joined first, or there is no way home, a step between does the joining, and leaves the
@@ -409,14 +417,14 @@ class Server:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with ours:
             with theirs:
-                if self._home.namespaces and CLONE_NEWUSER not in joined:
+                if self._home.namespaces and CLONE_NEWUSER not in request.join:
                     try:
-                        for kind, fd in joined.items():
+                        for kind, fd in joined:
                             with stage("setns", NS_FILES[kind]):
                                 setns(fd, kind)
                         child = self._clone(request, streams, ours, theirs)
                     finally:
-                        self._return(sum(joined))
+                        self._return(_kinds(request.join))
                     between = 0
                 else:
                     child = 0
@@ -480,14 +488,13 @@ class Server:
     def _step_between(
         self,
         request: Spawn,
-        joined: dict[int, int],
+        joined: Joined,
         streams: tuple[int, int, int],
         ours: socket.socket,
         theirs: socket.socket,
     ) -> NoReturn:
         try:
-            # The user namespace first: it gives the right to enter the others.
-            for kind, fd in sorted(joined.items(), key=lambda item: item[0] != CLONE_NEWUSER):
+            for kind, fd in joined:
                 with stage("setns", NS_FILES[kind]):
                     setns(fd, kind)
             # Not by the clone3 that follows: CLONE_PARENT goes with neither NEWUSER nor NEWPID.
@@ -565,6 +572,10 @@ class Server:
             protocol.send(told, (Event.FAILED, exc.stage, exc.number, exc.detail))
         finally:
             os._exit(125)
+
+
+def _kinds(joined: tuple[int, ...]) -> int:
+    return functools.reduce(operator.or_, joined, 0)
 
 
 def _wants_init(request: Spawn) -> bool:

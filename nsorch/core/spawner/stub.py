@@ -147,7 +147,8 @@ def _settle(
         for scope in ("all", "default"):
             with open(f"/proc/sys/net/ipv6/conf/{scope}/disable_ipv6", "w") as file:
                 file.write("1")
-    inherited = {name: _read(f"/proc/sys/net/ipv4/{name}") for name in _WATCHED}
+    ipv6 = os.path.isdir("/proc/sys/net/ipv6")
+    inherited = {"ipv6": "1" if ipv6 else ""} | {name: _read(f"/proc/sys/net/ipv4/{name}") for name in _WATCHED}
     kinds = CLONE_NEWNET | CLONE_NEWNS | CLONE_NEWUTS | CLONE_NEWIPC | CLONE_NEWPID
     home = _open_namespaces(kinds | CLONE_NEWUSER)
     user = home.pop(CLONE_NEWUSER)

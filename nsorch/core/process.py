@@ -1,0 +1,162 @@
+"""A command that runs in a worker, as an anyio process."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from typing import TYPE_CHECKING
+
+import anyio
+from anyio.abc import Process as AbstractProcess
+
+from nsorch.core import descriptors
+from nsorch.core.spawner.protocol import Stream
+from nsorch.core.streams import PipeReceiveStream, PipeSendStream, make_pipe
+
+if TYPE_CHECKING:
+    from signal import Signals
+
+    from anyio.abc import ByteReceiveStream, ByteSendStream
+
+    from nsorch.core.helper import Job
+
+
+class Process(AbstractProcess):
+    """A command that was started in a worker by :meth:`nsorch.Worker.popen`.
+
+    Leaving its ``async with`` block, or :meth:`aclose`, kills it and all its descendants, and waits for them.
+    """
+
+    def __init__(self, job: Job, streams: Streams) -> None:
+        self._job = job
+        self._streams = streams
+        self._pid = job.pid
+
+    async def wait(self) -> int:
+        """Wait for its end and return :attr:`returncode`. Cancelled, it changes nothing."""
+        await anyio.lowlevel.checkpoint()
+        await self._job.end()
+        assert self.returncode is not None
+        return self.returncode
+
+    def terminate(self) -> None:
+        """SIGTERM to the command."""
+        self.send_signal(15)
+
+    def kill(self) -> None:
+        """SIGKILL to the command and its descendants, also those that left its session."""
+        self._job.kill()
+
+    def send_signal(self, signal: Signals | int) -> None:
+        """Send *signal* to the command; after its end nothing happens."""
+        self._job.signal(signal)
+
+    @property
+    def pid(self) -> int:
+        """Its pid, as the host sees it."""
+        return self._pid
+
+    @property
+    def returncode(self) -> int | None:
+        """Its exit status, minus the signal that ended it, or None while it runs."""
+        if self._job.exit is None:
+            return None
+        return os.waitstatus_to_exitcode(self._job.exit.status)
+
+    @property
+    def stdin(self) -> ByteSendStream | None:
+        return self._streams.stdin
+
+    @property
+    def stdout(self) -> ByteReceiveStream | None:
+        return self._streams.stdout
+
+    @property
+    def stderr(self) -> ByteReceiveStream | None:
+        return self._streams.stderr
+
+    async def aclose(self) -> None:
+        """Kill what still runs, and wait for it also when cancelled."""
+        with anyio.CancelScope(shield=True) as scope:
+            self._streams.close()
+            if not self._job.ended:
+                self._job.kill()
+            await self._job.end()
+            scope.shield = False
+            await anyio.lowlevel.checkpoint()
+
+
+class Streams:
+    """Standard streams of a command to be started: what the helper gets, and the ends that stay here."""
+
+    def __init__(self) -> None:
+        self.sources: list[int] = []
+        self.fds: list[int] = []  #: descriptors for the request, in the order of their numbers in *sources*
+        self.stdin: PipeSendStream | None = None
+        self.stdout: PipeReceiveStream | None = None
+        self.stderr: PipeReceiveStream | None = None
+        self._ours: list[int] = []  #: those of fds to be closed when they are sent
+
+    @classmethod
+    def make(cls, stdin: object, stdout: object, stderr: object) -> Streams:
+        """Make the pipes that are asked for.
+
+        :raises TypeError: something that is no stream
+        """
+        streams = cls()
+        try:
+            streams._add_input(stdin)
+            streams.stdout = streams._add_output(stdout)
+            if stderr == subprocess.STDOUT:
+                streams.sources.append(streams.sources[1])
+            else:
+                streams.stderr = streams._add_output(stderr)
+        except BaseException:
+            streams.close()
+            streams.sent()
+            raise
+        return streams
+
+    def _add(self, fd: int) -> None:
+        self.sources.append(len(self.fds))
+        self.fds.append(fd)
+
+    def _add_input(self, source: object) -> None:
+        if source == subprocess.PIPE:
+            theirs, ours = make_pipe()
+            self._ours.append(theirs)
+            self._add(theirs)
+            self.stdin = PipeSendStream(ours)
+        else:
+            self._add_other(source)
+
+    def _add_output(self, source: object) -> PipeReceiveStream | None:
+        if source == subprocess.PIPE:
+            ours, theirs = make_pipe()
+            self._ours.append(theirs)
+            self._add(theirs)
+            return PipeReceiveStream(ours)
+        self._add_other(source)
+        return None
+
+    def _add_other(self, source: object) -> None:
+        if source is None:
+            self.sources.append(Stream.INHERIT)
+        elif source == subprocess.DEVNULL:
+            self.sources.append(Stream.NULL)
+        elif isinstance(source, int) and source >= 0:
+            self._add(source)
+        elif hasattr(source, "fileno"):
+            self._add(source.fileno())
+        else:
+            raise TypeError(f"a standard stream is PIPE, DEVNULL, None, a descriptor or a file, not {source!r}")
+
+    def sent(self) -> None:
+        """The command has its ends, or never will: close ours."""
+        descriptors.close(self._ours)
+        self._ours.clear()
+
+    def close(self) -> None:
+        for stream in (self.stdin, self.stdout, self.stderr):
+            if stream is not None:
+                stream.close()

@@ -1,0 +1,1 @@
+"""The only place where core and net meet: workers, their supervision, and their wiring."""

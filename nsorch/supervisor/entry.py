@@ -1,0 +1,184 @@
+"""From what a worker asks for to what the clone core does: which namespaces to make, to join and to hold."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import os
+from typing import TYPE_CHECKING
+
+from attrs import field, frozen
+
+from nsorch.core import descriptors
+from nsorch.core.failures import translate
+from nsorch.core.spawner.syscalls import (
+    CLONE_NEWIPC,
+    CLONE_NEWNET,
+    CLONE_NEWNS,
+    CLONE_NEWPID,
+    CLONE_NEWUSER,
+    CLONE_NEWUTS,
+    NS_FILES,
+)
+from nsorch.errors import SetupError, TopologyError, UnsupportedError
+from nsorch.topology.namespaces import AtPath, Host, New, OfDescriptor, OfPid, OfWorker
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from nsorch.topology.namespaces import NamespaceSet, Source
+
+KINDS = {name: kind for kind, name in NS_FILES.items() if name in ("user", "net", "mnt", "uts", "ipc", "pid")}
+_NS_GET_NSTYPE = 0xB703
+_HOSTS_OWN = CLONE_NEWNET | CLONE_NEWUTS | CLONE_NEWIPC
+
+
+@frozen(kw_only=True)
+class Entry:
+    """How to get into a worker's namespaces for the first time.
+
+    :ivar make: CLONE_NEW* of those to make, with pid if a command is to get one
+    :ivar joined: descriptors of those to join, by CLONE_NEW*; the worker owns them
+    :ivar host: CLONE_NEW* of those that it shares with the host
+    """
+
+    make: int
+    joined: Mapping[int, int] = field(factory=dict)
+    host: int = 0
+
+
+def open_sources(namespaces: NamespaceSet, held: Mapping[str, Mapping[int, int]], worker: str) -> Entry:
+    """Open what is to be joined. *held* gives the descriptors of other workers, with their pidfd for ``pid``.
+
+    :raises SetupError: a namespace can't be opened, or is of another kind
+    :raises TopologyError: another worker has no such namespace
+    """
+    make = host = 0
+    joined: dict[int, int] = {}
+    try:
+        for name, kind in KINDS.items():
+            source = getattr(namespaces, name)
+            if isinstance(source, New):
+                make |= kind
+            elif isinstance(source, Host) or (kind & _HOSTS_OWN and not _names_one(source)):
+                host |= kind
+            elif isinstance(source, OfWorker):
+                _join_worker(joined, kind, source.name, held, worker)
+            elif _names_one(source):
+                joined[kind] = _open(source, name, kind, worker)
+    except BaseException:
+        descriptors.close(joined.values())
+        raise
+    return Entry(make=make, joined=joined, host=host)
+
+
+def _names_one(source: Source) -> bool:
+    return isinstance(source, OfWorker | OfPid | AtPath | OfDescriptor)
+
+
+def _join_worker(
+    joined: dict[int, int], kind: int, other: str, held: Mapping[str, Mapping[int, int]], worker: str
+) -> None:
+    if other not in held:
+        raise TopologyError(f'workers.{worker}.namespaces.{NS_FILES[kind]}: there is no worker "{other}"')
+    if kind not in held[other]:
+        raise TopologyError(
+            f'workers.{worker}.namespaces.{NS_FILES[kind]}: worker "{other}" has no {NS_FILES[kind]} namespace of its own'
+        )
+    joined[kind] = duplicate(held[other][kind])
+    # Whoever enters a namespace needs rights in the user namespace that owns it.
+    if CLONE_NEWUSER in held[other] and CLONE_NEWUSER not in joined:
+        joined[CLONE_NEWUSER] = duplicate(held[other][CLONE_NEWUSER])
+
+
+def duplicate(fd: int) -> int:
+    with descriptors.registering:
+        copy = fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 3)
+        descriptors.own([copy])
+    return copy
+
+
+def _open(source: Source, name: str, kind: int, worker: str) -> int:
+    path = ""
+    try:
+        if isinstance(source, OfDescriptor):
+            path = f"descriptor {source.fd}"
+            fd = duplicate(source.fd)
+        else:
+            path = f"/proc/{source.pid}/ns/{name}" if isinstance(source, OfPid) else str(source.path)  # type: ignore[union-attr]
+            with descriptors.registering:
+                fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+                descriptors.own([fd])
+    except OSError as exc:
+        if exc.errno in (errno.EACCES, errno.EPERM):
+            raise translate("setns", exc.errno, path, worker) from None
+        raise SetupError(f"open the {name} namespace {path}", worker=worker, stage="setns", errno=exc.errno) from None
+    found = 0
+    with contextlib.suppress(OSError):
+        found = fcntl.ioctl(fd, _NS_GET_NSTYPE)
+    if found != kind:
+        descriptors.close([fd])
+        actual = NS_FILES.get(found, "no")
+        raise SetupError(f"{path} is not a {name} namespace, but {actual}", worker=worker, stage="setns")
+    return fd
+
+
+@frozen(kw_only=True)
+class Home:
+    """What the spawner said of the namespaces that it returns to.
+
+    :ivar descriptors: of its own namespaces, by CLONE_NEW*
+    :ivar hosts: of the application's, as far as the spawner may enter them; empty when rootless
+    """
+
+    descriptors: Mapping[int, int]
+    hosts: Mapping[int, int]
+    rootless: bool
+
+    def outside(self, host: int) -> bool:
+        """Whether a command that keeps the *host* namespaces has to be started from there."""
+        return bool(host & CLONE_NEWPID) or (self.rootless and bool(host))
+
+    def joins(self, held: Mapping[int, int], host: int) -> list[tuple[int, int]]:
+        """(CLONE_NEW*, descriptor) of all that a command must join to be in the *held* namespaces, and in those of the
+        *host*.
+
+        In the order in which one may: a user namespace gives the right to enter those that it owns, and takes the
+        right to enter those of its parent.
+        """
+        joins: list[tuple[int, int]] = []
+        if self.outside(host):
+            if self.rootless:
+                joins.append((CLONE_NEWUSER, self.descriptors[CLONE_NEWUSER]))
+            joins += [
+                (kind, self.descriptors[kind])
+                for kind in (CLONE_NEWNS, CLONE_NEWPID)
+                if kind not in held and not host & kind
+            ]
+        else:
+            joins += [(kind, fd) for kind, fd in self.hosts.items() if host & kind and kind not in held]
+        return joins + sorted(held.items(), key=lambda item: item[0] != CLONE_NEWUSER)
+
+    def check(self, entry: Entry, worker: str, *, has_command: bool) -> None:
+        """Refuse what can't work, before anything is made.
+
+        :raises UnsupportedError: naming it
+        """
+        if CLONE_NEWPID in entry.joined and not has_command:
+            raise UnsupportedError(
+                "a worker without a command can't join a pid namespace: only a process can be in one", worker=worker
+            )
+
+
+def home_of(opened: Mapping[str, int], rootless: bool) -> Home:
+    """*opened* as :class:`nsorch.core.helper.Facts` has it."""
+    return Home(
+        descriptors={kind: opened[f"home {name}"] for name, kind in KINDS.items()},
+        hosts={kind: opened[f"host {name}"] for name, kind in KINDS.items() if f"host {name}" in opened},
+        rootless=rootless,
+    )
+
+
+#: of those that a worker without its main process still has
+PERSISTENT = CLONE_NEWUSER | CLONE_NEWNET | CLONE_NEWNS | CLONE_NEWUTS | CLONE_NEWIPC

@@ -1,0 +1,299 @@
+"""The main process of a worker: one incarnation after the other, told in events."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+from typing import TYPE_CHECKING
+
+import anyio
+from attrs import frozen
+
+from nsorch import events
+from nsorch.core.spawner.protocol import Mode, Spawn
+from nsorch.core.spawner.syscalls import CLONE_NEWNS, CLONE_NEWPID, NS_FILES
+from nsorch.core.streams import Tail
+from nsorch.errors import ClosedError, NotReadyError, WorkerExitedError
+from nsorch.events import Exit, State, Usage
+from nsorch.supervisor.commands import build_command, open_streams
+from nsorch.supervisor.readiness import wait_until_ready
+
+if TYPE_CHECKING:
+    from anyio.abc import ByteReceiveStream, ByteSendStream
+
+    from nsorch.core.helper import Job
+    from nsorch.supervisor.commands import OpenedStreams
+    from nsorch.supervisor.entry import Entry
+    from nsorch.supervisor.supervisor import Supervisor
+    from nsorch.supervisor.worker import Worker
+
+
+@frozen(kw_only=True)
+class Setup:
+    """What the first process to enter a worker's new namespaces does there."""
+
+    hostname: str | None = None
+    sysctls: tuple[tuple[str, str], ...] = ()
+    loopback: bool = False
+
+
+class MainProcess:
+    """Begins, ends, and tells; the worker's ``start``, ``stop`` and ``restart`` go through it."""
+
+    __slots__ = (
+        "_changed",
+        "_job",
+        "_stopping",
+        "_supervisor",
+        "_tail",
+        "_worker",
+        "exit",
+        "incarnation",
+        "stderr",
+        "stdin",
+        "stdout",
+    )
+
+    def __init__(self, supervisor: Supervisor, worker: Worker) -> None:
+        self._supervisor = supervisor
+        self._worker = worker
+        self._job: Job | None = None
+        self._stopping = False
+        self._tail: Tail | None = None
+        self._changed: anyio.Event | None = None
+        self.incarnation = 0
+        self.exit: Exit | None = None
+        self.stdin: ByteSendStream | None = None
+        self.stdout: ByteReceiveStream | None = None
+        self.stderr: ByteReceiveStream | None = None
+
+    @property
+    def alive(self) -> Job | None:
+        """The job of the command that runs now."""
+        job = self._job
+        return job if job is not None and job.pid and not job.ended else None
+
+    @property
+    def pid(self) -> int | None:
+        return None if self.alive is None else self.alive.pid
+
+    # -- beginning
+
+    async def execute(self, entry: Entry, setup: Setup | None) -> None:
+        """Run the command until its exec is confirmed. With *setup* the namespaces are made on the way.
+
+        :raises NsorchError: no process is left, and no namespaces where they were to be made
+        """
+        spec, supervisor, worker = self._worker.spec, self._supervisor, self._worker
+        assert spec.command is not None
+        make = entry.make if setup is not None else entry.make & CLONE_NEWPID
+        hold = make & ~CLONE_NEWPID
+        joins = supervisor._home.joins(entry.joined if setup is not None else worker._held, entry.host)
+        mode = Mode.EXEC
+        if spec.init:
+            mode = Mode.INIT if make & CLONE_NEWPID else Mode.KEEPER
+        proc = 0
+        if make & CLONE_NEWPID and entry.make & CLONE_NEWNS and (spec.init or spec.user is not None):
+            proc = 1 if self.incarnation == 0 else 2
+        line = await build_command(
+            spec.command, env=spec.env, cwd=spec.cwd, user=spec.user, mode=mode, session=True, worker=worker.name
+        )
+        capture = spec.ready is not None and spec.stderr is None
+        streams = await open_streams(
+            subprocess.DEVNULL if spec.stdin is None else spec.stdin,
+            spec.stdout,
+            subprocess.PIPE if capture else spec.stderr,
+        )
+        self.incarnation += 1
+        self.exit, self._stopping = None, False
+        worker._state = State.STARTING
+        first = setup or Setup()
+        job: Job | None = None
+        try:
+            job = self._job = supervisor._helper.spawn(
+                lambda number: Spawn(
+                    number,
+                    make,
+                    tuple(kind for kind, _ in joins),
+                    hold,
+                    first.hostname,
+                    first.sysctls,
+                    first.loopback,
+                    proc,
+                    line._replace(streams=streams.numbers),
+                    None,
+                ),
+                [*(fd for _, fd in joins), *streams.fds],
+                worker=worker.name,
+                outside=supervisor._home.outside(entry.host),
+                on_created=lambda held: worker._adopt(_by_kind(hold, held), entry),
+                on_start=self._started,
+                on_end=self._ended,
+            )
+            await job.started()
+        except BaseException:
+            streams.close()
+            self._stopping = True
+            if job is not None:
+                await end(job)
+            raise
+        finally:
+            streams.sent()
+        self._keep(streams, capture=capture)
+
+    def _keep(self, streams: OpenedStreams, *, capture: bool) -> None:
+        self.stdin, self.stdout, self.stderr = streams.stdin, streams.stdout, streams.stderr
+        self._tail = None
+        if capture and streams.stderr is not None:
+            # For the error of a worker that doesn't become ready; it is read for as long as the worker writes.
+            self._tail, self.stderr = Tail(streams.stderr), None
+            self._supervisor._start_soon(self._tail.collect)
+
+    async def become_ready(self) -> None:
+        """Wait for the worker's ``ready`` condition.
+
+        :raises NotReadyError: it doesn't hold in time; the process is gone
+        :raises WorkerExitedError: the process ended before
+        """
+        job, ready = self._job, self._worker.spec.ready
+        assert job is not None
+        if ready is not None:
+            try:
+                holds = await wait_until_ready(self._worker, ready, job)
+            except BaseException as exc:
+                self._stopping = True
+                await end(job)
+                if isinstance(exc, NotReadyError):
+                    exc.detail = await self._captured()
+                raise
+            if not holds:
+                raise await self._ended_early()
+        self._publish(
+            events.WorkerReady(
+                worker=self._worker.name, incarnation=self.incarnation, namespaces=dict(self._worker._inodes)
+            )
+        )
+
+    async def _ended_early(self) -> WorkerExitedError:
+        assert self.exit is not None
+        how = f"status {self.exit.code}" if self.exit.signal is None else f"signal {self.exit.signal}"
+        return WorkerExitedError(
+            f"ended with {how} before it was ready",
+            worker=self._worker.name,
+            code=self.exit.code,
+            signal=self.exit.signal,
+            stderr=(await self._captured()).encode(errors="surrogateescape"),
+        )
+
+    async def _captured(self) -> str:
+        if self._tail is None:
+            return ""
+        # The end of the stream follows the exit, unless a descendant outlives it.
+        with anyio.move_on_after(0.5, shield=True):
+            await self._tail.ended.wait()
+        return self._tail.data.decode(errors="surrogateescape")
+
+    # -- ending
+
+    def begin_stop(self, grace: float) -> None:
+        """Send SIGTERM, and say so."""
+        if self.alive is not None:
+            if not self._stopping:
+                self._stopping = True
+                self._worker._state = State.STOPPING
+                self._publish(
+                    events.WorkerStopping(
+                        worker=self._worker.name,
+                        incarnation=self.incarnation,
+                        signal=signal.SIGTERM.value,
+                        deadline=grace,
+                    )
+                )
+            self.signal(signal.SIGTERM)
+
+    async def stop(self, grace: float) -> Exit | None:
+        job = self._job
+        if job is not None and not job.ended:
+            self.begin_stop(grace)
+            try:
+                with anyio.move_on_after(grace):
+                    await job.end()
+            finally:
+                await end(job)
+        return self.exit
+
+    def kill(self) -> None:
+        if self._job is not None and not self._job.ended:
+            self._stopping = True
+            self._job.kill()
+
+    def signal(self, number: int) -> None:
+        if self._job is not None:
+            self._job.signal(number)
+
+    async def wait(self) -> Exit:
+        while self.exit is None or self.alive is not None:
+            if self._worker.state is State.REMOVED:
+                raise ClosedError("the worker was removed before its process had started", worker=self._worker.name)
+            if self._changed is None:
+                self._changed = anyio.Event()
+            await self._changed.wait()
+        return self.exit
+
+    async def end(self) -> None:
+        """Wait until no process is left."""
+        if self._job is not None:
+            await self._job.end()
+
+    def announce(self) -> None:
+        """Wake those who wait: something has changed."""
+        if self._changed is not None:
+            self._changed.set()
+            self._changed = None
+
+    # -- what the helper reports, in its order
+
+    def _started(self, job: Job) -> None:
+        worker = self._worker
+        assert worker._entry is not None
+        if worker._entry.make & CLONE_NEWPID and job.pid_namespace:
+            worker._inodes["pid"] = job.pid_namespace
+        worker._state = State.STOPPING if self._stopping else State.RUNNING
+        self._publish(
+            events.WorkerSpawned(
+                worker=worker.name, incarnation=self.incarnation, pid=job.pid, namespaces=dict(worker._inodes)
+            )
+        )
+        self._publish(events.WorkerStarted(worker=worker.name, incarnation=self.incarnation, pid=job.pid))
+
+    def _ended(self, job: Job) -> None:
+        worker = self._worker
+        if job.exit is not None and job.pid:
+            code = os.waitstatus_to_exitcode(job.exit.status)
+            self.exit = Exit(
+                code=code if code >= 0 else None,
+                signal=-code if code < 0 else None,
+                expected=self._stopping,
+                usage=Usage(user_time=job.exit.user_time, system_time=job.exit.system_time, max_rss=job.exit.max_rss),
+            )
+            worker._state = State.EXITED
+            worker._inodes.pop("pid", None)
+            self._publish(events.WorkerExited(worker=worker.name, incarnation=self.incarnation, exit=self.exit))
+            if worker.spec.critical and not self._stopping:
+                self._supervisor._critical_exit(worker, self.exit)
+        self.announce()
+
+    def _publish(self, event: events.Event) -> None:
+        self._supervisor._bus.publish(event)
+
+
+def _by_kind(kinds: int, held: tuple[int, ...]) -> dict[int, int]:
+    return dict(zip((kind for kind in NS_FILES if kinds & kind), held, strict=True))
+
+
+async def end(job: Job) -> None:
+    """Kill what still runs, and wait for it, whatever happens to the caller."""
+    with anyio.CancelScope(shield=True):
+        job.kill()
+        await job.end()

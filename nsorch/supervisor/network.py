@@ -1,0 +1,186 @@
+"""What a lab's network is made of, as the user holds it: bridges, links, interfaces."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from attrs import define, field, frozen
+
+from nsorch.errors import ClosedError, TopologyError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from ipaddress import IPv4Interface, IPv4Network, IPv6Interface, IPv6Network
+
+    from nsorch.net.addresses import Segment
+    from nsorch.supervisor.wiring import Wiring
+    from nsorch.supervisor.worker import Worker
+
+
+@frozen(kw_only=True)
+class Interface:
+    """A worker's end of a link.
+
+    :ivar bridge: name of the bridge on the other side, or None
+    :ivar peer: name of the worker on the other side, or None
+    :ivar mac: such as ``02:…``
+    :ivar mtu: in bytes, or None for the kernel's 1500
+    """
+
+    name: str
+    link: str
+    bridge: str | None
+    peer: str | None
+    mac: str
+    mtu: int | None
+    addresses: tuple[IPv4Interface | IPv6Interface, ...]
+
+
+@define(eq=False)
+class Side:
+    """One end of a link: in a worker, or in the fabric as the port of a bridge."""
+
+    worker: Worker | None
+    bridge: Bridge | None
+    ifname: str
+    index: int | None
+    mac: bytes | None
+    mtu: int | None
+    addresses: tuple[IPv4Interface | IPv6Interface, ...] = ()
+    segment: Segment | None = None  #: that the addresses are from
+
+    @property
+    def owner(self) -> str:
+        """Of the addresses, in their segment."""
+        return "" if self.worker is None else f"{self.worker.name}:{self.ifname}"
+
+    def __str__(self) -> str:
+        if self.worker is not None:
+            return self.owner
+        assert self.bridge is not None
+        return self.bridge.name
+
+
+class Bridge:
+    """A layer-2 segment in the fabric. Made by :meth:`nsorch.Supervisor.bridge`."""
+
+    def __init__(
+        self,
+        wiring: Wiring,
+        name: str,
+        *,
+        segment: Segment,
+        gateway: str | None,
+        mtu: int | None,
+        label: str | None,
+        index: int,
+    ) -> None:
+        self.name = name
+        self.label = label
+        self.gateway = gateway  #: name of the worker that is the others' default route
+        self.mtu = mtu  #: bytes
+        self._wiring = wiring
+        self._segment = segment
+        self._index = index  # in the fabric
+        self._removed = False
+
+    def __repr__(self) -> str:
+        return f"<Bridge {self.name} {', '.join(map(str, self.subnets))}>"
+
+    @property
+    def subnets(self) -> tuple[IPv4Network | IPv6Network, ...]:
+        return self._segment.networks
+
+    async def remove(self) -> None:
+        """Remove it with all its links. Doing it twice is once; cancelled, it is done all the same."""
+        await self._wiring.remove_bridge(self)
+
+
+class Link:
+    """A veth pair between two workers, or a worker and a bridge. Made by :meth:`nsorch.Supervisor.link`."""
+
+    def __init__(self, wiring: Wiring, a: Side, b: Side, label: str | None = None) -> None:
+        self.name = f"{a}-{b}"
+        self.label = label
+        self._wiring = wiring
+        self._sides = (a, b)
+        self._state = "planned"
+
+    def __repr__(self) -> str:
+        return f"<Link {self.name} {self._state}>"
+
+    @property
+    def ends(self) -> tuple[str, str]:
+        """``worker:interface`` or the bridge, of either side."""
+        return str(self._sides[0]), str(self._sides[1])
+
+    @property
+    def is_up(self) -> bool:
+        return self._state == "up"
+
+    @property
+    def interfaces(self) -> Sequence[Interface]:
+        """Its ends in workers."""
+        return [self._interface(side, other) for side, other in self._both() if side.worker is not None]
+
+    def _both(self) -> tuple[tuple[Side, Side], tuple[Side, Side]]:
+        a, b = self._sides
+        return (a, b), (b, a)
+
+    def _interface(self, side: Side, other: Side) -> Interface:
+        return Interface(
+            name=side.ifname,
+            link=self.name,
+            bridge=None if other.bridge is None else other.bridge.name,
+            peer=None if other.worker is None else other.worker.name,
+            mac="" if side.mac is None else side.mac.hex(":"),
+            mtu=side.mtu,
+            addresses=side.addresses,
+        )
+
+    def _check(self) -> None:
+        if self._state not in ("up", "down"):
+            raise ClosedError(f"the link {self.name} was removed")
+
+    async def up(self) -> None:
+        """Set it up, and wait for carrier.
+
+        :raises ClosedError: it was removed
+        :raises NetlinkError: the kernel refused
+        """
+        self._check()
+        await self._wiring.set_up(self, up=True)
+
+    async def down(self) -> None:
+        """Set it down: both ends lose their carrier. Addresses stay; the kernel drops routes, :meth:`up` adds them.
+
+        :raises ClosedError: it was removed
+        """
+        self._check()
+        await self._wiring.set_up(self, up=False)
+
+    async def set(self, *, mtu: int) -> None:
+        """Change its *mtu* (bytes) on both ends.
+
+        :raises ClosedError: it was removed
+        :raises NetlinkError: the kernel refused
+        """
+        self._check()
+        if mtu < 68:
+            raise TopologyError(f"links.{self.name}.mtu: {mtu} is below 68 bytes")
+        await self._wiring.set_mtu(self, mtu)
+
+    async def remove(self) -> None:
+        """Remove it. Doing it twice is once; cancelled, it is done all the same."""
+        await self._wiring.remove_link(self)
+
+
+@define
+class Counter:
+    """Numbers for kernel objects: never given out twice, so that what the kernel frees late is in nobody's way."""
+
+    next: int = field(default=1)
+
+    def take(self) -> int:
+        self.next += 1
+        return self.next - 1

@@ -1,0 +1,74 @@
+"""Whether a worker is ready: the conditions that ``ready=`` takes."""
+
+from __future__ import annotations
+
+import socket
+import subprocess
+from typing import TYPE_CHECKING
+
+import anyio
+
+from nsorch.errors import NotReadyError, NsorchError
+from nsorch.topology import ExecReady, TcpReady
+
+if TYPE_CHECKING:
+    from nsorch.core.helper import Job
+    from nsorch.supervisor.worker import Worker
+
+
+async def wait_until_ready(worker: Worker, ready: TcpReady | ExecReady, job: Job) -> bool:
+    """Wait until *ready* holds: True; or until the process ends first: False.
+
+    :raises NotReadyError: neither within the condition's own deadline
+    """
+    holds = False
+    failure: NsorchError | None = None
+    with anyio.move_on_after(ready.timeout) as deadline:
+        async with anyio.create_task_group() as tasks:
+
+            async def watch() -> None:
+                await job.end()
+                tasks.cancel_scope.cancel()
+
+            tasks.start_soon(watch)
+            try:
+                while not await _check(worker, ready):
+                    await anyio.sleep(ready.interval)
+                holds = not job.ended
+            except NsorchError as exc:
+                failure = exc  # raised outside of the task group, which would wrap it
+            tasks.cancel_scope.cancel()
+    if failure is not None:
+        raise failure
+    if deadline.cancelled_caught and not holds and not job.ended:
+        raise NotReadyError(f"not ready within {ready.timeout} s: {_describe(ready)}", worker=worker.name)
+    return holds
+
+
+async def _check(worker: Worker, ready: TcpReady | ExecReady) -> bool:
+    if isinstance(ready, ExecReady):
+        done = await worker.run(ready.command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, check=False)
+        return done.returncode == 0
+    hosts = [ready.host] if ready.host is not None else ["127.0.0.1", "::1", *(str(a.ip) for a in worker.addresses)]
+    for host in hosts:
+        if await _accepts(worker, host, ready.port):
+            return True
+    return False
+
+
+async def _accepts(worker: Worker, host: str, port: int) -> bool:
+    """Whether a TCP connection is accepted, from inside the worker."""
+    with await worker.open_socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_STREAM) as sock:
+        try:
+            sock.connect((host, port))
+        except BlockingIOError:
+            await anyio.wait_writable(sock)
+        except OSError:
+            return False
+        return sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) == 0
+
+
+def _describe(ready: TcpReady | ExecReady) -> str:
+    if isinstance(ready, TcpReady):
+        return f"nothing accepts connections to TCP port {ready.port}"
+    return f"{' '.join(map(str, ready.command))} doesn't succeed"

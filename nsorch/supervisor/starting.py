@@ -1,0 +1,368 @@
+"""Bringing workers up, one or thousands at once: admit, make namespaces, wire, execute, wait until ready; or undo."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import anyio
+
+from nsorch import events
+from nsorch.core import descriptors
+from nsorch.core.spawner.protocol import Mode, Spawn
+from nsorch.core.spawner.syscalls import CLONE_NEWNET, CLONE_NEWPID, CLONE_NEWUTS, NS_FILES
+from nsorch.errors import NameInUseError, TopologyError
+from nsorch.events import State
+from nsorch.supervisor.commands import build_command, check_user
+from nsorch.supervisor.entry import open_sources
+from nsorch.supervisor.main_process import MainProcess, Setup, end
+from nsorch.supervisor.worker import Worker
+from nsorch.topology.namespaces import NamespaceSet, OfWorker
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
+
+    from nsorch.core.helper import Job
+    from nsorch.supervisor.entry import Entry
+    from nsorch.supervisor.supervisor import Supervisor
+    from nsorch.topology import WorkerSpec
+
+# So many workers are under way at a time: more would only wait in the spawner's socket, with their descriptors open.
+_UNDER_WAY = 32
+_SLICE = 25
+
+
+class Starter:
+    def __init__(self, supervisor: Supervisor) -> None:
+        self._supervisor = supervisor
+        self._slots = anyio.Semaphore(_UNDER_WAY, fast_acquire=True)
+
+    async def start(self, spec: WorkerSpec) -> Worker:
+        errors: list[Exception] = []
+        workers = await self._bring_up([spec], errors)
+        if errors:
+            raise errors[0]
+        return workers[0]
+
+    async def start_all(self, specs: Sequence[WorkerSpec]) -> list[Worker]:
+        errors: list[Exception] = []
+        workers = await self._bring_up(specs, errors)
+        if errors:
+            names = ", ".join(str(getattr(error, "worker", None) or "?") for error in errors[:5])
+            raise ExceptionGroup(f"{len(errors)} of {len(specs)} workers failed: {names}", errors)
+        return workers
+
+    async def run_main(self, worker: Worker) -> None:
+        """Begin another incarnation, up to its readiness."""
+        if worker._main is None:
+            worker._main = MainProcess(self._supervisor, worker)
+        assert worker._entry is not None
+        try:
+            await worker._main.execute(worker._entry, None)
+            await worker._main.become_ready()
+        except BaseException as exc:
+            self._report(worker, exc)
+            worker._state = State.FAILED if worker._main.exit is None else State.EXITED
+            raise
+
+    async def _bring_up(self, specs: Sequence[WorkerSpec], errors: list[Exception]) -> list[Worker]:
+        """All, or none: then *errors* says why."""
+        workers: list[Worker] = []
+        try:
+            await self._admit(specs, workers)
+            linked = any(spec.links for spec in specs)
+            for rank in _ranks(workers):
+                await self._each(rank, self._make if linked else self._make_and_execute, errors)
+            if linked and not errors:
+                try:
+                    await self._supervisor._wiring.connect(workers)
+                except Exception as exc:  # noqa: BLE001 - collected, and raised by the caller
+                    errors.append(exc)
+            if not errors:
+                main = [worker for worker in workers if worker.spec.command is not None]
+                if linked:
+                    await self._each(main, self._execute, errors)
+                await self._each(main, self._become_ready, errors, limit=len(main))
+            if errors:
+                await self._undo(workers)
+            else:
+                self._declare_passive(workers)
+        except BaseException:
+            await self._undo(workers)
+            raise
+        return workers
+
+    # -- admission: everything that can be known before anything is made
+
+    async def _admit(self, specs: Sequence[WorkerSpec], workers: list[Worker]) -> None:
+        supervisor = self._supervisor
+        supervisor._check_running()
+        _check_names(specs, supervisor)
+        _check_loops(specs)
+        supervisor._wiring.check(specs)
+        for number, spec in enumerate(specs):
+            if supervisor.rootless:
+                check_user(spec.user, spec.name)
+            worker = Worker(supervisor, spec, next(supervisor._orders))
+            supervisor._workers[spec.name] = worker
+            workers.append(worker)
+            supervisor._wiring.admit(worker)
+            supervisor._bus.publish(events.WorkerRequested(worker=spec.name))
+            if number % _SLICE == _SLICE - 1:
+                await anyio.lowlevel.checkpoint()
+                supervisor._check_running()
+
+    # -- one worker
+
+    async def _make_and_execute(self, worker: Worker) -> None:
+        if worker.spec.command is None:
+            await self._make(worker)
+            return
+        entry = self._enter(worker)
+        worker._main = MainProcess(self._supervisor, worker)
+        worker._entry = entry
+        await worker._main.execute(entry, self._setup(worker, entry))
+
+    async def _make(self, worker: Worker) -> None:
+        """Only its namespaces, to be held."""
+        supervisor, spec = self._supervisor, worker.spec
+        entry = self._enter(worker)
+        worker._entry = entry
+        make = entry.make & ~CLONE_NEWPID
+        joins = supervisor._home.joins(entry.joined, 0)
+        setup = self._setup(worker, entry)
+        check = None
+        if spec.command is not None:
+            check = await build_command(
+                spec.command, env=spec.env, cwd=spec.cwd, user=None, mode=Mode.EXEC, session=True, worker=spec.name
+            )
+        if not make and not check:
+            worker._adopt({}, entry)
+            return
+        job: Job | None = None
+        try:
+            job = supervisor._helper.spawn(
+                lambda number: Spawn(
+                    number,
+                    make,
+                    tuple(kind for kind, _ in joins),
+                    make,
+                    setup.hostname,
+                    setup.sysctls,
+                    setup.loopback,
+                    0,
+                    None,
+                    check,
+                ),
+                [fd for _, fd in joins],
+                worker=spec.name,
+                on_created=lambda held: worker._adopt(
+                    dict(zip((kind for kind in NS_FILES if make & kind), held, strict=True)), entry
+                ),
+            )
+            await job.created()
+        except BaseException:
+            if job is not None:
+                await end(job)
+            raise
+
+    def _enter(self, worker: Worker) -> Entry:
+        supervisor = self._supervisor
+        namespaces = NamespaceSet.parse(worker.spec.namespaces, passive=worker.spec.command is None)
+        entry = open_sources(namespaces, _Held(supervisor._workers), worker.name)
+        worker._held = dict(entry.joined)  # so that they are closed whatever happens
+        supervisor._home.check(entry, worker.name, has_command=worker.spec.command is not None)
+        return entry
+
+    def _setup(self, worker: Worker, entry: Entry) -> Setup:
+        spec = worker.spec
+        new_net = bool(entry.make & CLONE_NEWNET)
+        hostname = spec.hostname
+        if hostname is None and entry.make & CLONE_NEWUTS:
+            hostname = spec.name
+        return Setup(
+            hostname=hostname,
+            sysctls=(*(_network_sysctls(spec, self._supervisor._facts.sysctls) if new_net else ()), *_sysctls(spec)),
+            loopback=new_net,
+        )
+
+    async def _execute(self, worker: Worker) -> None:
+        worker._main = MainProcess(self._supervisor, worker)
+        assert worker._entry is not None
+        await worker._main.execute(worker._entry, None)
+
+    async def _become_ready(self, worker: Worker) -> None:
+        assert worker._main is not None
+        await worker._main.become_ready()
+
+    def _declare_passive(self, workers: Iterable[Worker]) -> None:
+        for worker in workers:
+            if worker.spec.command is None:
+                worker._state = State.IDLE
+                self._supervisor._bus.publish(events.WorkerReady(worker=worker.name, namespaces=dict(worker._inodes)))
+
+    # -- all
+
+    async def _each(
+        self,
+        workers: Collection[Worker],
+        step: Callable[[Worker], Awaitable[None]],
+        errors: list[Exception],
+        limit: int = _UNDER_WAY,
+    ) -> None:
+        """Take *step* for all, a limited number at a time; the first error stops the others."""
+        if errors or not workers:
+            return
+        if len(workers) == 1:
+            (worker,) = workers
+            async with self._slots:
+                await self._take(step, worker, errors)
+            return
+        pending = iter(workers)
+
+        async def work() -> None:
+            for worker in pending:
+                await self._take(step, worker, errors)
+                if errors:
+                    tasks.cancel_scope.cancel()
+
+        async with anyio.create_task_group() as tasks:
+            for number in range(min(limit, len(workers))):
+                tasks.start_soon(work)
+                if number % _SLICE == _SLICE - 1:
+                    await anyio.lowlevel.checkpoint()
+
+    async def _take(self, step: Callable[[Worker], Awaitable[None]], worker: Worker, errors: list[Exception]) -> None:
+        try:
+            await step(worker)
+        except Exception as exc:  # noqa: BLE001 - collected, and raised by the caller
+            if getattr(exc, "worker", "") is None:
+                exc.worker = worker.name  # type: ignore[attr-defined]
+            self._report(worker, exc)
+            errors.append(exc)
+
+    def _report(self, worker: Worker, exc: BaseException) -> None:
+        self._supervisor._bus.publish(
+            events.WorkerSetupFailed(
+                worker=worker.name,
+                incarnation=worker.incarnation,
+                stage=str(getattr(exc, "stage", None) or ("start" if isinstance(exc, Exception) else "cancelled")),
+                errno=getattr(exc, "errno", None),
+                detail=str(exc),
+            )
+        )
+
+    async def _undo(self, workers: Sequence[Worker]) -> None:
+        with anyio.CancelScope(shield=True):
+            await self.remove(workers)
+
+    async def remove(self, workers: Sequence[Worker]) -> None:
+        """Kill, disconnect, let go of the namespaces, and free the names. Shield it."""
+        supervisor = self._supervisor
+        for worker in workers:
+            worker.kill()
+        for worker in workers:
+            await worker._ended()
+        await supervisor._wiring.disconnect(workers)
+        fds = [fd for worker in workers for fd in worker._take_descriptors()]
+        if fds:
+            await anyio.to_thread.run_sync(descriptors.close, fds)
+        for worker in workers:
+            if supervisor._workers.get(worker.name) is worker:
+                worker._removed()
+                del supervisor._workers[worker.name]
+
+
+class _Held:
+    """What others hold, for those who join them: descriptors by CLONE_NEW*, with the pidfd for ``pid``."""
+
+    def __init__(self, workers: Mapping[str, Worker]) -> None:
+        self._workers = workers
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._workers
+
+    def __getitem__(self, name: str) -> Mapping[int, int]:
+        worker = self._workers[name]
+        held = dict(worker._held)
+        main = worker._main
+        if main is not None and main.alive is not None and worker._entry is not None:
+            if worker._entry.make & CLONE_NEWPID:
+                held[CLONE_NEWPID] = main.alive.pidfd
+        return held
+
+
+def _check_names(specs: Sequence[WorkerSpec], supervisor: Supervisor) -> None:
+    seen: set[str] = set()
+    for spec in specs:
+        if spec.name in seen or spec.name in supervisor._workers:
+            raise NameInUseError(f'there is a worker "{spec.name}" already', worker=spec.name)
+        if spec.name in supervisor.bridges:
+            raise NameInUseError(f'there is a bridge "{spec.name}" already', worker=spec.name)
+        seen.add(spec.name)
+
+
+def _joined_names(spec: WorkerSpec) -> set[str]:
+    namespaces = NamespaceSet.parse(spec.namespaces, passive=spec.command is None)
+    return {
+        source.name for name in NS_FILES.values() if isinstance(source := getattr(namespaces, name, None), OfWorker)
+    }
+
+
+def _check_loops(specs: Sequence[WorkerSpec]) -> None:
+    joined = {spec.name: _joined_names(spec) for spec in specs if spec.namespaces is not None}
+    done: set[str] = set()
+    for start in joined:
+        path: list[str] = []
+        _follow(start, joined, path, done)
+
+
+def _follow(name: str, joined: Mapping[str, set[str]], path: list[str], done: set[str]) -> None:
+    if name in path:
+        loop = " → ".join([*path[path.index(name) :], name])
+        raise TopologyError(f"workers.{name}.namespaces: a loop of joined namespaces: {loop}")
+    if name in done:
+        return
+    path.append(name)
+    for other in sorted(joined.get(name, ())):
+        _follow(other, joined, path, done)
+    path.pop()
+    done.add(name)
+
+
+def _ranks(workers: Sequence[Worker]) -> list[list[Worker]]:
+    """Those who join others come after them."""
+    by_name = {worker.name: worker for worker in workers}
+    rank: dict[str, int] = {}
+
+    def of(name: str) -> int:
+        if name not in rank:
+            others = [other for other in _joined_names(by_name[name].spec) if other in by_name]
+            rank[name] = 1 + max(map(of, others), default=-1)
+        return rank[name]
+
+    ranks: list[list[Worker]] = []
+    for worker in workers:
+        number = 0 if worker.spec.namespaces is None else of(worker.name)
+        while len(ranks) <= number:
+            ranks.append([])
+        ranks[number].append(worker)
+    return ranks
+
+
+def _network_sysctls(spec: WorkerSpec, inherited: Mapping[str, str]) -> list[tuple[str, str]]:
+    """Forwarding as asked for, and no reverse path filter: a new network namespace may have inherited the host's."""
+    wanted = {"ip_forward": "1" if spec.forward else "0", "conf/all/rp_filter": "0", "conf/default/rp_filter": "0"}
+    pairs = [(f"/proc/sys/net/ipv4/{name}", value) for name, value in wanted.items() if inherited[name] != value]
+    if spec.forward and inherited.get("ipv6"):
+        pairs.append(("/proc/sys/net/ipv6/conf/all/forwarding", "1"))
+    return pairs
+
+
+def _sysctls(spec: WorkerSpec) -> list[tuple[str, str]]:
+    pairs = []
+    for name, value in spec.sysctls.items():
+        path = name if "/" in name else name.replace(".", "/")
+        if ".." in path.split("/") or not path:
+            raise TopologyError(f'workers.{spec.name}.sysctls: "{name}" is not the name of a sysctl')
+        pairs.append((f"/proc/sys/{path.lstrip('/')}", str(value)))
+    return pairs

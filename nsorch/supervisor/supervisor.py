@@ -1,0 +1,472 @@
+"""The supervisor: one lab, from the first helper process to the last event."""
+
+from __future__ import annotations
+
+import itertools
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any
+
+import anyio
+
+from nsorch import events
+from nsorch.core import descriptors
+from nsorch.core.helper import Helper
+from nsorch.core.launch import may_administer
+from nsorch.errors import ClosedError, NsorchError, SpawnerDiedError, WorkerExitedError
+from nsorch.supervisor.entry import Home, home_of
+from nsorch.supervisor.starting import Starter
+from nsorch.supervisor.wiring import Wiring
+from nsorch.topology import WorkerSpec
+
+if TYPE_CHECKING:
+    import os
+    from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
+    from types import TracebackType
+
+    from nsorch.core.helper import Facts
+    from nsorch.events import Exit, Snapshot, Subscription
+    from nsorch.net.ping import Reachability
+    from nsorch.supervisor.deployment import Deployment
+    from nsorch.supervisor.wiring import Bridge, Link
+    from nsorch.supervisor.worker import Worker
+    from nsorch.topology import End, ExecReady, Route, TcpReady, To, Topology
+
+# The kernel kills at once; thousands of processes take their time to be reaped.
+_KILL_DEADLINE = 10.0
+# So many small synchronous steps between two turns of the event loop.
+_SLICE = 50
+
+
+class Supervisor:
+    """Owns the workers, bridges and links of one lab. An async context manager, to be used once.
+
+    Leaving the block stops everything: SIGTERM to all in reverse order of start, SIGKILL after *grace* seconds in all;
+    after an exception or a cancellation SIGKILL at once. The body's exception leaves as it is. Nothing is left then, nor
+    if the application is killed.
+
+    :param name: of the lab, for people; in :class:`nsorch.SupervisorStarted`
+    :param rootless: work below a user namespace of its own. None: unless this process has CAP_SYS_ADMIN
+    :param grace: seconds from SIGTERM to SIGKILL
+    :param history: how many events are kept for replay
+    :raises PermissionDeniedError: on entering, where the host forbids it; names the setting
+    """
+
+    def __init__(
+        self, name: str | None = None, *, rootless: bool | None = None, grace: float = 1.0, history: int = 65536
+    ) -> None:
+        if grace < 0:
+            raise ValueError(f"grace: {grace} is negative")
+        self.name = name
+        self.grace = grace
+        self.rootless = not may_administer() if rootless is None else rootless
+        self._bus = events.Bus(ring=history, log=events.log_event)
+        self._helper = Helper()
+        self._home: Home
+        self._facts: Facts
+        self._tasks: anyio.abc.TaskGroup
+        self._body = anyio.CancelScope()
+        self._serving = anyio.CancelScope(shield=True)
+        self._scopes: set[anyio.CancelScope] = set()  # of small background tasks
+        self._phase = "new"
+        self._stopped: anyio.Event | None = None
+        self._failure: NsorchError | None = None
+        self._workers: dict[str, Worker] = {}
+        self._orders = itertools.count()
+        self._wiring = Wiring(self)
+        self._starter = Starter(self)
+
+    # -- the block
+
+    async def __aenter__(self) -> Supervisor:
+        if self._phase != "new":
+            raise ClosedError("a supervisor is used once")
+        self._phase = "starting"
+        self._stopped = anyio.Event()
+        self._tasks = anyio.create_task_group()
+        await self._tasks.__aenter__()
+        try:
+            self._helper.launch(self.rootless)
+            self._tasks.start_soon(self._serve)
+            self._facts = await self._helper.ready()
+            self._home = home_of(self._facts.descriptors, self.rootless)
+            self._wiring.open(self._facts)
+        except BaseException:
+            self._phase = "stopping"
+            self._tasks.cancel_scope.shield = True
+            await self._let_go()
+            self._phase = "closed"
+            self._bus.close()
+            await self._tasks.__aexit__(None, None, None)
+            raise
+        self._phase = "running"
+        self._bus.publish(events.SupervisorStarted(name=self.name, pid=self._facts.pid))
+        self._body.__enter__()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
+    ) -> bool:
+        # All clean-up is in a task of the supervisor's, which no cancellation of this one reaches.
+        self._tasks.cancel_scope.shield = True
+        try:
+            swallowed = bool(self._body.__exit__(kind, exc, traceback))
+        finally:
+            orderly = exc is None and self._failure is None
+            self._tasks.start_soon(self._shut_down, orderly)
+            await self._tasks.__aexit__(None, None, None)
+        if self._failure is not None and (exc is None or swallowed):
+            raise self._failure
+        return swallowed
+
+    async def _serve(self) -> None:
+        with self._serving:
+            await self._helper.serve()
+            if self._phase in ("starting", "running"):
+                self._fail(SpawnerDiedError("the helper process that holds all workers was killed"))
+
+    def _fail(self, failure: NsorchError) -> None:
+        if self._failure is None:
+            self._failure = failure
+            self._body.cancel()
+
+    def _critical_exit(self, worker: Worker, how: Exit) -> None:
+        if self._phase == "running":
+            text = f"a critical worker ended with {'status' if how.signal is None else 'signal'}"
+            self._fail(
+                WorkerExitedError(
+                    f"{text} {how.code if how.signal is None else how.signal}",
+                    worker=worker.name,
+                    code=how.code,
+                    signal=how.signal,
+                )
+            )
+
+    async def stop(self) -> None:
+        """End everything now, as leaving the block does; later calls of other methods raise ClosedError.
+
+        Cancelled, it goes on stopping all the same; leaving the block waits for that.
+        """
+        if self._phase == "new":
+            raise ClosedError("the supervisor isn't running yet")
+        if self._phase == "running":
+            self._tasks.start_soon(self._shut_down, True)
+        assert self._stopped is not None
+        await self._stopped.wait()
+
+    async def wait(self) -> None:
+        """Wait until no worker has a process any more, also of those started meanwhile. Cancelled, it changes nothing."""
+        await anyio.lowlevel.checkpoint()
+        while running := [worker for worker in self._workers.values() if worker.pid is not None]:
+            for worker in running:
+                await worker.wait()
+
+    async def _shut_down(self, orderly: bool) -> None:
+        with anyio.CancelScope(shield=True):
+            if self._phase in ("stopping", "closed"):
+                assert self._stopped is not None
+                await self._stopped.wait()
+                return
+            self._phase = "stopping"
+            self._bus.publish(events.SupervisorStopping())
+            if orderly and not self._helper.died:
+                await self._stop_gently()
+            self._helper.kill_all()
+            with anyio.move_on_after(_KILL_DEADLINE):
+                await self._helper.all_ended()
+            await self._let_go()
+            self._phase = "closed"
+            self._bus.publish(events.SupervisorStopped())
+            assert self._stopped is not None
+            self._stopped.set()
+
+    async def _stop_gently(self) -> None:
+        with anyio.move_on_after(self.grace):
+            running = sorted(self._workers.values(), key=lambda worker: -worker.order)
+            for number, worker in enumerate(running):
+                worker._begin_stop(self.grace)
+                if number % _SLICE == _SLICE - 1:
+                    with anyio.CancelScope(shield=True):
+                        await anyio.lowlevel.checkpoint()
+            for worker in running:
+                await worker._ended()
+
+    async def _let_go(self) -> None:
+        """Give back everything: processes first, then what holds namespaces."""
+        with anyio.CancelScope(shield=True):
+            for scope in self._scopes:
+                scope.cancel()
+            self._serving.cancel()
+            self._helper.died = True
+            await anyio.lowlevel.checkpoint()
+            workers = sorted(self._workers.values(), key=lambda worker: -worker.order)
+            fds = [fd for worker in workers for fd in worker._take_descriptors()]
+            self._wiring.close()
+            self._helper.close()
+            await anyio.to_thread.run_sync(descriptors.close, fds)
+            await self._helper.gone()
+            self._wiring.publish_removed()
+            for number, worker in enumerate(workers):
+                worker._removed()
+                if number % _SLICE == _SLICE - 1:
+                    await anyio.lowlevel.checkpoint()
+            self._workers.clear()
+
+    def _start_soon(self, func: Callable[[], Awaitable[Any]]) -> None:
+        """Run a small task until the supervisor ends."""
+
+        async def run() -> None:
+            with anyio.CancelScope(shield=True) as scope:
+                self._scopes.add(scope)
+                try:
+                    await func()
+                finally:
+                    self._scopes.discard(scope)
+
+        self._tasks.start_soon(run)
+
+    def _check_running(self) -> None:
+        if self._failure is not None and isinstance(self._failure, SpawnerDiedError):
+            raise SpawnerDiedError("the helper process that holds all workers was killed")
+        if self._phase != "running":
+            raise ClosedError(
+                "the supervisor isn't running yet" if self._phase == "new" else "the supervisor has ended"
+            )
+
+    # -- the record
+
+    @property
+    def workers(self) -> Mapping[str, Worker]:
+        """All workers, by name, in the order of their starts."""
+        return MappingProxyType(self._workers)
+
+    @property
+    def bridges(self) -> Mapping[str, Bridge]:
+        """All bridges, by name."""
+        return self._wiring.bridges
+
+    @property
+    def links(self) -> Mapping[str, Link]:
+        """All links, by name: ``"web:eth0-lan"`` or ``"r1:eth0-r2:eth1"``."""
+        return self._wiring.links
+
+    def _worker(self, worker: Worker | str) -> Worker:
+        name = worker if isinstance(worker, str) else worker.name
+        try:
+            return self._workers[name]
+        except KeyError:
+            raise ClosedError(f'there is no worker "{name}"') from None
+
+    # -- workers
+
+    async def start(
+        self,
+        name: str,
+        command: Sequence[str | os.PathLike[str]] | None = None,
+        *,
+        links: Iterable[Bridge | To | str] = (),
+        namespaces: Any = None,
+        env: Mapping[str, str] | None = None,
+        cwd: str | os.PathLike[str] | None = None,
+        user: str | int | None = None,
+        hostname: str | None = None,
+        init: bool = True,
+        ready: TcpReady | ExecReady | None = None,
+        critical: bool = False,
+        stdin: Any = None,
+        stdout: Any = None,
+        stderr: Any = None,
+        sysctls: Mapping[str, str | int] | None = None,
+        routes: Iterable[Route] = (),
+        forward: bool = False,
+        label: str | None = None,
+    ) -> Worker:
+        """Start a worker: its namespaces, its links, then its command. Without *command* it is passive.
+
+        All or nothing: after an error or a cancellation there is no such worker, and its name is free.
+
+        :param name: letters, digits and "-", the first a letter, at most 63; no bridge has it
+        :param command: program and arguments; returns when it is executed, or *ready*
+        :param links: bridges to be linked to
+        :param namespaces: those of its own (net, mnt, uts, ipc, and with a command pid), see the guide
+        :param env: the whole environment; the application's if None
+        :param cwd: working directory; the application's if None, or ``/`` where the worker has no such directory
+        :param user: name, uid, or ``uid:gid`` of the command; only root can change it
+        :param hostname: in its uts namespace; its name if None
+        :param init: an init is PID 1 of its pid namespace, reaps orphans and passes signals on; False: the command is
+        :param ready: :func:`nsorch.tcp_ready` or :func:`nsorch.exec_ready`
+        :param critical: its unexpected exit cancels the block, which raises WorkerExitedError
+        :param stdin: ``subprocess.PIPE``, ``DEVNULL`` (as None), a descriptor, file or path
+        :param stdout: the same, or None to inherit the application's
+        :param stderr: the same; with *ready*, None captures its end for the error
+        :param sysctls: to be set from inside, such as ``{"net.ipv4.ip_forward": 1}``
+        :param routes: additional routes
+        :param forward: forward packets between its links
+        :raises NameInUseError: the name is taken
+        :raises TopologyError: the description is wrong
+        :raises CommandNotFoundError: there is no such command
+        :raises SetupError: a step failed; the error says which, and why
+        :raises NotReadyError: not *ready* in time
+        :raises WorkerExitedError: it ended before it was *ready*
+        :raises ClosedError: the supervisor isn't running
+        """
+        spec = WorkerSpec(
+            name=name,
+            command=command,
+            links=links,
+            namespaces=namespaces,
+            env=env,
+            cwd=cwd,
+            user=user,
+            hostname=hostname,
+            init=init,
+            ready=ready,
+            critical=critical,
+            stdin=stdin,
+            stdout=stdout,
+            stderr=stderr,
+            sysctls=sysctls or {},
+            routes=routes,
+            forward=forward,
+            label=label,
+        )
+        return await self._starter.start(spec)
+
+    async def start_all(self, specs: Iterable[WorkerSpec]) -> list[Worker]:
+        """Start all at once; every link exists before any command runs. Cancelled, none is left.
+
+        :raises ExceptionGroup: of errors that name each failed worker; all others are undone
+        """
+        return await self._starter.start_all(list(specs))
+
+    # -- network
+
+    async def bridge(
+        self,
+        name: str,
+        subnet: Any = None,
+        *,
+        gateway: Worker | str | None = None,
+        mtu: int | None = None,
+        label: str | None = None,
+    ) -> Bridge:
+        """Make a layer-2 segment. Cancelled, it exists or it doesn't, and ``sup.bridges`` says which.
+
+        :param subnet: a network such as ``"10.0.0.0/24"``, or an IPv4 and an IPv6 one; workers get their addresses
+            from it
+        :param gateway: the worker that gets the first address and is the others' default route
+        :param mtu: bytes, of the bridge and its links
+        :raises NameInUseError: the name is taken
+        :raises AddressError: no such network
+        """
+        return await self._wiring.make_bridge(name, subnet, gateway=gateway, mtu=mtu, label=label)
+
+    async def link(
+        self,
+        a: Worker | End | str,
+        b: Worker | Bridge | End | str,
+        *,
+        subnet: Any = None,
+        mtu: int | None = None,
+        label: str | None = None,
+        delay: Any = None,
+        jitter: Any = None,
+        loss: Any = None,
+        duplicate: Any = None,
+        corrupt: Any = None,
+        reorder: Any = None,
+        rate: Any = None,
+        limit: int | None = None,
+    ) -> Link:
+        """Link two workers, or a worker and a bridge. Returns when both ends have carrier and addresses.
+
+        Without *subnet*, two workers get addresses of a /31 and a /127. Cancelled, there is no link.
+
+        :raises UnsupportedError: *delay* to *limit*, the emulation of this version
+        :raises AddressError: an address is outside of the subnet, or taken
+        :raises NetlinkError: the kernel refused
+        """
+        return await self._wiring.make_link(
+            a,
+            b,
+            subnet=subnet,
+            mtu=mtu,
+            label=label,
+            emulation={
+                "delay": delay,
+                "jitter": jitter,
+                "loss": loss,
+                "duplicate": duplicate,
+                "corrupt": corrupt,
+                "reorder": reorder,
+                "rate": rate,
+                "limit": limit,
+            },
+        )
+
+    async def deploy(self, topology: Topology) -> Deployment:
+        """Bring up all of *topology* at once: bridges and workers, links, routes, then commands. Cancelled, none of it
+        is left.
+
+        :raises TopologyError: the description is wrong; nothing was made
+        :raises UnsupportedError: it asks for emulation
+        :raises ExceptionGroup: of errors that name each failed worker; all of it is undone
+        """
+        from nsorch.supervisor.deployment import deploy
+
+        return await deploy(self, topology)
+
+    async def ping_all(
+        self,
+        pairs: Iterable[tuple[Worker | str, Worker | str]] | None = None,
+        *,
+        timeout: float = 1.0,
+        attempts: int = 3,
+    ) -> Reachability:
+        """Ping every worker from every other, or the (source, target) *pairs*, by ICMP echo from inside the sources.
+
+        :param timeout: seconds to wait for an answer
+        :param attempts: how often to ask
+        :raises UnsupportedError: a worker has no network namespace of its own
+        """
+        from nsorch.supervisor.pinging import ping_all
+
+        return await ping_all(self, pairs, timeout=timeout, attempts=attempts)
+
+    # -- events
+
+    def events(
+        self,
+        *,
+        kinds: Any = None,
+        workers: str | Collection[str] | None = None,
+        since: int | None = None,
+        buffer: int = 1024,
+    ) -> Subscription:
+        """Follow the events: an async context manager that gives an ``anyio.abc.ObjectReceiveStream[Event]``.
+
+        Usable before, during and after the block. It ends after SupervisorStopped.
+
+        :param kinds: an event class, its name, or a collection of these
+        :param workers: names
+        :param since: None follows from now; 0 replays from the start; n from the event with that ``seq``
+        :param buffer: undelivered events after which the oldest give way to a Gap; the last ones of a worker never do
+        """
+        return self._bus.subscribe(kinds=kinds, workers=workers, since=since, buffer=buffer)
+
+    async def wait_event(
+        self,
+        kind: Any,
+        *,
+        worker: str | None = None,
+        since: int | None = None,
+        predicate: Callable[[Any], bool] | None = None,
+    ) -> Any:
+        """Wait for the first event of *kind* that matches, and return it.
+
+        :raises ClosedError: the supervisor ended without one
+        """
+        return await self._bus.wait(kind, worker=worker, since=since, predicate=predicate)
+
+    def snapshot(self) -> Snapshot:
+        """State, pid and last exit of each worker, as the events tell."""
+        return self._bus.snapshot()

@@ -1,0 +1,585 @@
+"""Bridges and links of a lab: addresses are given out, plans are made of them, and one thread carries them out."""
+
+from __future__ import annotations
+
+import os
+import socket
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any
+
+import anyio
+from attrs import define, field
+
+from nsorch import events
+from nsorch.core.spawner.syscalls import CLONE_NEWNET
+from nsorch.errors import ClosedError, NameInUseError, NsorchError, TopologyError, UnsupportedError
+from nsorch.net.addresses import PointToPointPool, Segment
+from nsorch.net.engine import Engine, NetnsHandle
+from nsorch.net.mac import derive_mac, parse_mac
+from nsorch.net.plan import Batch, BridgePlan, EndPlan, LinkPlan, NodePlan
+from nsorch.supervisor.hosts import HostsFile
+from nsorch.supervisor.network import Bridge, Counter, Link, Side
+from nsorch.supervisor.routes import default_routes, given_routes
+from nsorch.topology import BridgeSpec, Emulation, End, LinkSpec, To
+from nsorch.topology.namespaces import NamespaceSet, New, OfWorker, Shared
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+    from ipaddress import IPv4Interface, IPv6Interface
+
+    from nsorch.core.helper import Facts
+    from nsorch.net.plan import RoutePlan
+    from nsorch.supervisor.supervisor import Supervisor
+    from nsorch.supervisor.worker import Worker
+    from nsorch.topology import WorkerSpec
+
+FABRIC = 0  # as a key of network namespaces; a worker's is its order plus one
+
+
+@define(eq=False)
+class _Order:
+    """A batch that somebody waits for."""
+
+    batch: Batch
+    workers: tuple[Worker, ...]
+    done: anyio.Event = field(factory=anyio.Event)
+    failure: Exception | None = None
+
+
+class Wiring:
+    def __init__(self, supervisor: Supervisor) -> None:
+        self._supervisor = supervisor
+        self._engine: Engine
+        self._fabric: socket.socket | None = None
+        self._thread = anyio.CapacityLimiter(1)
+        self._orders: list[_Order] = []
+        self._draining = False
+        self._bridges: dict[str, Bridge] = {}
+        self._links: dict[str, Link] = {}
+        self._of: dict[str, list[Link]] = {}  # links of each worker
+        self._loopbacks: dict[str, tuple[IPv4Interface | IPv6Interface, ...]] = {}
+        self._routes: dict[str, tuple[RoutePlan, ...]] = {}
+        self._pool = PointToPointPool()
+        self._indices = Counter(10)
+        self._hosts = HostsFile()
+
+    def open(self, facts: Facts) -> None:
+        # The descriptors stay the helper's.
+        self._fabric = socket.socket(fileno=os.dup(facts.descriptors["rtnetlink"]))
+        self._engine = Engine(self._fabric)
+        self._hosts.open(facts.descriptors.get("hosts", -1))
+
+    def close(self) -> None:
+        if self._fabric is not None:
+            self._fabric.close()
+
+    def publish_removed(self) -> None:
+        """All went with the fabric."""
+        bus = self._supervisor._bus
+        for link in self._links.values():
+            if link._state != "planned":
+                bus.publish(events.LinkRemoved(link=link.name, ends=link.ends))
+            link._state = "removed"
+        for name, bridge in self._bridges.items():
+            bridge._removed = True
+            bus.publish(events.BridgeRemoved(bridge=name))
+        self._links.clear()
+        self._bridges.clear()
+
+    # -- the record
+
+    @property
+    def bridges(self) -> Mapping[str, Bridge]:
+        return MappingProxyType(self._bridges)
+
+    @property
+    def links(self) -> Mapping[str, Link]:
+        return MappingProxyType(self._links)
+
+    def addresses_of(self, worker: Worker) -> tuple[IPv4Interface | IPv6Interface, ...]:
+        own = tuple(address for link in self._of.get(worker.name, ()) for address in _addresses_in(link, worker))
+        return (*self._loopbacks.get(worker.name, ()), *own)
+
+    # -- bridges
+
+    async def make_bridge(
+        self, name: str, subnet: Any, *, gateway: Worker | str | None, mtu: int | None, label: str | None
+    ) -> Bridge:
+        supervisor = self._supervisor
+        supervisor._check_running()
+        gateway_name = gateway if gateway is None or isinstance(gateway, str) else gateway.name
+        spec = BridgeSpec(name=name, subnet=subnet, gateway=gateway_name, mtu=mtu, label=label)
+        bridge = self.plan_bridge(spec)
+        try:
+            await self._carry_out(Batch(bridges=(_bridge_plan(bridge),), raise_bridges=(bridge._index,)), ())
+        except BaseException:
+            with anyio.CancelScope(shield=True):
+                await self.remove_bridge(bridge)
+            raise
+        self.announce_bridge(bridge)
+        return bridge
+
+    def plan_bridge(self, spec: BridgeSpec) -> Bridge:
+        """Reserve its name and its gateway's address."""
+        if spec.name in self._bridges:
+            raise NameInUseError(f'there is a bridge "{spec.name}" already')
+        if spec.name in self._supervisor._workers:
+            raise NameInUseError(f'there is a worker "{spec.name}" already')
+        segment = Segment(spec.subnet, spec.name)
+        if spec.gateway is not None:
+            segment.reserve_first(spec.gateway)
+        for network in spec.subnet:
+            self._pool.exclude(network)
+        bridge = self._bridges[spec.name] = Bridge(
+            self,
+            spec.name,
+            segment=segment,
+            gateway=spec.gateway,
+            mtu=spec.mtu,
+            label=spec.label,
+            index=self._indices.take(),
+        )
+        return bridge
+
+    def announce_bridge(self, bridge: Bridge) -> None:
+        self._supervisor._bus.publish(events.BridgeCreated(bridge=bridge.name))
+
+    async def remove_bridge(self, bridge: Bridge) -> None:
+        if self._bridges.get(bridge.name) is not bridge:
+            return
+        with anyio.CancelScope(shield=True):
+            links = [link for link in self._links.values() if any(side.bridge is bridge for side in link._sides)]
+            await self.remove_links(links)
+            await self._in_thread(self._engine.delete_bridge, bridge._index, bridge.name)
+            del self._bridges[bridge.name]
+            bridge._removed = True
+            self._supervisor._bus.publish(events.BridgeRemoved(bridge=bridge.name))
+        await anyio.lowlevel.checkpoint()
+
+    def _bridge(self, name: str, where: str) -> Bridge:
+        try:
+            return self._bridges[name]
+        except KeyError:
+            raise TopologyError(f'{where}: there is no bridge "{name}"') from None
+
+    # -- planning links: names and addresses are reserved, nothing is made
+
+    def check(self, specs: Iterable[WorkerSpec]) -> None:
+        """Refuse links that can't be made, before any worker is admitted.
+
+        :raises TopologyError: a bridge that doesn't exist
+        :raises UnsupportedError: link emulation
+        """
+        for spec in specs:
+            for number, to in enumerate(spec.links):
+                where = f"workers.{spec.name}.links[{number}]"
+                self._bridge(to.bridge, where)
+                _refuse_emulation(to.emulation, where)
+
+    def admit(self, worker: Worker) -> None:
+        """Plan the links of *worker*'s description."""
+        for number, to in enumerate(worker.spec.links):
+            where = f"workers.{worker.name}.links[{number}]"
+            bridge = self._bridge(to.bridge, where)
+            end = End(worker=worker.name, name=to.name, address=to.address or None, mac=to.mac, mtu=to.mtu)
+            self._add(Link(self, self._side(end, bridge._segment, bridge.mtu, where), self._port(bridge)))
+
+    def plan_link(self, spec: LinkSpec) -> Link:
+        """Plan a link between workers, or a worker and a bridge."""
+        where = "links." + "-".join((spec.a.worker, spec.b.worker))
+        for emulation in (spec.emulation, spec.a.emulation, spec.b.emulation):
+            _refuse_emulation(emulation, where)
+        if spec.a.worker in self._bridges and spec.b.worker not in self._bridges:
+            a, b = spec.b, spec.a
+        else:
+            a, b = spec.a, spec.b
+        if b.worker in self._bridges:
+            if spec.subnet:
+                raise TopologyError(f'{where}.subnet: the bridge "{b.worker}" has its own')
+            bridge = self._bridges[b.worker]
+            mtu = spec.mtu if spec.mtu is not None else bridge.mtu
+            return self._add(
+                Link(self, self._side(a, bridge._segment, mtu, where), self._port(bridge, mtu), spec.label)
+            )
+        for network in spec.subnet:
+            self._pool.exclude(network)
+        segment = Segment(spec.subnet, where) if spec.subnet else self._pool.take(where)
+        first = self._side(a, segment, spec.mtu, where)
+        try:
+            second = self._side(b, segment, spec.mtu, where)
+        except BaseException:
+            self._release(first)
+            raise
+        return self._add(Link(self, first, second, spec.label))
+
+    def _side(self, end: End, segment: Segment, mtu: int | None, where: str) -> Side:
+        worker = self._supervisor._workers.get(end.worker)
+        if worker is None:
+            raise TopologyError(f'{where}: there is no worker or bridge "{end.worker}"')
+        owner, fresh = self._owner_of_netns(worker)
+        taken = {
+            side.ifname for name in self._sharing(owner) for link in self._of.get(name, ()) for side in link._sides
+        }
+        ifname = end.name
+        if ifname is None:
+            number = 0
+            while (ifname := f"eth{number}") in taken:
+                number += 1
+        elif ifname in taken:
+            raise NameInUseError(f'{where}: the worker has an interface "{ifname}" already', worker=worker.name)
+        mac = derive_mac(worker.name, ifname) if end.mac is None else parse_mac(end.mac)
+        side = Side(
+            worker=worker,
+            bridge=None,
+            ifname=ifname,
+            # Known in advance where nobody else makes interfaces; the kernel chooses elsewhere.
+            index=owner._interface_index() if fresh else None,
+            mac=mac,
+            mtu=end.mtu if end.mtu is not None else mtu,
+        )
+        side.segment = segment
+        if end.address:
+            side.addresses = tuple(segment.reserve(address, side.owner) for address in end.address)
+        else:
+            side.addresses = segment.allocate(side.owner, gateway=worker.name)
+        # So that a second link of the same start sees the name as taken.
+        return side
+
+    def _port(self, bridge: Bridge, mtu: int | None = None) -> Side:
+        index = self._indices.take()
+        return Side(
+            worker=None, bridge=bridge, ifname=f"p{index}", index=index, mac=None, mtu=mtu if mtu else bridge.mtu
+        )
+
+    def _owner_of_netns(self, worker: Worker) -> tuple[Worker, bool]:
+        """Whose network namespace it is, and whether the supervisor has made it.
+
+        :raises UnsupportedError: the host's, which nothing is done to
+        """
+        source = NamespaceSet.parse(worker.spec.namespaces, passive=worker.spec.command is None).net
+        if isinstance(source, OfWorker):
+            return self._owner_of_netns(self._supervisor._worker(source.name))
+        if isinstance(source, New):
+            return worker, True
+        if isinstance(source, Shared):
+            raise UnsupportedError(
+                "it has the host's network namespace, where nothing is linked to", worker=worker.name, stage="link"
+            )
+        return worker, False
+
+    def _sharing(self, owner: Worker) -> list[str]:
+        return [owner.name, *(name for name, worker in self._supervisor._workers.items() if _joins(worker, owner))]
+
+    def _add(self, link: Link) -> Link:
+        if link.name in self._links:
+            raise NameInUseError(f"there is a link {link.name} already")
+        self._links[link.name] = link
+        for side in link._sides:
+            if side.worker is not None:
+                self._of.setdefault(side.worker.name, []).append(link)
+        return link
+
+    # -- making them
+
+    async def make_link(
+        self, a: Any, b: Any, *, subnet: Any, mtu: int | None, label: str | None, emulation: Mapping[str, Any]
+    ) -> Link:
+        self._supervisor._check_running()
+        spec = LinkSpec(a=_end(a), b=_end(b), subnet=subnet, mtu=mtu, label=label, **emulation)
+        link = self.plan_link(spec)
+        workers = [side.worker for side in link._sides if side.worker is not None]
+        try:
+            await self.connect(workers, [link])
+        except BaseException:
+            with anyio.CancelScope(shield=True):
+                await self.remove_links([link])
+            raise
+        return link
+
+    async def connect(
+        self, workers: Sequence[Worker], links: Sequence[Link] | None = None, bridges: Sequence[Bridge] = ()
+    ) -> None:
+        """Make what is planned of *workers*, or only *links*, with *bridges* that don't exist yet. All or nothing.
+
+        :raises NetlinkError: the kernel refused; what was made is undone
+        """
+        if links is None:
+            links = [link for worker in workers for link in self._of.get(worker.name, ()) if link._state == "planned"]
+        links = list(dict.fromkeys(links))
+        touched = {side.worker: None for link in links for side in link._sides if side.worker is not None}
+        nodes = [worker for worker in dict.fromkeys((*workers, *touched)) if CLONE_NEWNET in worker._held]
+        batch = Batch(
+            bridges=tuple(_bridge_plan(bridge) for bridge in bridges),
+            links=tuple(_link_plan(link) for link in links),
+            nodes=tuple(self._node_plan(worker, links) for worker in nodes),
+            raise_bridges=tuple(bridge._index for bridge in bridges),
+        )
+        if links or bridges or any(node.routes or node.loopback for node in batch.nodes):
+            await self._carry_out(batch, tuple(nodes))
+        for bridge in bridges:
+            self.announce_bridge(bridge)
+        bus = self._supervisor._bus
+        for number, link in enumerate(links):
+            link._state = "up"
+            for interface, side in zip(link.interfaces, (s for s in link._sides if s.worker), strict=True):
+                assert side.worker is not None
+                side.worker._interfaces[interface.name] = interface
+            bus.publish(events.LinkCreated(link=link.name, ends=link.ends))
+            bus.publish(events.LinkUp(link=link.name, ends=link.ends))
+            if number % 50 == 49:
+                await anyio.lowlevel.checkpoint()
+        await self._rewrite_hosts()
+
+    def _node_plan(self, worker: Worker, links: Sequence[Link]) -> NodePlan:
+        routes = [
+            *default_routes(worker, links, self._bridges),
+            *given_routes(worker, links, self._of.get(worker.name, ())),
+            *self._routes.pop(worker.name, ()),
+        ]
+        return NodePlan(
+            netns=_key(worker),
+            name=worker.name,
+            loopback=self._loopbacks.get(worker.name, ()),
+            routes=tuple(routes),
+        )
+
+    def set_routing(
+        self,
+        loopbacks: Mapping[str, tuple[IPv4Interface | IPv6Interface, ...]],
+        routes: Mapping[str, tuple[RoutePlan, ...]],
+    ) -> None:
+        """Loopback addresses and routes that the next :meth:`connect` of these workers sets."""
+        self._loopbacks.update(loopbacks)
+        self._routes.update(routes)
+
+    async def _carry_out(self, batch: Batch, workers: tuple[Worker, ...]) -> None:
+        """Have the thread do it, together with what others want at the same time."""
+        order = _Order(batch, workers)
+        self._orders.append(order)
+        if not self._draining:
+            self._draining = True
+            self._supervisor._start_soon(self._drain)
+        with anyio.CancelScope(shield=True):  # the kernel can't be told to stop half-way
+            await order.done.wait()
+        if order.failure is not None:
+            raise order.failure
+        await anyio.lowlevel.checkpoint()
+
+    async def _drain(self) -> None:
+        orders: list[_Order] = []
+        try:
+            while self._orders:
+                orders, self._orders = self._orders, []
+                try:
+                    await self._execute(orders)
+                except NsorchError as exc:
+                    if len(orders) == 1:
+                        orders[0].failure = exc
+                    else:
+                        await self._execute_singly(orders)
+                for order in orders:
+                    order.done.set()
+        finally:
+            self._draining = False
+            for order in (*orders, *self._orders):
+                if not order.done.is_set():
+                    order.failure = ClosedError("the supervisor has ended")
+                    order.done.set()
+
+    async def _execute_singly(self, orders: Sequence[_Order]) -> None:
+        """One of them failed and all are undone: find out whose fault it is."""
+        for order in orders:
+            try:
+                await self._execute([order])
+            except NsorchError as exc:
+                order.failure = exc
+
+    async def _execute(self, orders: Sequence[_Order]) -> None:
+        batch = orders[0].batch
+        if len(orders) > 1:
+            batch = Batch(
+                bridges=tuple(item for order in orders for item in order.batch.bridges),
+                links=tuple(item for order in orders for item in order.batch.links),
+                nodes=tuple(item for order in orders for item in order.batch.nodes),
+                raise_bridges=tuple(item for order in orders for item in order.batch.raise_bridges),
+            )
+        workers = list({worker: None for order in orders for worker in order.workers})
+        sockets: list[socket.socket] = []
+        try:
+            handles: dict[int, NetnsHandle] = {}
+            for worker in workers:
+                sock = await worker.open_socket(socket.AF_NETLINK, socket.SOCK_RAW, socket.NETLINK_ROUTE)
+                sockets.append(sock)
+                handles[_key(worker)] = NetnsHandle(fd=worker._held[CLONE_NEWNET], sock=sock, name=worker.name)
+            await self._in_thread(self._engine.execute, batch, handles)
+        finally:
+            for sock in sockets:
+                sock.close()
+
+    async def _in_thread(self, func: Any, *args: Any) -> Any:
+        with anyio.CancelScope(shield=True):
+            return await anyio.to_thread.run_sync(func, *args, limiter=self._thread)
+
+    # -- changing and removing
+
+    async def set_up(self, link: Link, *, up: bool) -> None:
+        for side in link._sides:
+            await self._with_handle(side, self._engine.set_link, side.ifname, up=up)
+        if up:
+            await self._restore_routes(link)
+        link._state = "up" if up else "down"
+        kind = events.LinkUp if up else events.LinkDown
+        self._supervisor._bus.publish(kind(link=link.name, ends=link.ends))
+
+    async def set_mtu(self, link: Link, mtu: int) -> None:
+        for side in link._sides:
+            await self._with_handle(side, self._engine.set_link, side.ifname, mtu=mtu)
+            side.mtu = mtu
+        for interface in link.interfaces:
+            for side in link._sides:
+                if side.worker is not None and side.ifname == interface.name:
+                    side.worker._interfaces[interface.name] = interface
+        self._supervisor._bus.publish(events.LinkChanged(link=link.name, ends=link.ends, changes=(("mtu", str(mtu)),)))
+
+    async def remove_link(self, link: Link) -> None:
+        with anyio.CancelScope(shield=True):
+            await self.remove_links([link])
+        await anyio.lowlevel.checkpoint()
+
+    async def remove_links(self, links: Sequence[Link]) -> None:
+        """Those that exist and those that are planned. Shield it."""
+        made = [link for link in links if link._state in ("up", "down")]
+        if made and not self._supervisor._helper.died:
+            ports = [side.index for link in made for side in link._sides if side.bridge is not None]
+            if ports:
+                await self._in_thread(self._engine.delete_links, None, [index for index in ports if index is not None])
+            for link in made:
+                side = link._sides[0]
+                if all(side.bridge is None for side in link._sides) and side.worker is not None:
+                    if CLONE_NEWNET in side.worker._held:
+                        await self._with_handle(side, self._delete_by_name, side.ifname)
+        for link in links:
+            if link._state == "removed":
+                continue
+            was_made, link._state = link._state != "planned", "removed"
+            self._links.pop(link.name, None)
+            for side in link._sides:
+                self._release(side)
+                if side.worker is not None:
+                    side.worker._interfaces.pop(side.ifname, None)
+                    self._of.get(side.worker.name, [link]).remove(link)
+            if was_made:
+                self._supervisor._bus.publish(events.LinkRemoved(link=link.name, ends=link.ends))
+        await self._rewrite_hosts()
+
+    def _delete_by_name(self, handle: NetnsHandle | None, ifname: str) -> None:
+        self._engine.delete_links(handle, [ifname])
+
+    async def disconnect(self, workers: Sequence[Worker]) -> None:
+        """Remove all that concerns *workers*. Shield it."""
+        links = list(dict.fromkeys(link for worker in workers for link in self._of.get(worker.name, ())))
+        if links:
+            await self.remove_links(links)
+        for worker in workers:
+            self._of.pop(worker.name, None)
+            self._routes.pop(worker.name, None)
+            self._loopbacks.pop(worker.name, None)
+
+    def _release(self, side: Side) -> None:
+        if side.segment is not None:
+            side.segment.release(side.owner)
+            side.segment = None
+
+    async def _restore_routes(self, link: Link) -> None:
+        """The kernel has dropped those through the link when it went down."""
+        for side in link._sides:
+            if side.worker is not None:
+                plan = self._node_plan(side.worker, [link])
+                if plan.routes:
+                    await self._with_handle(side, self._engine.add_routes, plan.routes)
+
+    async def _with_handle(self, side: Side, func: Any, *args: Any, **options: Any) -> None:
+        """Call *func* with where *side* is: a handle of the worker's network namespace, or None for the fabric."""
+        with anyio.CancelScope(shield=True):
+            if side.worker is None:
+                await self._in_thread(lambda: func(None, *args, **options))
+                return
+            worker = side.worker
+            sock = await worker.open_socket(socket.AF_NETLINK, socket.SOCK_RAW, socket.NETLINK_ROUTE)
+            with sock:
+                handle = NetnsHandle(fd=worker._held[CLONE_NEWNET], sock=sock, name=worker.name)
+                await self._in_thread(lambda: func(handle, *args, **options))
+
+    async def _rewrite_hosts(self) -> None:
+        if self._hosts.writable:
+            await self._in_thread(self._hosts.write, self._host_entries())
+
+    def _host_entries(self) -> list[tuple[str, tuple[str, ...], dict[str, tuple[str, ...]]]]:
+        """(name, loopback addresses, addresses by segment) of each worker that has any."""
+        entries = []
+        for name in self._supervisor._workers:
+            by_segment: dict[str, tuple[str, ...]] = {}
+            for link in self._of.get(name, ()):
+                for side, other in link._both():
+                    if side.worker is not None and side.worker.name == name and link._state != "planned":
+                        segment = other.bridge.name if other.bridge is not None else other.worker.name  # type: ignore[union-attr]
+                        addresses = tuple(str(address.ip) for address in side.addresses)
+                        by_segment[segment] = (*by_segment.get(segment, ()), *addresses)
+            loopback = tuple(str(address.ip) for address in self._loopbacks.get(name, ()))
+            if by_segment or loopback:
+                entries.append((name, loopback, by_segment))
+        return entries
+
+
+def _key(worker: Worker) -> int:
+    return worker.order + 1
+
+
+def _joins(worker: Worker, owner: Worker) -> bool:
+    if worker.spec.namespaces is None:
+        return False
+    source = NamespaceSet.parse(worker.spec.namespaces, passive=worker.spec.command is None).net
+    return isinstance(source, OfWorker) and source.name == owner.name
+
+
+def _addresses_in(link: Link, worker: Worker) -> Iterable[IPv4Interface | IPv6Interface]:
+    for side in link._sides:
+        if side.worker is worker:
+            yield from side.addresses
+
+
+def _end(value: Any) -> End:
+    if isinstance(value, End):
+        return value
+    if isinstance(value, str):
+        return End.parse(value)
+    if isinstance(value, To):
+        return End(worker=value.bridge)
+    return End(worker=value.name)
+
+
+def _refuse_emulation(emulation: Emulation, where: str) -> None:
+    if emulation.active:
+        raise UnsupportedError(f"{where}: link emulation is not in this version of nsorch", stage="link")
+
+
+def _bridge_plan(bridge: Bridge) -> BridgePlan:
+    return BridgePlan(name=bridge.name, ifname=f"b{bridge._index}", index=bridge._index, mtu=bridge.mtu, mac=None)
+
+
+def _link_plan(link: Link) -> LinkPlan:
+    a, b = (_end_plan(side) for side in link._sides)
+    return LinkPlan(name=link.name, a=a, b=b)
+
+
+def _end_plan(side: Side) -> EndPlan:
+    return EndPlan(
+        netns=FABRIC if side.worker is None else _key(side.worker),
+        ifname=side.ifname,
+        index=side.index,
+        mac=side.mac,
+        mtu=side.mtu,
+        addresses=side.addresses,
+        master=None if side.bridge is None else side.bridge._index,
+        ipv6=any(address.version == 6 for address in side.addresses),
+    )

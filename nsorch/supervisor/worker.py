@@ -1,0 +1,384 @@
+"""A worker: its namespaces, and one life of its main process after the other."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any
+
+import anyio
+
+from attrs import evolve
+
+from nsorch.core.process import Process
+from nsorch.core.spawner.protocol import Mode, Spawn
+from nsorch.core.spawner.syscalls import CLONE_NEWNET, CLONE_NEWNS, CLONE_NEWPID, NS_FILES
+from nsorch.errors import ClosedError, UnsupportedError
+from nsorch.events import State, WorkerRemoved
+from nsorch.supervisor.commands import build_command, open_streams
+from nsorch.supervisor.main_process import end
+
+if TYPE_CHECKING:
+    import socket
+    from collections.abc import Mapping, Sequence
+    from ipaddress import IPv4Interface, IPv6Interface
+
+    from anyio.abc import ByteReceiveStream, ByteSendStream
+
+    from nsorch.core.helper import Job
+    from nsorch.events import Exit
+    from nsorch.supervisor.entry import Entry
+    from nsorch.supervisor.main_process import MainProcess
+    from nsorch.supervisor.supervisor import Supervisor
+    from nsorch.supervisor.wiring import Interface
+    from nsorch.topology import WorkerSpec
+
+
+class Worker:
+    """A named set of namespaces, with or without a main process. Made by :meth:`nsorch.Supervisor.start`.
+
+    Its properties are the supervisor's record: reading them asks nobody.
+    """
+
+    __slots__ = (
+        "_entry",
+        "_held",
+        "_inodes",
+        "_interfaces",
+        "_main",
+        "_spec",
+        "_state",
+        "_supervisor",
+        "order",
+    )
+
+    def __init__(self, supervisor: Supervisor, spec: WorkerSpec, order: int) -> None:
+        self._supervisor = supervisor
+        self._spec = spec
+        self.order = order  #: its place among all starts
+        self._state = State.STARTING
+        self._entry: Entry | None = None
+        self._held: dict[int, int] = {}  # descriptor by CLONE_NEW*
+        self._inodes: dict[str, int] = {}
+        self._interfaces: dict[str, Interface] = {}
+        self._main: MainProcess | None = None
+
+    def __repr__(self) -> str:
+        return f"<Worker {self.name} {self._state.value}>"
+
+    # -- the record
+
+    @property
+    def name(self) -> str:
+        return self._spec.name
+
+    @property
+    def spec(self) -> WorkerSpec:
+        """The description that it was started from."""
+        return self._spec
+
+    @property
+    def state(self) -> State:
+        return self._state
+
+    @property
+    def pid(self) -> int | None:
+        """Of its command, as the host sees it; None while it has no process."""
+        return None if self._main is None else self._main.pid
+
+    @property
+    def incarnation(self) -> int:
+        """Number of its present or latest process, from 1; 0 before the first."""
+        return 0 if self._main is None else self._main.incarnation
+
+    @property
+    def namespaces(self) -> Mapping[str, int]:
+        """Inode of each namespace that it has of its own, by the name below ``/proc/PID/ns``."""
+        return MappingProxyType(self._inodes)
+
+    @property
+    def interfaces(self) -> Mapping[str, Interface]:
+        """Its ends of links, by interface name."""
+        return MappingProxyType(self._interfaces)
+
+    @property
+    def addresses(self) -> tuple[IPv4Interface | IPv6Interface, ...]:
+        """All addresses that nsorch gave it: those of its name first."""
+        return self._supervisor._wiring.addresses_of(self)
+
+    @property
+    def exit(self) -> Exit | None:
+        """How its latest process ended, or None."""
+        return None if self._main is None else self._main.exit
+
+    @property
+    def stdin(self) -> ByteSendStream | None:
+        """Where ``stdin=subprocess.PIPE`` leads to."""
+        return None if self._main is None else self._main.stdin
+
+    @property
+    def stdout(self) -> ByteReceiveStream | None:
+        """Where ``stdout=subprocess.PIPE`` comes from."""
+        return None if self._main is None else self._main.stdout
+
+    @property
+    def stderr(self) -> ByteReceiveStream | None:
+        """Where ``stderr=subprocess.PIPE`` comes from."""
+        return None if self._main is None else self._main.stderr
+
+    # -- commands in it
+
+    async def run(
+        self,
+        command: str | bytes | Sequence[str | bytes | os.PathLike[str]],
+        *,
+        input: bytes | None = None,  # noqa: A002 - subprocess's word
+        stdin: object = subprocess.DEVNULL,
+        stdout: object = subprocess.PIPE,
+        stderr: object = subprocess.PIPE,
+        timeout: float | None = None,
+        check: bool = True,
+        env: Mapping[str, str] | None = None,
+        cwd: str | os.PathLike[str] | None = None,
+        user: str | int | None = None,
+    ) -> subprocess.CompletedProcess[bytes]:
+        """Run *command* in its namespaces, and wait for its end; conventions of :func:`anyio.run_process`.
+
+        Cancelled, or after *timeout* seconds, the command is killed with all its descendants, also those that left its
+        session or its parent, and is gone when this returns.
+
+        :param command: program and arguments, or a line for ``/bin/sh -c``
+        :param input: what the command reads, instead of *stdin*
+        :param check: raise where the exit status isn't 0
+        :param env: its whole environment; the application's if None
+        :param cwd: its working directory; the application's if None, or ``/`` where the worker has no such directory
+        :raises subprocess.CalledProcessError: the exit status isn't 0
+        :raises TimeoutError: it took longer than *timeout*
+        :raises CommandNotFoundError: there is no such command
+        :raises ClosedError: the worker is gone
+        """
+        process = await self.popen(
+            command,
+            stdin=subprocess.PIPE if input is not None else stdin,
+            stdout=stdout,
+            stderr=stderr,
+            env=env,
+            cwd=cwd,
+            user=user,
+        )
+        output: dict[str, bytes | None] = {"stdout": None, "stderr": None}
+
+        async def collect(name: str, stream: ByteReceiveStream) -> None:
+            output[name] = b"".join([chunk async for chunk in stream])
+
+        async with process:
+            with anyio.move_on_after(timeout) as scope:
+                async with anyio.create_task_group() as tasks:
+                    if process.stdout is not None:
+                        tasks.start_soon(collect, "stdout", process.stdout)
+                    if process.stderr is not None:
+                        tasks.start_soon(collect, "stderr", process.stderr)
+                    if input is not None:
+                        tasks.start_soon(_feed, process, input)
+                    await process.wait()
+            if scope.cancelled_caught:
+                raise TimeoutError(f"{self.name}: {command!r} took longer than {timeout} s")
+            code = process.returncode
+        assert code is not None
+        arguments: Any = command
+        if check and code != 0:
+            raise subprocess.CalledProcessError(code, arguments, output["stdout"], output["stderr"])
+        return subprocess.CompletedProcess(arguments, code, output["stdout"], output["stderr"])  # type: ignore[arg-type]
+
+    async def popen(
+        self,
+        command: str | bytes | Sequence[str | bytes | os.PathLike[str]],
+        *,
+        stdin: object = subprocess.PIPE,
+        stdout: object = subprocess.PIPE,
+        stderr: object = subprocess.PIPE,
+        env: Mapping[str, str] | None = None,
+        cwd: str | os.PathLike[str] | None = None,
+        user: str | int | None = None,
+        start_new_session: bool = True,
+    ) -> Process:
+        """Start *command* in its namespaces; conventions of :func:`anyio.open_process`. Returns when it is executed.
+
+        While the worker has a live process, the command shares its pid namespace; else it gets a fresh one, with an
+        init, and none of its descendants outlives it. Cancelled, nothing of it is left.
+
+        :param start_new_session: False for a command that shares the caller's terminal
+        :raises CommandNotFoundError: there is no such command
+        :raises ClosedError: the worker is gone
+        """
+        supervisor = self._supervisor
+        supervisor._check_running()
+        if self._state is State.REMOVED:
+            raise ClosedError("the worker was removed", worker=self.name)
+        alive = None if self._main is None else self._main.alive
+        entry = self._entry
+        assert entry is not None
+        make, proc, mode = 0, 0, Mode.RUNNER
+        held = dict(self._held)
+        if alive is None:
+            make, mode = CLONE_NEWPID, Mode.INIT
+            # Its own mounts must see what the command mounts, but not its /proc.
+            proc = 3 if CLONE_NEWNS in held else 4
+            held.pop(CLONE_NEWPID, None)  # another worker's, which a fresh one can't be below of
+        elif entry.make & CLONE_NEWPID:
+            held[CLONE_NEWPID] = alive.pidfd
+        host = entry.host & ~make
+        joins = supervisor._home.joins(held, host)
+        line = await build_command(
+            command, env=env, cwd=cwd, user=user, mode=mode, session=start_new_session, worker=self.name
+        )
+        streams = await open_streams(stdin, stdout, stderr)
+        job: Job | None = None
+        try:
+            job = supervisor._helper.spawn(
+                lambda number: Spawn(
+                    number,
+                    make,
+                    tuple(kind for kind, _ in joins),
+                    0,
+                    None,
+                    (),
+                    False,
+                    proc,
+                    line._replace(streams=streams.numbers),
+                    None,
+                ),
+                [*(fd for _, fd in joins), *streams.fds],
+                worker=self.name,
+                outside=supervisor._home.outside(host),
+            )
+            await job.started()
+        except BaseException:
+            streams.close()
+            if job is not None:
+                await end(job)
+            raise
+        finally:
+            streams.sent()
+        return Process(job, streams)
+
+    async def open_socket(self, family: int, type: int, proto: int = 0) -> socket.socket:  # noqa: A002 - socket's word
+        """A non-blocking socket in its network namespace, which the caller owns. Cancelled, none is left open.
+
+        :raises PermissionDeniedError: the kernel forbids such a socket
+        :raises UnsupportedError: the worker has the host's network namespace, and nsorch isn't root
+        :raises ClosedError: the worker is gone
+        """
+        supervisor = self._supervisor
+        supervisor._check_running()
+        if self._state is State.REMOVED:
+            raise ClosedError("the worker was removed", worker=self.name)
+        netns = self._held.get(CLONE_NEWNET, supervisor._home.hosts.get(CLONE_NEWNET))
+        if netns is None:
+            raise UnsupportedError(
+                "the worker shares the host's network namespace: open the socket yourself", worker=self.name
+            )
+        return await supervisor._helper.open_socket(netns, family, type, proto)
+
+    # -- its main process
+
+    async def wait(self) -> Exit:
+        """Wait until its process has ended and no restart will follow; any number of tasks may. Cancelled, it changes
+        nothing.
+
+        :raises ClosedError: it has no process, and never had one
+        """
+        await anyio.lowlevel.checkpoint()
+        if self._main is None:
+            raise ClosedError("the worker is passive: it has no process to wait for", worker=self.name)
+        return await self._main.wait()
+
+    async def stop(self, grace: float | None = None) -> Exit | None:
+        """SIGTERM, and SIGKILL after *grace* seconds (the supervisor's if None). Its namespaces and links stay.
+
+        Returns how it ended, or None for a passive worker. Cancelled, the process is killed at once, and gone.
+        """
+        await anyio.lowlevel.checkpoint()
+        if self._main is None:
+            return None
+        return await self._main.stop(self._supervisor.grace if grace is None else grace)
+
+    async def restart(
+        self, command: Sequence[str] | None = None, *, env: Mapping[str, str] | None = None, grace: float | None = None
+    ) -> Worker:
+        """Stop its process and begin the next incarnation, with another *command* or *env* if given. Its namespaces
+        (but for a pid namespace of its own) and its links stay. Returns as :meth:`nsorch.Supervisor.start` does.
+
+        :raises ClosedError: the worker is gone, or passive and no command is given
+        :raises NsorchError: as ``start``; the worker stays, without a process
+        """
+        self._supervisor._check_running()
+        if self._state is State.REMOVED:
+            raise ClosedError("the worker was removed", worker=self.name)
+        if command is None and self._spec.command is None:
+            raise ClosedError("the worker is passive: give a command to restart it with", worker=self.name)
+        spec = self._spec
+        if command is not None:
+            spec = evolve(spec, command=command)
+        if env is not None:
+            spec = evolve(spec, env=env)
+        await self.stop(grace)
+        self._spec = spec
+        await self._supervisor._starter.run_main(self)
+        return self
+
+    async def remove(self) -> None:
+        """Kill its process, remove its links, and free its namespaces and its name. Doing it twice is once.
+
+        Cancelled, it is done all the same before the cancellation goes on.
+        """
+        with anyio.CancelScope(shield=True):
+            await self._supervisor._starter.remove([self])
+        await anyio.lowlevel.checkpoint()
+
+    def kill(self) -> None:
+        """SIGKILL to its command and all its descendants."""
+        if self._main is not None:
+            self._main.kill()
+
+    def signal(self, sig: int) -> None:
+        """Send signal *sig* to its command; once that has ended nothing happens."""
+        if self._main is not None:
+            self._main.signal(sig)
+
+    # -- for the supervisor
+
+    def _adopt(self, made: Mapping[int, int], entry: Entry) -> None:
+        """Its namespaces exist: *made* and the joined are its own from here on."""
+        self._entry = entry
+        self._held = {**entry.joined, **made}
+        self._inodes = {NS_FILES[kind]: os.fstat(fd).st_ino for kind, fd in made.items()}
+
+    def _begin_stop(self, grace: float) -> None:
+        if self._main is not None:
+            self._main.begin_stop(grace)
+
+    async def _ended(self) -> None:
+        if self._main is not None:
+            await self._main.end()
+
+    def _removed(self) -> None:
+        """It is gone, with all that it held."""
+        self._state = State.REMOVED
+        self._supervisor._bus.publish(WorkerRemoved(worker=self.name, incarnation=self.incarnation))
+        if self._main is not None:
+            self._main.announce()
+
+    def _take_descriptors(self) -> list[int]:
+        held, self._held = list(self._held.values()), {}
+        return held
+
+
+async def _feed(process: Process, data: bytes) -> None:
+    assert process.stdin is not None
+    async with process.stdin:
+        try:
+            await process.stdin.send(data)
+        except anyio.BrokenResourceError:
+            pass  # it ended, or closed its end, without reading everything
