@@ -35,7 +35,8 @@ def resolve(command: Command) -> bytes:
         try:
             mode = os.stat(candidate).st_mode
         except OSError as exc:
-            if exc.errno == errno.EACCES:
+            # A directory of PATH that can't be searched has no command, as shells see it.
+            if exc.errno == errno.EACCES and b"/" in name:
                 found = errno.EACCES
             continue
         if mode & 0o170000 == 0o100000 and os.access(candidate, os.X_OK):

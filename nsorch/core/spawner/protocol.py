@@ -60,8 +60,8 @@ class Spawn(NamedTuple):
     hostname: str | None
     sysctls: tuple[tuple[str, str], ...]
     loopback: bool  #: set the loopback interface up
-    #: 0 no; 1 mount the /proc of its pid namespace, 2 instead of an earlier one, 3 in a peer of the mount namespace, 4 in
-    #: a new one
+    #: 0 no; 1 mount the /proc of its pid namespace, 2 instead of an earlier one, 3 in a peer of the mount namespace,
+    #: 4 in a new mount namespace
     proc: int
     command: Command | None
     check: Command | None  #: must exist before anything is made; runs later

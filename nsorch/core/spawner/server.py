@@ -272,8 +272,8 @@ class Server:
         request = Spawn(*values)
         command = Command(*request.command)  # type: ignore[misc]
         try:
-            # As the spawner counts, whose /proc is still in place: pid (comm) state ppid …
-            with open("/proc/self/stat") as file:
+            # As the spawner counts: pid (comm) state ppid …
+            with open(os.open("self/stat", os.O_RDONLY | os.O_CLOEXEC, dir_fd=self._home.own_proc)) as file:
                 init = int(file.read().rpartition(")")[2].split()[1])
             protocol.send(self._report, (Event.BORNE, request.job, init))
             if failure:
@@ -497,6 +497,9 @@ class Server:
             for kind, fd in joined:
                 with stage("setns", NS_FILES[kind]):
                     setns(fd, kind)
+            if CLONE_NEWPID in request.join and request.unshare & CLONE_NEWPID and clone3(CLONE_PARENT)[0]:
+                # Only a process that is in a pid namespace itself can make one below it: the child, a sibling.
+                os._exit(0)
             # Not by the clone3 that follows: CLONE_PARENT goes with neither NEWUSER nor NEWPID.
             if request.unshare & CLONE_NEWUSER:
                 self._unshare_mapped(request.unshare)
@@ -507,8 +510,8 @@ class Server:
                 pid, _ = clone3(CLONE_PARENT)
             if pid == 0:
                 ours.close()
+                protocol.send(theirs, ("child", _own_pid(self._home.own_proc)))
                 self._set_up(request, streams, theirs)
-            protocol.send(theirs, ("child", pid))
         except StageError as exc:
             protocol.send(theirs, (Event.FAILED, exc.stage, exc.number, exc.detail))
         finally:
@@ -516,7 +519,7 @@ class Server:
 
     def _unshare_mapped(self, kinds: int) -> None:
         """Enter a new user namespace and have its maps written by a child that stays in the one above."""
-        me = os.getpid()
+        me = _own_pid(self._home.own_proc)
         made, make = os.pipe()
         child, _ = clone3(0)
         if child == 0:
@@ -581,6 +584,11 @@ def _kinds(joined: tuple[int, ...]) -> int:
 def _wants_init(request: Spawn) -> bool:
     command = request.command
     return command is not None and command.mode == Mode.INIT and bool(request.unshare & CLONE_NEWPID)
+
+
+def _own_pid(proc: int) -> int:
+    """The caller's pid, as *proc* counts."""
+    return int(os.readlink("self", dir_fd=proc))
 
 
 def _own_namespaces(kinds: int) -> list[int]:
