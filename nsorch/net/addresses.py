@@ -1,0 +1,178 @@
+"""Which addresses are given to whom: pure book-keeping, before anything is made."""
+
+from __future__ import annotations
+
+from ipaddress import (
+    IPv4Address,
+    IPv4Interface,
+    IPv4Network,
+    IPv6Address,
+    IPv6Interface,
+    IPv6Network,
+    ip_interface,
+    ip_network,
+)
+from typing import TYPE_CHECKING
+
+from nsorch.errors import AddressError, SubnetFullError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+IPAddress = IPv4Address | IPv6Address
+IPInterface = IPv4Interface | IPv6Interface
+IPNetwork = IPv4Network | IPv6Network
+
+# 100.64.0.0/10 is for networks that nobody routes to (RFC 6598), fd00::/8 for everybody's own (RFC 4193).
+_LINKS_4, _LOOPBACKS_4 = IPv4Network("100.64.0.0/11"), IPv4Network("100.96.0.0/11")
+_LINKS_6, _LOOPBACKS_6 = IPv6Network("fd6e:736f:7263::/48"), IPv6Network("fd6e:736f:7264::/48")
+
+
+class Segment:
+    """The subnets of one layer-2 segment, at most one of each family, and who has which address of them.
+
+    :param where: what it belongs to, for errors
+    """
+
+    def __init__(self, networks: Iterable[IPNetwork], where: str) -> None:
+        self.networks = tuple(networks)
+        self._where = where
+        self._owners: dict[IPAddress, str] = {}
+        self._reserved: dict[str, list[IPInterface]] = {}  # for a gateway that comes later
+        self._next = {network: _first(network) for network in self.networks}
+        if len({network.version for network in self.networks}) < len(self.networks):
+            raise AddressError(f"{where}: more than one subnet of a family: {', '.join(map(str, self.networks))}")
+
+    def reserve(self, address: IPAddress | IPInterface | str, owner: str) -> IPInterface:
+        """Give *owner* this address, and return it with its subnet's length.
+
+        :raises AddressError: it is in none of the subnets, is no host's, or is taken
+        """
+        try:
+            ip = ip_interface(str(address)).ip
+        except ValueError:
+            raise AddressError(f'{self._where}: "{address}" is not an IP address') from None
+        for network in self.networks:
+            if ip in network:
+                break
+        else:
+            names = " and ".join(map(str, self.networks)) or "without subnet"
+            raise AddressError(f"{self._where}: {ip} of {owner} is outside of the subnet {names}")
+        if not _first(network) <= int(ip) <= _last(network):
+            raise AddressError(f"{self._where}: {ip} of {owner} is no host's address in {network}")
+        if ip in self._owners:
+            raise AddressError(f"{self._where}: {ip} of {owner} is used by {self._owners[ip]} already")
+        self._owners[ip] = owner
+        return ip_interface(f"{ip}/{network.prefixlen}")
+
+    def reserve_first(self, gateway: str) -> None:
+        """Keep the first address of each subnet for worker *gateway*, whenever it comes."""
+        self._reserved[gateway] = [self.reserve(network[_first_offset(network)], gateway) for network in self.networks]
+
+    def allocate(self, owner: str, *, gateway: str | None = None) -> tuple[IPInterface, ...]:
+        """The next free address of each subnet; those kept for it if *gateway* is the segment's.
+
+        :raises SubnetFullError: there is none
+        """
+        if gateway in self._reserved:
+            kept = self._reserved.pop(gateway)
+            for address in kept:
+                self._owners[address.ip] = owner
+            return tuple(kept)
+        given: list[IPInterface] = []
+        try:
+            for network in self.networks:
+                given.append(self._allocate(network, owner))  # noqa: PERF401 - what is given counts after an error
+        except SubnetFullError:
+            for address in given:
+                del self._owners[address.ip]
+            raise
+        return tuple(given)
+
+    def _allocate(self, network: IPNetwork, owner: str) -> IPInterface:
+        last = _last(network)
+        first = _first(network)
+        number = self._next[network]
+        for wrapped in (False, True):
+            while number <= last:
+                ip = network[number - int(network.network_address)]
+                number += 1
+                if ip not in self._owners:
+                    self._owners[ip] = owner
+                    self._next[network] = number
+                    return ip_interface(f"{ip}/{network.prefixlen}")
+            if not wrapped:
+                # Once round: addresses that were given back.
+                number = first
+        raise SubnetFullError(f"{self._where}: no address is left in {network} for {owner}")
+
+    def release(self, owner: str) -> None:
+        """Take back all that *owner* has."""
+        for ip in [ip for ip, other in self._owners.items() if other == owner]:
+            del self._owners[ip]
+
+
+def _first_offset(network: IPNetwork) -> int:
+    return 0 if network.prefixlen >= network.max_prefixlen - 1 else 1
+
+
+def _first(network: IPNetwork) -> int:
+    """The first host's address: not the network's own, but for /31, /32, /127 and /128 (RFC 3021, RFC 6164)."""
+    return int(network.network_address) + _first_offset(network)
+
+
+def _last(network: IPNetwork) -> int:
+    last = int(network.broadcast_address)
+    return last if network.version == 6 or network.prefixlen >= 31 else last - 1
+
+
+class _Slices:
+    """Subnets of one length out of a range, but for what is excluded; given back ones are used again last."""
+
+    def __init__(self, range_: IPNetwork, length: int, excluded: list[IPNetwork]) -> None:
+        self._range = range_
+        self._excluded = excluded
+        self._fresh = self._generate(length)
+        self._back: list[IPNetwork] = []
+
+    def _generate(self, length: int) -> Iterator[IPNetwork]:
+        step = 1 << (self._range.max_prefixlen - length)
+        start = int(self._range.network_address) + (step if step == 1 else 0)
+        for number in range(start, int(self._range.broadcast_address) + 1, step):
+            yield ip_network((number, length))
+
+    def take(self, what: str) -> IPNetwork:
+        while True:
+            network = next(self._fresh, None) or (self._back.pop(0) if self._back else None)
+            if network is None:
+                raise SubnetFullError(f"no subnet is left in {self._range} for {what}")
+            if not any(network.version == other.version and network.overlaps(other) for other in self._excluded):
+                return network
+
+    def give_back(self, network: IPNetwork) -> None:
+        self._back.append(network)
+
+
+class PointToPointPool:
+    """A /31 and a /127 for each link without a subnet."""
+
+    def __init__(self, ipv4: IPv4Network = _LINKS_4, ipv6: IPv6Network = _LINKS_6) -> None:
+        self._excluded: list[IPNetwork] = []
+        self._slices = (_Slices(ipv4, 31, self._excluded), _Slices(ipv6, 127, self._excluded))
+
+    def exclude(self, network: IPNetwork) -> None:
+        """Never give out what overlaps *network*, which the user has chosen."""
+        self._excluded.append(network)
+
+    def take(self, where: str) -> Segment:
+        return Segment([slices.take(where) for slices in self._slices], where)
+
+
+class LoopbackPool:
+    """A /32 and a /128 for each routed worker."""
+
+    def __init__(self, ipv4: IPv4Network = _LOOPBACKS_4, ipv6: IPv6Network = _LOOPBACKS_6) -> None:
+        self._slices = (_Slices(ipv4, 32, []), _Slices(ipv6, 128, []))
+
+    def take(self, worker: str) -> tuple[IPInterface, ...]:
+        return tuple(ip_interface(str(slices.take(worker))) for slices in self._slices)

@@ -1,0 +1,277 @@
+"""Carries out plans: synchronous, for one thread of its own. The kernel works inside each send, without the lock of
+the interpreter; between two sends there is little Python, so that an event loop in another thread gets its turn."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import time
+from ipaddress import IPv6Interface
+from typing import TYPE_CHECKING
+
+from attrs import frozen
+
+from nsorch.errors import NetlinkError
+from nsorch.net import messages
+from nsorch.net.messages import RTM_DELADDR, RTM_DELROUTE, RTM_NEWADDR, RTM_NEWLINK, RTM_NEWROUTE, VethEnd
+from nsorch.net.netlink import Netlink, Request
+
+if TYPE_CHECKING:
+    import socket
+    from collections.abc import Iterable, Mapping, Sequence
+
+    from nsorch.net.messages import LinkState
+    from nsorch.net.plan import Batch, BridgePlan, EndPlan, IPInterface, LinkPlan, Netns, NodePlan, RoutePlan
+
+_CARRIER_DEADLINE = 5.0
+_LOOPBACK = 1
+
+
+@frozen(kw_only=True)
+class NetnsHandle:
+    """A network namespace: its descriptor, a NETLINK_ROUTE socket opened inside, and a name for errors."""
+
+    fd: int
+    sock: socket.socket
+    name: str
+
+
+class Engine:
+    """:param fabric: a NETLINK_ROUTE socket of the fabric; it stays its owner's"""
+
+    def __init__(self, fabric: socket.socket) -> None:
+        self._fabric = Netlink(fabric)
+
+    def execute(self, batch: Batch, namespaces: Mapping[Netns, NetnsHandle]) -> None:
+        """Make all of *batch*; returns when every end has carrier.
+
+        :raises NetlinkError: the first; what was made is undone
+        """
+        made: list[Request] = []
+        try:
+            for bridge in batch.bridges:
+                self._make_bridge(bridge, made)
+            for link in batch.links:
+                self._make_link(link, namespaces, made)
+            ends = _ends_by_netns(batch.links)
+            nodes = {node.netns: node for node in batch.nodes}
+            for netns in dict.fromkeys((*ends, *nodes)):
+                if netns:
+                    self._configure(namespaces[netns], ends.get(netns, []), nodes.get(netns))
+            for netns, node in nodes.items():
+                if node.routes:  # not before: the other ends of links must be up
+                    self.add_routes(namespaces[netns], node.routes)
+            self._raise_bridges(batch)
+            for netns, own in ends.items():
+                if netns:
+                    self._await_carrier(namespaces[netns], own)
+        except NetlinkError as exc:
+            self._undo(made, exc)
+            raise
+
+    def _make_bridge(self, plan: BridgePlan, made: list[Request]) -> None:
+        data = messages.create_bridge(plan.ifname, index=plan.index, mtu=plan.mtu, mac=plan.mac)
+        self._fabric.execute([Request(data, "create bridge", plan.name)])
+        made.append(Request(messages.delete_link(plan.index), "remove bridge", plan.name))
+
+    def _make_link(self, plan: LinkPlan, namespaces: Mapping[Netns, NetnsHandle], made: list[Request]) -> None:
+        first, second = plan.a, plan.b
+        if first.netns and not second.netns:
+            # The end in the fabric is the one that can be created up, and by which the pair is undone.
+            first, second = second, first
+        data = messages.create_veth(
+            _veth_end(first, namespaces, up=not first.netns), _veth_end(second, namespaces, up=False)
+        )
+        self._fabric.execute([Request(data, "create link", plan.name)])
+        if not first.netns and first.index is not None:
+            made.append(Request(messages.delete_link(first.index), "remove link", plan.name))
+        elif first.netns:
+            made.append(
+                _DeleteInNetns(
+                    messages.delete_link(name=first.ifname), "remove link", plan.name, namespaces[first.netns]
+                )
+            )
+
+    def _configure(self, handle: NetnsHandle, ends: Sequence[EndPlan], node: NodePlan | None) -> None:
+        """One datagram, where the indices are known in advance."""
+        netlink = Netlink(handle.sock, handle.name)
+        requests = [Request(messages.set_link(_LOOPBACK, up=True), "set up", "lo")]
+        requests += [_add(_LOOPBACK, address, "lo") for address in (() if node is None else node.loopback)]
+        for end in ends:
+            index = end.index or self._index(netlink, end.ifname)
+            requests.append(
+                Request(messages.set_link(index, no_ipv6_addresses=True), "turn off IPv6 addresses of", end.ifname)
+            )
+            requests += [_add(index, address, end.ifname) for address in end.addresses]
+            if end.ipv6 and end.mac is not None:
+                requests.append(_add(index, _link_local(end.mac), end.ifname))
+            requests.append(Request(messages.set_link(index, up=True), "set up", end.ifname))
+        # A kernel without IPv6 has no address generation to turn off.
+        failed = [
+            error
+            for error in netlink.transact(requests)
+            if not (error.operation.startswith("turn off") and error.errno in (errno.EAFNOSUPPORT, errno.EOPNOTSUPP))
+        ]
+        if failed:
+            raise failed[0]
+
+    def _raise_bridges(self, batch: Batch) -> None:
+        self._fabric.execute(
+            [Request(messages.set_link(index, up=True), "set up bridge", str(index)) for index in batch.raise_bridges]
+        )
+
+    def _await_carrier(self, handle: NetnsHandle, ends: Iterable[EndPlan]) -> None:
+        netlink = Netlink(handle.sock, handle.name)
+        deadline = time.monotonic() + _CARRIER_DEADLINE
+        for end in ends:
+            while not self.link_state(netlink, end.ifname).carrier:
+                if time.monotonic() > deadline:
+                    raise NetlinkError("wait for carrier of", end.ifname, errno=errno.ETIMEDOUT, worker=handle.name)
+                time.sleep(0.001)
+
+    def _undo(self, made: list[Request], failure: NetlinkError) -> None:
+        for request in reversed(made):
+            netlink = self._fabric
+            if isinstance(request, _DeleteInNetns):
+                netlink = Netlink(request.handle.sock, request.handle.name)
+            with contextlib.suppress(NetlinkError):
+                for error in netlink.transact([request]):
+                    if error.errno != errno.ENODEV:
+                        failure.add_note(str(error))
+
+    @staticmethod
+    def link_state(netlink: Netlink, name: str) -> LinkState:
+        return messages.parse_link(netlink.ask(Request(messages.get_link(name=name), "look at", name)))
+
+    def _index(self, netlink: Netlink, name: str) -> int:
+        return self.link_state(netlink, name).index
+
+    # -- changes at run time; a handle of None means the fabric
+
+    def _netlink(self, handle: NetnsHandle | None) -> Netlink:
+        return self._fabric if handle is None else Netlink(handle.sock, handle.name)
+
+    def set_link(
+        self,
+        handle: NetnsHandle | None,
+        name: str,
+        *,
+        up: bool | None = None,
+        mtu: int | None = None,
+        mac: bytes | None = None,
+    ) -> None:
+        """Change a link.
+
+        :raises NetlinkError: the kernel refused
+        """
+        data = messages.set_link(name=name, up=up, mtu=mtu, mac=mac)
+        self._netlink(handle).execute([Request(data, "change link", name)])
+
+    def delete_links(self, handle: NetnsHandle | None, links: Iterable[int | str]) -> None:
+        """Delete links by ifindex or name, and their peers with them. Those that are gone are no error."""
+        requests = [
+            Request(
+                messages.delete_link(link) if isinstance(link, int) else messages.delete_link(name=link),
+                "remove link",
+                str(link),
+            )
+            for link in links
+        ]
+        failed = [error for error in self._netlink(handle).transact(requests) if error.errno != errno.ENODEV]
+        if failed:
+            raise failed[0]
+
+    def delete_bridge(self, index: int, name: str) -> None:
+        request = Request(messages.delete_link(index), "remove bridge", name)
+        failed = [error for error in self._fabric.transact([request]) if error.errno != errno.ENODEV]
+        if failed:
+            raise failed[0]
+
+    def add_routes(self, handle: NetnsHandle, routes: Sequence[RoutePlan]) -> None:
+        """Add routes, or replace those to the same destinations.
+
+        :raises NetlinkError: the first that the kernel refused
+        """
+        self._route(handle, RTM_NEWROUTE, "add route to", routes)
+
+    def remove_routes(self, handle: NetnsHandle, routes: Sequence[RoutePlan]) -> None:
+        self._route(handle, RTM_DELROUTE, "remove route to", routes)
+
+    def _route(self, handle: NetnsHandle, kind: int, operation: str, routes: Sequence[RoutePlan]) -> None:
+        netlink = Netlink(handle.sock, handle.name)
+        indices = {"lo": _LOOPBACK}
+        for name in {hop.dev for plan in routes for hop in plan.nexthops} - indices.keys():
+            indices[name] = self._index(netlink, name)
+        slice_ = 64
+        for start in range(0, len(routes), slice_):
+            netlink.execute(
+                [
+                    Request(
+                        messages.route(
+                            kind,
+                            plan.destination,
+                            [(hop.via, indices[hop.dev]) for hop in plan.nexthops],
+                            source=plan.source,
+                            metric=plan.metric,
+                            replace=True,
+                        ),
+                        operation,
+                        str(plan.destination),
+                    )
+                    for plan in routes[start : start + slice_]
+                ]
+            )
+
+    def change_addresses(
+        self, handle: NetnsHandle, name: str, *, add: Iterable[IPInterface] = (), remove: Iterable[IPInterface] = ()
+    ) -> None:
+        """Give interface *name* other addresses.
+
+        :raises NetlinkError: the first that the kernel refused
+        """
+        netlink = Netlink(handle.sock, handle.name)
+        index = self._index(netlink, name)
+        requests = [
+            Request(messages.address(RTM_DELADDR, index, address), f"remove {address} of", name) for address in remove
+        ]
+        netlink.execute([*requests, *(_add(index, address, name) for address in add)])
+
+    def list_links(self, handle: NetnsHandle | None) -> list[LinkState]:
+        """All interfaces there."""
+        found = self._netlink(handle).dump(Request(messages.dump_links(), "list", "links"), RTM_NEWLINK)
+        return [messages.parse_link(body) for body in found]
+
+
+@frozen
+class _DeleteInNetns(Request):
+    handle: NetnsHandle
+
+
+def _add(index: int, address: IPInterface, name: str) -> Request:
+    return Request(messages.address(RTM_NEWADDR, index, address), f"add {address} to", name)
+
+
+def _veth_end(plan: EndPlan, namespaces: Mapping[Netns, NetnsHandle], *, up: bool) -> VethEnd:
+    return VethEnd(
+        ifname=plan.ifname,
+        index=plan.index or 0,
+        netns=namespaces[plan.netns].fd if plan.netns else None,
+        mac=plan.mac,
+        mtu=plan.mtu,
+        master=plan.master,
+        up=up,
+    )
+
+
+def _ends_by_netns(links: Iterable[LinkPlan]) -> dict[Netns, list[EndPlan]]:
+    found: dict[Netns, list[EndPlan]] = {}
+    for link in links:
+        for end in (link.a, link.b):
+            found.setdefault(end.netns, []).append(end)
+    return found
+
+
+def _link_local(mac: bytes) -> IPv6Interface:
+    """fe80::/64 and the modified EUI-64 of *mac*: RFC 4291, appendix A."""
+    identifier = bytes((mac[0] ^ 2, mac[1], mac[2], 0xFF, 0xFE, mac[3], mac[4], mac[5]))
+    return IPv6Interface((bytes.fromhex("fe80000000000000") + identifier, 64))

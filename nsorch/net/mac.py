@@ -1,0 +1,26 @@
+"""Hardware addresses: the same for the same names, in every run."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+
+from nsorch.errors import AddressError
+
+_MAC = re.compile(r"[0-9a-fA-F]{2}(:[0-9a-fA-F]{2}){5}")
+
+
+def derive_mac(worker: str, interface: str) -> bytes:
+    """A locally administered unicast address (02:…), by a hash of the names: 40 bits, so that no two of a lab meet."""
+    digest = hashlib.blake2b(f"{worker}/{interface}".encode(), digest_size=5).digest()
+    return b"\x02" + digest
+
+
+def parse_mac(text: str) -> bytes:
+    """:raises AddressError: not six bytes, or a multicast address"""
+    if not _MAC.fullmatch(text):
+        raise AddressError(f'"{text}" is not a MAC address such as 02:00:00:00:00:01')
+    mac = bytes.fromhex(text.replace(":", ""))
+    if mac[0] & 1 or not any(mac):
+        raise AddressError(f"\"{text}\" can't be the MAC address of one interface: it is a group's, or zero")
+    return mac

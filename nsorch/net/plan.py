@@ -1,0 +1,94 @@
+"""What is to be made of a network, as pure values: no kernel objects, nothing that blocks."""
+
+from __future__ import annotations
+
+from ipaddress import IPv4Address, IPv4Interface, IPv4Network, IPv6Address, IPv6Interface, IPv6Network
+
+from attrs import frozen
+
+#: key of a network namespace; 0 is the fabric
+Netns = int
+
+IPInterface = IPv4Interface | IPv6Interface
+IPNetwork = IPv4Network | IPv6Network
+IPAddress = IPv4Address | IPv6Address
+
+
+@frozen(kw_only=True)
+class BridgePlan:
+    """A bridge in the fabric; *name* is for errors."""
+
+    name: str
+    ifname: str
+    index: int
+    mtu: int | None = None
+    mac: bytes | None = None
+
+
+@frozen(kw_only=True)
+class EndPlan:
+    """One end of a link.
+
+    :ivar index: ifindex to be given, or None to let the kernel choose
+    :ivar mtu: bytes, or None for the kernel's 1500
+    :ivar master: ifindex of the bridge that it is a port of
+    :ivar ipv6: give it a link-local address; without, IPv6 stays silent on it
+    """
+
+    netns: Netns
+    ifname: str
+    index: int | None = None
+    mac: bytes | None = None
+    mtu: int | None = None
+    addresses: tuple[IPInterface, ...] = ()
+    master: int | None = None
+    ipv6: bool = False
+
+
+@frozen(kw_only=True)
+class LinkPlan:
+    name: str
+    a: EndPlan
+    b: EndPlan
+
+
+@frozen(kw_only=True)
+class NextHop:
+    """Through interface *dev*, by gateway *via* unless the destination is on the link."""
+
+    via: IPAddress | None
+    dev: str
+
+
+@frozen(kw_only=True)
+class RoutePlan:
+    """Several next hops are of equal cost."""
+
+    destination: IPNetwork
+    nexthops: tuple[NextHop, ...]
+    source: IPAddress | None = None
+    metric: int | None = None
+
+
+@frozen(kw_only=True)
+class NodePlan:
+    """What a network namespace gets besides its ends of links. *name* is for errors."""
+
+    netns: Netns
+    name: str
+    loopback: tuple[IPInterface, ...] = ()
+    routes: tuple[RoutePlan, ...] = ()
+
+
+@frozen(kw_only=True)
+class Batch:
+    """To be made together, or not at all.
+
+    :ivar raise_bridges: ifindices of the bridges that are set up last: a port that joins a bridge which is up has its
+        multicast flooded to all others
+    """
+
+    bridges: tuple[BridgePlan, ...] = ()
+    links: tuple[LinkPlan, ...] = ()
+    nodes: tuple[NodePlan, ...] = ()
+    raise_bridges: tuple[int, ...] = ()
