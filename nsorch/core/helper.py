@@ -237,8 +237,8 @@ class Helper:
             return job
         spawn = make(job.number)
         self._jobs[job.number] = job
-        job._request = Request(("spawn", *_plain(spawn)), tuple(fds))  # noqa: SLF001
-        channel.send(job._request)  # noqa: SLF001
+        job._request = Request(("spawn", *_plain(spawn)), tuple(fds))
+        channel.send(job._request)
         return job
 
     async def open_socket(self, netns: int, family: int, kind: int, proto: int) -> socket.socket:

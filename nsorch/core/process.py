@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import subprocess
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import anyio
 from anyio.abc import Process as AbstractProcess
@@ -21,13 +21,23 @@ if TYPE_CHECKING:
     from nsorch.core.helper import Job
 
 
+class Ends(Protocol):
+    """The ends of a command's standard streams that stay here."""
+
+    stdin: PipeSendStream | None
+    stdout: PipeReceiveStream | None
+    stderr: PipeReceiveStream | None
+
+    def close(self) -> None: ...
+
+
 class Process(AbstractProcess):
     """A command that was started in a worker by :meth:`nsorch.Worker.popen`.
 
     Leaving its ``async with`` block, or :meth:`aclose`, kills it and all its descendants, and waits for them.
     """
 
-    def __init__(self, job: Job, streams: Streams) -> None:
+    def __init__(self, job: Job, streams: Ends) -> None:
         self._job = job
         self._streams = streams
         self._pid = job.pid

@@ -65,9 +65,11 @@ class Segment:
         self._owners[ip] = owner
         return ip_interface(f"{ip}/{network.prefixlen}")
 
-    def reserve_first(self, gateway: str) -> None:
+    def reserve_first(self, gateway: str) -> tuple[IPInterface, ...]:
         """Keep the first address of each subnet for worker *gateway*, whenever it comes."""
-        self._reserved[gateway] = [self.reserve(network[_first_offset(network)], gateway) for network in self.networks]
+        kept = [self.reserve(network[_first_offset(network)], gateway) for network in self.networks]
+        self._reserved[gateway] = kept
+        return tuple(kept)
 
     def allocate(self, owner: str, *, gateway: str | None = None) -> tuple[IPInterface, ...]:
         """The next free address of each subnet; those kept for it if *gateway* is the segment's.

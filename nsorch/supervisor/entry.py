@@ -6,7 +6,7 @@ import contextlib
 import errno
 import fcntl
 import os
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from attrs import field, frozen
 
@@ -34,6 +34,14 @@ _NS_GET_NSTYPE = 0xB703
 _HOSTS_OWN = CLONE_NEWNET | CLONE_NEWUTS | CLONE_NEWIPC
 
 
+class Held(Protocol):
+    """What other workers hold: descriptors by CLONE_NEW*, with a pidfd for ``pid``."""
+
+    def __contains__(self, name: object) -> bool: ...
+
+    def __getitem__(self, name: str) -> Mapping[int, int]: ...
+
+
 @frozen(kw_only=True)
 class Entry:
     """How to get into a worker's namespaces for the first time.
@@ -48,7 +56,7 @@ class Entry:
     host: int = 0
 
 
-def open_sources(namespaces: NamespaceSet, held: Mapping[str, Mapping[int, int]], worker: str) -> Entry:
+def open_sources(namespaces: NamespaceSet, held: Held, worker: str) -> Entry:
     """Open what is to be joined. *held* gives the descriptors of other workers, with their pidfd for ``pid``.
 
     :raises SetupError: a namespace can't be opened, or is of another kind
@@ -77,14 +85,12 @@ def _names_one(source: Source) -> bool:
     return isinstance(source, OfWorker | OfPid | AtPath | OfDescriptor)
 
 
-def _join_worker(
-    joined: dict[int, int], kind: int, other: str, held: Mapping[str, Mapping[int, int]], worker: str
-) -> None:
+def _join_worker(joined: dict[int, int], kind: int, other: str, held: Held, worker: str) -> None:
     if other not in held:
         raise TopologyError(f'workers.{worker}.namespaces.{NS_FILES[kind]}: there is no worker "{other}"')
     if kind not in held[other]:
         raise TopologyError(
-            f'workers.{worker}.namespaces.{NS_FILES[kind]}: worker "{other}" has no {NS_FILES[kind]} namespace of its own'
+            f'workers.{worker}.namespaces.{NS_FILES[kind]}: "{other}" has no {NS_FILES[kind]} namespace of its own'
         )
     joined[kind] = duplicate(held[other][kind])
     # Whoever enters a namespace needs rights in the user namespace that owns it.

@@ -83,6 +83,9 @@ class Bridge:
         self._segment = segment
         self._index = index  # in the fabric
         self._removed = False
+        self._announced = False
+        #: of the gateway, also before it is there
+        self._gateway_addresses = () if gateway is None else segment.reserve_first(gateway)
 
     def __repr__(self) -> str:
         return f"<Bridge {self.name} {', '.join(map(str, self.subnets))}>"

@@ -32,7 +32,7 @@ async def wait_until_ready(worker: Worker, ready: TcpReady | ExecReady, job: Job
 
             tasks.start_soon(watch)
             try:
-                while not await _check(worker, ready):
+                while not await _check(worker, ready):  # noqa: ASYNC110 - nobody tells when it comes true
                     await anyio.sleep(ready.interval)
                 holds = not job.ended
             except NsorchError as exc:

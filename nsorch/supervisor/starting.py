@@ -16,15 +16,16 @@ from nsorch.supervisor.commands import build_command, check_user
 from nsorch.supervisor.entry import open_sources
 from nsorch.supervisor.main_process import MainProcess, Setup, end
 from nsorch.supervisor.worker import Worker
-from nsorch.topology.namespaces import NamespaceSet, OfWorker
+from nsorch.topology.namespaces import NamespaceSet
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
 
     from nsorch.core.helper import Job
     from nsorch.supervisor.entry import Entry
+    from nsorch.supervisor.network import Bridge
     from nsorch.supervisor.supervisor import Supervisor
-    from nsorch.topology import WorkerSpec
+    from nsorch.topology import BridgeSpec, WorkerSpec
 
 # So many workers are under way at a time: more would only wait in the spawner's socket, with their descriptors open.
 _UNDER_WAY = 32
@@ -64,18 +65,46 @@ class Starter:
             worker._state = State.FAILED if worker._main.exit is None else State.EXITED
             raise
 
-    async def _bring_up(self, specs: Sequence[WorkerSpec], errors: list[Exception]) -> list[Worker]:
+    async def deploy(
+        self, specs: Sequence[WorkerSpec], bridges: Sequence[BridgeSpec], plan: Callable[[], None]
+    ) -> tuple[list[Worker], list[Bridge]]:
+        """As :meth:`start_all`, with *bridges*, and whatever *plan* adds when all names are known."""
+        wiring = self._supervisor._wiring
+        made: list[Bridge] = []
+        errors: list[Exception] = []
+        try:
+            self._supervisor._check_running()
+            made += [wiring.plan_bridge(spec) for spec in bridges]
+            workers = await self._bring_up(specs, errors, made, plan)
+            if errors:
+                raise ExceptionGroup(f"{len(errors)} errors while deploying", errors)
+        except BaseException:
+            with anyio.CancelScope(shield=True):
+                for bridge in made:
+                    await wiring.remove_bridge(bridge)
+            raise
+        return workers, made
+
+    async def _bring_up(
+        self,
+        specs: Sequence[WorkerSpec],
+        errors: list[Exception],
+        bridges: Sequence[Bridge] = (),
+        plan: Callable[[], None] | None = None,
+    ) -> list[Worker]:
         """All, or none: then *errors* says why."""
         workers: list[Worker] = []
         try:
             await self._admit(specs, workers)
-            linked = any(spec.links for spec in specs)
+            if plan is not None:
+                plan()
+            linked = plan is not None or any(spec.links for spec in specs)
             for rank in _ranks(workers):
                 await self._each(rank, self._make if linked else self._make_and_execute, errors)
             if linked and not errors:
                 try:
-                    await self._supervisor._wiring.connect(workers)
-                except Exception as exc:  # noqa: BLE001 - collected, and raised by the caller
+                    await self._supervisor._wiring.connect(workers, bridges=bridges)
+                except Exception as exc:
                     errors.append(exc)
             if not errors:
                 main = [worker for worker in workers if worker.spec.command is not None]
@@ -234,7 +263,7 @@ class Starter:
     async def _take(self, step: Callable[[Worker], Awaitable[None]], worker: Worker, errors: list[Exception]) -> None:
         try:
             await step(worker)
-        except Exception as exc:  # noqa: BLE001 - collected, and raised by the caller
+        except Exception as exc:
             if getattr(exc, "worker", "") is None:
                 exc.worker = worker.name  # type: ignore[attr-defined]
             self._report(worker, exc)
@@ -285,9 +314,9 @@ class _Held:
         worker = self._workers[name]
         held = dict(worker._held)
         main = worker._main
-        if main is not None and main.alive is not None and worker._entry is not None:
-            if worker._entry.make & CLONE_NEWPID:
-                held[CLONE_NEWPID] = main.alive.pidfd
+        alive = None if main is None else main.alive
+        if alive is not None and worker._entry is not None and worker._entry.make & CLONE_NEWPID:
+            held[CLONE_NEWPID] = alive.pidfd
         return held
 
 
@@ -302,10 +331,7 @@ def _check_names(specs: Sequence[WorkerSpec], supervisor: Supervisor) -> None:
 
 
 def _joined_names(spec: WorkerSpec) -> set[str]:
-    namespaces = NamespaceSet.parse(spec.namespaces, passive=spec.command is None)
-    return {
-        source.name for name in NS_FILES.values() if isinstance(source := getattr(namespaces, name, None), OfWorker)
-    }
+    return NamespaceSet.parse(spec.namespaces, passive=spec.command is None).joined()
 
 
 def _check_loops(specs: Sequence[WorkerSpec]) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 import anyio
 
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from nsorch.events import Exit, Snapshot, Subscription
     from nsorch.net.ping import Reachability
     from nsorch.supervisor.deployment import Deployment
-    from nsorch.supervisor.wiring import Bridge, Link
+    from nsorch.supervisor.network import Bridge, Link
     from nsorch.supervisor.worker import Worker
     from nsorch.topology import End, ExecReady, Route, TcpReady, To, Topology
 
@@ -41,8 +41,8 @@ class Supervisor:
     """Owns the workers, bridges and links of one lab. An async context manager, to be used once.
 
     Leaving the block stops everything: SIGTERM to all in reverse order of start, SIGKILL after *grace* seconds in all;
-    after an exception or a cancellation SIGKILL at once. The body's exception leaves as it is. Nothing is left then, nor
-    if the application is killed.
+    after an exception or a cancellation SIGKILL at once. The body's exception leaves as it is. Nothing is left then,
+    nor if the application is killed.
 
     :param name: of the lab, for people; in :class:`nsorch.SupervisorStarted`
     :param rootless: work below a user namespace of its own. None: unless this process has CAP_SYS_ADMIN
@@ -77,7 +77,7 @@ class Supervisor:
 
     # -- the block
 
-    async def __aenter__(self) -> Supervisor:
+    async def __aenter__(self) -> Self:
         if self._phase != "new":
             raise ClosedError("a supervisor is used once")
         self._phase = "starting"
@@ -99,7 +99,7 @@ class Supervisor:
             await self._tasks.__aexit__(None, None, None)
             raise
         self._phase = "running"
-        self._bus.publish(events.SupervisorStarted(name=self.name, pid=self._facts.pid))
+        self._bus.publish(events.SupervisorStarted(name=self.name or "", pid=self._facts.pid))
         self._body.__enter__()
         return self
 
@@ -154,7 +154,7 @@ class Supervisor:
         await self._stopped.wait()
 
     async def wait(self) -> None:
-        """Wait until no worker has a process any more, also of those started meanwhile. Cancelled, it changes nothing."""
+        """Wait until no worker has a process, also of those started meanwhile. Cancelled, it changes nothing."""
         await anyio.lowlevel.checkpoint()
         while running := [worker for worker in self._workers.values() if worker.pid is not None]:
             for worker in running:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import socket
 from types import MappingProxyType
@@ -13,8 +14,9 @@ from attrs import define, field
 from nsorch import events
 from nsorch.core.spawner.syscalls import CLONE_NEWNET
 from nsorch.errors import ClosedError, NameInUseError, NsorchError, TopologyError, UnsupportedError
-from nsorch.net.addresses import PointToPointPool, Segment
+from nsorch.net.addresses import LoopbackPool, PointToPointPool, Segment
 from nsorch.net.engine import Engine, NetnsHandle
+from nsorch.net.hosts import HostsEntry
 from nsorch.net.mac import derive_mac, parse_mac
 from nsorch.net.plan import Batch, BridgePlan, EndPlan, LinkPlan, NodePlan
 from nsorch.supervisor.hosts import HostsFile
@@ -60,6 +62,7 @@ class Wiring:
         self._loopbacks: dict[str, tuple[IPv4Interface | IPv6Interface, ...]] = {}
         self._routes: dict[str, tuple[RoutePlan, ...]] = {}
         self._pool = PointToPointPool()
+        self.loopback_pool = LoopbackPool()
         self._indices = Counter(10)
         self._hosts = HostsFile()
 
@@ -96,6 +99,15 @@ class Wiring:
     def links(self) -> Mapping[str, Link]:
         return MappingProxyType(self._links)
 
+    @property
+    def links_of(self) -> Mapping[str, Sequence[Link]]:
+        """Of each worker, also those that are only planned."""
+        return self._of
+
+    def is_routed(self, worker: Worker) -> bool:
+        """Whether it has loopback addresses, to which the others have routes."""
+        return worker.name in self._loopbacks
+
     def addresses_of(self, worker: Worker) -> tuple[IPv4Interface | IPv6Interface, ...]:
         own = tuple(address for link in self._of.get(worker.name, ()) for address in _addresses_in(link, worker))
         return (*self._loopbacks.get(worker.name, ()), *own)
@@ -126,8 +138,6 @@ class Wiring:
         if spec.name in self._supervisor._workers:
             raise NameInUseError(f'there is a worker "{spec.name}" already')
         segment = Segment(spec.subnet, spec.name)
-        if spec.gateway is not None:
-            segment.reserve_first(spec.gateway)
         for network in spec.subnet:
             self._pool.exclude(network)
         bridge = self._bridges[spec.name] = Bridge(
@@ -142,6 +152,7 @@ class Wiring:
         return bridge
 
     def announce_bridge(self, bridge: Bridge) -> None:
+        bridge._announced = True
         self._supervisor._bus.publish(events.BridgeCreated(bridge=bridge.name))
 
     async def remove_bridge(self, bridge: Bridge) -> None:
@@ -150,10 +161,12 @@ class Wiring:
         with anyio.CancelScope(shield=True):
             links = [link for link in self._links.values() if any(side.bridge is bridge for side in link._sides)]
             await self.remove_links(links)
-            await self._in_thread(self._engine.delete_bridge, bridge._index, bridge.name)
+            if not self._supervisor._helper.died:
+                await self._in_thread(self._engine.delete_bridge, bridge._index, bridge.name)
             del self._bridges[bridge.name]
             bridge._removed = True
-            self._supervisor._bus.publish(events.BridgeRemoved(bridge=bridge.name))
+            if bridge._announced:
+                self._supervisor._bus.publish(events.BridgeRemoved(bridge=bridge.name))
         await anyio.lowlevel.checkpoint()
 
     def _bridge(self, name: str, where: str) -> Bridge:
@@ -220,13 +233,9 @@ class Wiring:
         taken = {
             side.ifname for name in self._sharing(owner) for link in self._of.get(name, ()) for side in link._sides
         }
-        ifname = end.name
-        if ifname is None:
-            number = 0
-            while (ifname := f"eth{number}") in taken:
-                number += 1
-        elif ifname in taken:
-            raise NameInUseError(f'{where}: the worker has an interface "{ifname}" already', worker=worker.name)
+        if end.name in taken:
+            raise NameInUseError(f'{where}: the worker has an interface "{end.name}" already', worker=worker.name)
+        ifname = end.name or next(name for number in itertools.count() if (name := f"eth{number}") not in taken)
         mac = derive_mac(worker.name, ifname) if end.mac is None else parse_mac(end.mac)
         side = Side(
             worker=worker,
@@ -238,18 +247,19 @@ class Wiring:
             mtu=end.mtu if end.mtu is not None else mtu,
         )
         side.segment = segment
-        if end.address:
-            side.addresses = tuple(segment.reserve(address, side.owner) for address in end.address)
-        else:
-            side.addresses = segment.allocate(side.owner, gateway=worker.name)
-        # So that a second link of the same start sees the name as taken.
+        try:
+            if end.address:
+                side.addresses = tuple(segment.reserve(address, side.owner) for address in end.address)
+            else:
+                side.addresses = segment.allocate(side.owner, gateway=worker.name)
+        except BaseException:
+            self._release(side)
+            raise
         return side
 
     def _port(self, bridge: Bridge, mtu: int | None = None) -> Side:
         index = self._indices.take()
-        return Side(
-            worker=None, bridge=bridge, ifname=f"p{index}", index=index, mac=None, mtu=mtu if mtu else bridge.mtu
-        )
+        return Side(worker=None, bridge=bridge, ifname=f"p{index}", index=index, mac=None, mtu=mtu or bridge.mtu)
 
     def _owner_of_netns(self, worker: Worker) -> tuple[Worker, bool]:
         """Whose network namespace it is, and whether the supervisor has made it.
@@ -332,7 +342,7 @@ class Wiring:
 
     def _node_plan(self, worker: Worker, links: Sequence[Link]) -> NodePlan:
         routes = [
-            *default_routes(worker, links, self._bridges),
+            *default_routes(worker, links, self._of.get(worker.name, ())),
             *given_routes(worker, links, self._of.get(worker.name, ())),
             *self._routes.pop(worker.name, ()),
         ]
@@ -439,7 +449,7 @@ class Wiring:
             for side in link._sides:
                 if side.worker is not None and side.ifname == interface.name:
                     side.worker._interfaces[interface.name] = interface
-        self._supervisor._bus.publish(events.LinkChanged(link=link.name, ends=link.ends, changes=(("mtu", str(mtu)),)))
+        self._supervisor._bus.publish(events.LinkChanged(link=link.name, changes=(("mtu", str(mtu)),)))
 
     async def remove_link(self, link: Link) -> None:
         with anyio.CancelScope(shield=True):
@@ -455,9 +465,9 @@ class Wiring:
                 await self._in_thread(self._engine.delete_links, None, [index for index in ports if index is not None])
             for link in made:
                 side = link._sides[0]
-                if all(side.bridge is None for side in link._sides) and side.worker is not None:
-                    if CLONE_NEWNET in side.worker._held:
-                        await self._with_handle(side, self._delete_by_name, side.ifname)
+                between_workers = all(side.bridge is None for side in link._sides)
+                if between_workers and side.worker is not None and CLONE_NEWNET in side.worker._held:
+                    await self._with_handle(side, self._delete_by_name, side.ifname)
         for link in links:
             if link._state == "removed":
                 continue
@@ -514,8 +524,8 @@ class Wiring:
         if self._hosts.writable:
             await self._in_thread(self._hosts.write, self._host_entries())
 
-    def _host_entries(self) -> list[tuple[str, tuple[str, ...], dict[str, tuple[str, ...]]]]:
-        """(name, loopback addresses, addresses by segment) of each worker that has any."""
+    def _host_entries(self) -> list[HostsEntry]:
+        """Of each worker that has addresses."""
         entries = []
         for name in self._supervisor._workers:
             by_segment: dict[str, tuple[str, ...]] = {}
@@ -527,7 +537,7 @@ class Wiring:
                         by_segment[segment] = (*by_segment.get(segment, ()), *addresses)
             loopback = tuple(str(address.ip) for address in self._loopbacks.get(name, ()))
             if by_segment or loopback:
-                entries.append((name, loopback, by_segment))
+                entries.append(HostsEntry(name=name, loopback=loopback, segments=by_segment))
         return entries
 
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import subprocess
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import anyio
-
 from attrs import evolve
 
 from nsorch.core.process import Process
@@ -30,8 +30,8 @@ if TYPE_CHECKING:
     from nsorch.events import Exit
     from nsorch.supervisor.entry import Entry
     from nsorch.supervisor.main_process import MainProcess
+    from nsorch.supervisor.network import Interface
     from nsorch.supervisor.supervisor import Supervisor
-    from nsorch.supervisor.wiring import Interface
     from nsorch.topology import WorkerSpec
 
 
@@ -44,6 +44,7 @@ class Worker:
     __slots__ = (
         "_entry",
         "_held",
+        "_indices",
         "_inodes",
         "_interfaces",
         "_main",
@@ -63,6 +64,7 @@ class Worker:
         self._inodes: dict[str, int] = {}
         self._interfaces: dict[str, Interface] = {}
         self._main: MainProcess | None = None
+        self._indices = 1  # of the latest interface; 1 is the loopback's
 
     def __repr__(self) -> str:
         return f"<Worker {self.name} {self._state.value}>"
@@ -189,7 +191,7 @@ class Worker:
         arguments: Any = command
         if check and code != 0:
             raise subprocess.CalledProcessError(code, arguments, output["stdout"], output["stderr"])
-        return subprocess.CompletedProcess(arguments, code, output["stdout"], output["stderr"])  # type: ignore[arg-type]
+        return subprocess.CompletedProcess(arguments, code, output["stdout"], output["stderr"])
 
     async def popen(
         self,
@@ -355,6 +357,11 @@ class Worker:
         self._held = {**entry.joined, **made}
         self._inodes = {NS_FILES[kind]: os.fstat(fd).st_ino for kind, fd in made.items()}
 
+    def _interface_index(self) -> int:
+        """The ifindex of its next interface: nobody else makes any, or it is refused."""
+        self._indices += 1
+        return self._indices
+
     def _begin_stop(self, grace: float) -> None:
         if self._main is not None:
             self._main.begin_stop(grace)
@@ -378,7 +385,6 @@ class Worker:
 async def _feed(process: Process, data: bytes) -> None:
     assert process.stdin is not None
     async with process.stdin:
-        try:
+        # It may end, or close its end, without reading everything.
+        with contextlib.suppress(anyio.BrokenResourceError):
             await process.stdin.send(data)
-        except anyio.BrokenResourceError:
-            pass  # it ended, or closed its end, without reading everything

@@ -1,0 +1,36 @@
+"""Descriptions of labs: data, no kernel objects."""
+
+from __future__ import annotations
+
+from nsorch.topology.model import Topology
+from nsorch.topology.namespaces import NamespaceSet, Pid
+from nsorch.topology.specs import (
+    BridgeSpec,
+    Emulation,
+    End,
+    ExecReady,
+    LinkSpec,
+    Route,
+    TcpReady,
+    To,
+    WorkerSpec,
+    exec_ready,
+    tcp_ready,
+)
+
+__all__ = [
+    "BridgeSpec",
+    "Emulation",
+    "End",
+    "ExecReady",
+    "LinkSpec",
+    "NamespaceSet",
+    "Pid",
+    "Route",
+    "TcpReady",
+    "To",
+    "Topology",
+    "WorkerSpec",
+    "exec_ready",
+    "tcp_ready",
+]

@@ -1,0 +1,139 @@
+"""Topology files: TOML, YAML and JSON by their suffix, and GraphML to be read."""
+
+from __future__ import annotations
+
+import json
+import os
+import tomllib
+from typing import TYPE_CHECKING, Any
+
+from nsorch.errors import TopologyError
+from nsorch.topology.structure import from_dict
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from nsorch.topology.model import Topology
+
+_MAX_BYTES = 64 * 1024 * 1024
+
+
+def load(path: str | os.PathLike[str]) -> Topology:
+    name = os.fspath(path)
+    suffix = os.path.splitext(name)[1].lower()
+    if suffix not in _READERS and suffix != ".graphml":
+        known = ", ".join([*_READERS, ".graphml"])
+        raise TopologyError(f'"{suffix}" is none of the known suffixes {known}', source=name)
+    text = _read(name)
+    if suffix == ".graphml":
+        from nsorch.topology.graphml import parse
+
+        return parse(text, name)
+    try:
+        data = _READERS[suffix](text)
+    except TopologyError:
+        raise
+    except (ValueError, RecursionError) as exc:
+        raise TopologyError(str(exc) or "nested too deeply", source=name) from None
+    try:
+        topology = from_dict(data, source=name)
+    except RecursionError:
+        raise TopologyError("nested too deeply", source=name) from None
+    if topology.name is None:
+        topology.name = os.path.splitext(os.path.basename(name))[0]
+    return topology
+
+
+def _read(name: str) -> str:
+    try:
+        with open(name, "rb") as file:
+            data = file.read(_MAX_BYTES + 1)
+    except OSError as exc:
+        raise TopologyError(f"can't be read: {exc.strerror}", source=name) from None
+    if len(data) > _MAX_BYTES:
+        raise TopologyError(f"is larger than {_MAX_BYTES} bytes", source=name)
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as exc:
+        line = data.count(b"\n", 0, exc.start) + 1
+        raise TopologyError(f"is not UTF-8: byte 0x{data[exc.start]:02x} in line {line}", source=name) from None
+
+
+def _read_yaml(text: str) -> Any:
+    import yaml
+
+    class Loader(yaml.SafeLoader):
+        """Without aliases, by which a small file can be a huge one, and without keys given twice."""
+
+        def compose_node(self, parent: Any, index: Any) -> Any:
+            if self.check_event(yaml.events.AliasEvent):
+                event = self.peek_event()  # type: ignore[no-untyped-call]
+                raise TopologyError(f"line {event.start_mark.line + 1}: aliases are not allowed")
+            return super().compose_node(parent, index)
+
+    try:
+        return yaml.load(text, Loader)  # noqa: S506 - it is a safe loader
+    except yaml.YAMLError as exc:
+        raise TopologyError(" ".join(str(exc).split())) from None
+
+
+def _no_constant(name: str) -> Any:
+    raise ValueError(f"{name} is not a number in JSON")
+
+
+def _read_json(text: str) -> Any:
+    return json.loads(text, parse_constant=_no_constant)
+
+
+_READERS: dict[str, Callable[[str], Any]] = {
+    ".toml": tomllib.loads,
+    ".json": _read_json,
+    ".yaml": _read_yaml,
+    ".yml": _read_yaml,
+}
+
+
+def dump(topology: Topology, path: str | os.PathLike[str]) -> None:
+    name = os.fspath(path)
+    suffix = os.path.splitext(name)[1].lower()
+    data = topology.to_dict()
+    if suffix == ".json":
+        text = json.dumps(data, indent=2, ensure_ascii=False) + "\n"
+    elif suffix in (".yaml", ".yml"):
+        import yaml
+
+        text = yaml.safe_dump(data, sort_keys=False, allow_unicode=True)
+    elif suffix == ".toml":
+        text = to_toml(data)
+    else:
+        raise TopologyError(f'"{suffix}" is none of .toml, .yaml, .yml, .json', source=name)
+    with open(name, "w", encoding="utf-8") as file:
+        file.write(text)
+
+
+def to_toml(data: dict[str, Any]) -> str:
+    """The small part of TOML that a topology needs: tables of tables, and a list of tables."""
+    lines = [f"{key} = {_toml(value)}" for key, value in data.items() if key in ("name", "routing")]
+    for section in ("bridges", "workers"):
+        for name, table in data.get(section, {}).items():
+            lines += ["", f"[{section}.{name}]", *(f"{_key(key)} = {_toml(value)}" for key, value in table.items())]
+    for link in data.get("links", []):
+        lines += ["", "[[links]]", *(f"{_key(key)} = {_toml(value)}" for key, value in link.items())]
+    return "\n".join(lines).lstrip("\n") + "\n"
+
+
+def _key(key: str) -> str:
+    return key if key and all(c.isascii() and (c.isalnum() or c in "-_") for c in key) else _toml(key)
+
+
+def _toml(value: Any) -> str:
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, int | float):
+        return repr(value)
+    if isinstance(value, str):
+        # JSON's escapes are TOML's, but DEL must be escaped as well.
+        return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
+    if isinstance(value, dict):
+        return "{ " + ", ".join(f"{_key(key)} = {_toml(item)}" for key, item in value.items()) + " }"
+    return "[" + ", ".join(_toml(item) for item in value) + "]"

@@ -1,0 +1,437 @@
+"""A topology: workers, bridges and links as data, without any kernel object."""
+
+from __future__ import annotations
+
+import json
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any
+
+from nsorch.errors import NameInUseError, TopologyError
+from nsorch.topology.namespaces import NamespaceSet
+from nsorch.topology.routing import connected
+from nsorch.topology.specs import BridgeSpec, LinkSpec, WorkerSpec
+
+if TYPE_CHECKING:
+    import os
+    from collections.abc import Iterable, Mapping
+    from ipaddress import IPv4Interface, IPv4Network, IPv6Interface, IPv6Network
+
+ROUTING = ("none", "shortest-path")
+
+
+class Topology:
+    """A description to be deployed with :meth:`nsorch.Supervisor.deploy`.
+
+    :param name: for people
+    :param routing: ``"shortest-path"`` gives each worker loopback addresses and routes to those of all others
+    """
+
+    def __init__(self, name: str | None = None, *, routing: str = "none") -> None:
+        if routing not in ROUTING:
+            raise TopologyError(f'routing: "{routing}" is none of {", ".join(ROUTING)}')
+        self.name = name
+        self.routing = routing
+        self.notes: tuple[str, ...] = ()  #: what an importer had to leave out
+        self._workers: dict[str, WorkerSpec] = {}
+        self._bridges: dict[str, BridgeSpec] = {}
+        self._links: list[LinkSpec] = []
+
+    def __repr__(self) -> str:
+        return (
+            f"<Topology {self.name or ''}: {len(self._workers)} workers, {len(self._bridges)} bridges, "
+            f"{len(self._links)} links>"
+        )
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Topology) and self.to_dict() == other.to_dict()
+
+    __hash__ = None  # type: ignore[assignment]
+
+    @property
+    def workers(self) -> Mapping[str, WorkerSpec]:
+        return MappingProxyType(self._workers)
+
+    @property
+    def bridges(self) -> Mapping[str, BridgeSpec]:
+        return MappingProxyType(self._bridges)
+
+    @property
+    def links(self) -> tuple[LinkSpec, ...]:
+        return tuple(self._links)
+
+    # -- building
+
+    def add(self, spec: WorkerSpec | BridgeSpec | LinkSpec) -> None:
+        """Add a part.
+
+        :raises NameInUseError: a worker or bridge has its name
+        """
+        if isinstance(spec, LinkSpec):
+            self._links.append(spec)
+            return
+        if spec.name in self._workers or spec.name in self._bridges:
+            raise NameInUseError(f'there is a worker or bridge "{spec.name}" already', worker=spec.name)
+        if isinstance(spec, WorkerSpec):
+            self._workers[spec.name] = spec
+        else:
+            self._bridges[spec.name] = spec
+
+    def bridge(
+        self,
+        name: str,
+        subnet: Any = None,
+        *,
+        gateway: str | None = None,
+        mtu: int | None = None,
+        label: str | None = None,
+    ) -> BridgeSpec:
+        """Add a bridge; see :meth:`nsorch.Supervisor.bridge`."""
+        spec = BridgeSpec(name=name, subnet=subnet, gateway=gateway, mtu=mtu, label=label)
+        self.add(spec)
+        return spec
+
+    def worker(
+        self,
+        name: str,
+        command: Iterable[str | os.PathLike[str]] | None = None,
+        *,
+        links: Any = (),
+        namespaces: Any = None,
+        env: Mapping[str, str] | None = None,
+        cwd: Any = None,
+        user: str | int | None = None,
+        hostname: str | None = None,
+        init: bool = True,
+        ready: Any = None,
+        critical: bool = False,
+        stdin: Any = None,
+        stdout: Any = None,
+        stderr: Any = None,
+        sysctls: Mapping[str, str | int] | None = None,
+        routes: Any = (),
+        forward: bool = False,
+        label: str | None = None,
+    ) -> WorkerSpec:
+        """Add a worker; see :meth:`nsorch.Supervisor.start`."""
+        spec = WorkerSpec(
+            name=name,
+            command=command,
+            links=links,
+            namespaces=namespaces,
+            env=env,
+            cwd=cwd,
+            user=user,
+            hostname=hostname,
+            init=init,
+            ready=ready,
+            critical=critical,
+            stdin=stdin,
+            stdout=stdout,
+            stderr=stderr,
+            sysctls=sysctls or {},
+            routes=routes,
+            forward=forward,
+            label=label,
+        )
+        self.add(spec)
+        return spec
+
+    def link(
+        self,
+        a: Any,
+        b: Any,
+        *,
+        subnet: Any = None,
+        mtu: int | None = None,
+        weight: float = 1.0,
+        label: str | None = None,
+        delay: Any = None,
+        jitter: Any = None,
+        loss: Any = None,
+        duplicate: Any = None,
+        corrupt: Any = None,
+        reorder: Any = None,
+        rate: Any = None,
+        limit: int | None = None,
+    ) -> LinkSpec:
+        """Add a link; see :meth:`nsorch.Supervisor.link`. *weight* is its cost for the routing."""
+        spec = LinkSpec(
+            a=a,
+            b=b,
+            subnet=subnet,
+            mtu=mtu,
+            weight=weight,
+            label=label,
+            delay=delay,
+            jitter=jitter,
+            loss=loss,
+            duplicate=duplicate,
+            corrupt=corrupt,
+            reorder=reorder,
+            rate=rate,
+            limit=limit,
+        )
+        self.add(spec)
+        return spec
+
+    # -- looking
+
+    def adjacent(self) -> list[tuple[str, str]]:
+        """Pairs of workers and bridges that are linked directly."""
+        pairs = [(name, to.bridge) for name, worker in self._workers.items() for to in worker.links]
+        return pairs + [(link.a.worker, link.b.worker) for link in self._links]
+
+    def components(self) -> list[set[str]]:
+        """The sets of workers that the links connect."""
+        found = connected((*self._workers, *self._bridges), self.adjacent())
+        return [workers for component in found if (workers := component & self._workers.keys())]
+
+    def emulated(self) -> list[str]:
+        """Paths of the links that ask for emulation."""
+        paths = [
+            f"workers.{name}.links[{number}]"
+            for name, worker in self._workers.items()
+            for number, to in enumerate(worker.links)
+            if to.emulation.active
+        ]
+        for number, link in enumerate(self._links):
+            if link.emulation.active or link.a.emulation.active or link.b.emulation.active:
+                paths.append(f"links[{number}]")
+        return paths
+
+    # -- checking
+
+    def validate(self) -> None:
+        """Check what one part says of another.
+
+        :raises TopologyError: with all problems at once, and the path of each
+        """
+        problems = self.problems()
+        if problems:
+            raise TopologyError(*problems)
+
+    def problems(self) -> list[str]:
+        return [*self._dangling(), *self._joins(), *self._address_problems()]
+
+    def _dangling(self) -> list[str]:
+        found = []
+        for name, worker in self._workers.items():
+            for number, to in enumerate(worker.links):
+                if to.bridge not in self._bridges:
+                    found.append(f'workers.{name}.links[{number}]: there is no bridge "{to.bridge}"')
+        for number, link in enumerate(self._links):
+            ends = (link.a.worker, link.b.worker)
+            found += [
+                f'links[{number}].ends: there is no worker or bridge "{end}"'
+                for end in ends
+                if end not in self._workers and end not in self._bridges
+            ]
+            if all(end in self._bridges for end in ends):
+                found.append(f"links[{number}].ends: {ends[0]} and {ends[1]} are both bridges")
+        for name, bridge in self._bridges.items():
+            if bridge.gateway is None:
+                continue
+            if bridge.gateway not in self._workers:
+                found.append(f'bridges.{name}.gateway: there is no worker "{bridge.gateway}"')
+            elif not self._is_on(bridge.gateway, name):
+                found.append(f'bridges.{name}.gateway: "{bridge.gateway}" has no link to it')
+        return found
+
+    def _is_on(self, worker: str, bridge: str) -> bool:
+        return (worker, bridge) in self.adjacent() or (bridge, worker) in self.adjacent()
+
+    def _joins(self) -> list[str]:
+        joined = {
+            name: NamespaceSet.parse(worker.namespaces, passive=worker.command is None).joined()
+            for name, worker in self._workers.items()
+        }
+        found = [
+            f'workers.{name}.namespaces: there is no worker "{other}"'
+            for name, others in joined.items()
+            for other in sorted(others)
+            if other not in self._workers
+        ]
+        state: dict[str, int] = {}
+        for name in joined:
+            loop = _find_loop(name, joined, state, [])
+            if loop:
+                found.append(f"workers.{name}.namespaces: a loop of joined namespaces: {' → '.join(loop)}")
+        return found
+
+    def _address_problems(self) -> list[str]:
+        """Addresses outside of their subnet, used twice, or more ends than addresses."""
+        found: list[str] = []
+        for name, bridge in self._bridges.items():
+            given = [
+                (f"workers.{worker.name}.links[{number}]", to.address)
+                for worker in self._workers.values()
+                for number, to in enumerate(worker.links)
+                if to.bridge == name
+            ]
+            for number, link in enumerate(self._links):
+                ends = (link.a, link.b)
+                if name in (ends[0].worker, ends[1].worker):
+                    given += [(f"links[{number}]", end.address) for end in ends if end.worker != name]
+            found += _check_addresses(f"bridges.{name}", bridge.subnet, given)
+        for number, link in enumerate(self._links):
+            if link.a.worker in self._bridges or link.b.worker in self._bridges:
+                if link.subnet:
+                    found.append(f"links[{number}].subnet: the bridge has its own")
+            elif link.subnet:
+                ends_given = [(f"links[{number}].ends[{end}]", e.address) for end, e in enumerate((link.a, link.b))]
+                found += _check_addresses(f"links[{number}]", link.subnet, ends_given)
+        return found
+
+    # -- files
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> Topology:
+        """Read a TOML, YAML, JSON or GraphML file, by its suffix. Blocks.
+
+        :raises TopologyError: it can't be read or is wrong: with all problems at once, and the path of each
+        """
+        from nsorch.topology.files import load
+
+        return load(path)
+
+    def dump(self, path: str | os.PathLike[str]) -> None:
+        """Write a TOML, YAML or JSON file, by its suffix. Blocks."""
+        from nsorch.topology.files import dump
+
+        dump(self, path)
+
+    def to_dict(self) -> dict[str, Any]:
+        """As a file has it: plain types, defaults left out."""
+        from nsorch.topology.structure import to_dict
+
+        return to_dict(self)
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Topology:
+        """The opposite of :meth:`to_dict`.
+
+        :raises TopologyError: with all problems at once, and the path of each
+        """
+        from nsorch.topology.structure import from_dict
+
+        return from_dict(data)
+
+    def to_json(self) -> str:
+        return json.dumps(self.to_dict(), indent=2)
+
+    # -- generators
+
+    @classmethod
+    def star(cls, n: int, *, subnet: Any = "10.0.0.0/8") -> Topology:
+        """*n* workers ``n0`` … on one bridge."""
+        topology = cls(f"star-{n}")
+        topology.bridge("hub", subnet)
+        for number in range(_positive(n)):
+            topology.worker(f"n{number}", links=["hub"])
+        return topology
+
+    @classmethod
+    def linear(cls, n: int) -> Topology:
+        """*n* routers in a row."""
+        return cls._routed(f"linear-{n}", n, [(number, number + 1) for number in range(_positive(n) - 1)])
+
+    @classmethod
+    def ring(cls, n: int) -> Topology:
+        """*n* routers in a circle."""
+        if _positive(n) < 3:
+            raise TopologyError(f"a ring needs three workers, not {n}")
+        return cls._routed(f"ring-{n}", n, [(number, (number + 1) % n) for number in range(n)])
+
+    @classmethod
+    def mesh(cls, n: int) -> Topology:
+        """*n* routers, each linked to all others."""
+        return cls._routed(f"mesh-{n}", n, [(a, b) for a in range(_positive(n)) for b in range(a + 1, n)])
+
+    @classmethod
+    def tree(cls, depth: int, fanout: int) -> Topology:
+        """Routers in a tree: *depth* levels below the root, *fanout* children each."""
+        count = sum(_positive(fanout) ** level for level in range(_positive(depth) + 1))
+        return cls._routed(
+            f"tree-{depth}-{fanout}", count, [((number - 1) // fanout, number) for number in range(1, count)]
+        )
+
+    @classmethod
+    def fat_tree(cls, k: int) -> Topology:
+        """The k-ary fat tree of Al-Fares et al., SIGCOMM 2008: (k/2)² cores, k pods, k³/4 hosts; switches route."""
+        if _positive(k) % 2:
+            raise TopologyError(f"a fat tree needs an even k, not {k}")
+        topology = cls(f"fat-tree-{k}", routing="shortest-path")
+        half = k // 2
+        for number in range(half * half):
+            topology.worker(f"core{number}", forward=True)
+        for pod in range(k):
+            for number in range(half):
+                topology.worker(f"agg{pod}-{number}", forward=True)
+                topology.worker(f"edge{pod}-{number}", forward=True)
+                for other in range(half):
+                    topology.worker(f"host{pod}-{number}-{other}")
+            for number in range(half):
+                for other in range(half):
+                    topology.link(f"agg{pod}-{number}", f"core{number * half + other}")
+                    topology.link(f"edge{pod}-{number}", f"agg{pod}-{other}")
+                    topology.link(f"host{pod}-{number}-{other}", f"edge{pod}-{number}")
+        return topology
+
+    @classmethod
+    def _routed(cls, name: str, n: int, pairs: Iterable[tuple[int, int]]) -> Topology:
+        topology = cls(name, routing="shortest-path")
+        for number in range(n):
+            topology.worker(f"n{number}", forward=True)
+        for a, b in pairs:
+            topology.link(f"n{a}", f"n{b}")
+        return topology
+
+    @classmethod
+    def from_networkx(cls, graph: Any) -> Topology:
+        """Routers for the nodes, links for the edges of a networkx graph; attributes ``label`` and ``weight`` count."""
+        from nsorch.topology.graphml import from_networkx
+
+        return from_networkx(graph)
+
+
+def _positive(number: int) -> int:
+    if isinstance(number, bool) or not isinstance(number, int) or number < 1:
+        raise TopologyError(f"{number!r} is not a whole number above 0")
+    return number
+
+
+def _find_loop(name: str, joined: Mapping[str, set[str]], state: dict[str, int], path: list[str]) -> list[str] | None:
+    if state.get(name) == 2:
+        return None
+    if name in path:
+        return [*path[path.index(name) :], name]
+    path.append(name)
+    loop = None
+    for other in sorted(joined.get(name, ())):
+        loop = loop or _find_loop(other, joined, state, path)
+    path.pop()
+    state[name] = 2
+    return loop
+
+
+def _check_addresses(
+    where: str,
+    subnets: tuple[IPv4Network | IPv6Network, ...],
+    given: list[tuple[str, tuple[IPv4Interface | IPv6Interface, ...]]],
+) -> list[str]:
+    found = []
+    taken: dict[object, str] = {}
+    for path, addresses in given:
+        for address in addresses:
+            if not any(address.ip in subnet for subnet in subnets):
+                names = " and ".join(map(str, subnets)) or "(none)"
+                found.append(f"{path}.address: {address.ip} is outside of the subnet {names}")
+            elif address.ip in taken:
+                found.append(f"{path}.address: {address.ip} is used by {taken[address.ip]} already")
+            else:
+                taken[address.ip] = path
+    for subnet in subnets:
+        hosts = subnet.num_addresses - (2 if subnet.version == 4 and subnet.prefixlen < 31 else 0)
+        if len(given) > hosts:
+            found.append(f"{where}.subnet: {subnet} has {hosts} addresses for {len(given)} ends")
+    return found

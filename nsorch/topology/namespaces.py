@@ -1,0 +1,139 @@
+"""Which namespaces a worker has, and where each comes from."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING
+
+from attrs import fields, frozen
+
+from nsorch.errors import TopologyError
+
+if TYPE_CHECKING:
+    from typing import Any
+
+
+@frozen
+class New:
+    """Its own."""
+
+
+@frozen
+class Shared:
+    """None of its own: the supervisor's for mnt, pid and user, the host's for net, uts and ipc."""
+
+
+@frozen
+class Host:
+    """The host's, also where that isn't what one shares."""
+
+
+@frozen
+class OfWorker:
+    """That of another worker."""
+
+    name: str
+
+
+@frozen
+class OfPid:
+    """That of a process, by its pid as the host sees it."""
+
+    pid: int
+
+
+@frozen
+class AtPath:
+    """The one at a path such as ``/run/netns/blue``."""
+
+    path: str
+
+
+@frozen
+class OfDescriptor:
+    """The one that a descriptor of the application refers to."""
+
+    fd: int
+
+
+Source = New | Shared | Host | OfWorker | OfPid | AtPath | OfDescriptor
+
+
+@frozen
+class Pid:
+    """Names the namespaces of process *number*: ``namespaces={"net": nsorch.Pid(1)}``."""
+
+    number: int
+
+
+@frozen(kw_only=True)
+class NamespaceSet:
+    """A source for each kind."""
+
+    net: Source = Shared()
+    mnt: Source = Shared()
+    uts: Source = Shared()
+    ipc: Source = Shared()
+    pid: Source = Shared()
+    user: Source = Shared()
+
+    @classmethod
+    def parse(cls, value: Any, *, passive: bool) -> NamespaceSet:
+        """From what a user writes: None for the usual set, a collection of kinds, or a mapping from kind to source.
+
+        A source is True or ``"new"``, ``"host"``, ``"worker:NAME"`` or a worker, a path, a descriptor, or :class:`Pid`.
+
+        :raises TopologyError: it is none of these; or a passive worker is to have a pid namespace of its own
+        """
+        if isinstance(value, NamespaceSet):
+            return value
+        if value is None:
+            return _PASSIVE if passive else _USUAL
+        if isinstance(value, str) or not isinstance(value, Iterable):
+            raise TopologyError(f"namespaces: {value!r} is not a collection of {', '.join(_KINDS)}")
+        sources = {}
+        for kind in value:
+            if kind not in _KINDS:
+                raise TopologyError(f'namespaces: there is no "{kind}", only {", ".join(_KINDS)}')
+            sources[kind] = _source(kind, value[kind]) if isinstance(value, Mapping) else New()
+        if passive and isinstance(sources.get("pid"), New):
+            raise TopologyError(
+                "namespaces.pid: a pid namespace can't be without a process, and the worker has no command"
+            )
+        return cls(**sources)
+
+    def joined(self) -> set[str]:
+        """Names of the workers that it joins."""
+        return {source.name for kind in _KINDS if isinstance(source := getattr(self, kind), OfWorker)}
+
+
+_KINDS = tuple(field.name for field in fields(NamespaceSet))
+_PASSIVE = NamespaceSet(net=New(), mnt=New(), uts=New(), ipc=New())
+_USUAL = NamespaceSet(net=New(), mnt=New(), uts=New(), ipc=New(), pid=New())
+
+
+def _source(kind: str, value: Any) -> Source:
+    if value is True or value == "new":
+        return New()
+    if value is False or value is None:
+        return Shared()
+    if value == "host":
+        if kind == "user":
+            raise TopologyError('namespaces.user: "host" is not possible: a user namespace is entered for good')
+        return Host()
+    if isinstance(value, Source):
+        return value
+    if isinstance(value, Pid):
+        return OfPid(value.number)
+    if isinstance(value, int):
+        return OfDescriptor(value)
+    if isinstance(value, str) and value.startswith("worker:"):
+        return OfWorker(value.removeprefix("worker:"))
+    if isinstance(value, os.PathLike) or (isinstance(value, str) and "/" in value):
+        return AtPath(os.fspath(value))
+    if isinstance(name := getattr(value, "name", None), str):
+        return OfWorker(name)
+    raise TopologyError(
+        f'namespaces.{kind}: {value!r} is not "new", "host", "worker:NAME", a path, a descriptor, or a pid'
+    )

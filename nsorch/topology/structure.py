@@ -1,0 +1,367 @@
+"""Between a topology and the plain mappings of its file: every error of a file at once, each with its path."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from nsorch.errors import NsorchError, TopologyError
+from nsorch.topology.model import Topology
+from nsorch.topology.specs import (
+    EMULATION_KEYS,
+    BridgeSpec,
+    Emulation,
+    End,
+    ExecReady,
+    LinkSpec,
+    Route,
+    TcpReady,
+    To,
+    WorkerSpec,
+    exec_ready,
+    tcp_ready,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+_END_KEYS = ("name", "address", "mac", "mtu", *EMULATION_KEYS)
+_TO_KEYS = ("to", *_END_KEYS)
+_BRIDGE_KEYS = ("subnet", "gateway", "mtu", "label")
+_LINK_KEYS = ("ends", "subnet", "mtu", "weight", "label", *EMULATION_KEYS)
+_TOP_KEYS = ("name", "routing", "bridges", "workers", "links")
+_ROUTE_KEYS = ("to", "via", "dev")
+_TEXT = ("cwd", "hostname", "label", "stdin", "stdout", "stderr")
+_FLAGS = ("init", "critical", "forward")
+_WORKER_KEYS = (
+    "command",
+    "links",
+    "namespaces",
+    "env",
+    "user",
+    "ready",
+    "sysctls",
+    "routes",
+    *_TEXT,
+    *_FLAGS,
+)
+
+
+class _Reader:
+    """Collects problems instead of stopping at the first."""
+
+    def __init__(self) -> None:
+        self.problems: list[str] = []
+
+    def refuse(self, path: str, text: str) -> None:
+        self.problems.append(f"{path}: {text}" if path else text)
+
+    def build(self, path: str, make: Callable[[], Any]) -> Any:
+        """What *make* returns, or None and a problem below *path*."""
+        try:
+            return make()
+        except TopologyError as exc:
+            for problem in exc.problems:
+                tail = problem.removeprefix(f"{path}.") if problem.startswith(f"{path}.") else problem
+                self.problems.append(f"{path}.{tail}")
+        except (NsorchError, ValueError, TypeError) as exc:
+            self.refuse(path, str(exc))
+        return None
+
+    def check_each(self, path: str, keys: Iterable[str], data: Mapping[str, Any], build: Callable[..., Any]) -> bool:
+        """Whether each of *keys* alone is fit for *build*: names every wrong key, not only the first."""
+        fine = True
+        for key in keys:
+            if key in data:
+                before = len(self.problems)
+                self.build(path, lambda key=key: build(**{key: data[key]}))  # type: ignore[misc]
+                fine &= len(self.problems) == before
+        return fine
+
+    def table(self, value: Any, path: str, keys: Iterable[str] | None = None) -> dict[str, Any]:
+        if not isinstance(value, Mapping):
+            self.refuse(path, f"{_shown(value)} is not a table")
+            return {}
+        for key in value:
+            if keys is not None and key not in keys:
+                close = difflib.get_close_matches(str(key), list(keys), 1)
+                hint = f'; did you mean "{close[0]}"?' if close else ""
+                self.refuse(f"{path}.{key}" if path else str(key), f"unknown key{hint}")
+        return {str(key): item for key, item in value.items() if keys is None or key in keys}
+
+    def sequence(self, value: Any, path: str) -> list[Any]:
+        if not isinstance(value, list | tuple):
+            self.refuse(path, f"{_shown(value)} is not a list")
+            return []
+        return list(value)
+
+    # -- parts
+
+    def topology(self, data: Any) -> Topology:
+        top = self.table(data, "", _TOP_KEYS)
+        name = top.get("name")
+        if name is not None and not isinstance(name, str):
+            self.refuse("name", f"{_shown(name)} is not a string")
+            name = None
+        topology = self.build("routing", lambda: Topology(name, routing=top.get("routing", "none"))) or Topology(name)
+        for key, value in self.table(top.get("bridges", {}), "bridges").items():
+            self._add(topology, f"bridges.{key}", self.bridge(key, value))
+        for key, value in self.table(top.get("workers", {}), "workers").items():
+            self._add(topology, f"workers.{key}", self.worker(key, value))
+        for number, value in enumerate(self.sequence(top.get("links", []), "links")):
+            self._add(topology, f"links[{number}]", self.link(f"links[{number}]", value))
+        if not self.problems:
+            self.problems += topology.problems()
+        return topology
+
+    def _add(self, topology: Topology, path: str, spec: Any) -> None:
+        if spec is not None:
+            self.build(path, lambda: topology.add(spec))
+
+    def bridge(self, name: str, value: Any) -> BridgeSpec | None:
+        path = f"bridges.{name}"
+        table = self.table(value, path, _BRIDGE_KEYS)
+        if not self._texts(table, path, ("gateway", "label")):
+            return None
+        if not self.check_each(path, ("subnet", "mtu"), table, lambda **part: BridgeSpec(name="x", **part)):
+            return None
+        spec: BridgeSpec | None = self.build(path, lambda: BridgeSpec(name=name, **table))
+        return spec
+
+    def worker(self, name: str, value: Any) -> WorkerSpec | None:
+        path = f"workers.{name}"
+        table = self.table(value, path, _WORKER_KEYS)
+        before = len(self.problems)
+        self._texts(table, path, _TEXT)
+        for key in _FLAGS:
+            if key in table and not isinstance(table[key], bool):
+                self.refuse(f"{path}.{key}", f"{_shown(table[key])} is neither true nor false")
+        table["links"] = tuple(
+            link
+            for number, item in enumerate(self.sequence(table.get("links", []), f"{path}.links"))
+            if (link := self.to(f"{path}.links[{number}]", item)) is not None
+        )
+        table["routes"] = tuple(
+            route
+            for number, item in enumerate(self.sequence(table.get("routes", []), f"{path}.routes"))
+            if (route := self.route(f"{path}.routes[{number}]", item)) is not None
+        )
+        if "ready" in table:
+            table["ready"] = self.ready(f"{path}.ready", table["ready"])
+        if "sysctls" in table:
+            table["sysctls"] = self.table(table["sysctls"], f"{path}.sysctls")
+            for key, item in table["sysctls"].items():
+                if isinstance(item, bool) or not isinstance(item, str | int):
+                    self.refuse(f"{path}.sysctls.{key}", f"{_shown(item)} is neither a string nor a number")
+        if "user" in table and (isinstance(table["user"], bool) or not isinstance(table["user"], str | int)):
+            self.refuse(f"{path}.user", f"{_shown(table['user'])} is neither a name nor a uid")
+        for key in ("stdin", "stdout", "stderr"):
+            table[key] = _stream(table.get(key))
+        self.check_each(path, ("command", "env"), table, lambda **part: WorkerSpec(name="x", **part))
+        if len(self.problems) > before:
+            return None
+        spec: WorkerSpec | None = self.build(path, lambda: WorkerSpec(name=name, **table))
+        return spec
+
+    def _texts(self, table: Mapping[str, Any], path: str, keys: Iterable[str]) -> bool:
+        wrong = [key for key in keys if table.get(key) is not None and not isinstance(table[key], str)]
+        for key in wrong:
+            self.refuse(f"{path}.{key}", f"{_shown(table[key])} is not a string")
+        return not wrong
+
+    def to(self, path: str, value: Any) -> To | None:
+        table = {"to": value} if isinstance(value, str) else self.table(value, path, _TO_KEYS)
+        if not isinstance(table.get("to"), str):
+            self.refuse(f"{path}.to", "the name of a bridge is missing")
+            return None
+        bridge = table.pop("to")
+        if not self.check_each(path, _END_KEYS, table, lambda **part: To("x", **part)):
+            return None
+        to: To | None = self.build(path, lambda: To(bridge, **table))
+        return to
+
+    def end(self, path: str, value: Any) -> End | None:
+        end: End | None
+        if isinstance(value, str):
+            end = self.build(path, lambda: End.parse(value))
+            return end
+        table = self.table(value, path, ("worker", *_END_KEYS))
+        if not isinstance(table.get("worker"), str):
+            self.refuse(f"{path}.worker", "the name of a worker is missing")
+            return None
+        worker = table.pop("worker")
+        if not self.check_each(path, _END_KEYS, table, lambda **part: End("x", **part)):
+            return None
+        end = self.build(path, lambda: End(worker, **table))
+        return end
+
+    def link(self, path: str, value: Any) -> LinkSpec | None:
+        table = self.table(value, path, _LINK_KEYS)
+        ends = self.sequence(table.pop("ends", None) or [], f"{path}.ends")
+        if len(ends) != 2:
+            self.refuse(f"{path}.ends", f"a link has two ends, not {len(ends)}")
+            return None
+        a, b = (self.end(f"{path}.ends[{number}]", item) for number, item in enumerate(ends))
+        fine = self._texts(table, path, ("label",))
+        keys = [key for key in table if key != "label"]
+        fine &= self.check_each(path, keys, table, lambda **part: LinkSpec(a="x", b="y", **part))
+        if a is None or b is None or not fine:
+            return None
+        spec: LinkSpec | None = self.build(path, lambda: LinkSpec(a=a, b=b, **table))
+        return spec
+
+    def route(self, path: str, value: Any) -> Route | None:
+        table = self.table(value, path, _ROUTE_KEYS)
+        if "to" not in table:
+            self.refuse(f"{path}.to", "the destination is missing")
+            return None
+        route: Route | None = self.build(path, lambda: Route(**table))
+        return route
+
+    def ready(self, path: str, value: Any) -> Any:
+        table = self.table(value, path, ("tcp", "exec", "host", "timeout", "interval"))
+        kinds = [key for key in ("tcp", "exec") if key in table]
+        if len(kinds) != 1:
+            self.refuse(path, 'is either { tcp = PORT } or { exec = ["command"] }')
+            return None
+        makers: dict[str, Callable[..., TcpReady | ExecReady]] = {"tcp": tcp_ready, "exec": exec_ready}
+        make = makers[kinds[0]]
+        condition = table.pop(kinds[0])
+        return self.build(path, lambda: make(condition, **table))
+
+
+def _shown(value: Any) -> str:
+    text = f'"{value}"' if isinstance(value, str) else repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+def _stream(value: Any) -> Any:
+    from subprocess import DEVNULL
+
+    return {"null": DEVNULL, "inherit": None}.get(value, value) if isinstance(value, str) else value
+
+
+def from_dict(data: Mapping[str, Any], *, source: str | None = None) -> Topology:
+    """See :meth:`Topology.from_dict`."""
+    reader = _Reader()
+    topology = reader.topology(data)
+    if reader.problems:
+        raise TopologyError(*dict.fromkeys(reader.problems), source=source)
+    return topology
+
+
+# -- the other way
+
+
+def to_dict(topology: Topology) -> dict[str, Any]:
+    """See :meth:`Topology.to_dict`."""
+    data: dict[str, Any] = {}
+    if topology.name is not None:
+        data["name"] = topology.name
+    if topology.routing != "none":
+        data["routing"] = topology.routing
+    if topology.bridges:
+        data["bridges"] = {name: _bridge(spec) for name, spec in topology.bridges.items()}
+    if topology.workers:
+        data["workers"] = {name: _worker(spec) for name, spec in topology.workers.items()}
+    if topology.links:
+        data["links"] = [_link(spec) for spec in topology.links]
+    return data
+
+
+def _set(**items: Any) -> dict[str, Any]:
+    return {key: value for key, value in items.items() if value is not None and value != () and value != {}}
+
+
+def _addresses(values: tuple[Any, ...]) -> Any:
+    """One as a string, several as a list; a host's own length is left out."""
+    texts = [str(value.ip) if value.network.num_addresses == 1 else str(value) for value in values]
+    return texts[0] if len(texts) == 1 else texts or None
+
+
+def _networks(values: tuple[Any, ...]) -> Any:
+    texts = [str(value) for value in values]
+    return texts[0] if len(texts) == 1 else texts or None
+
+
+def _emulation(value: Emulation) -> dict[str, Any]:
+    return _set(**{key: getattr(value, key) for key in EMULATION_KEYS})
+
+
+def _bridge(spec: BridgeSpec) -> dict[str, Any]:
+    return _set(subnet=_networks(spec.subnet), gateway=spec.gateway, mtu=spec.mtu, label=spec.label)
+
+
+def _end_options(end: End | To) -> dict[str, Any]:
+    return _set(name=end.name, address=_addresses(end.address), mac=end.mac, mtu=end.mtu) | _emulation(end.emulation)
+
+
+def _to(to: To) -> Any:
+    options = _end_options(to)
+    return {"to": to.bridge, **options} if options else to.bridge
+
+
+def _end(end: End) -> Any:
+    options = _end_options(end)
+    if not options:
+        return end.worker
+    return f"{end.worker}:{end.name}" if options.keys() == {"name"} else {"worker": end.worker, **options}
+
+
+def _link(spec: LinkSpec) -> dict[str, Any]:
+    weight = None if spec.weight == 1.0 else spec.weight
+    own = _set(subnet=_networks(spec.subnet), mtu=spec.mtu, weight=weight, label=spec.label)
+    return {"ends": [_end(spec.a), _end(spec.b)], **own, **_emulation(spec.emulation)}
+
+
+def _ready(ready: TcpReady | ExecReady | None) -> Any:
+    if ready is None:
+        return None
+    if isinstance(ready, TcpReady):
+        return _set(tcp=ready.port, host=ready.host, timeout=ready.timeout, interval=ready.interval)
+    return {"exec": list(ready.command), "timeout": ready.timeout, "interval": ready.interval}
+
+
+def _stream_name(value: Any, path: str) -> Any:
+    from subprocess import DEVNULL
+
+    if value is None or isinstance(value, str):
+        return value
+    if value == DEVNULL:
+        return "null"
+    raise TopologyError(f"{path}: {value!r} can't be written to a file")
+
+
+def _namespaces(value: Any, path: str) -> Any:
+    if value is None:
+        return None
+    if isinstance(value, Mapping):
+        for kind, source in value.items():
+            if not isinstance(source, str | bool):
+                raise TopologyError(f"{path}.{kind}: {source!r} can't be written to a file")
+        return dict(value)
+    return sorted(value)
+
+
+def _worker(spec: WorkerSpec) -> dict[str, Any]:
+    path = f"workers.{spec.name}"
+    return _set(
+        command=None if spec.command is None else [str(item) for item in spec.command],
+        links=[_to(to) for to in spec.links] or None,
+        namespaces=_namespaces(spec.namespaces, f"{path}.namespaces"),
+        env=spec.env,
+        cwd=None if spec.cwd is None else str(spec.cwd),
+        user=spec.user,
+        hostname=spec.hostname,
+        init=None if spec.init else False,
+        ready=_ready(spec.ready),
+        critical=spec.critical or None,
+        stdin=_stream_name(spec.stdin, f"{path}.stdin"),
+        stdout=_stream_name(spec.stdout, f"{path}.stdout"),
+        stderr=_stream_name(spec.stderr, f"{path}.stderr"),
+        sysctls=dict(spec.sysctls),
+        routes=[_set(to=str(r.to), via=None if r.via is None else str(r.via), dev=r.dev) for r in spec.routes] or None,
+        forward=spec.forward or None,
+        label=spec.label,
+    )
