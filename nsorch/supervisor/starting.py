@@ -10,7 +10,7 @@ from nsorch import events
 from nsorch.core import descriptors
 from nsorch.core.spawner.protocol import Mode, Spawn
 from nsorch.core.spawner.syscalls import CLONE_NEWNET, CLONE_NEWPID, CLONE_NEWUTS, NS_FILES
-from nsorch.errors import NameInUseError, TopologyError
+from nsorch.errors import NameInUseError, SpawnerDiedError, TopologyError
 from nsorch.events import State
 from nsorch.supervisor.commands import build_command, check_user
 from nsorch.supervisor.entry import open_sources
@@ -48,6 +48,7 @@ class Starter:
         errors: list[Exception] = []
         workers = await self._bring_up(specs, errors)
         if errors:
+            _raise_if_died(errors)
             names = ", ".join(str(getattr(error, "worker", None) or "?") for error in errors[:5])
             raise ExceptionGroup(f"{len(errors)} of {len(specs)} workers failed: {names}", errors)
         return workers
@@ -77,6 +78,7 @@ class Starter:
             made += [wiring.plan_bridge(spec) for spec in bridges]
             workers = await self._bring_up(specs, errors, made, plan)
             if errors:
+                _raise_if_died(errors)
                 raise ExceptionGroup(f"{len(errors)} errors while deploying", errors)
         except BaseException:
             with anyio.CancelScope(shield=True):
@@ -299,6 +301,13 @@ class Starter:
             if supervisor._workers.get(worker.name) is worker:
                 worker._removed()
                 del supervisor._workers[worker.name]
+
+
+def _raise_if_died(errors: Sequence[Exception]) -> None:
+    """Not each worker's error, then, but one."""
+    for error in errors:
+        if isinstance(error, SpawnerDiedError):
+            raise error
 
 
 class _Held:
