@@ -1,8 +1,82 @@
 from __future__ import annotations
 
+import os
+import time
+from typing import TYPE_CHECKING
+
 import pytest
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 
 @pytest.fixture(params=["asyncio", "trio"])
 def anyio_backend(request: pytest.FixtureRequest) -> str:
     return str(request.param)
+
+
+def _descriptors() -> dict[str, str]:
+    found = {}
+    for name in os.listdir("/proc/self/fd"):
+        try:
+            target = os.readlink(f"/proc/self/fd/{name}")
+        except OSError:
+            continue
+        if not target.startswith(("/proc/", "anon_inode:[eventpoll]")):
+            found[name] = target
+    return found
+
+
+def _children() -> set[str]:
+    found = set()
+    for thread in os.listdir("/proc/self/task"):
+        try:
+            with open(f"/proc/self/task/{thread}/children") as file:
+                found |= set(file.read().split())
+        except OSError:
+            continue
+    return found
+
+
+def _host() -> tuple[list[str], list[str]]:
+    with open("/proc/self/net/dev") as devices, open("/proc/self/mounts") as mounts:
+        return [line.split(":")[0].strip() for line in devices], mounts.readlines()
+
+
+@pytest.fixture(autouse=True)
+def nothing_left() -> Iterator[None]:
+    """No descriptor, process, interface, mount or temporary file of nsorch's outlives a test."""
+    descriptors, children, host = _descriptors(), _children(), _host()
+    files = set(os.listdir("/tmp"))
+    yield
+    deadline = time.monotonic() + 5
+    while time.monotonic() < deadline and not _children() <= children:
+        time.sleep(0.01)
+    assert _children() <= children, "processes were left"
+    left = {name: target for name, target in _descriptors().items() if descriptors.get(name) != target}
+    assert not left, f"descriptors were left: {left}"
+    assert _host() == host, "interfaces or mounts of the host were changed"
+    assert not {name for name in set(os.listdir("/tmp")) - files if "nsorch" in name}, "files were left"
+
+
+def running(marker: str) -> list[int]:
+    """Pids of processes with *marker* as one of their arguments."""
+    found = []
+    for name in os.listdir("/proc"):
+        if name.isdigit():
+            try:
+                with open(f"/proc/{name}/cmdline", "rb") as file:
+                    arguments = file.read().split(b"\0")
+            except OSError:
+                continue
+            if marker.encode() in arguments:
+                found.append(int(name))
+    return found
+
+
+@pytest.fixture
+def marker() -> str:
+    """A number of seconds that no other test sleeps."""
+    return str(100_000_000 + int.from_bytes(os.urandom(3)))
+
+

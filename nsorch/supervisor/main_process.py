@@ -45,6 +45,7 @@ class MainProcess:
         "_changed",
         "_job",
         "_stopping",
+        "_streams",
         "_supervisor",
         "_tail",
         "_worker",
@@ -64,6 +65,7 @@ class MainProcess:
         self._changed: anyio.Event | None = None
         self.incarnation = 0
         self.exit: Exit | None = None
+        self._streams: OpenedStreams | None = None
         self.stdin: ByteSendStream | None = None
         self.stdout: ByteReceiveStream | None = None
         self.stderr: ByteReceiveStream | None = None
@@ -143,12 +145,20 @@ class MainProcess:
         self._keep(streams, capture=capture)
 
     def _keep(self, streams: OpenedStreams, *, capture: bool) -> None:
+        self.close_streams()
+        self._streams = streams
         self.stdin, self.stdout, self.stderr = streams.stdin, streams.stdout, streams.stderr
         self._tail = None
         if capture and streams.stderr is not None:
             # For the error of a worker that doesn't become ready; it is read for as long as the worker writes.
             self._tail, self.stderr = Tail(streams.stderr), None
             self._supervisor._start_soon(self._tail.collect)
+
+    def close_streams(self) -> None:
+        """Close the ends that stay here: another incarnation has its own, and a removed worker none."""
+        if self._streams is not None:
+            self._streams.close()
+            self._streams = None
 
     async def become_ready(self) -> None:
         """Wait for the worker's ``ready`` condition.

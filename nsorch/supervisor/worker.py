@@ -121,7 +121,7 @@ class Worker:
 
     @property
     def stdout(self) -> ByteReceiveStream | None:
-        """Where ``stdout=subprocess.PIPE`` comes from."""
+        """Where ``stdout=subprocess.PIPE`` comes from, until the worker is removed."""
         return None if self._main is None else self._main.stdout
 
     @property
@@ -375,6 +375,7 @@ class Worker:
         self._state = State.REMOVED
         self._supervisor._bus.publish(WorkerRemoved(worker=self.name, incarnation=self.incarnation))
         if self._main is not None:
+            self._main.close_streams()
             self._main.announce()
 
     def _take_descriptors(self) -> list[int]:

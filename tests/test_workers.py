@@ -1,0 +1,284 @@
+"""Workers: their namespaces, their processes, and how these end."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+
+import anyio
+import pytest
+
+import nsorch
+from nsorch import State
+
+pytestmark = pytest.mark.anyio
+KINDS = ("net", "mnt", "uts", "ipc", "pid", "user")
+SHOW = "cd /proc/self/ns; for n in net mnt uts ipc pid user; do readlink $n; done"
+
+
+def inode(kind: str) -> int:
+    return os.stat(f"/proc/self/ns/{kind}").st_ino
+
+
+async def namespaces_in(worker: nsorch.Worker) -> dict[str, int]:
+    done = await worker.run(["sh", "-c", SHOW])
+    pairs = (line.split(":[") for line in done.stdout.decode().split())
+    return {kind: int(number.rstrip("]")) for kind, number in pairs}
+
+
+async def test_defaults() -> None:
+    async with nsorch.Supervisor() as sup:
+        worker = await sup.start("web", ["sleep", "600"])
+        assert worker.state is State.RUNNING
+        assert set(worker.namespaces) == {"net", "mnt", "uts", "ipc", "pid"}
+        seen = await namespaces_in(worker)
+        for kind in worker.namespaces:
+            assert seen[kind] == worker.namespaces[kind] != inode(kind)
+        assert worker.pid is not None
+        with open(f"/proc/{worker.pid}/cmdline", "rb") as file:
+            assert file.read() == b"sleep\x00600\x00"
+        assert (await worker.run(["hostname"])).stdout == b"web\n"
+        pids = (await worker.run("ls /proc")).stdout.split()
+        assert b"1" in pids
+        assert len([p for p in pids if p.isdigit()]) <= 5
+
+
+async def test_passive() -> None:
+    async with nsorch.Supervisor() as sup:
+        worker = await sup.start("client")
+        assert worker.state is State.IDLE
+        assert worker.pid is None
+        assert set(worker.namespaces) == {"net", "mnt", "uts", "ipc"}
+        # Each command has a pid namespace of its own, with an init.
+        done = await worker.run(["sh", "-c", "echo $$ $PPID; ls -d /proc/[0-9]*"])
+        assert done.stdout == b"2 1\n/proc/1\n/proc/2\n"
+        # Its mounts stay.
+        await worker.run("mount -t tmpfs none /mnt && touch /mnt/here")
+        assert (await worker.run(["ls", "/mnt"])).stdout == b"here\n"
+        with pytest.raises(nsorch.ClosedError, match="passive"):
+            await worker.wait()
+
+
+@pytest.mark.parametrize(
+    "chosen",
+    [(), ("net",), ("uts", "ipc"), ("pid",), ("mnt", "pid"), ("user",), ("user", "net"), KINDS],
+    ids="+".join,
+)
+async def test_any_subset(chosen: tuple[str, ...]) -> None:
+    async with nsorch.Supervisor() as sup:
+        worker = await sup.start("w", ["sleep", "600"], namespaces=chosen)
+        assert set(worker.namespaces) == set(chosen)
+        seen = await namespaces_in(worker)
+        for kind in ("net", "uts", "ipc"):
+            assert (seen[kind] == inode(kind)) == (kind not in chosen), kind
+        for kind in chosen:
+            assert seen[kind] == worker.namespaces[kind]
+        await worker.remove()
+        passive = await sup.start("w", namespaces=set(chosen) - {"pid"})
+        seen = await namespaces_in(passive)
+        for kind in ("net", "uts", "ipc"):
+            assert (seen[kind] == inode(kind)) == (kind not in chosen), kind
+
+
+async def test_join() -> None:
+    async with nsorch.Supervisor() as sup:
+        first = await sup.start("first", ["sleep", "600"])
+        specs = [
+            nsorch.WorkerSpec(name="second", command=["sleep", "600"], namespaces={"net": "worker:third", "uts": True}),
+            nsorch.WorkerSpec(name="third", namespaces=["net"]),
+        ]
+        second, third = await sup.start_all(specs)
+        assert (await namespaces_in(second))["net"] == third.namespaces["net"]
+        same_pids = await sup.start("pids", ["sleep", "600"], namespaces={"pid": first, "mnt": first})
+        assert (await namespaces_in(same_pids))["pid"] == first.namespaces["pid"]
+        by_pid = await sup.start("by-pid", namespaces={"net": nsorch.Pid(first.pid or 0)})
+        assert (await namespaces_in(by_pid))["net"] == first.namespaces["net"]
+        by_path = await sup.start("by-path", namespaces={"net": f"/proc/{first.pid}/ns/net"})
+        assert (await namespaces_in(by_path))["net"] == first.namespaces["net"]
+        fd = os.open(f"/proc/{first.pid}/ns/net", os.O_RDONLY)
+        try:
+            by_fd = await sup.start("by-fd", namespaces={"net": fd})
+        finally:
+            os.close(fd)
+        assert (await namespaces_in(by_fd))["net"] == first.namespaces["net"]
+        with pytest.raises(nsorch.SetupError, match="not a uts namespace, but net"):
+            await sup.start("wrong", namespaces={"uts": f"/proc/{first.pid}/ns/net"})
+
+
+@pytest.mark.parametrize("init", [True, False])
+async def test_exit(init: bool) -> None:
+    async with nsorch.Supervisor() as sup:
+        worker = await sup.start("w", ["sh", "-c", "exit 3"], init=init)
+        ended = await worker.wait()
+        assert (ended.code, ended.signal, ended.expected, ended.status) == (3, None, False, 3)
+        assert ended.usage is not None
+        assert ended.usage.max_rss > 0
+        assert worker.state is State.EXITED
+        assert worker.pid is None
+        killed = await sup.start("k", ["sleep", "600"], init=init)
+        killed.signal(signal.SIGKILL)
+        ended = await killed.wait()
+        assert (ended.code, ended.signal, ended.status) == (None, 9, 137)
+        # Its namespaces stay.
+        assert (await worker.run(["echo", "here"])).stdout == b"here\n"
+
+
+async def test_init_is_first() -> None:
+    script = "echo $$ $PPID; trap 'echo term; exit 5' TERM; echo ready; while :; do sleep 0.01; done"
+    async with nsorch.Supervisor() as sup:
+        with_init = await sup.start("a", ["sh", "-c", script], stdout=subprocess.PIPE)
+        assert with_init.stdout is not None
+        said = b""
+        while b"ready" not in said:
+            said += await with_init.stdout.receive()
+        assert said == b"2 1\nready\n"
+        # The init passes signals on.
+        await with_init.run(["sh", "-c", "kill -TERM 1"])
+        assert (await with_init.wait()).code == 5
+        without = await sup.start("b", ["sh", "-c", "echo $$ $PPID"], init=False, stdout=subprocess.PIPE)
+        assert without.stdout is not None
+        assert await without.stdout.receive() == b"1 0\n"
+
+
+async def test_orphans_are_reaped() -> None:
+    async with nsorch.Supervisor() as sup:
+        worker = await sup.start("w", ["sh", "-c", "(sh -c 'sleep 0.05 &') ; sleep 600"])
+        for _ in range(200):
+            states = (await worker.run("cat /proc/[0-9]*/stat 2>/dev/null | cut -d' ' -f3 | sort -u")).stdout
+            orphans = (await worker.run("cat /proc/[0-9]*/cmdline 2>/dev/null")).stdout
+            if b"sleep\x000.05" not in orphans and b"Z" not in states:
+                break
+            await anyio.sleep(0.01)
+        assert b"Z" not in states
+        assert b"sleep\x000.05" not in orphans
+
+
+async def test_stop_restart_remove() -> None:
+    async with nsorch.Supervisor() as sup:
+        worker = await sup.start("w", ["sh", "-c", "trap 'exit 9' TERM; while :; do sleep 0.01; done"])
+        net, pid_namespace = worker.namespaces["net"], worker.namespaces["pid"]
+        await anyio.sleep(0.1)
+        ended = await worker.stop(grace=5)
+        assert ended is not None
+        assert (ended.code, ended.expected) == (9, True)
+        await worker.restart(command=["sleep", "600"], env={"A": "b", "PATH": os.environ["PATH"]})
+        assert worker.state is State.RUNNING
+        assert worker.incarnation == 2
+        assert worker.namespaces["net"] == net
+        assert worker.namespaces["pid"] != pid_namespace
+        with open(f"/proc/{worker.pid}/environ", "rb") as file:
+            assert b"A=b" in file.read()
+        assert b"2\n" in (await worker.run("ls /proc")).stdout  # its own /proc again
+        await worker.remove()
+        assert worker.state is State.REMOVED
+        assert "w" not in sup.workers
+        await worker.remove()
+        with pytest.raises(nsorch.ClosedError):
+            await worker.run(["true"])
+        await sup.start("w")
+
+
+async def test_stop_escalates() -> None:
+    async with nsorch.Supervisor() as sup:
+        worker = await sup.start("w", ["sh", "-c", "trap '' TERM; while :; do sleep 0.01; done"])
+        await anyio.sleep(0.1)
+        ended = await worker.stop(grace=0.05)
+        assert ended is not None
+        assert (ended.signal, ended.expected) == (9, True)
+
+
+async def test_streams(tmp_path: os.PathLike[str]) -> None:
+    target = os.path.join(tmp_path, "output")
+    async with nsorch.Supervisor() as sup:
+        worker = await sup.start(
+            "w",
+            ["sh", "-c", "cat; echo err >&2"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=target,
+        )
+        assert worker.stdin is not None
+        assert worker.stdout is not None
+        stdin = worker.stdin
+
+        async def feed() -> None:
+            async with stdin:
+                await stdin.send(b"x" * 1_000_000)
+
+        size = 0
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(feed)
+            async for chunk in worker.stdout:
+                size += len(chunk)
+        assert size == 1_000_000
+        await worker.wait()
+        with open(target) as file:
+            assert file.read() == "err\n"
+
+
+async def test_user() -> None:
+    async with nsorch.Supervisor() as sup:
+        if sup.rootless:
+            with pytest.raises(nsorch.PermissionDeniedError, match="user namespace"):
+                await sup.start("w", ["id"], user="nobody")
+            return
+        worker = await sup.start("w", ["sleep", "600"], user="65534:65534")
+        assert os.stat(f"/proc/{worker.pid}").st_uid == 65534
+        done = await worker.run(["id", "-u"], user="nobody")
+        assert done.stdout == b"65534\n"
+        for init in (True, False):
+            other = await sup.start("o", ["sleep", "600"], user=65534, init=init)
+            assert os.stat(f"/proc/{other.pid}").st_uid == 65534
+            await other.remove()
+        with pytest.raises(nsorch.SetupError, match="there is no user"):
+            await sup.start("x", ["id"], user="nobody-has-this-name")
+
+
+async def test_open_socket() -> None:
+    async with nsorch.Supervisor() as sup:
+        worker = await sup.start("w")
+        with await worker.open_socket(socket.AF_INET, socket.SOCK_STREAM) as sock:
+            assert sock.getblocking() is False
+            sock.bind(("127.0.0.1", 80))  # nobody else's port 80
+            assert sock.getsockname() == ("127.0.0.1", 80)
+
+
+async def test_sysctls() -> None:
+    async with nsorch.Supervisor() as sup:
+        worker = await sup.start("w", sysctls={"net.ipv4.ip_default_ttl": 33}, forward=True)
+        done = await worker.run("cat /proc/sys/net/ipv4/ip_default_ttl /proc/sys/net/ipv4/ip_forward")
+        assert done.stdout == b"33\n1\n"
+        with pytest.raises(nsorch.SetupError, match="no/such"):
+            await sup.start("x", sysctls={"no.such": 1})
+        assert "x" not in sup.workers
+
+
+async def test_working_directory(tmp_path: os.PathLike[str]) -> None:
+    async with nsorch.Supervisor() as sup:
+        worker = await sup.start("w", ["sleep", "600"])
+        assert (await worker.run(["pwd"], cwd="/usr")).stdout == b"/usr\n"
+        with pytest.raises(nsorch.SetupError, match="cwd"):
+            await worker.run(["pwd"], cwd="/no/such/folder")
+
+
+async def test_environment_and_large_arguments() -> None:
+    async with nsorch.Supervisor() as sup:
+        worker = await sup.start("w")
+        done = await worker.run(["env"], env={"ONLY": "this", "PATH": "/usr/bin:/bin"})
+        assert set(done.stdout.split()) >= {b"ONLY=this"}
+        assert b"HOME=" not in done.stdout
+        large = "x" * 120_000
+        done = await worker.run([sys.executable, "-c", "import sys; print(sum(map(len, sys.argv[1:])))", large, large])
+        assert done.stdout == b"240000\n"
+
+
+async def test_host_pid_namespace() -> None:
+    async with nsorch.Supervisor() as sup:
+        worker = await sup.start("w", ["sleep", "600"], namespaces={"net": True, "pid": "host", "mnt": "host"})
+        seen = await namespaces_in(worker)
+        assert seen["pid"] == inode("pid")
+        assert seen["mnt"] == inode("mnt")
+        assert seen["net"] == worker.namespaces["net"] != inode("net")
