@@ -1,0 +1,42 @@
+# Two commands do everything: `make demo` and `make test`.
+PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11 /usr/bin/python3; do \
+	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check -q install
+
+.PHONY: demo test check bench clean
+
+demo: $(VENV)/installed
+	$(BIN)/nsorch run examples/office.toml --check
+
+test: $(VENV)/tests
+	$(BIN)/python -m pytest -q
+	@if [ "$$(id -u)" = 0 ]; then sh tests/as_user.sh; fi
+
+check: $(VENV)/dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: $(VENV)/installed
+	$(BIN)/python -m bench
+
+clean:
+	rm -rf $(VENV) .mypy_cache .ruff_cache .hypothesis build dist *.egg-info
+
+$(VENV)/bin/python:
+	@test -n "$(PYTHON)" || { echo "nsorch needs Python 3.11 or newer: make PYTHON=/path/to/python3"; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/installed: pyproject.toml | $(VENV)/bin/python
+	$(PIP) -e .
+	@touch $@
+
+$(VENV)/tests: $(VENV)/installed
+	$(PIP) "pytest>=8" "hypothesis>=6.100"
+	@touch $@
+
+$(VENV)/dev: $(VENV)/tests
+	$(PIP) "ruff>=0.9" "mypy>=1.14" types-PyYAML types-networkx
+	@touch $@

@@ -1,0 +1,82 @@
+"""What the command line takes, and the exit statuses that it gives."""
+
+from __future__ import annotations
+
+import sys
+
+import anyio
+import click
+
+from nsorch import CommandNotFoundError, NsorchError, SetupError, Topology, TopologyError, __version__
+from nsorch.cli.run import Options, run_topology
+
+FAILED, NOT_EXECUTABLE, NOT_FOUND = 125, 126, 127
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="nsorch")
+def nsorch() -> None:
+    """Labs of Linux namespaces: many workers, wired together, from one file."""
+
+
+@nsorch.command(context_settings={"ignore_unknown_options": False})
+@click.argument("file", type=click.Path())
+@click.argument("command", nargs=-1, type=click.UNPROCESSED)
+@click.option("--check", is_flag=True, help="Ping every pair that the links connect, print a table, and end.")
+@click.option("--events", is_flag=True, help="Print each event as it happens.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON: the result as a document, events as lines.")
+@click.option("--in", "worker", metavar="WORKER", help="Run COMMAND in this worker instead of on the host.")
+@click.option("--backend", type=click.Choice(["asyncio", "trio"]), default="asyncio", show_default=True)
+def run(
+    file: str,
+    command: tuple[str, ...],
+    check: bool,
+    events: bool,
+    as_json: bool,
+    worker: str | None,
+    backend: str,
+) -> None:
+    """Bring the topology of FILE up, run COMMAND or wait for a signal, and take it down.
+
+    \b
+    Exit status: COMMAND's own, 128 + n if signal n ended it, 130 after SIGINT,
+    143 after SIGTERM; 1 if a pair doesn't answer --check; 2 for wrong usage;
+    125 if nsorch failed, 126 if COMMAND isn't executable, 127 if there is none.
+    """
+    if worker is not None and not command:
+        raise click.UsageError("--in needs a COMMAND, after --")
+    if check and command:
+        raise click.UsageError("--check and a COMMAND don't go together")
+    options = Options(check=check, events=events, as_json=as_json, worker=worker, command=command)
+    sys.exit(_guarded(file, options, backend))
+
+
+def _guarded(file: str, options: Options, backend: str) -> int:
+    """The exit status; errors are told in a line, not a traceback."""
+    try:
+        topology = Topology.load(file)
+        if options.worker is not None and options.worker not in topology.workers:
+            known = ", ".join(list(topology.workers)[:20])
+            raise TopologyError(f'there is no worker "{options.worker}", only {known}', source=file)
+        return anyio.run(run_topology, topology, options, backend=backend)
+    except (NsorchError, OSError, ExceptionGroup) as exc:
+        leaves = _leaves(exc)
+        if not all(isinstance(leaf, NsorchError | OSError) for leaf in leaves):
+            raise
+        for leaf in leaves:
+            click.echo(f"nsorch: {leaf}", err=True)
+        return _status(leaves[0])
+
+
+def _leaves(exc: BaseException) -> list[BaseException]:
+    if isinstance(exc, BaseExceptionGroup):
+        return [leaf for part in exc.exceptions for leaf in _leaves(part)]
+    return [exc]
+
+
+def _status(exc: BaseException) -> int:
+    if isinstance(exc, CommandNotFoundError):
+        return NOT_FOUND
+    if isinstance(exc, SetupError) and exc.stage in ("command", "exec"):
+        return NOT_EXECUTABLE
+    return FAILED

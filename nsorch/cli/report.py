@@ -1,0 +1,60 @@
+"""The result of a check, as a table and as JSON."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from nsorch import Reachability, Topology
+
+_MATRIX = 20  # workers, up to which each pair is shown
+_SHOWN = 20  # failures
+
+
+def check_result(reachability: Reachability, components: Sequence[set[str]]) -> dict[str, Any]:
+    """JSON types."""
+    return {
+        "kind": "CheckResult",
+        **reachability.to_dict(),
+        "loss": reachability.loss,
+        "components": [sorted(component) for component in components],
+    }
+
+
+def print_check(topology: Topology, reachability: Reachability, components: Sequence[set[str]]) -> None:
+    """A matrix of round trip times in ms for a small topology, the summary and the failures for a large one."""
+    from rich.console import Console
+    from rich.table import Table
+
+    names = list(topology.workers)
+    console = Console(highlight=False)
+    if not console.is_terminal:
+        console = Console(highlight=False, width=max(80, sum(max(len(name), 5) + 1 for name in names) + 20))
+    if len(names) <= _MATRIX and reachability.pairs:
+        table = Table(title=f"{topology.name or 'lab'}: round trips in ms, from row to column", box=None, padding=(0, 1, 0, 0))
+        table.add_column("")
+        for name in names:
+            table.add_column(name, justify="right", no_wrap=True)
+        for source in names:
+            table.add_row(source, *(_cell(reachability, source, target) for target in names))
+        console.print(table)
+    for result in reachability.failed[:_SHOWN]:
+        console.print(f"[red]{result.source} → {result.target}[/] ({result.address}): {result.error}")
+    if len(reachability.failed) > _SHOWN:
+        console.print(f"… and {len(reachability.failed) - _SHOWN} more")
+    if len(components) > 1:
+        console.print(f"{len(components)} parts that no link connects, separate by design")
+    answered = len(reachability.pairs) - len(reachability.failed)
+    colour = "green" if reachability.ok else "red"
+    console.print(f"[{colour}]{answered} of {len(reachability.pairs)} pairs answered[/]")
+
+
+def _cell(reachability: Reachability, source: str, target: str) -> str:
+    if source == target:
+        return "·"
+    result = reachability.pairs.get((source, target))
+    if result is None:
+        return "-"
+    return "[red]✗[/]" if result.rtt is None else f"{result.rtt * 1000:.2f}"

@@ -1,0 +1,172 @@
+"""``nsorch run``: one lab, up and down again."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import sys
+from typing import TYPE_CHECKING
+
+import anyio
+import click
+from attrs import frozen
+
+from nsorch import Supervisor
+from nsorch.cli.report import check_result, print_check
+
+if TYPE_CHECKING:
+    from nsorch import Event, Topology
+
+_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+
+@frozen(kw_only=True)
+class Options:
+    check: bool
+    events: bool
+    as_json: bool
+    worker: str | None
+    command: tuple[str, ...]
+
+
+async def run_topology(topology: Topology, options: Options) -> int:
+    """Bring *topology* up, do what *options* say, take it down. Returns the exit status."""
+    for note in topology.notes:
+        click.echo(f"nsorch: {note}", err=True)
+    sup = Supervisor(topology.name)
+    status = 0
+    failure: BaseException | None = None
+    async with anyio.create_task_group() as tasks:
+        if options.events:
+            await tasks.start(_print_events, sup, options.as_json)
+        with anyio.CancelScope() as body:
+            interrupted = await tasks.start(_await_signal, body)
+            try:
+                async with sup:
+                    status = await _use(sup, topology, options)
+            except Exception as exc:
+                failure = exc
+        if not options.events:
+            tasks.cancel_scope.cancel()
+        else:
+            interrupted.stop()
+    if failure is not None:
+        raise failure
+    return 128 + interrupted.number if interrupted.number else status
+
+
+class _Interrupted:
+    """The signal that came, or 0."""
+
+    def __init__(self, scope: anyio.CancelScope) -> None:
+        self.number = 0
+        self._scope = scope
+
+    def stop(self) -> None:
+        self._scope.cancel()
+
+
+async def _await_signal(body: anyio.CancelScope, *, task_status: anyio.abc.TaskStatus[_Interrupted]) -> None:
+    with anyio.CancelScope() as own, anyio.open_signal_receiver(*_SIGNALS) as signals:
+        interrupted = _Interrupted(own)
+        task_status.started(interrupted)
+        async for number in signals:
+            interrupted.number = int(number)
+            body.cancel()
+
+
+async def _use(sup: Supervisor, topology: Topology, options: Options) -> int:
+    await sup.deploy(topology)
+    if options.check:
+        return await _check(sup, topology, options)
+    if options.worker is not None:
+        return await _run_inside(sup, options.worker, options.command)
+    if options.command:
+        return await _run_outside(options.command)
+    count = f"{len(topology.workers)} workers, {len(sup.links)} links"
+    click.echo(f"nsorch: {topology.name or 'the lab'} is up: {count}; Ctrl-C takes it down", err=True)
+    await anyio.sleep_forever()
+    raise AssertionError("unreachable")
+
+
+async def _check(sup: Supervisor, topology: Topology, options: Options) -> int:
+    components = topology.components()
+    reachable = {name for name, worker in sup.workers.items() if worker.addresses}
+    pairs = [
+        (source, target)
+        for component in components
+        for source in sorted(component & reachable, key=list(topology.workers).index)
+        for target in sorted(component & reachable, key=list(topology.workers).index)
+        if source != target
+    ]
+    reachability = await sup.ping_all(pairs)
+    if options.as_json:
+        click.echo(json.dumps(check_result(reachability, components), indent=None if options.events else 2))
+    else:
+        print_check(topology, reachability, components)
+    return 0 if reachability.ok else 1
+
+
+async def _run_inside(sup: Supervisor, worker: str, command: tuple[str, ...]) -> int:
+    """With the terminal, if there is one: the command may take it, and we take it back."""
+    process = await sup.workers[worker].popen(
+        command, stdin=None, stdout=None, stderr=None, start_new_session=not sys.stdin.isatty()
+    )
+    try:
+        async with process:
+            code = await process.wait()
+    finally:
+        _take_terminal()
+    return code if code >= 0 else 128 - code
+
+
+async def _run_outside(command: tuple[str, ...]) -> int:
+    try:
+        process = await anyio.open_process(command, stdin=None, stdout=None, stderr=None)
+    except FileNotFoundError:
+        click.echo(f'nsorch: there is no command "{command[0]}"', err=True)
+        return 127
+    except PermissionError:
+        click.echo(f'nsorch: "{command[0]}" is not executable', err=True)
+        return 126
+    try:
+        code = await process.wait()
+    except BaseException:
+        with contextlib.suppress(ProcessLookupError):
+            process.terminate()
+        with anyio.CancelScope(shield=True):
+            with anyio.move_on_after(1):
+                await process.wait()
+            if process.returncode is None:
+                process.kill()
+                await process.wait()
+        raise
+    return code if code >= 0 else 128 - code
+
+
+def _take_terminal() -> None:
+    if sys.stdin.isatty():
+        # Writing its foreground group from the background would stop us.
+        previous = signal.signal(signal.SIGTTOU, signal.SIG_IGN)
+        with contextlib.suppress(OSError):
+            os.tcsetpgrp(sys.stdin.fileno(), os.getpgrp())
+        signal.signal(signal.SIGTTOU, previous)
+
+
+async def _print_events(sup: Supervisor, as_json: bool, *, task_status: anyio.abc.TaskStatus[None]) -> None:
+    async with sup.events(since=0, buffer=1 << 20) as events:
+        task_status.started()
+        async for event in events:
+            click.echo(json.dumps(event.to_dict()) if as_json else _line(event))
+
+
+def _line(event: Event) -> str:
+    fields = event.to_dict()
+    head = f"{fields.pop('seq', 0):>6} {fields.pop('kind')}"
+    for key in ("time", "mono", "incarnation"):
+        fields.pop(key, None)
+    worker = fields.pop("worker", None)
+    rest = " ".join(f"{key}={value}" for key, value in fields.items() if value not in (None, "", {}, []))
+    return " ".join(part for part in (head, worker, rest) if part)
