@@ -78,5 +78,3 @@ def running(marker: str) -> list[int]:
 def marker() -> str:
     """A number of seconds that no other test sleeps."""
     return str(100_000_000 + int.from_bytes(os.urandom(3)))
-
-

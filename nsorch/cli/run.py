@@ -46,7 +46,7 @@ async def run_topology(topology: Topology, options: Options) -> int:
             try:
                 async with sup:
                     status = await _use(sup, topology, options)
-            except Exception as exc:
+            except (Exception, SystemExit) as exc:
                 failure = exc
         if not options.events:
             tasks.cancel_scope.cancel()

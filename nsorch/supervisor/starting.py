@@ -35,7 +35,7 @@ _SLICE = 25
 class Starter:
     def __init__(self, supervisor: Supervisor) -> None:
         self._supervisor = supervisor
-        self._slots = anyio.Semaphore(_UNDER_WAY, fast_acquire=True)
+        self._slots: anyio.Semaphore | None = None  # made in the loop
 
     async def start(self, spec: WorkerSpec) -> Worker:
         errors: list[Exception] = []
@@ -245,6 +245,8 @@ class Starter:
             return
         if len(workers) == 1:
             (worker,) = workers
+            if self._slots is None:
+                self._slots = anyio.Semaphore(_UNDER_WAY, fast_acquire=True)
             async with self._slots:
                 await self._take(step, worker, errors)
             return

@@ -64,8 +64,8 @@ class Supervisor:
         self._home: Home
         self._facts: Facts
         self._tasks: anyio.abc.TaskGroup
-        self._body = anyio.CancelScope()
-        self._serving = anyio.CancelScope(shield=True)
+        self._body: anyio.CancelScope
+        self._serving: anyio.CancelScope
         self._scopes: set[anyio.CancelScope] = set()  # of small background tasks
         self._phase = "new"
         self._stopped: anyio.Event | None = None
@@ -82,6 +82,8 @@ class Supervisor:
             raise ClosedError("a supervisor is used once")
         self._phase = "starting"
         self._stopped = anyio.Event()
+        self._body = anyio.CancelScope()
+        self._serving = anyio.CancelScope(shield=True)
         self._tasks = anyio.create_task_group()
         await self._tasks.__aenter__()
         try:

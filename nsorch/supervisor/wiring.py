@@ -53,7 +53,7 @@ class Wiring:
         self._supervisor = supervisor
         self._engine: Engine
         self._fabric: socket.socket | None = None
-        self._thread = anyio.CapacityLimiter(1)
+        self._thread: anyio.CapacityLimiter  # to one thread
         self._orders: list[_Order] = []
         self._draining = False
         self._bridges: dict[str, Bridge] = {}
@@ -70,6 +70,7 @@ class Wiring:
         # The descriptors stay the helper's.
         self._fabric = socket.socket(fileno=os.dup(facts.descriptors["rtnetlink"]))
         self._engine = Engine(self._fabric)
+        self._thread = anyio.CapacityLimiter(1)
         self._hosts.open(facts.descriptors.get("hosts", -1))
 
     def close(self) -> None:

@@ -1,0 +1,68 @@
+"""Nothing imports upwards: cli → supervisor → {core, net, topology, events} → errors."""
+
+from __future__ import annotations
+
+import ast
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+import nsorch
+
+TOP = pathlib.Path(nsorch.__file__).parent
+ALLOWED = {
+    "errors": set(),
+    "core": {"errors"},
+    "net": {"errors"},
+    "topology": {"errors"},
+    "events": {"errors"},
+    "supervisor": {"errors", "core", "net", "topology", "events"},
+}
+FILES = sorted(TOP.rglob("*.py"))
+
+
+def layer_of(path: pathlib.Path) -> str:
+    return path.relative_to(TOP).parts[0].removesuffix(".py")
+
+
+def imported(path: pathlib.Path) -> set[str]:
+    """Absolute names of all that *path* imports, also in functions."""
+    package = ["nsorch", *path.relative_to(TOP).parent.parts]
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            base = package[: len(package) - node.level + 1] if node.level else []
+            module = ".".join([*base, *([node.module] if node.module else [])])
+            found |= {module} | {f"{module}.{alias.name}" for alias in node.names}
+    return found
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(TOP)))
+def test_imports(path: pathlib.Path) -> None:
+    layer = layer_of(path)
+    if layer not in ALLOWED:
+        if layer == "cli":
+            names = {
+                name for name in imported(path) if name.startswith("nsorch.") and not name.startswith("nsorch.cli")
+            }
+            assert names <= {f"nsorch.{public}" for public in (*nsorch.__all__, "__version__")}
+        return
+    used = {name.split(".")[1] for name in imported(path) if name.startswith("nsorch.")}
+    assert used - {layer} <= ALLOWED[layer]
+    if "spawner" in path.relative_to(TOP).parts:
+        outside = {name for name in imported(path) if not name.startswith("nsorch.core.spawner")}
+        assert {name.split(".")[0] for name in outside} <= set(sys.stdlib_module_names)
+
+
+def test_heavy_packages_are_imported_when_needed() -> None:
+    program = """if True:
+        import nsorch, sys
+        nsorch.Supervisor(); nsorch.Topology().worker("w")
+        print(*{"cattrs", "click", "rich", "networkx", "yaml", "pyroute2"} & sys.modules.keys())
+    """
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout == "\n"
