@@ -33,9 +33,8 @@ def print_check(topology: Topology, reachability: Reachability, components: Sequ
     if not console.is_terminal:
         console = Console(highlight=False, width=max(80, sum(max(len(name), 5) + 1 for name in names) + 20))
     if len(names) <= _MATRIX and reachability.pairs:
-        table = Table(
-            title=f"{topology.name or 'lab'}: round trips in ms, from row to column", box=None, padding=(0, 1, 0, 0)
-        )
+        title = f"{topology.name or 'lab'}: round trips in ms, from row to column"
+        table = Table(title=title, box=None, padding=(0, 1, 0, 0))
         table.add_column("")
         for name in names:
             table.add_column(name, justify="right", no_wrap=True)

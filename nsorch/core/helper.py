@@ -251,9 +251,11 @@ class Helper:
         self._spawner.send(Request(("socket", number, int(family), int(kind), int(proto)), (netns,)))
         try:
             await request.done.wait()
-        finally:
-            if not request.done.is_set():
-                request.abandoned = True
+        except BaseException:
+            request.abandoned = True
+            if request.fd >= 0:  # the answer and the cancellation came at one time
+                descriptors.close([request.fd])
+            raise
         if request.failure is not None:
             raise request.failure
         opened = socket.socket(family, kind, proto, fileno=request.fd)

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 from nsorch.errors import AddressError, SubnetFullError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Collection, Iterable, Iterator
 
 IPAddress = IPv4Address | IPv6Address
 IPInterface = IPv4Interface | IPv6Interface
@@ -71,20 +71,25 @@ class Segment:
         self._reserved[gateway] = kept
         return tuple(kept)
 
-    def allocate(self, owner: str, *, gateway: str | None = None) -> tuple[IPInterface, ...]:
+    def allocate(
+        self, owner: str, *, gateway: str | None = None, without: Collection[int] = ()
+    ) -> tuple[IPInterface, ...]:
         """The next free address of each subnet; those kept for it if *gateway* is the segment's.
 
+        :param without: IP versions of which none is wanted
         :raises SubnetFullError: there is none
         """
-        if gateway in self._reserved:
-            kept = self._reserved.pop(gateway)
-            for address in kept:
-                self._owners[address.ip] = owner
-            return tuple(kept)
         given: list[IPInterface] = []
+        if gateway is not None and (kept := self._reserved.get(gateway)):
+            for address in kept:
+                if address.version not in without and self._owners[address.ip] == gateway:
+                    self._owners[address.ip] = owner
+                    given.append(address)
+        have = {*without, *(address.version for address in given)}
         try:
             for network in self.networks:
-                given.append(self._allocate(network, owner))  # noqa: PERF401 - what is given counts after an error
+                if network.version not in have:
+                    given.append(self._allocate(network, owner))  # noqa: PERF401 - what is given counts after an error
         except SubnetFullError:
             for address in given:
                 del self._owners[address.ip]
@@ -110,8 +115,18 @@ class Segment:
 
     def release(self, owner: str) -> None:
         """Take back all that *owner* has."""
+        kept = {address.ip: gateway for gateway, addresses in self._reserved.items() for address in addresses}
         for ip in [ip for ip, other in self._owners.items() if other == owner]:
+            if ip in kept:  # for the next worker of the gateway's name
+                self._owners[ip] = kept[ip]
+                continue
             del self._owners[ip]
+            for network in self.networks:
+                if ip in network:
+                    self._next[network] = min(self._next[network], int(ip))
+            for network in self.networks:
+                if ip in network:
+                    self._next[network] = min(self._next[network], int(ip))
 
 
 def _first_offset(network: IPNetwork) -> int:

@@ -33,6 +33,7 @@ def default_routes(worker: Worker, new: Sequence[Link], links: Sequence[Link]) -
                         nexthops=(NextHop(via=address.ip, dev=side.ifname),),
                     )
                     for address in bridge._gateway_addresses
+                    if any(own.version == address.version for own in side.addresses)
                 ]
     return []
 

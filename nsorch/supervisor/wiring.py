@@ -249,10 +249,9 @@ class Wiring:
         )
         side.segment = segment
         try:
-            if end.address:
-                side.addresses = tuple(segment.reserve(address, side.owner) for address in end.address)
-            else:
-                side.addresses = segment.allocate(side.owner, gateway=worker.name)
+            given = tuple(segment.reserve(address, side.owner) for address in end.address)
+            families = {address.version for address in given}
+            side.addresses = (*given, *segment.allocate(side.owner, gateway=worker.name, without=families))
         except BaseException:
             self._release(side)
             raise

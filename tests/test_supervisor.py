@@ -1,0 +1,270 @@
+"""The block: how it ends, what it raises, and what the events tell of it."""
+
+from __future__ import annotations
+
+import subprocess
+
+import anyio
+import pytest
+from conftest import running
+
+import nsorch
+from nsorch import State
+
+pytestmark = pytest.mark.anyio
+
+
+async def collect(sup: nsorch.Supervisor) -> list[nsorch.Event]:
+    async with sup.events(since=0, buffer=1 << 20) as events:
+        return [event async for event in events]
+
+
+def kinds(events: list[nsorch.Event], worker: str) -> list[str]:
+    return [event.kind for event in events if event.worker == worker]
+
+
+async def test_events_of_a_life() -> None:
+    sup = nsorch.Supervisor("lab")
+    async with sup:
+        worker = await sup.start("w", ["sh", "-c", "exit 3"])
+        await worker.wait()
+        await sup.start("p")
+    events = await collect(sup)
+    assert [event.seq for event in events] == list(range(1, len(events) + 1))
+    assert kinds(events, "w") == [
+        "WorkerRequested", "WorkerSpawned", "WorkerStarted", "WorkerReady", "WorkerExited", "WorkerRemoved",
+    ] or kinds(events, "w") == [
+        "WorkerRequested", "WorkerSpawned", "WorkerStarted", "WorkerExited", "WorkerReady", "WorkerRemoved",
+    ]  # fmt: skip
+    assert kinds(events, "p") == ["WorkerRequested", "WorkerReady", "WorkerRemoved"]
+    assert events[0].kind == "SupervisorStarted"
+    assert [event.kind for event in events[-4:]] == [
+        "SupervisorStopping", "WorkerRemoved", "WorkerRemoved", "SupervisorStopped",
+    ]  # fmt: skip
+    spawned = next(event for event in events if isinstance(event, nsorch.WorkerSpawned))
+    assert spawned.pid > 0
+    assert set(spawned.namespaces) == {"net", "mnt", "uts", "ipc", "pid"}
+
+
+async def test_orderly_end_is_in_reverse_and_has_one_deadline(marker: str) -> None:
+    sup = nsorch.Supervisor(grace=0.3)
+    with anyio.fail_after(5):
+        async with sup:
+            for number in range(8):
+                # PID 1 ignores SIGTERM: all are killed, at one time.
+                await sup.start(f"w{number}", ["sleep", marker], init=False)
+    events = await collect(sup)
+    stopping = [event.worker for event in events if isinstance(event, nsorch.WorkerStopping)]
+    assert stopping == [f"w{number}" for number in reversed(range(8))]
+    exits = [event.exit for event in events if isinstance(event, nsorch.WorkerExited)]
+    assert [(e.signal, e.expected) for e in exits] == [(9, True)] * 8
+    assert running(marker) == []
+
+
+async def test_exception_leaves_as_it_is(marker: str) -> None:
+    class Own(Exception):
+        pass
+
+    with pytest.raises(Own):
+        async with nsorch.Supervisor(grace=60) as sup:
+            await sup.start("w", ["sh", "-c", f"trap '' TERM; sleep {marker}"])
+            raise Own
+    assert running(marker) == []
+
+
+async def test_cancellation(marker: str) -> None:
+    with anyio.move_on_after(0.5) as scope:
+        async with nsorch.Supervisor(grace=60) as sup:
+            await sup.start("w", ["sh", "-c", f"trap '' TERM; sleep {marker}"])
+            await anyio.sleep_forever()
+    assert scope.cancelled_caught
+    assert running(marker) == []
+
+
+async def test_cancelled_in_the_middle_of_a_big_start(marker: str) -> None:
+    sup = nsorch.Supervisor()
+    async with sup:
+        lan = await sup.bridge("lan", "10.0.0.0/16")
+        for seconds in (0.0, 0.01, 0.1, 0.3):
+            specs = [
+                nsorch.WorkerSpec(name=f"w{n}", command=["sleep", marker], links=[lan] if n % 2 else [])
+                for n in range(150)
+            ]
+            with anyio.move_on_after(seconds):
+                await sup.start_all(specs)
+                pytest.fail("not cancelled")
+            assert dict(sup.workers) == {}
+            assert dict(sup.links) == {}
+            assert running(marker) == []
+        await sup.start("w1", ["sleep", marker], links=[lan])
+
+
+async def test_critical(marker: str) -> None:
+    with pytest.raises(nsorch.WorkerExitedError, match="critical") as raised:
+        async with nsorch.Supervisor() as sup:
+            await sup.start("other", ["sleep", marker])
+            await sup.start("w", ["sh", "-c", "sleep 0.05; exit 4"], critical=True)
+            await anyio.sleep_forever()
+    assert (raised.value.worker, raised.value.code) == ("w", 4)
+    assert running(marker) == []
+    async with nsorch.Supervisor() as sup:  # an expected exit is no failure
+        worker = await sup.start("w", ["sleep", marker], critical=True)
+        await worker.stop()
+
+
+async def test_stop_ends_everything(marker: str) -> None:
+    async with nsorch.Supervisor() as sup:
+        worker = await sup.start("w", ["sleep", marker])
+        await sup.stop()
+        assert worker.state is State.REMOVED
+        assert running(marker) == []
+        for call in (sup.start("x"), sup.bridge("b"), worker.run(["true"]), sup.ping_all()):
+            with pytest.raises(nsorch.ClosedError):
+                await call
+        await sup.stop()
+
+
+async def test_used_once() -> None:
+    sup = nsorch.Supervisor()
+    with pytest.raises(nsorch.ClosedError, match="isn't running yet"):
+        await sup.start("w")
+    async with sup:
+        pass
+    with pytest.raises(nsorch.ClosedError, match="once"):
+        async with sup:
+            pass
+
+
+async def test_wait() -> None:
+    async with nsorch.Supervisor() as sup:
+        await sup.start("passive")
+        for number in range(3):
+            await sup.start(f"w{number}", ["sleep", "0.1"])
+        await sup.wait()
+        assert all(worker.pid is None for worker in sup.workers.values())
+        worker = sup.workers["w0"]
+        results = []
+
+        async def waiter() -> None:
+            results.append(await worker.wait())
+
+        async with anyio.create_task_group() as tasks:
+            for _ in range(5):
+                tasks.start_soon(waiter)
+        assert [r.code for r in results] == [0] * 5
+
+
+async def test_start_all_undoes_the_rest(marker: str) -> None:
+    async with nsorch.Supervisor() as sup:
+        specs = [
+            nsorch.WorkerSpec(name=f"w{n}", command=["sleep", marker] if n != 7 else ["no-such-command"])
+            for n in range(20)
+        ]
+        with pytest.raises(ExceptionGroup) as raised:
+            await sup.start_all(specs)
+        assert [(type(e), e.worker) for e in raised.value.exceptions] == [(nsorch.CommandNotFoundError, "w7")]  # type: ignore[attr-defined]
+        assert dict(sup.workers) == {}
+        assert running(marker) == []
+        await sup.start_all([nsorch.WorkerSpec(name=f"w{n}") for n in range(3)])
+
+
+async def test_ready(marker: str) -> None:
+    server = "import socket, time; s = socket.create_server(('127.0.0.1', 80)); print('up'); time.sleep(600)"
+    async with nsorch.Supervisor() as sup:
+        await sup.start("w", ["python3", "-c", server], ready=nsorch.tcp_ready(80), stdout=subprocess.DEVNULL)
+        await sup.start("e", ["sleep", marker], ready=nsorch.exec_ready(["true"]))
+        with pytest.raises(nsorch.NotReadyError, match="port 81") as late:
+            await sup.start("x", ["sleep", marker], ready=nsorch.tcp_ready(81, timeout=0.1))
+        assert isinstance(late.value, TimeoutError)
+        with pytest.raises(nsorch.WorkerExitedError, match="boom") as early:
+            await sup.start("x", ["sh", "-c", "echo boom >&2; exit 3"], ready=nsorch.tcp_ready(81))
+        assert (early.value.code, early.value.stderr, early.value.worker) == (3, b"boom\n", "x")
+        with pytest.raises(nsorch.CommandNotFoundError):
+            await sup.start("x", ["sleep", marker], ready=nsorch.exec_ready(["no-such-command"]))
+        with anyio.move_on_after(0.2):
+            await sup.start("x", ["sleep", marker], ready=nsorch.tcp_ready(81))
+            pytest.fail("not cancelled")
+        assert set(sup.workers) == {"w", "e"}
+        assert len(running(marker)) == 1
+
+
+async def test_bad_input() -> None:
+    async with nsorch.Supervisor() as sup:
+        await sup.start("w")
+        await sup.bridge("b", "10.0.0.0/30")
+        cases: list[tuple[type[Exception], str, dict[str, object]]] = [
+            (nsorch.NameInUseError, "already", {"name": "w"}),
+            (nsorch.NameInUseError, "already", {"name": "b"}),
+            (nsorch.TopologyError, "not a name", {"name": "9w"}),
+            (nsorch.TopologyError, "not a name", {"name": "a" * 64}),
+            (nsorch.TopologyError, "list of strings", {"name": "x", "command": "sleep 1"}),
+            (nsorch.TopologyError, "list of strings", {"name": "x", "command": []}),
+            (nsorch.TopologyError, 'there is no "nett"', {"name": "x", "namespaces": ["nett"]}),
+            (nsorch.TopologyError, "without a process", {"name": "x", "namespaces": ["pid"]}),
+            (nsorch.TopologyError, "no bridge", {"name": "x", "links": ["nobody"]}),
+            (nsorch.TopologyError, "no worker", {"name": "x", "namespaces": {"net": "worker:nobody"}}),
+            (nsorch.AddressError, "outside", {"name": "x", "links": [nsorch.To("b", address="10.9.0.1")]}),
+            (nsorch.TopologyError, "never ready", {"name": "x", "ready": nsorch.tcp_ready(80)}),
+            (nsorch.UnsupportedError, "emulation", {"name": "x", "links": [nsorch.To("b", delay="20ms")]}),
+            (nsorch.UnsupportedError, "host's network", {"name": "x", "namespaces": ["uts"], "links": ["b"]}),
+            (nsorch.CommandNotFoundError, "no command", {"name": "x", "command": ["no-such-command"], "links": ["b"]}),
+        ]
+        for error, text, options in cases:
+            with pytest.raises(error, match=text):
+                await sup.start(**options)  # type: ignore[arg-type]
+        await sup.start("first", links=["b"])
+        with pytest.raises(nsorch.AddressError, match="used by first"):
+            await sup.start("x", links=[nsorch.To("b", address="10.0.0.1")])
+        await sup.start("second", links=["b"])
+        with pytest.raises(nsorch.SubnetFullError, match=r"10\.0\.0\.0/30"):
+            await sup.start("x", links=["b"])
+        assert set(sup.workers) == {"w", "first", "second"}
+        loop = [
+            nsorch.WorkerSpec(name="a", namespaces={"net": "worker:c"}),
+            nsorch.WorkerSpec(name="c", namespaces={"net": "worker:a"}),
+        ]
+        with pytest.raises(nsorch.TopologyError, match="loop"):
+            await sup.start_all(loop)
+        for bad in ("10.0.0.1/24", "nonsense"):
+            with pytest.raises(nsorch.AddressError, match="not a network"):
+                await sup.bridge("c", bad)
+        with pytest.raises(nsorch.TopologyError, match="nobody"):
+            await sup.link("w", "nobody")
+        with pytest.raises(nsorch.TopologyError, match="itself"):
+            await sup.link("w", "w")
+        with pytest.raises(nsorch.TopologyError, match="parsecs"):
+            await sup.link("w", "first", delay="20 parsecs")
+        with pytest.raises(nsorch.UnsupportedError, match="emulation"):
+            await sup.link("w", "first", delay="20ms")
+
+
+async def test_many_starts_from_many_tasks() -> None:
+    async with nsorch.Supervisor() as sup:
+        async with anyio.create_task_group() as tasks:
+            for number in range(100):
+                tasks.start_soon(sup.start, f"w{number}")
+        assert len(sup.workers) == 100
+
+
+async def test_snapshot_and_wait_event() -> None:
+    async with nsorch.Supervisor() as sup:
+        await sup.start("w", ["sh", "-c", "exit 3"])
+        event = await sup.wait_event(nsorch.WorkerExited, worker="w", since=0)
+        assert event.exit.code == 3
+        status = sup.snapshot().workers["w"]
+        assert status.exit is not None
+        assert (status.state, status.exit.code) == (State.EXITED, 3)
+
+
+async def test_structlog_gets_every_event() -> None:
+    import structlog.testing
+
+    try:
+        with structlog.testing.capture_logs() as lines:
+            async with nsorch.Supervisor() as sup:
+                await sup.start("w")
+    finally:
+        structlog.reset_defaults()
+    assert [line["event"] for line in lines] == [
+        "SupervisorStarted", "WorkerRequested", "WorkerReady", "SupervisorStopping", "WorkerRemoved", "SupervisorStopped",
+    ]  # fmt: skip
