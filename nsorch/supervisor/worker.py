@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import subprocess
 from types import MappingProxyType
@@ -14,7 +15,7 @@ from attrs import evolve
 from nsorch.core.process import Process
 from nsorch.core.spawner.protocol import Mode, Spawn
 from nsorch.core.spawner.syscalls import CLONE_NEWNET, CLONE_NEWNS, CLONE_NEWPID, NS_FILES
-from nsorch.errors import ClosedError, UnsupportedError
+from nsorch.errors import ClosedError, SetupError, UnsupportedError
 from nsorch.events import State, WorkerRemoved
 from nsorch.supervisor.commands import build_command, open_streams
 from nsorch.supervisor.main_process import end
@@ -214,11 +215,34 @@ class Worker:
         :raises CommandNotFoundError: there is no such command
         :raises ClosedError: the worker is gone
         """
+        for _ in range(2):
+            alive = None if self._main is None else self._main.alive
+            try:
+                return await self._start_command(
+                    alive, command, (stdin, stdout, stderr), env=env, cwd=cwd, user=user, session=start_new_session
+                )
+            except SetupError as exc:
+                if alive is None or exc.errno != errno.ESRCH:
+                    raise
+                # The main process has ended since, and with it the pid namespace.
+                await alive.end()
+        raise AssertionError("unreachable: a worker without process has no namespace that could be gone")
+
+    async def _start_command(
+        self,
+        alive: Job | None,
+        command: str | bytes | Sequence[str | bytes | os.PathLike[str]],
+        sources: tuple[object, object, object],
+        *,
+        env: Mapping[str, str] | None,
+        cwd: str | os.PathLike[str] | None,
+        user: str | int | None,
+        session: bool,
+    ) -> Process:
         supervisor = self._supervisor
         supervisor._check_running()
         if self._state is State.REMOVED:
             raise ClosedError("the worker was removed", worker=self.name)
-        alive = None if self._main is None else self._main.alive
         entry = self._entry
         assert entry is not None
         make, proc, mode = 0, 0, Mode.RUNNER
@@ -232,10 +256,8 @@ class Worker:
             held[CLONE_NEWPID] = alive.pidfd
         host = entry.host & ~make
         joins = supervisor._home.joins(held, host)
-        line = await build_command(
-            command, env=env, cwd=cwd, user=user, mode=mode, session=start_new_session, worker=self.name
-        )
-        streams = await open_streams(stdin, stdout, stderr)
+        line = await build_command(command, env=env, cwd=cwd, user=user, mode=mode, session=session, worker=self.name)
+        streams = await open_streams(*sources)
         job: Job | None = None
         try:
             job = supervisor._helper.spawn(

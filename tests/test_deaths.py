@@ -1,0 +1,199 @@
+"""Nothing survives, whoever is killed and whenever; and a supervisor starts whatever the state of its caller."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import pathlib
+import select
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+from conftest import running
+
+PROGRAM = """
+import multiprocessing, os, sys, time
+import anyio, nsorch
+
+marker, count, backend, fork = sys.argv[1], int(sys.argv[2]), sys.argv[3], sys.argv[4] == "fork"
+script = f"(setsid sleep {marker} &) ; setsid sleep {marker} & exec sleep {marker}"
+
+async def main():
+    async with nsorch.Supervisor() as sup:
+        started = await sup.wait_event(nsorch.SupervisorStarted, since=0)
+        lan = await sup.bridge("lan", "10.0.0.0/16")
+        if fork:
+            child = multiprocessing.get_context("fork").Process(target=time.sleep, args=(600,))
+        print(started.pid, flush=True)
+        specs = [
+            nsorch.WorkerSpec(
+                name=f"w{n}",
+                command=["sh", "-c", script],
+                links=[lan] if n % 3 == 0 else [],
+                namespaces=None if n % 2 else ["net", "mnt"],
+            )
+            for n in range(count)
+        ]
+        await sup.start_all(specs)
+        if fork:
+            child.start()
+        print(child.pid if fork else "started", flush=True)
+        await anyio.sleep_forever()
+
+try:
+    anyio.run(main, backend=backend)
+except nsorch.SpawnerDiedError:
+    print("SpawnerDiedError")
+"""
+
+
+class Lab:
+    """The program above, in a process of its own."""
+
+    def __init__(self, marker: str, count: int, backend: str, fork: bool = False) -> None:
+        arguments = [marker, str(count), backend, "fork" if fork else ""]
+        self.marker = marker
+        self.app = subprocess.Popen([sys.executable, "-c", PROGRAM, *arguments], stdout=subprocess.PIPE, text=True)
+        self.stub = int(self.line())
+        with open(f"/proc/{self.stub}/task/{self.stub}/children") as file:
+            self.spawner = int(file.read().split()[0])
+        self.pids = {"app": self.app.pid, "stub": self.stub, "spawner": self.spawner}
+        self.pidfds = {name: os.pidfd_open(pid) for name, pid in self.pids.items()}
+
+    def line(self) -> str:
+        assert self.app.stdout is not None
+        return self.app.stdout.readline().strip()
+
+    def kill(self, *names: str) -> None:
+        for name in names:
+            signal.pidfd_send_signal(self.pidfds[name], signal.SIGKILL)
+
+    def await_end(self, seconds: float) -> None:
+        """All three processes are gone, and everything that ran."""
+        deadline = time.monotonic() + seconds
+        for fd in self.pidfds.values():
+            assert select.select([fd], [], [], max(0.0, deadline - time.monotonic()))[0], "a process was left"
+        mine = {self.app.pid}
+        while set(running(self.marker)) - mine and time.monotonic() < deadline:
+            time.sleep(0.01)
+        assert not set(running(self.marker)) - mine
+
+    def close(self) -> str:
+        output = self.app.communicate(timeout=20)[0]
+        for fd in self.pidfds.values():
+            os.close(fd)
+        return output
+
+
+VICTIMS = [
+    ("app",), ("stub",), ("spawner",), ("app", "stub"), ("app", "spawner"), ("stub", "spawner"), ("app", "stub", "spawner"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("victims", VICTIMS, ids="+".join)
+@pytest.mark.parametrize("moment", ["started", 0.0, 0.1])
+def test_killed(victims: tuple[str, ...], moment: str | float, anyio_backend: str, marker: str) -> None:
+    lab = Lab(marker, 30 if moment == "started" else 500, anyio_backend)
+    try:
+        if isinstance(moment, str):
+            assert lab.line() == moment
+        else:
+            time.sleep(moment)
+        lab.kill(*victims)
+        lab.await_end(10)
+    finally:
+        output = lab.close()
+    if "app" not in victims:
+        assert output.splitlines()[-1] == "SpawnerDiedError"
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_signalled(number: int, anyio_backend: str, marker: str) -> None:
+    lab = Lab(marker, 20, anyio_backend)
+    assert lab.line() == "started"
+    lab.app.send_signal(number)
+    lab.await_end(10)
+    with contextlib.suppress(ValueError):
+        lab.close()
+
+
+def test_forked_child_lives_on(anyio_backend: str, marker: str) -> None:
+    lab = Lab(marker, 12, anyio_backend, fork=True)
+    child = int(lab.line())
+    try:
+        lab.kill("app")
+        for name in ("stub", "spawner"):
+            assert select.select([lab.pidfds[name]], [], [], 10)[0]
+        held = [os.readlink(f"/proc/{child}/fd/{fd}") for fd in os.listdir(f"/proc/{child}/fd")]
+        assert not [target for target in held if target.startswith(("net:", "mnt:", "uts:", "ipc:", "user:"))]
+        deadline = time.monotonic() + 10
+        while set(running(marker)) - {child} and time.monotonic() < deadline:
+            time.sleep(0.01)
+        assert set(running(marker)) <= {child}
+    finally:
+        os.kill(child, signal.SIGKILL)
+        lab.app.stdout.close()  # type: ignore[union-attr]
+        lab.app.wait()
+        for fd in lab.pidfds.values():
+            os.close(fd)
+
+
+SMALL = """
+import anyio, nsorch, sys
+
+def check(holds, what):  # assert does nothing under -O
+    if not holds:
+        sys.exit(f"{what!r}")
+
+async def main():
+    async with nsorch.Supervisor() as sup:
+        for init in (True, False):
+            worker = await sup.start("w", ["sh", "-c", "exit 3"], init=init)
+            ended = await worker.wait()
+            check(ended.code == 3, ended)
+            done = await worker.run(["sh", "-c", "umask; cat /proc/self/status; ls /proc/self/fd | wc -l"])
+            await worker.remove()
+        lines = done.stdout.decode().splitlines()
+        check(lines[0] == "0022", lines)
+        check(lines[-1] == "4", lines)  # the standard streams, and that of ls on the folder
+        status = dict(line.split(":", 1) for line in lines if ":" in line)
+        # Signals 32 and 33 are glibc's, whose posix_spawn leaves them ignored.
+        check(int(status["SigBlk"], 16) == int(status["SigIgn"], 16) & ~0x180000000 == 0, status)
+        await sup.bridge("lan", "10.0.0.0/24")
+        await sup.start_all([nsorch.WorkerSpec(name=f"w{n}", links=["lan"]) for n in range(3)])
+        reachable = await sup.ping_all()
+        check(reachable.ok, reachable)
+
+anyio.run(main)
+open(sys.argv[1], "w").write("fine")
+"""
+PREPARATIONS = {
+    "plain": "",
+    "threads": "import threading, time; [threading.Thread(target=time.sleep, args=(60,), daemon=True).start() for _ in range(20)]",
+    "closed streams": "import os; os.close(0); os.close(1); os.close(2)",
+    "inheritable descriptors": "import os; [os.set_inheritable(os.open('/dev/null', 0), True) for _ in range(50)]",
+    "ignored signals": "import signal; [signal.signal(n, signal.SIG_IGN) for n in (1, 2, 3, 13, 14, 15, 17, 20)]",
+    "blocked signals": "import signal; signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())",
+    "umask": "import os; os.umask(0o777)",
+    "deleted directory": "import os, tempfile; d = tempfile.mkdtemp(); os.chdir(d); os.rmdir(d)",
+    "odd path": "import sys; sys.path[:0] = ['', '/nonexistent', 'relative']",
+    "few descriptors": "import resource; resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64))",
+    "heap": "heap = bytearray(300_000_000)",
+}
+
+
+@pytest.mark.parametrize("preparation", PREPARATIONS)
+@pytest.mark.parametrize("flags", [[], ["-O"]], ids=["", "O"])
+def test_any_caller(preparation: str, flags: list[str], tmp_path: pathlib.Path) -> None:
+    target = tmp_path / "done"
+    # Written through a descriptor that is opened first: the umask and the streams may be gone.
+    target.touch()
+    program = PREPARATIONS[preparation] + "\n" + SMALL
+    done = subprocess.run(
+        [sys.executable, *flags, "-c", program, str(target)], capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == 0, done.stderr
+    assert target.read_text() == "fine"
