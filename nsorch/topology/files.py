@@ -33,8 +33,10 @@ def load(path: str | os.PathLike[str]) -> Topology:
         data = _READERS[suffix](text)
     except TopologyError:
         raise
-    except (ValueError, RecursionError) as exc:
-        raise TopologyError(str(exc) or "nested too deeply", source=name) from None
+    except RecursionError:
+        raise TopologyError("nested too deeply", source=name) from None
+    except ValueError as exc:
+        raise TopologyError(str(exc), source=name) from None
     try:
         topology = from_dict(data, source=name)
     except RecursionError:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -62,11 +63,9 @@ class _Reader:
         try:
             return make()
         except TopologyError as exc:
-            for problem in exc.problems:
-                tail = problem.removeprefix(f"{path}.") if problem.startswith(f"{path}.") else problem
-                self.problems.append(f"{path}.{tail}")
+            self.problems += [_below(path, problem) for problem in exc.problems]
         except (NsorchError, ValueError, TypeError) as exc:
-            self.refuse(path, str(exc))
+            self.problems.append(_below(path, str(exc)))
         return None
 
     def check_each(self, path: str, keys: Iterable[str], data: Mapping[str, Any], build: Callable[..., Any]) -> bool:
@@ -229,6 +228,16 @@ class _Reader:
         make = makers[kinds[0]]
         condition = table.pop(kinds[0])
         return self.build(path, lambda: make(condition, **table))
+
+
+def _below(path: str, problem: str) -> str:
+    """*problem* may begin with a path of its own, as seen from somewhere above: put it below *path*."""
+    problem = problem.removeprefix(f"{path}.")
+    own = re.match(r"[a-z_]+(?=[.:])", problem)
+    if own is None:
+        return f"{path}: {problem}"
+    last = path.rpartition(".")[2].partition("[")[0]
+    return f"{path}{problem[own.end() :]}" if own[0] == last else f"{path}.{problem}"
 
 
 def _shown(value: Any) -> str:

@@ -51,7 +51,7 @@ def duration(value: object) -> float:
     number, unit = _split(value, "a duration")
     if unit and unit not in _SECONDS:
         raise ValueError(f'"{value}" is not a duration')
-    return number * _SECONDS.get(unit, 1.0)
+    return round(number * _SECONDS.get(unit, 1.0), 12)
 
 
 def rate(value: object) -> float:

@@ -1,0 +1,117 @@
+"""The command line, as a user calls it."""
+
+from __future__ import annotations
+
+import json
+import pathlib
+import signal
+import subprocess
+import sys
+
+import pytest
+from conftest import running
+
+TOP = pathlib.Path(__file__).parent.parent
+LAB = "[bridges.lan]\nsubnet = '10.0.0.0/24'\n[workers.a]\nlinks = ['lan']\n[workers.b]\nlinks = ['lan']\n"
+
+
+def nsorch(*arguments: str, **options: object) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "nsorch", *arguments],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        **options,  # type: ignore[call-overload]
+    )
+
+
+@pytest.fixture
+def lab(tmp_path: pathlib.Path) -> str:
+    path = tmp_path / "lab.toml"
+    path.write_text(LAB)
+    return str(path)
+
+
+@pytest.mark.parametrize("backend", ["asyncio", "trio"])
+def test_check(lab: str, backend: str) -> None:
+    done = nsorch("run", lab, "--check", "--backend", backend)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "2 of 2 pairs answered" in done.stdout
+    result = json.loads(nsorch("run", lab, "--check", "--json").stdout)
+    assert result["ok"]
+    assert len(result["pairs"]) == 2
+
+
+def test_shipped_example() -> None:
+    done = nsorch("run", str(TOP / "examples" / "office.toml"), "--check")
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_check_fails(tmp_path: pathlib.Path) -> None:
+    path = tmp_path / "lab.toml"
+    # Connected by the graph, but r doesn't forward and nobody has a route.
+    path.write_text(
+        LAB + "[bridges.far]\nsubnet='10.9.0.0/24'\n[workers.r]\nlinks=['lan','far']\n[workers.c]\nlinks=['far']\n"
+    )
+    done = nsorch("run", str(path), "--check")
+    assert done.returncode == 1
+    assert "a → c" in done.stdout
+
+
+def test_separate_parts_are_no_failure(tmp_path: pathlib.Path) -> None:
+    path = tmp_path / "lab.toml"
+    path.write_text(
+        LAB + "[bridges.far]\nsubnet='10.9.0.0/24'\n[workers.c]\nlinks=['far']\n[workers.d]\nlinks=['far']\n"
+    )
+    done = nsorch("run", str(path), "--check")
+    assert done.returncode == 0
+    assert "separate by design" in done.stdout
+
+
+def test_statuses(lab: str, tmp_path: pathlib.Path) -> None:
+    assert nsorch("run", lab, "--", "sh", "-c", "exit 3").returncode == 3
+    done = nsorch("run", lab, "--in", "a", "--", "sh", "-c", "hostname; exit 4")
+    assert (done.returncode, done.stdout) == (4, "a\n")
+    assert nsorch("run", lab, "--in", "a", "--", "sh", "-c", "kill -9 $$").returncode == 137
+    for inside in ([], ["--in", "a"]):
+        assert nsorch("run", lab, *inside, "--", "no-such-command").returncode == 127
+        assert nsorch("run", lab, *inside, "--", "/etc/passwd").returncode == 126
+    bad = tmp_path / "bad.toml"
+    bad.write_text(LAB + "delay = 1\n")
+    for arguments in (["missing.toml"], [str(bad)], [lab, "--in", "nobody", "--", "true"]):
+        done = nsorch("run", *arguments)
+        assert done.returncode == 125
+        assert done.stderr.startswith("nsorch: ")
+        assert "Traceback" not in done.stderr
+    assert nsorch("run").returncode == 2
+    assert nsorch("run", lab, "--in", "a").returncode == 2
+    assert nsorch("--version").returncode == 0
+
+
+def test_events(lab: str) -> None:
+    lines = [json.loads(line) for line in nsorch("run", lab, "--check", "--events", "--json").stdout.splitlines()]
+    seqs = [line["seq"] for line in lines if "seq" in line]
+    assert seqs == list(range(1, len(seqs) + 1))
+    assert lines[-1]["kind"] == "SupervisorStopped"
+    assert any(line["kind"] == "CheckResult" and line["ok"] for line in lines)
+    assert "LinkUp" in nsorch("run", lab, "--events", "--", "true").stdout
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("inside", [True, False])
+def test_signals(number: signal.Signals, inside: bool, tmp_path: pathlib.Path, marker: str) -> None:
+    path = tmp_path / "lab.toml"
+    path.write_text(f"{LAB}[workers.c]\ncommand = ['sh', '-c', '(setsid sleep {marker} &); sleep {marker}']\n")
+    extra = ["--in", "a", "--", "sh", "-c", f"echo up >&2; sleep {marker}"] if inside else []
+    process = subprocess.Popen(
+        [sys.executable, "-m", "nsorch", "run", str(path), *extra],
+        stderr=subprocess.PIPE,
+        stdin=subprocess.DEVNULL,
+        text=True,
+    )
+    assert process.stderr is not None
+    assert "up" in process.stderr.readline()
+    process.send_signal(number)
+    assert process.wait(20) == 128 + number
+    process.stderr.close()
+    assert running(marker) == []

@@ -1,0 +1,265 @@
+"""Descriptions: files, their errors, and routes. Pure."""
+
+from __future__ import annotations
+
+import json
+import pathlib
+
+import networkx as nx
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import nsorch
+from nsorch import Topology, TopologyError
+from nsorch.topology.routing import Edge, next_hops
+from nsorch.topology.units import duration, fraction, rate
+
+TOP = pathlib.Path(__file__).parent.parent
+TOPOLOGIES = TOP.parent / "shared" / "topologies"
+
+OFFICE = """
+name = "office"
+[bridges.lan]
+subnet = "10.0.0.0/24"
+gateway = "r1"
+[workers.web]
+command = ["python3", "-m", "http.server", "80"]
+ready = { tcp = 80 }
+links = ["lan"]
+[workers.client]
+links = [{ to = "lan", delay = "20ms", rate = "10mbit", loss = "1%" }]
+[workers.r1]
+forward = true
+links = ["lan"]
+[workers.outside]
+[[links]]
+ends = ["r1:up0", "outside:eth0"]
+subnet = "10.1.0.0/30"
+"""
+
+
+def load(text: str | bytes, tmp_path: pathlib.Path, suffix: str = ".toml") -> Topology:
+    path = tmp_path / f"file{suffix}"
+    path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    return Topology.load(path)
+
+
+def problems(text: str | bytes, tmp_path: pathlib.Path, suffix: str = ".toml") -> tuple[str, ...]:
+    with pytest.raises(TopologyError) as raised:
+        load(text, tmp_path, suffix)
+    return raised.value.problems
+
+
+def test_office(tmp_path: pathlib.Path) -> None:
+    topology = load(OFFICE, tmp_path)
+    assert topology.name == "office"
+    assert topology.workers["web"].ready == nsorch.tcp_ready(80)
+    emulation = topology.workers["client"].links[0].emulation
+    assert (emulation.delay, emulation.rate, emulation.loss) == (0.02, 10e6, 0.01)
+    assert topology.emulated() == ["workers.client.links[0]"]
+    assert topology.links[0].a.name == "up0"
+    for suffix in ("toml", "json", "yaml"):
+        path = tmp_path / f"again.{suffix}"
+        topology.dump(path)
+        assert Topology.load(path) == topology
+
+
+def test_every_error_at_once(tmp_path: pathlib.Path) -> None:
+    text = """
+        nonsense = 1
+        routing = "fastest"
+        [bridges.lan]
+        subnet = "10.0.0.1/24"
+        [bridges.9lan]
+        [workers.web]
+        comand = ["x"]
+        command = "x"
+        init = "yes"
+        links = [{ to = "lan", delay = "20 parsecs", loss = "150%", mac = "zz" }, { too = "lan" }]
+        ready = { tcp = 99999 }
+        env = { A = 1 }
+        routes = [{ to = "10.0.0.0/8" }, { to = "x", via = "10.0.0.1" }]
+        [[links]]
+        ends = ["web"]
+    """
+    found = "\n".join(problems(text, tmp_path))
+    for expected in (
+        "nonsense: unknown key",
+        'routing: "fastest"',
+        "bridges.lan.subnet: ",
+        'bridges.9lan.name: "9lan" is not a name',
+        'workers.web.comand: unknown key; did you mean "command"?',
+        "workers.web.command: ",
+        'workers.web.init: "yes" is neither true nor false',
+        'workers.web.links[0].delay: "20 parsecs" is not a duration',
+        'workers.web.links[0].loss: "150%" is not a fraction',
+        "workers.web.links[0].mac: ",
+        "workers.web.links[1].too: unknown key",
+        "workers.web.ready",
+        "workers.web.env",
+        "workers.web.routes[0]",
+        "workers.web.routes[1]",
+        "links[0].ends: a link has two ends, not 1",
+    ):
+        assert expected in found, f"{expected!r} is not in\n{found}"
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("[workers.a]\nlinks = ['lan']", 'workers.a.links[0]: there is no bridge "lan"'),
+        ("[workers.a]\n[[links]]\nends = ['a', 'b']", 'links[0].ends: there is no worker or bridge "b"'),
+        ("[workers.a]\n[[links]]\nends = ['a', 'a']", "itself"),
+        ("[workers.a]\nnamespaces = { net = 'worker:b' }\n[workers.b]\nnamespaces = { net = 'worker:a' }", "loop"),
+        ("[workers.a]\nnamespaces = { net = 'worker:c' }", 'there is no worker "c"'),
+        ("[bridges.a]\n[workers.a]", "already"),
+        ("[bridges.a]\nsubnet = '10.0.0.0/24'\ngateway = 'r'", 'bridges.a.gateway: there is no worker "r"'),
+        ("[bridges.l]\nsubnet='10.0.0.0/30'\n[workers.a]\nlinks=['l']\n[workers.b]\nlinks=['l']\n[workers.c]\nlinks=['l']", "2 addresses for 3"),
+        ("[bridges.l]\nsubnet='10.0.0.0/24'\n[workers.a]\nlinks=[{to='l',address='10.0.1.1'}]", "workers.a.links[0].address: 10.0.1.1 is outside"),
+        ("[bridges.l]\nsubnet='10.0.0.0/24'\n[workers.a]\nlinks=[{to='l',address='10.0.0.1'}]\n[workers.b]\nlinks=[{to='l',address='10.0.0.1'}]", "used by"),
+    ],
+)  # fmt: skip
+def test_relations(text: str, expected: str, tmp_path: pathlib.Path) -> None:
+    assert expected in "\n".join(problems(text, tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("text", "suffix", "expected"),
+    [
+        (b"name = '\xff'", ".toml", "is not UTF-8: byte 0xff in line 1"),
+        ("a = 1\nname = ?", ".toml", "line 2"),
+        ("{", ".json", "line 1"),
+        ('{"name": NaN}', ".json", "not a number"),
+        ("[" * 100_000, ".json", "deep"),
+        ("a: [", ".yaml", "line"),
+        ("a: &a [1]\nb: *a", ".yaml", "aliases"),
+        ("", ".txt", "suffix"),
+        ("<a/>", ".graphml", "no graph"),
+        ("<!DOCTYPE a [<!ENTITY b 'c'>]><a/>", ".graphml", "not allowed"),
+        ("<a", ".graphml", "not XML"),
+        ("[]", ".json", "not a table"),
+    ],
+)
+def test_unreadable(text: str | bytes, suffix: str, expected: str, tmp_path: pathlib.Path) -> None:
+    assert expected in "\n".join(problems(text, tmp_path, suffix))
+    with pytest.raises(TopologyError, match="can't be read"):
+        Topology.load(tmp_path / "missing.toml")
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers(-10, 10**6) | st.floats() | st.text(max_size=8),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3),
+    max_leaves=8,
+)
+KEYS = st.sampled_from(
+    ["command", "links", "namespaces", "env", "ready", "sysctls", "routes", "init", "to", "tcp", "exec", "delay",
+     "subnet", "gateway", "mtu", "ends", "a", "b", "name", "address", "user", "stdin", "weight"]
+)  # fmt: skip
+TABLE = st.dictionaries(KEYS, JSON | st.dictionaries(KEYS, JSON, max_size=3), max_size=4)
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    st.fixed_dictionaries(
+        {},
+        optional={
+            "name": JSON,
+            "routing": JSON,
+            "bridges": JSON | st.dictionaries(st.sampled_from("ab"), TABLE | JSON, max_size=2),
+            "workers": JSON | st.dictionaries(st.sampled_from("cd"), TABLE | JSON, max_size=2),
+            "links": JSON | st.lists(TABLE | JSON, max_size=2),
+        },
+    )
+)
+def test_any_mapping_loads_or_is_refused(data: dict[str, object]) -> None:
+    try:
+        topology = Topology.from_dict(data)
+    except TopologyError as exc:
+        assert all(exc.problems)
+    else:
+        assert Topology.from_dict(json.loads(json.dumps(topology.to_dict()))) == topology
+
+
+@pytest.mark.parametrize("path", sorted(TOPOLOGIES.glob("*.graphml")) or [None], ids=lambda p: p.stem if p else "none")
+def test_real_networks(path: pathlib.Path | None, tmp_path: pathlib.Path) -> None:
+    if path is None:
+        pytest.skip(f"{TOPOLOGIES} is not there: real networks are kept beside the checkout")
+    topology = Topology.load(path)
+    topology.validate()
+    graph = nx.parse_graphml(path.read_text(), node_type=str)
+    loops = sum(a == b for a, b, *_ in graph.edges)
+    assert len(topology.workers) + len(topology.bridges) == len(graph)
+    assert len(topology.links) == graph.number_of_edges() - loops
+    assert len(topology.notes) == loops
+    for suffix in ("toml", "json", "yaml"):
+        topology.dump(tmp_path / f"x.{suffix}")
+        assert Topology.load(tmp_path / f"x.{suffix}") == topology
+
+
+def test_generators() -> None:
+    sizes = {
+        "star": (Topology.star(5), 5, 0),
+        "linear": (Topology.linear(5), 5, 4),
+        "ring": (Topology.ring(5), 5, 5),
+        "mesh": (Topology.mesh(5), 5, 10),
+        "tree": (Topology.tree(2, 3), 13, 12),
+        "fat tree": (Topology.fat_tree(4), 36, 48),
+        "networkx": (Topology.from_networkx(nx.petersen_graph()), 10, 15),
+    }
+    for name, (topology, workers, links) in sizes.items():
+        topology.validate()
+        assert (len(topology.workers), len(topology.links)) == (workers, links), name
+        assert len(topology.components()) == 1
+    for make in (lambda: Topology.ring(2), lambda: Topology.star(0), lambda: Topology.fat_tree(3)):
+        with pytest.raises(TopologyError):
+            make()
+
+
+def test_units() -> None:
+    assert [duration(text) for text in ("20ms", "1.5s", "10us", 2, "3")] == [0.02, 1.5, 1e-5, 2, 3]
+    assert [rate(text) for text in ("10mbit", "64kbps", "1gbit", 5)] == [10e6, 512e3, 1e9, 5]
+    assert [fraction(text) for text in ("1%", 0.5, "0.25")] == [0.01, 0.5, 0.25]
+    for function, bad in (
+        (duration, "20 parsecs"),
+        (duration, -1),
+        (rate, "0"),
+        (rate, "fast"),
+        (fraction, 2),
+        (fraction, True),
+    ):
+        with pytest.raises(ValueError, match="is not a"):
+            function(bad)  # type: ignore[operator]
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.integers(2, 14), st.data())
+def test_routes_are_shortest(size: int, data: st.DataObject) -> None:
+    pairs = [(a, b) for a in range(size) for b in range(a)]
+    edges = data.draw(st.lists(st.tuples(st.sampled_from(pairs), st.integers(1, 4)), max_size=30))
+    graph = nx.MultiGraph()
+    graph.add_nodes_from(range(size))
+    adjacent: dict[str, list[Edge]] = {str(node): [] for node in range(size)}
+    for key, ((a, b), weight) in enumerate(edges):
+        graph.add_edge(a, b, weight=weight)
+        adjacent[str(a)].append(Edge(str(b), key, weight))
+        adjacent[str(b)].append(Edge(str(a), key, weight))
+    distances = dict(nx.all_pairs_dijkstra_path_length(graph))
+    found = next_hops(adjacent)
+    for source in range(size):
+        assert {int(target) for target in found[str(source)]} == set(distances[source]) - {source}
+        for target, hops in found[str(source)].items():
+            shortest = {
+                (str(b if a == source else a), key)
+                for key, ((a, b), weight) in enumerate(edges)
+                if source in (a, b)
+                and int(target) in distances[b if a == source else a]
+                and weight + distances[b if a == source else a][int(target)] == distances[source][int(target)]
+            }
+            assert {(hop.node, hop.edge) for hop in hops} == shortest
+
+
+def test_transit_only_through_those_who_forward() -> None:
+    line = {"a": [Edge("b", 0)], "b": [Edge("a", 0), Edge("c", 1)], "c": [Edge("b", 1)]}
+    assert "c" not in next_hops(line, transit={"a", "c"})["a"]
+    assert "c" in next_hops(line, transit={"b"})["a"]
