@@ -11,8 +11,8 @@ demo: $(VENV)/installed
 	$(BIN)/nsorch run examples/office.toml --check
 
 test: $(VENV)/tests
-	$(BIN)/python -m pytest -q
-	@if [ "$$(id -u)" = 0 ]; then sh tests/as_user.sh; fi
+	@status=0; $(BIN)/python -m pytest -q || status=$$?; \
+	if [ "$$(id -u)" = 0 ]; then sh tests/as_user.sh || status=$$?; fi; exit $$status
 
 check: $(VENV)/dev
 	$(BIN)/ruff check .

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
     from nsorch.net.messages import LinkState
-    from nsorch.net.plan import Batch, BridgePlan, EndPlan, IPInterface, LinkPlan, Netns, NodePlan, RoutePlan
+    from nsorch.net.plan import Batch, BridgePlan, EndPlan, IPAddress, IPInterface, LinkPlan, Netns, NodePlan, RoutePlan
 
 _CARRIER_DEADLINE = 5.0
 _LOOPBACK = 1
@@ -235,6 +235,17 @@ class Engine:
             Request(messages.address(RTM_DELADDR, index, address), f"remove {address} of", name) for address in remove
         ]
         netlink.execute([*requests, *(_add(index, address, name) for address in add)])
+
+    def forget_neighbours(self, handle: NetnsHandle, neighbours: Iterable[tuple[int, IPAddress]]) -> None:
+        """Drop (ifindex, address) from the neighbour tables; those that aren't there are no error."""
+        requests = [
+            Request(messages.delete_neighbour(index, ip), "forget neighbour", str(ip)) for index, ip in neighbours
+        ]
+        failed = [
+            error for error in Netlink(handle.sock, handle.name).transact(requests) if error.errno != errno.ENOENT
+        ]
+        if failed:
+            raise failed[0]
 
     def list_links(self, handle: NetnsHandle | None) -> list[LinkState]:
         """All interfaces there."""

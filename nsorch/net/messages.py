@@ -21,6 +21,7 @@ NLM_F_REQUEST, NLM_F_ACK, NLM_F_DUMP, NLM_F_DUMP_INTR = 1, 4, 0x300, 0x10
 _CREATE_EXCLUSIVE = 0x400 | 0x200
 RTM_NEWLINK, RTM_DELLINK, RTM_GETLINK = 16, 17, 18
 RTM_NEWADDR, RTM_DELADDR, RTM_GETADDR = 20, 21, 22
+RTM_DELNEIGH = 29
 RTM_NEWROUTE, RTM_DELROUTE, RTM_GETROUTE = 24, 25, 26
 IFF_UP = 1
 
@@ -28,6 +29,8 @@ _HEADER = struct.Struct("=IHHII")
 _LINK = struct.Struct("=BxHiII")
 _ADDRESS = struct.Struct("=BBBBI")
 _ROUTE = struct.Struct("=BBBBBBBBI")
+_NEIGHBOUR = struct.Struct("=BxxxiHBB")
+_NDA_DST = 1
 _NEXTHOP = struct.Struct("=HBBi")
 _ATTRIBUTE = struct.Struct("=HH")
 _U32 = struct.Struct("=I")
@@ -170,6 +173,12 @@ def address(kind: int, index: int, value: IPv4Interface | IPv6Interface) -> byte
         parts.append(attribute(_IFA_BROADCAST, value.network.broadcast_address.packed))
     body = _ADDRESS.pack(_family(value.version), length, flags, 0, index) + b"".join(parts)
     return message(kind, _CREATE_EXCLUSIVE if kind == RTM_NEWADDR else 0, body)
+
+
+def delete_neighbour(index: int, ip: IPv4Address | IPv6Address) -> bytes:
+    """Forget the hardware address of *ip* behind interface *index*."""
+    body = _NEIGHBOUR.pack(_family(ip.version), index, 0, 0, 0) + attribute(_NDA_DST, ip.packed)
+    return message(RTM_DELNEIGH, 0, body)
 
 
 def route(

@@ -11,13 +11,14 @@ from nsorch.errors import UnsupportedError
 from nsorch.net.ping import Probe, Reachability, ping_pairs
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Iterator, Sequence
     from ipaddress import IPv4Address, IPv6Address
 
     from nsorch.supervisor.supervisor import Supervisor
     from nsorch.supervisor.worker import Worker
 
 _OPENING = 32
+_NEIGHBOURS = 400
 
 
 async def ping_all(
@@ -41,7 +42,12 @@ async def ping_all(
     sockets: dict[tuple[str, int], socket.socket] = {}
     try:
         await _open_sockets(supervisor, probes, sockets)
-        results = await ping_pairs(sockets, probes, timeout=timeout, attempts=attempts)
+        results = []
+        chunks = list(_chunks(supervisor, probes))
+        for chunk, known in chunks:
+            results += await ping_pairs(sockets, chunk, timeout=timeout, attempts=attempts)
+            if len(chunks) > 1:
+                await supervisor._wiring.forget_neighbours(known)
     finally:
         for sock in sockets.values():
             sock.close()
@@ -59,6 +65,36 @@ def _address(supervisor: Supervisor, source: Worker, target: Worker) -> IPv4Addr
     for address in target.addresses:
         return address.ip
     raise UnsupportedError("it has no address that could be pinged", worker=target.name)
+
+
+Neighbours = dict["Worker", list[tuple[int, "IPv4Address | IPv6Address"]]]
+
+
+def _chunks(supervisor: Supervisor, probes: Sequence[Probe]) -> Iterator[tuple[list[Probe], Neighbours]]:
+    """Parts of *probes* that fill the neighbour tables by so much, and what they fill it with.
+
+    The kernel holds ``gc_thresh3`` neighbours of all network namespaces together, 1,024 by default, and drops none
+    that is younger than 5 s; a pair on a bridge needs one at either end.
+    """
+    chunk: list[Probe] = []
+    known: Neighbours = {}
+    count = 0
+    for probe in probes:
+        chunk.append(probe)
+        source, target = supervisor.workers[probe.source], supervisor.workers[probe.target]
+        index = supervisor._wiring.neighbour_of(source, probe.address)
+        if index is not None:
+            known.setdefault(source, []).append((index, probe.address))
+            for address in source.addresses:
+                back = supervisor._wiring.neighbour_of(target, address.ip)
+                if back is not None and address.version == probe.address.version:
+                    known.setdefault(target, []).append((back, address.ip))
+            count += 1
+            if count == _NEIGHBOURS:
+                yield chunk, known
+                chunk, known, count = [], {}, 0
+    if chunk:
+        yield chunk, known
 
 
 async def _open_sockets(

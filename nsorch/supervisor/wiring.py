@@ -27,7 +27,7 @@ from nsorch.topology.namespaces import NamespaceSet, New, OfWorker, Shared
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
-    from ipaddress import IPv4Interface, IPv6Interface
+    from ipaddress import IPv4Address, IPv4Interface, IPv6Address, IPv6Interface
 
     from nsorch.core.helper import Facts
     from nsorch.net.plan import RoutePlan
@@ -104,6 +104,26 @@ class Wiring:
     def links_of(self) -> Mapping[str, Sequence[Link]]:
         """Of each worker, also those that are only planned."""
         return self._of
+
+    def neighbour_of(self, source: Worker, address: IPv4Address | IPv6Address) -> int | None:
+        """The ifindex of *source* behind which *address* is a bridge's neighbour, or None."""
+        for link in self._of.get(source.name, ()):
+            for side, other in link._both():
+                if (
+                    side.worker is source
+                    and other.bridge is not None
+                    and any(address in a.network for a in side.addresses)
+                ):
+                    return side.index
+        return None
+
+    async def forget_neighbours(self, known: Mapping[Worker, Sequence[tuple[int, IPv4Address | IPv6Address]]]) -> None:
+        """Make room in the neighbour tables, which all network namespaces share."""
+        for worker, neighbours in known.items():
+            sock = await worker.open_socket(socket.AF_NETLINK, socket.SOCK_RAW, socket.NETLINK_ROUTE)
+            with sock:
+                handle = NetnsHandle(fd=worker._held[CLONE_NEWNET], sock=sock, name=worker.name)
+                await self._in_thread(self._engine.forget_neighbours, handle, neighbours)
 
     def is_routed(self, worker: Worker) -> bool:
         """Whether it has loopback addresses, to which the others have routes."""
