@@ -164,7 +164,7 @@ async def main():
         check(int(status["SigBlk"], 16) == int(status["SigIgn"], 16) & ~0x180000000 == 0, status)
         await sup.bridge("lan", "10.0.0.0/24")
         await sup.start_all([nsorch.WorkerSpec(name=f"w{n}", links=["lan"]) for n in range(3)])
-        reachable = await sup.ping_all()
+        reachable = await sup.ping_all(attempts=15)
         check(reachable.ok, reachable)
 
 anyio.run(main)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shutil
 import signal
 import sys
 from typing import TYPE_CHECKING
@@ -129,6 +130,9 @@ async def _run_outside(command: tuple[str, ...]) -> int:
         click.echo(f'nsorch: there is no command "{command[0]}"', err=True)
         return 127
     except PermissionError:
+        if shutil.which(command[0], os.F_OK) is None:  # a directory of PATH that can't be searched
+            click.echo(f'nsorch: there is no command "{command[0]}"', err=True)
+            return 127
         click.echo(f'nsorch: "{command[0]}" is not executable', err=True)
         return 126
     try:

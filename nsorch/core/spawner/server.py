@@ -193,6 +193,11 @@ class Server:
             by_signal = signal.SIGTERM if job.mode in (Mode.RUNNER, Mode.KEEPER) else signal.SIGKILL
             os.kill(job.pid, by_signal)
 
+    def kill_all(self) -> None:
+        for job in self._jobs:
+            with contextlib.suppress(ProcessLookupError):
+                self._kill(Kill(job))
+
     # -- starting
 
     def _spawn(self, request: Spawn, fds: list[int]) -> None:

@@ -91,8 +91,11 @@ def main(stub_fd: int) -> NoReturn:
     finally:
         with contextlib.suppress(OSError):
             signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+        server.kill_all()
+        # All, not only the spawner: it ends when the last process of its pid namespace is reaped, and some are ours.
         with contextlib.suppress(ChildProcessError):
-            os.waitpid(pid, 0)
+            while True:
+                os.waitpid(-1, 0)
         os._exit(0)
 
 
