@@ -1,0 +1,195 @@
+"""The measurements of nsorch itself. Each runs in a process of its own: ``python -m bench.jobs JOB ARGUMENTS``."""
+
+from __future__ import annotations
+
+import json
+import mmap
+import os
+import socket
+import statistics
+import subprocess
+import sys
+import time
+from typing import TYPE_CHECKING, Any
+
+import anyio
+
+import nsorch
+
+from .processes import descendants, parent_of, proportional_size
+from .ticker import percentile, ticker
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+_COMMAND = ["sleep", "600"]
+
+
+def _specs(n: int, shape: str) -> list[nsorch.WorkerSpec]:
+    """*shape*: ``exec`` (the command is PID 1), ``init`` (below an init), or ``passive`` (a netns alone)."""
+    if shape == "passive":
+        return [nsorch.WorkerSpec(name=f"w{number}", namespaces=["net"]) for number in range(n)]
+    return [nsorch.WorkerSpec(name=f"w{number}", command=_COMMAND, init=shape == "init") for number in range(n)]
+
+
+async def start(n: int, shape: str) -> dict[str, float]:
+    """Seconds from the first request until the last exec is confirmed."""
+    specs = _specs(n, shape)
+    async with nsorch.Supervisor() as sup:
+        begin = time.perf_counter()
+        await sup.start_all(specs)
+        seconds = time.perf_counter() - begin
+    return {"seconds": seconds}
+
+
+async def tick_during_start(n: int, shape: str) -> dict[str, float]:
+    """Lateness (seconds) of a 1 ms ticker in the same loop."""
+    specs = _specs(n, shape)
+    async with nsorch.Supervisor() as sup, ticker() as lateness:
+        await sup.start_all(specs)
+    return {"p99": percentile(lateness, 0.99), "max": max(lateness)}
+
+
+async def tick_beside(*command: str) -> dict[str, float]:
+    """The same while *command* runs instead, until it prints something."""
+    async with await anyio.open_process(command) as process:
+        assert process.stdout is not None
+        async with ticker() as lateness:
+            await process.stdout.receive()
+        await process.wait()
+    return {"p99": percentile(lateness, 0.99), "max": max(lateness)}
+
+
+async def passive_memory(n: int) -> dict[str, float]:
+    """Bytes of this process and of nsorch's helpers, for each of *n* passive workers."""
+    first, *others = _specs(n + 1, "passive")
+    async with nsorch.Supervisor() as sup:
+        await sup.start_all([first])  # what is imported and set up once isn't theirs
+        processes = [os.getpid(), *descendants(os.getpid())]
+        before = sum(map(proportional_size, processes))
+        await sup.start_all(others)
+        added = sum(map(proportional_size, processes)) - before
+    return {"bytes": added / n}
+
+
+async def init_memory(n: int) -> dict[str, float]:
+    """PSS in bytes, for each of *n* workers: of its init, of its command, and all that it adds but for its command."""
+    async with nsorch.Supervisor() as sup:
+        await sup.start("first", _COMMAND)  # what is imported and set up once isn't theirs
+        before = _without_commands(sup)
+        commands = [worker.pid for worker in await sup.start_all(_specs(n, "init"))]
+        return {
+            "init": statistics.mean(proportional_size(parent_of(pid)) for pid in commands if pid),
+            "command": statistics.mean(proportional_size(pid) for pid in commands if pid),
+            "added": (_without_commands(sup) - before) / n,
+        }
+
+
+def _without_commands(sup: nsorch.Supervisor) -> int:
+    commands = {worker.pid for worker in sup.workers.values()}
+    helpers = [pid for pid in descendants(os.getpid()) if pid not in commands]
+    return sum(map(proportional_size, [os.getpid(), *helpers]))
+
+
+async def run_true(n: int) -> dict[str, float]:
+    """Median seconds of ``run(["true"])`` in a live and a passive worker, and of ``nsenter`` from here."""
+    async with nsorch.Supervisor() as sup:
+        live, passive = await sup.start("live", _COMMAND), await sup.start("passive")
+        runs: dict[str, Callable[[], Awaitable[Any]]] = {
+            "live": lambda: live.run(["true"]),
+            "passive": lambda: passive.run(["true"]),
+        }
+        if os.geteuid() == 0:
+            runs["nsenter"] = lambda: anyio.run_process(["nsenter", "-t", str(live.pid), "-a", "true"])
+        seconds: dict[str, list[float]] = {name: [] for name in runs}
+        for _ in range(n):
+            for name, run in runs.items():
+                begin = time.perf_counter()
+                await run()
+                seconds[name].append(time.perf_counter() - begin)
+    return {name: statistics.median(values) for name, values in seconds.items()}
+
+
+async def enter_and_start(n: int, resident: int) -> dict[str, float]:
+    """Seconds to enter a supervisor and start *n* workers, for a caller with so many *resident* bytes more."""
+    with mmap.mmap(-1, max(resident, mmap.PAGESIZE)) as heap:
+        # Many pages, as a heap of small objects has them: huge ones would make a fork cheap.
+        heap.madvise(mmap.MADV_NOHUGEPAGE)
+        for page in range(0, resident, mmap.PAGESIZE):
+            heap[page] = 1
+        begin = time.perf_counter()
+        async with nsorch.Supervisor() as sup:
+            for spec in _specs(n, "init"):
+                await sup.start(spec.name, spec.command)
+            seconds = time.perf_counter() - begin
+    return {"seconds": seconds}
+
+
+async def ping_star(n: int) -> dict[str, float]:
+    """Pairs a second of a star of *n* workers; beside it, echoes a second over loopback by blocking calls."""
+    async with nsorch.Supervisor() as sup:
+        lan = await sup.bridge("lan", subnet="10.0.0.0/16")
+        await sup.start_all([nsorch.WorkerSpec(name=f"w{number}", links=[lan]) for number in range(n)])
+        begin = time.perf_counter()
+        reached = await sup.ping_all()
+        seconds = time.perf_counter() - begin
+        assert reached.ok, f"{len(reached.failed)} pairs did not answer"
+        result = {"rate": len(reached.pairs) / seconds}
+        with await sup.workers["w0"].open_socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_ICMP) as echo:
+            echo.setblocking(True)
+            result["loopback"] = _loopback_rate(echo)
+    return result
+
+
+def _loopback_rate(echo: socket.socket, n: int = 2000) -> float:
+    request = bytes.fromhex("0800f7ff00000000")
+    begin = time.perf_counter()
+    for _ in range(n):
+        echo.sendto(request, ("127.0.0.1", 0))
+        while echo.recv(64)[20] != 0:  # the request itself is heard, too
+            pass
+    return n / (time.perf_counter() - begin)
+
+
+def import_times(n: int, cache: str) -> list[tuple[float, float]]:
+    """Seconds that ``import anyio`` takes a fresh interpreter, and what ``import nsorch`` adds to it.
+
+    With compiled bytecode, which is kept in *cache*: installers compile.
+    """
+    code = "from time import perf_counter as t; a = t(); import anyio; b = t(); import nsorch; print(b - a, t() - b)"
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
+    environment["PYTHONPYCACHEPREFIX"] = cache
+    times = []
+    for _ in range(n + 1):
+        command = [sys.executable, "-c", code]
+        done = subprocess.run(command, env=environment, check=True, capture_output=True, text=True)
+        before, added = map(float, done.stdout.split())
+        times.append((before, added))
+    return times[1:]  # the first one compiles
+
+
+_JOBS: dict[str, Callable[..., Awaitable[dict[str, float]]]] = {
+    job.__name__: job
+    for job in (
+        start,
+        tick_during_start,
+        tick_beside,
+        passive_memory,
+        init_memory,
+        run_true,
+        enter_and_start,
+        ping_star,
+    )
+}
+
+
+def measure(job: Callable[..., Awaitable[dict[str, float]]], *arguments: Any, backend: str = "asyncio") -> Any:
+    """What *job* answers in a fresh process; its standard error is ours."""
+    command = [sys.executable, "-m", "bench.jobs", job.__name__, backend, json.dumps(arguments)]
+    done = subprocess.run(command, check=True, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE)
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+if __name__ == "__main__":
+    _, name, loop, values = sys.argv
+    print(json.dumps(anyio.run(_JOBS[name], *json.loads(values), backend=loop)))

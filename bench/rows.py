@@ -1,0 +1,265 @@
+"""The rows of the table, each with the limit that nsorch promises."""
+
+from __future__ import annotations
+
+import os
+import statistics
+import tempfile
+from typing import TYPE_CHECKING
+
+from attrs import frozen
+
+from . import jobs
+from .figure import Figure, Limit
+from .jobs import measure
+from .processes import settle
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from .floor import Floor
+
+_BACKENDS = ("asyncio", "trio")
+_GIB = 1 << 30
+
+
+@frozen(kw_only=True)
+class Setting:
+    """How much to do.
+
+    :ivar n: workers
+    :ivar pairs: interleaved runs of either side
+    :ivar floor: the C program, or why there is none
+    """
+
+    n: int
+    pairs: int
+    floor: Floor | str
+
+
+@frozen(kw_only=True)
+class _Shape:
+    row: int
+    what: str
+    name: str
+    arguments: tuple[str, ...]
+    limit: float
+
+
+_SHAPES = (
+    _Shape(
+        row=1,
+        what="workers, 5 namespaces, sleep, init=False",
+        name="exec",
+        arguments=("sleep", "600"),
+        limit=1.4,
+    ),
+    _Shape(row=2, what="workers, 5 namespaces, sleep, init", name="init", arguments=("sleep", "600"), limit=3.0),
+    _Shape(row=3, what="workers, passive, netns alone", name="passive", arguments=("passive",), limit=1.5),
+)
+
+
+def _pairs(n: int, first: Callable[[], float], second: Callable[[], float]) -> list[tuple[float, float]]:
+    """Run both *n* times, each as often before the other as after it."""
+    found = []
+    for number in range(n):
+        settle()
+        if number % 2:
+            b = second()
+            settle()
+            found.append((first(), b))
+        else:
+            a = first()
+            settle()
+            found.append((a, second()))
+    return found
+
+
+def _medians(pairs: list[tuple[float, float]]) -> tuple[float, float, float]:
+    """Of the first, of the second, and of their ratios."""
+    return (
+        statistics.median(a for a, _ in pairs),
+        statistics.median(b for _, b in pairs),
+        statistics.median(a / b for a, b in pairs),
+    )
+
+
+def start_row(shape: _Shape, setting: Setting) -> Iterator[Figure]:
+    """Rows 1 to 3: µs a worker, beside the C program's."""
+    what = f"{setting.n:,} {shape.what}"
+    floor = setting.floor
+    if isinstance(floor, str):
+        yield Figure(row=shape.row, what=what, skipped=floor)
+        return
+    n = setting.n
+    pairs = _pairs(
+        setting.pairs,
+        lambda: float(measure(jobs.start, n, shape.name)["seconds"]),
+        lambda: floor.namespaces(n, *shape.arguments),
+    )
+    measured, beside, ratio = _medians(pairs)
+    yield Figure(
+        row=shape.row,
+        what=what,
+        unit="µs each",
+        measured=measured / n * 1e6,
+        beside=beside / n * 1e6,
+        beside_what="C",
+        ratio=ratio,
+        kind=Limit.RATIO_AT_MOST,
+        limit=shape.limit,
+    )
+
+
+def ticker_row(setting: Setting) -> Iterator[Figure]:
+    """Row 4: the lateness of a 1 ms ticker while rows 1 to 3 run, beside its lateness while the C program does."""
+    for shape in _SHAPES:
+        for backend in _BACKENDS:
+            yield _ticker(shape, backend, setting)
+
+
+def _ticker(shape: _Shape, backend: str, setting: Setting) -> Figure:
+    n, floor = setting.n, setting.floor
+
+    def ours() -> float:
+        return float(measure(jobs.tick_during_start, n, shape.name, backend=backend)["p99"])
+
+    def beside() -> float:
+        assert not isinstance(floor, str)
+        return float(measure(jobs.tick_beside, floor.program, str(n), *shape.arguments, backend=backend)["p99"])
+
+    pairs = _pairs((setting.pairs + 1) // 2, ours, (lambda: 1.0) if isinstance(floor, str) else beside)
+    measured, noise, ratio = _medians(pairs)
+    return Figure(
+        row=4,
+        what=f"1 ms ticker late at p99, {backend}, row {shape.row}",
+        unit="ms",
+        measured=measured * 1e3,
+        beside=None if isinstance(floor, str) else noise * 1e3,
+        beside_what="C in its place",
+        ratio=None if isinstance(floor, str) else ratio,
+        kind=Limit.AT_MOST,
+        limit=5,
+    )
+
+
+def memory_row(setting: Setting) -> Iterator[Figure]:
+    """Row 5: KiB a worker."""
+    n = setting.n
+    yield Figure(
+        row=5,
+        what=f"PSS of application and helpers a passive worker, of {n:,}",
+        unit="KiB",
+        measured=measure(jobs.passive_memory, n)["bytes"] / 1024,
+        kind=Limit.AT_MOST,
+        limit=20,
+    )
+    sizes = measure(jobs.init_memory, n)
+    for what, key in ((f"PSS of a worker's init, of {n:,}", "init"), ("PSS that a worker with an init adds", "added")):
+        yield Figure(
+            row=5,
+            what=what,
+            unit="KiB",
+            measured=sizes[key] / 1024,
+            beside=sizes["command"] / 1024,
+            beside_what="its sleep",
+            ratio=sizes[key] / sizes["command"],
+            kind=Limit.AT_MOST,
+            limit=768,
+        )
+
+
+def run_row(setting: Setting) -> Iterator[Figure]:
+    """Row 6: ms of a short command."""
+    seconds = measure(jobs.run_true, max(10, setting.n // 5))
+    nsenter = seconds.get("nsenter")
+    for state in ("live", "passive"):
+        yield Figure(
+            row=6,
+            what=f'run(["true"]) in a {state} worker, p50',
+            unit="ms",
+            measured=seconds[state] * 1e3,
+            beside=None if nsenter is None else nsenter * 1e3,
+            beside_what="nsenter -a true",
+            ratio=None if nsenter is None else seconds[state] / nsenter,
+            kind=Limit.AT_MOST,
+            limit=6,
+        )
+
+
+def heap_row(setting: Setting) -> Iterator[Figure]:
+    """Row 7: what a large heap of the caller changes."""
+    what = "supervisor + 50 starts, caller of 1 GiB"
+    if os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") < 2 * _GIB:
+        yield Figure(row=7, what=what, skipped="less than 2 GiB of free memory")
+        return
+    pairs = _pairs(
+        setting.pairs,
+        lambda: float(measure(jobs.enter_and_start, 50, _GIB)["seconds"]),
+        lambda: float(measure(jobs.enter_and_start, 50, 0)["seconds"]),
+    )
+    measured, beside, ratio = _medians(pairs)
+    yield Figure(
+        row=7,
+        what=what,
+        unit="ms",
+        measured=measured * 1e3,
+        beside=beside * 1e3,
+        beside_what="small caller",
+        ratio=ratio,
+        kind=Limit.RATIO_AT_MOST,
+        limit=1.1,
+    )
+
+
+def ping_row(setting: Setting) -> Iterator[Figure]:
+    """Row 8: pairs a second."""
+    n = min(60, setting.n)
+    rates = measure(jobs.ping_star, n)
+    yield Figure(
+        row=8,
+        what=f"ping_all of {n * (n - 1):,} pairs",
+        unit="/s",
+        measured=rates["rate"],
+        beside=rates["loopback"],
+        beside_what="blocking, over lo",
+        ratio=rates["rate"] / rates["loopback"],
+        kind=Limit.AT_LEAST,
+        limit=2000,
+    )
+
+
+def import_row(setting: Setting) -> Iterator[Figure]:
+    """Row 9: what the import adds."""
+    with tempfile.TemporaryDirectory(prefix="bench-") as cache:
+        times = jobs.import_times(2 * setting.pairs + 1, cache)
+    before = statistics.median(anyio for anyio, _ in times)
+    added = statistics.median(nsorch for _, nsorch in times)
+    yield Figure(
+        row=9,
+        what="import nsorch after import anyio",
+        unit="ms",
+        measured=added * 1e3,
+        beside=before * 1e3,
+        beside_what="import anyio",
+        ratio=added / before,
+        kind=Limit.AT_MOST,
+        limit=100,
+    )
+
+
+def _start(number: int) -> Callable[[Setting], Iterator[Figure]]:
+    return lambda setting: start_row(_SHAPES[number], setting)
+
+
+ROWS: dict[int, Callable[[Setting], Iterator[Figure]]] = {
+    1: _start(0),
+    2: _start(1),
+    3: _start(2),
+    4: ticker_row,
+    5: memory_row,
+    6: run_row,
+    7: heap_row,
+    8: ping_row,
+    9: import_row,
+}
