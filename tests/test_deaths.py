@@ -197,3 +197,26 @@ def test_any_caller(preparation: str, flags: list[str], tmp_path: pathlib.Path) 
     )
     assert done.returncode == 0, done.stderr
     assert target.read_text() == "fine"
+
+
+LIMITED = """
+import anyio, nsorch, resource, sys
+resource.setrlimit(resource.RLIMIT_NOFILE, (100, int(sys.argv[1])))
+async def main():
+    async with nsorch.Supervisor() as sup:
+        try:
+            await sup.start_all([nsorch.WorkerSpec(name=f"w{n}") for n in range(60)])
+        except ExceptionGroup as exc:
+            print(exc.exceptions[0], len(sup.workers))
+        else:
+            print("started", len(sup.workers))
+        await sup.start("one-more", ["sleep", "9"])
+anyio.run(main)
+"""
+
+
+@pytest.mark.parametrize(("hard", "expected"), [("4000", "started 60"), ("100", "RLIMIT_NOFILE")])
+def test_limit_of_descriptors(hard: str, expected: str) -> None:
+    done = subprocess.run([sys.executable, "-c", LIMITED, hard], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert expected in done.stdout

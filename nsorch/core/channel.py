@@ -32,9 +32,13 @@ class Request:
 
 
 class Channel:
-    """One SOCK_SEQPACKET connection. *deliver* gets each answer and owns its descriptors."""
+    """One SOCK_SEQPACKET connection. *deliver* gets each answer and owns its descriptors, *lose* those
+    whose descriptors this process has no room for."""
 
-    def __init__(self, sock: socket.socket, deliver: Callable[[Any, list[int]], None]) -> None:
+    def __init__(
+        self, sock: socket.socket, deliver: Callable[[Any, list[int]], None], lose: Callable[[Any], None]
+    ) -> None:
+        self._lose = lose
         self._sock = sock
         self._deliver = deliver
         self._outbox: collections.deque[Request] = collections.deque()
@@ -98,6 +102,9 @@ class Channel:
                     break
                 except ConnectionError:
                     return
+                except protocol.LostDescriptorsError as exc:
+                    self._lose(exc.args[0])
+                    continue
                 if received is None:
                     return
                 self._deliver(*received)

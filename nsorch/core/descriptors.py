@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import resource
 import threading
 from typing import TYPE_CHECKING
 
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
 _open: set[int] = set()
+_RESERVE = 256  # for the rest of the application
 #: held while a descriptor is open but not registered yet
 registering = threading.RLock()
 
@@ -36,6 +38,15 @@ def close(fds: Iterable[int]) -> None:
             _open.discard(fd)
             with contextlib.suppress(OSError):
                 os.close(fd)
+
+
+def make_room(count: int) -> None:
+    """Raise the soft limit of open files of this process, up to the hard one, where *count* more might not fit."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = len(_open) + count + _RESERVE
+    if soft < wanted and soft < hard:
+        with contextlib.suppress(ValueError, OSError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (min(hard, wanted * 2), hard))
 
 
 def _forget_in_child() -> None:

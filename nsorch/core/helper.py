@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import itertools
 import signal
 import socket
@@ -176,8 +177,8 @@ class Helper:
     def launch(self, rootless: bool) -> None:
         """Start both, see :func:`nsorch.core.launch.launch`."""
         launched = self._launched = launch(rootless)
-        self._stub = Channel(launched.stub, self._deliver_stub)
-        self._spawner = Channel(launched.spawner, self._deliver)
+        self._stub = Channel(launched.stub, self._deliver_stub, self._lose)
+        self._spawner = Channel(launched.spawner, self._deliver, self._lose)
 
     async def serve(self) -> None:
         """Carry requests and answers until a helper's socket ends. Then every job has ended, and :attr:`died` is set.
@@ -333,6 +334,24 @@ class Helper:
         else:  # DONE
             del self._jobs[number]
             job.finish(exit=RawExit(0, 0.0, 0.0, 0))
+
+    def _lose(self, message: tuple[Any, ...]) -> None:
+        """The table of open files is full: what the answer was about can't be had."""
+        failure = translate("receive descriptors", errno.EMFILE, "", None)
+        number = message[1] if message else 0
+        if number in self._sockets:
+            request = self._sockets.pop(number)
+            request.failure = failure
+            request.done.set()
+        elif (job := self._jobs.pop(number, None)) is not None:
+            self._abandon(job, failure)
+        else:
+            self._failure = failure
+            self._ready.set()
+
+    def _abandon(self, job: Job, failure: NsorchError) -> None:
+        job.kill()
+        job.finish(failure=failure)
 
     def _deliver_facts(self, event: int, values: list[Any], fds: list[int]) -> None:
         if event == Event.READY:

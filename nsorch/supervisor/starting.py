@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 # So many workers are under way at a time: more would only wait in the spawner's socket, with their descriptors open.
 _UNDER_WAY = 32
 _SLICE = 25
+_DESCRIPTORS = 6  # of a worker: its namespaces, a pidfd, a socket while it is wired
 
 
 class Starter:
@@ -130,6 +131,7 @@ class Starter:
         _check_names(specs, supervisor)
         _check_loops(specs)
         supervisor._wiring.check(specs)
+        descriptors.make_room(_DESCRIPTORS * len(specs))
         for number, spec in enumerate(specs):
             if supervisor.rootless:
                 check_user(spec.user, spec.name)

@@ -132,6 +132,10 @@ def _send(sock: socket.socket, data: bytes, fds: tuple[int, ...] | list[int]) ->
     sock.sendmsg([b"\x01", data] if data else [b"\x00"], control)
 
 
+class LostDescriptorsError(Exception):
+    """RLIMIT_NOFILE is too low for the descriptors of a message: the argument, or () where it was among them."""
+
+
 #: a message and its descriptors
 Received = tuple[Any, list[int]]
 
@@ -149,7 +153,7 @@ def receive(sock: socket.socket) -> Received | None:
         for fd in fds:
             os.close(fd)
         # The kernel drops what it can't install: the table of open files is full.
-        raise OSError(24, "descriptors were lost: RLIMIT_NOFILE is too low")
+        raise LostDescriptorsError(marshal.loads(memoryview(data)[1:]) if data[0] else ())
     if data[0]:
         return marshal.loads(memoryview(data)[1:]), fds.tolist()
     with os.fdopen(fds.pop(), "rb") as spill:
