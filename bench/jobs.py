@@ -78,11 +78,10 @@ async def init_memory(n: int) -> dict[str, float]:
         await sup.start("first", _COMMAND)  # what is imported and set up once isn't theirs
         before = _without_commands(sup)
         commands = [worker.pid for worker in await sup.start_all(_specs(n, "init"))]
-        return {
-            "init": statistics.mean(proportional_size(parent_of(pid)) for pid in commands if pid),
-            "command": statistics.mean(proportional_size(pid) for pid in commands if pid),
-            "added": (_without_commands(sup) - before) / n,
-        }
+        inits = [proportional_size(parent_of(pid)) for pid in commands if pid]
+        own = [proportional_size(pid) for pid in commands if pid]
+        added = (_without_commands(sup) - before) / n
+    return {"init": statistics.mean(inits), "command": statistics.mean(own), "added": added}
 
 
 def _without_commands(sup: nsorch.Supervisor) -> int:

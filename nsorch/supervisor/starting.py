@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 
 # So many workers are under way at a time: more would only wait in the spawner's socket, with their descriptors open.
 _UNDER_WAY = 32
+# An init and its command are set up by processes of their own: more at a time take the caller's loop its processor.
+_INITS_UNDER_WAY = 3
 _SLICE = 25
 _DESCRIPTORS = 6  # of a worker: its namespaces, a pidfd, a socket while it is wired
 
@@ -252,6 +254,8 @@ class Starter:
             async with self._slots:
                 await self._take(step, worker, errors)
             return
+        if any(worker.spec.init and worker.spec.command is not None for worker in workers):
+            limit = min(limit, _INITS_UNDER_WAY) if step != self._become_ready else limit
         pending = iter(workers)
 
         async def work() -> None:

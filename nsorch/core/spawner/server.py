@@ -297,6 +297,8 @@ class Server:
             become(command, program, (fds[-3], fds[-2], fds[-1]), self._report.fileno(), introduce)
         except StageError as exc:
             protocol.send(self._report, (Event.FAILED, request.job, exc.stage, exc.number, exc.detail))
+        except Exception as exc:
+            protocol.send(self._report, (Event.FAILED, request.job, "set-up", errno.EIO, repr(exc)))
         finally:
             os._exit(125)
 
