@@ -142,6 +142,13 @@ class Job:
             self.on_end(self)
         self.changed()
 
+    def hold(self, fds: list[int]) -> None:
+        """What was made for it is the application's now."""
+        if fds or self.held is None:
+            self.held = tuple(fds)
+        if fds and self.on_create is not None:
+            self.on_create(self.held)
+
     def changed(self) -> None:
         self._changed.set()
         self._changed = anyio.Event()
@@ -315,13 +322,12 @@ class Helper:
         elif (job := self._jobs.get(number)) is None:
             descriptors.close(fds)
         elif event == Event.CREATED:
-            job.held = tuple(fds)
-            if job.on_create is not None:
-                job.on_create(job.held)
+            job.hold(fds)
             job.changed()
         elif event == Event.STARTED:
             job.pid, job.pid_namespace = values
-            (job.pidfd,) = fds
+            job.pidfd, *held = fds
+            job.hold(held)
             if job.on_start is not None:
                 job.on_start(job)
             job.changed()
@@ -333,6 +339,7 @@ class Helper:
             job.finish(failure=translate(values[0], values[1], values[2], job.worker))
         else:  # DONE
             del self._jobs[number]
+            job.hold(fds)
             job.finish(exit=RawExit(0, 0.0, 0.0, 0))
 
     def _lose(self, message: tuple[Any, ...]) -> None:

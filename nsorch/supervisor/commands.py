@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import grp
+import marshal
 import os
 import pwd
 from typing import TYPE_CHECKING
@@ -14,7 +15,7 @@ from nsorch.core.spawner.protocol import Command
 from nsorch.errors import PermissionDeniedError, SetupError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
     from nsorch.core.streams import PipeReceiveStream, PipeSendStream
 
@@ -24,7 +25,7 @@ Argument = str | bytes | os.PathLike[str]
 async def build_command(
     command: str | bytes | Sequence[Argument],
     *,
-    env: Mapping[str, str] | None,
+    env: bytes,
     cwd: str | os.PathLike[str] | None,
     user: str | int | None,
     mode: int,
@@ -33,6 +34,7 @@ async def build_command(
 ) -> Command:
     """The command without its streams. A *command* that is one string is a line for ``/bin/sh``.
 
+    :param env: see :func:`encode_environment`
     :raises SetupError: there is no such user
     :raises ValueError: there is no program, or a null byte
     """
@@ -40,13 +42,10 @@ async def build_command(
     argv = tuple(os.fsencode(argument) for argument in arguments)
     if not argv or not argv[0]:
         raise ValueError("a command needs a program")
-    pairs = tuple(os.environb.items()) if env is None else tuple((_encode(k), _encode(v)) for k, v in env.items())
-    for text in (*argv, *(item for pair in pairs for item in pair)):
-        if b"\0" in text:
-            raise ValueError(f"null byte in {text!r}")
+    _refuse_null_bytes(argv)
     return Command(
         argv=argv,
-        env=pairs,
+        env=env,
         cwd=_current_directory() if cwd is None else os.fsencode(cwd),
         cwd_required=cwd is not None,
         streams=(0, 0, 0),
@@ -56,8 +55,20 @@ async def build_command(
     )
 
 
-def _encode(text: str | bytes) -> bytes:
-    return text if isinstance(text, bytes) else os.fsencode(text)
+def encode_environment(env: Mapping[str, str] | None) -> bytes:
+    """A whole environment as the clone core wants it; the application's own if *env* is None.
+
+    :raises ValueError: a null byte
+    """
+    pairs = dict(os.environb) if env is None else {os.fsencode(key): os.fsencode(value) for key, value in env.items()}
+    _refuse_null_bytes((*pairs.keys(), *pairs.values()))
+    return marshal.dumps(pairs)
+
+
+def _refuse_null_bytes(texts: Iterable[bytes]) -> None:
+    for text in texts:
+        if b"\0" in text:
+            raise ValueError(f"null byte in {text!r}")
 
 
 def _current_directory() -> bytes:

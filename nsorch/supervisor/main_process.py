@@ -16,7 +16,7 @@ from nsorch.core.spawner.syscalls import CLONE_NEWNS, CLONE_NEWPID, NS_FILES
 from nsorch.core.streams import Tail
 from nsorch.errors import ClosedError, NotReadyError, WorkerExitedError
 from nsorch.events import Exit, State, Usage
-from nsorch.supervisor.commands import build_command, open_streams
+from nsorch.supervisor.commands import build_command, encode_environment, open_streams
 from nsorch.supervisor.readiness import wait_until_ready
 
 if TYPE_CHECKING:
@@ -82,8 +82,9 @@ class MainProcess:
 
     # -- beginning
 
-    async def execute(self, entry: Entry, setup: Setup | None) -> None:
-        """Run the command until its exec is confirmed. With *setup* the namespaces are made on the way.
+    async def execute(self, entry: Entry, setup: Setup | None, environment: bytes) -> None:
+        """Run the command until its exec is confirmed. With *setup* the namespaces are made on the way. *environment* is for
+        a description that gives none.
 
         :raises NsorchError: no process is left, and no namespaces where they were to be made
         """
@@ -99,7 +100,13 @@ class MainProcess:
         if make & CLONE_NEWPID and entry.make & CLONE_NEWNS and (spec.init or spec.user is not None):
             proc = 1 if self.incarnation == 0 else 2
         line = await build_command(
-            spec.command, env=spec.env, cwd=spec.cwd, user=spec.user, mode=mode, session=True, worker=worker.name
+            spec.command,
+            env=environment if spec.env is None else encode_environment(spec.env),
+            cwd=spec.cwd,
+            user=spec.user,
+            mode=mode,
+            session=True,
+            worker=worker.name,
         )
         capture = spec.ready is not None and spec.stderr is None
         streams = await open_streams(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING
 
 import anyio
@@ -12,7 +13,7 @@ from nsorch.core.spawner.protocol import Mode, Spawn
 from nsorch.core.spawner.syscalls import CLONE_NEWNET, CLONE_NEWPID, CLONE_NEWUTS, NS_FILES
 from nsorch.errors import NameInUseError, SpawnerDiedError, TopologyError
 from nsorch.events import State
-from nsorch.supervisor.commands import build_command, check_user
+from nsorch.supervisor.commands import build_command, check_user, encode_environment
 from nsorch.supervisor.entry import open_sources
 from nsorch.supervisor.main_process import MainProcess, Setup, end
 from nsorch.supervisor.worker import Worker
@@ -62,7 +63,7 @@ class Starter:
             worker._main = MainProcess(self._supervisor, worker)
         assert worker._entry is not None
         try:
-            await worker._main.execute(worker._entry, None)
+            await worker._main.execute(worker._entry, None, encode_environment(None))
             await worker._main.become_ready()
         except BaseException as exc:
             self._report(worker, exc)
@@ -104,8 +105,10 @@ class Starter:
             if plan is not None:
                 plan()
             linked = plan is not None or any(spec.links for spec in specs)
+            environment = encode_environment(None)  # of all who give none
+            make = partial(self._make if linked else self._make_and_execute, environment=environment)
             for rank in _ranks(workers):
-                await self._each(rank, self._make if linked else self._make_and_execute, errors)
+                await self._each(rank, make, errors)
             if linked and not errors:
                 try:
                     await self._supervisor._wiring.connect(workers, bridges=bridges)
@@ -114,7 +117,7 @@ class Starter:
             if not errors:
                 main = [worker for worker in workers if worker.spec.command is not None]
                 if linked:
-                    await self._each(main, self._execute, errors)
+                    await self._each(main, partial(self._execute, environment=environment), errors)
                 await self._each(main, self._become_ready, errors, limit=len(main))
             if errors:
                 await self._undo(workers)
@@ -148,16 +151,16 @@ class Starter:
 
     # -- one worker
 
-    async def _make_and_execute(self, worker: Worker) -> None:
+    async def _make_and_execute(self, worker: Worker, *, environment: bytes) -> None:
         if worker.spec.command is None:
-            await self._make(worker)
+            await self._make(worker, environment=environment)
             return
         entry = self._enter(worker)
         worker._main = MainProcess(self._supervisor, worker)
         worker._entry = entry
-        await worker._main.execute(entry, self._setup(worker, entry))
+        await worker._main.execute(entry, self._setup(worker, entry), environment)
 
-    async def _make(self, worker: Worker) -> None:
+    async def _make(self, worker: Worker, *, environment: bytes) -> None:
         """Only its namespaces, to be held."""
         supervisor, spec = self._supervisor, worker.spec
         entry = self._enter(worker)
@@ -168,7 +171,13 @@ class Starter:
         check = None
         if spec.command is not None:
             check = await build_command(
-                spec.command, env=spec.env, cwd=spec.cwd, user=None, mode=Mode.EXEC, session=True, worker=spec.name
+                spec.command,
+                env=environment if spec.env is None else encode_environment(spec.env),
+                cwd=spec.cwd,
+                user=None,
+                mode=Mode.EXEC,
+                session=True,
+                worker=spec.name,
             )
         if not make and not check:
             worker._adopt({}, entry)
@@ -220,10 +229,10 @@ class Starter:
             loopback=new_net,
         )
 
-    async def _execute(self, worker: Worker) -> None:
+    async def _execute(self, worker: Worker, *, environment: bytes) -> None:
         worker._main = MainProcess(self._supervisor, worker)
         assert worker._entry is not None
-        await worker._main.execute(worker._entry, None)
+        await worker._main.execute(worker._entry, None, environment)
 
     async def _become_ready(self, worker: Worker) -> None:
         assert worker._main is not None

@@ -17,7 +17,7 @@ from nsorch.core.spawner.protocol import Mode, Spawn
 from nsorch.core.spawner.syscalls import CLONE_NEWNET, CLONE_NEWNS, CLONE_NEWPID, NS_FILES
 from nsorch.errors import ClosedError, SetupError, UnsupportedError
 from nsorch.events import State, WorkerRemoved
-from nsorch.supervisor.commands import build_command, open_streams
+from nsorch.supervisor.commands import build_command, encode_environment, open_streams
 from nsorch.supervisor.main_process import end
 
 if TYPE_CHECKING:
@@ -256,7 +256,15 @@ class Worker:
             held[CLONE_NEWPID] = alive.pidfd
         host = entry.host & ~make
         joins = supervisor._home.joins(held, host)
-        line = await build_command(command, env=env, cwd=cwd, user=user, mode=mode, session=session, worker=self.name)
+        line = await build_command(
+            command,
+            env=encode_environment(env),
+            cwd=cwd,
+            user=user,
+            mode=mode,
+            session=session,
+            worker=self.name,
+        )
         streams = await open_streams(*sources)
         job: Job | None = None
         try:

@@ -18,6 +18,16 @@ _IGNORED = (int(signal.SIGPIPE), int(signal.SIGXFSZ))
 _DEFAULT_PATH = b"/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 
+_latest_env: tuple[bytes, dict[bytes, bytes]] = (b"", {})
+
+
+def environment(command: Command) -> dict[bytes, bytes]:
+    global _latest_env
+    if _latest_env[0] != command.env:
+        _latest_env = command.env, marshal.loads(command.env)
+    return _latest_env[1]
+
+
 def resolve(command: Command) -> bytes:
     """Find the program, as execvp does, in the file system as the caller sees it now.
 
@@ -28,20 +38,19 @@ def resolve(command: Command) -> bytes:
         # A relative path counts from the command's working directory.
         candidates = [os.path.join(command.cwd, name)]
     else:
-        path = next((value for key, value in command.env if key == b"PATH"), _DEFAULT_PATH)
+        path = environment(command).get(b"PATH", _DEFAULT_PATH)
         candidates = [os.path.join(folder or b".", name) for folder in path.split(b":")] if name else []
     found = errno.ENOENT
     for candidate in candidates:
+        if os.access(candidate, os.X_OK) and os.path.isfile(candidate):
+            return candidate
         try:
-            mode = os.stat(candidate).st_mode
+            os.stat(candidate)
+            found = errno.EACCES
         except OSError as exc:
             # A directory of PATH that can't be searched has no command, as shells see it.
             if exc.errno == errno.EACCES and b"/" in name:
                 found = errno.EACCES
-            continue
-        if mode & 0o170000 == 0o100000 and os.access(candidate, os.X_OK):
-            return candidate
-        found = errno.EACCES
     raise StageError("command", found, os.fsdecode(name))
 
 
@@ -65,7 +74,7 @@ def spawn(command: Command, program: bytes, streams: tuple[int, int, int]) -> in
         return os.posix_spawn(
             program,
             command.argv,
-            dict(command.env),
+            environment(command),
             file_actions=actions,
             setsid=command.session,
             setsigmask=(),
@@ -124,7 +133,7 @@ def become(command: Command, program: bytes, streams: tuple[int, int, int], *kee
         signal.signal(number, signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_SETMASK, ())
     with stage("exec", os.fsdecode(program)):
-        os.execve(program, command.argv, dict(command.env))
+        os.execve(program, command.argv, environment(command))
     raise AssertionError("unreachable")
 
 
@@ -148,13 +157,17 @@ def pick_streams(
     return pick(0, sources[0]), pick(1, sources[1]), pick(2, sources[2])
 
 
-def identify(pidfd: int, proc: int) -> tuple[int, int]:
-    """Pid of an unreaped child as the host sees it, and the inode of its pid namespace; *proc* is the host's /proc."""
+def identify(pidfd: int, proc: int, pid_namespace: int = 0) -> tuple[int, int]:
+    """Pid of an unreaped child as the host sees it, and the inode of its pid namespace, if it isn't known; *proc* is the
+    host's /proc."""
     # Not by open(): the text layer would cost each init 100 KiB of memory of its own.
     file = os.open(f"thread-self/fdinfo/{pidfd}", os.O_RDONLY | os.O_CLOEXEC, dir_fd=proc)
     pid = int(os.read(file, 1024).partition(b"\nPid:")[2].split(None, 1)[0])
     os.close(file)
+    if pid_namespace:
+        return pid, pid_namespace
     try:
+        # The first look into the directory of a process costs 160 µs.
         return pid, os.stat(f"{pid}/ns/pid", dir_fd=proc).st_ino
     except OSError:  # a set-user-id command of a rootless supervisor doesn't let itself be looked at
         return pid, 0

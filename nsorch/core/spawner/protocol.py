@@ -38,7 +38,7 @@ class Mode:
 
 class Command(NamedTuple):
     argv: tuple[bytes, ...]
-    env: tuple[tuple[bytes, bytes], ...]
+    env: bytes  #: a marshalled dict of bytes: thousands of commands have the same, which is read once
     cwd: bytes
     cwd_required: bool  #: else "/" serves where cwd can't be entered
     streams: tuple[int, int, int]
@@ -87,11 +87,12 @@ class Event:
 
     READY: Final = 0  #: (READY, 0, facts); the spawner is up: fabric netns, its rtnetlink socket, hosts file
     CREATED: Final = 1  #: (CREATED, job) with the descriptors of *hold*
-    STARTED: Final = 2  #: (STARTED, job, host's pid, inode of its pid namespace) with its pidfd
+    #: (STARTED, job, host's pid, inode of its pid namespace) with its pidfd, then those of *hold*, unless CREATED had them
+    STARTED: Final = 2
     EXITED: Final = 3  #: (EXITED, job, wait status, user s, system s, max RSS bytes)
     FAILED: Final = 4  #: (FAILED, job, stage, errno, detail)
     SOCKET: Final = 5  #: (SOCKET, job) with the socket
-    DONE: Final = 6  #: (DONE, job): nothing more follows for a job without a command
+    DONE: Final = 6  #: (DONE, job) as CREATED, for a job without a command: nothing more follows
     # To the spawner only, from what the nursery has forked:
     BORNE: Final = 7  #: (BORNE, job, pid of the init as the spawner counts)
     READIED: Final = 8  #: as STARTED, but the exec is to come
