@@ -2,8 +2,7 @@
 
 A forked child shares its parent's memory page by page until either writes to it. The spawner writes to more than 1 MiB
 of its interpreter between two forks, which each child would then own; the nursery to a third of that. For the same
-reason an init runs next to no code: its first child, which becomes the command, does all the set-up, and the pages it
-writes to are gone with its exec.
+reason it does no set-up: the spawner has made the namespaces, and only the pid namespace is left to be made.
 
 The inits are children of the spawner, by CLONE_PARENT, which cannot go with CLONE_NEWPID: so that is unshared before.
 """
@@ -18,101 +17,69 @@ import time
 from typing import TYPE_CHECKING, NoReturn
 
 from . import protocol
-from .command import close_all_but
-from .reaper import reap
-from .syscalls import CLONE_NEWPID, CLONE_PARENT, clone3, set_parent_death_signal, setns, unshare
+from .stages import StageError, stage
+from .syscalls import CLONE_NEWPID, CLONE_PARENT, NS_FILES, clone3, set_parent_death_signal, setns, unshare
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
 _SIGKILL = 9
 
 
 class Nursery:
-    """The spawner's end: :meth:`bear` has an init forked in a new pid namespace, whose first child takes one message.
+    """The spawner's end. In each init, *begin* is called with the message, the descriptors that are left, and never
+    returns.
 
-    That child runs *become* with the message, its descriptors, the error number if there could be no pid namespace,
-    and the write end of a pipe: it writes :func:`introduction` when it is set up, and its exec closes it.
+    :param home: descriptors of the namespaces to return to, by CLONE_NEW*
+    :param report: where failures go
     """
 
     def __init__(
-        self, home_pid: int, become: Callable[[protocol.Received, int, int], NoReturn], signals: int, report: int
+        self, home: Mapping[int, int], report: socket.socket, begin: Callable[[bytes, list[int]], NoReturn]
     ) -> None:
-        # Children take messages as they come: which one gets which makes no difference.
-        self._messages, messages = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        self._orders, orders = socket.socketpair()
-        with messages, orders:
+        self._orders, orders = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        with orders:
             self.pid, _ = clone3(0)
             if self.pid == 0:
-                self._messages.close()
                 self._orders.close()
-                _serve(orders.fileno(), messages, home_pid, become, signals, report)
+                _serve(orders, home, report, begin)
 
-    def bear(self, message: tuple[object, ...], fds: list[int]) -> None:
+    def bear(self, job: int, namespaces: Mapping[int, int], message: bytes, fds: tuple[int, ...]) -> None:
+        """Have an init forked in a new pid namespace, and in *namespaces*: descriptors by CLONE_NEW*."""
+        order = (job, tuple(namespaces), message)
         while True:
             try:
-                protocol.send(self._messages, message, fds)
-                break
+                protocol.send(self._orders, order, (*namespaces.values(), *fds))
+                return
             except OSError as exc:
-                # Descriptors under way count against RLIMIT_NOFILE; the children take them in any case.
+                # Descriptors under way count against RLIMIT_NOFILE; the nursery takes them in any case.
                 if exc.errno != errno.ETOOMANYREFS:
                     raise
                 time.sleep(0.001)
-        self._orders.send(b"+")
-
-
-def introduction(job: int, kinds: int) -> bytes:
-    """What an init must know: the job that it reports about, and the CLONE_NEW* to follow its child into."""
-    return job.to_bytes(8, "little") + kinds.to_bytes(8, "little")
 
 
 def _serve(
-    orders: int,
-    messages: socket.socket,
-    home_pid: int,
-    become: Callable[[protocol.Received, int, int], NoReturn],
-    signals: int,
-    report: int,
+    orders: socket.socket,
+    home: Mapping[int, int],
+    report: socket.socket,
+    begin: Callable[[bytes, list[int]], NoReturn],
 ) -> NoReturn:
     set_parent_death_signal(_SIGKILL)
     with contextlib.suppress(OSError):
-        while os.read(orders, 1):
-            failure = 0
+        while (received := protocol.receive(orders)) is not None:
+            (job, kinds, message), fds = received
             try:
-                unshare(CLONE_NEWPID)
-            except OSError as exc:
-                failure = exc.errno or errno.EINVAL
-            if clone3(CLONE_PARENT)[0] == 0:
-                _init(messages, become, failure, signals, report)
-            setns(home_pid, CLONE_NEWPID)
+                for kind, fd in zip(kinds, fds, strict=False):
+                    with stage("setns", NS_FILES[kind]):
+                        setns(fd, kind)
+                with stage("unshare", "pid"):
+                    unshare(CLONE_NEWPID)
+                if clone3(CLONE_PARENT)[0] == 0:
+                    begin(message, fds[len(kinds) :])
+            except StageError as exc:
+                protocol.send(report, (protocol.Event.FAILED, job, exc.stage, exc.number, exc.detail))
+            for kind in (*kinds, CLONE_NEWPID):
+                setns(home[kind], kind)
+            for fd in fds:
+                os.close(fd)
     os._exit(0)
-
-
-def _init(
-    messages: socket.socket,
-    become: Callable[[protocol.Received, int, int], NoReturn],
-    failure: int,
-    signals: int,
-    report: int,
-) -> NoReturn:
-    ours, theirs = os.pipe()
-    main = clone3(0)[0]
-    if main == 0:
-        os.close(ours)
-        received = protocol.receive(messages)
-        if received is None:
-            os._exit(125)
-        become(received, failure, theirs)
-    close_all_but(ours, signals, report)
-    introduced = os.read(ours, 16)
-    if not introduced:
-        os._exit(125)  # the child has reported why
-    with contextlib.suppress(OSError):  # it may have ended by now
-        setns(os.pidfd_open(main), int.from_bytes(introduced[8:], "little"))
-    os.read(ours, 1)  # the end of file: exec, or a failure that is reported
-    os.closerange(0, min(signals, report))
-    job = int.from_bytes(introduced[:8], "little")
-    os.write(report, protocol.encode((protocol.Event.EXECUTED, job)))
-    status = reap(main, signals)
-    os.write(report, protocol.encode((protocol.Event.EXITED, job, status)))
-    os._exit(status >> 8 if status & 0x7F == 0 else 128 + (status & 0x7F))

@@ -95,8 +95,6 @@ class Event:
     DONE: Final = 6  #: (DONE, job) as CREATED, for a job without a command: nothing more follows
     # To the spawner only, from what the nursery has forked:
     BORNE: Final = 7  #: (BORNE, job, pid of the init as the spawner counts)
-    READIED: Final = 8  #: as STARTED, but the exec is to come
-    EXECUTED: Final = 9  #: (EXECUTED, job): the exec is over, one way or the other
 
 
 OPERATIONS: dict[str, type[Spawn | OpenSocket | Kill]] = {

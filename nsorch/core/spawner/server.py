@@ -11,6 +11,7 @@ import contextlib
 import errno
 import fcntl
 import functools
+import marshal
 import operator
 import os
 import select
@@ -22,7 +23,7 @@ from typing import Any, NamedTuple, NoReturn
 from . import protocol
 from .command import become, identify, pick_streams, resolve, start
 from .mounts import mount_proc
-from .nursery import Nursery, introduction
+from .nursery import Nursery
 from .protocol import Command, Event, Kill, Mode, OpenSocket, Spawn
 from .reaper import supervise
 from .stages import StageError, stage
@@ -61,20 +62,19 @@ class Home(NamedTuple):
 
 
 class _Job:
-    __slots__ = ("killed", "mode", "number", "pid", "readied", "status")
+    __slots__ = ("held", "killed", "mode", "number", "pid", "status")
 
     def __init__(self, number: int, mode: int, pid: int) -> None:
         self.number = number
         self.mode = mode
         self.pid = pid  #: the child: the command, or what stands before it; 0 until the nursery has borne it
         self.killed = False  #: before it was borne
-        self.readied: tuple[list[int], list[int]] | None = None  #: what STARTED will say, and its pidfd
+        self.held: list[int] = []  #: the namespaces that STARTED will hand out
         self.status: int | None = None  #: the command's own wait status, where a reaper has reported it
 
     def forget(self) -> None:
-        if self.readied is not None:
-            _close(self.readied[1])
-            self.readied = None
+        _close(self.held)
+        self.held = []
 
 
 class Server:
@@ -91,7 +91,7 @@ class Server:
         requests.setblocking(False)
         self._nursery = None
         if home.namespaces:
-            self._nursery = Nursery(home.namespaces[CLONE_NEWPID], self._borne, self._signals, self._report.fileno())
+            self._nursery = Nursery(home.namespaces, self._report, self._begin_init)
 
     def serve(self, *ends: int) -> None:
         """Serve, all signals blocked, until the application closes its end or one of *ends* becomes readable."""
@@ -220,7 +220,7 @@ class Server:
             if not self._home.namespaces or (request.unshare | _kinds(request.join)) & CLONE_NEWUSER:
                 self._spawn_by_child(request, joined, streams)
             elif self._nursery is not None and _wants_init(request):
-                self._spawn_by_nursery(self._nursery, request, fds, streams)
+                self._spawn_by_nursery(self._nursery, request, joined, streams)
             else:
                 self._spawn_from_here(request, joined, streams)
         except StageError as exc:
@@ -254,62 +254,48 @@ class Server:
                 self._answer((Event.CREATED, request.job), _own_namespaces(request.hold))
             pid, _ = clone3(0)
             if pid == 0:
-                os._exit(
-                    supervise(
-                        request.job,
-                        command,
-                        program,
-                        streams,
-                        request.proc,
-                        self._home.proc,
-                        self._signals,
-                        self._report,
-                    )
-                )
+                self._supervise(request, program, streams)
             self._register(request, pid)
         finally:
             self._return(request.unshare | _kinds(request.join))
 
     def _spawn_by_nursery(
-        self, nursery: Nursery, request: Spawn, fds: list[int], streams: tuple[int, int, int]
+        self, nursery: Nursery, request: Spawn, joined: Joined, streams: tuple[int, int, int]
     ) -> None:
+        """Make all but the pid namespace here, and leave the rest to the init."""
         command = request.command
         assert command is not None
         program = resolve(command) if CLONE_NEWNS not in request.join else None
+        made = request.unshare & ~CLONE_NEWPID
+        held: list[int] = []
+        if made:
+            try:
+                self._enter(made, joined)
+                self._prepare(request)
+                held = _own_namespaces(made)
+            finally:
+                self._return(made | _kinds(request.join))
+        namespaces = dict(joined) | dict(zip((kind for kind in NS_FILES if made & kind), held, strict=True))
         self._register(request, 0)
-        joined = fds[: len(request.join)]
-        nursery.bear((program, *request._replace(command=tuple(command))), [*joined, *streams])  # type: ignore[arg-type]
+        self._jobs[request.job].held = held
+        message = marshal.dumps((program, *request._replace(command=tuple(command))))  # type: ignore[arg-type]
+        nursery.bear(request.job, namespaces, message, streams)
 
-    def _borne(self, received: protocol.Received, failure: int, introduce: int) -> NoReturn:
-        """In the first child of an init: enter the namespaces, set them up, and become the command."""
-        (program, *values), fds = received
+    def _begin_init(self, message: bytes, fds: list[int]) -> NoReturn:
+        """In an init, which the nursery has forked."""
+        program, *values = marshal.loads(message)
         request = Spawn(*values)
-        command = Command(*request.command)  # type: ignore[misc]
-        try:
-            # As the spawner counts: pid (comm) state ppid …
-            with open(os.open("self/stat", os.O_RDONLY | os.O_CLOEXEC, dir_fd=self._home.own_proc)) as file:
-                init = int(file.read().rpartition(")")[2].split()[1])
-            protocol.send(self._report, (Event.BORNE, request.job, init))
-            if failure:
-                raise StageError("unshare", failure, "pid")
-            made = request.unshare & ~CLONE_NEWPID
-            self._enter(made, list(zip(request.join, fds, strict=False)))
-            self._prepare(request)
-            if request.hold:
-                protocol.send(self._report, (Event.CREATED, request.job), _own_namespaces(request.hold))
-            mount_proc(request.proc)
-            if program is None:
-                program = resolve(command)
-            pidfd = os.pidfd_open(os.getpid())
-            protocol.send(self._report, (Event.READIED, request.job, *identify(pidfd, self._home.proc)), [pidfd])
-            os.write(introduce, introduction(request.job, made | _kinds(request.join)))
-            become(command, program, (fds[-3], fds[-2], fds[-1]), self._report.fileno(), introduce)
-        except StageError as exc:
-            protocol.send(self._report, (Event.FAILED, request.job, exc.stage, exc.number, exc.detail))
-        except Exception as exc:
-            protocol.send(self._report, (Event.FAILED, request.job, "set-up", errno.EIO, repr(exc)))
-        finally:
-            os._exit(125)
+        os.write(self._report.fileno(), protocol.encode((Event.BORNE, request.job, _own_pid(self._home.own_proc))))
+        self._supervise(request._replace(command=Command(*request.command)), program, (fds[0], fds[1], fds[2]))  # type: ignore[misc]
+
+    def _supervise(self, request: Spawn, program: bytes | None, streams: tuple[int, int, int]) -> NoReturn:
+        command = request.command
+        assert command is not None
+        os._exit(
+            supervise(
+                request.job, command, program, streams, request.proc, self._home.proc, self._signals, self._report
+            )
+        )
 
     def _enter(self, made: int, joined: Joined) -> None:
         for kind, fd in joined:
@@ -381,12 +367,10 @@ class Server:
             (event, number, *values), fds = received
             if event == Event.BORNE:
                 self._bear_out(self._jobs[number], values[0])
-            elif event == Event.READIED:
-                self._jobs[number].readied = (values, fds)
-            elif event == Event.EXECUTED:
-                self._executed(number)
-            elif event in (Event.CREATED, Event.STARTED):
-                self._answer((event, number, *values), fds)
+            elif event == Event.STARTED:
+                job = self._jobs[number]
+                self._answer((event, number, *values), fds + job.held)
+                job.held = []
             elif event == Event.EXITED:
                 if number in self._jobs:
                     self._jobs[number].status = values[0]
@@ -395,13 +379,6 @@ class Server:
                 if job is not None:
                     job.forget()
                 self._answer((event, number, *values), [])
-
-    def _executed(self, number: int) -> None:
-        # A failure of the exec has been reported before, and the job is gone.
-        if (job := self._jobs.get(number)) is not None and job.readied is not None:
-            values, fds = job.readied
-            job.readied = None
-            self._answer((Event.STARTED, number, *values), fds)
 
     def _bear_out(self, job: _Job, pid: int) -> None:
         job.pid = pid
@@ -553,18 +530,7 @@ class Server:
             program = resolve(command)
             if command.mode != Mode.EXEC:
                 told.close()
-                os._exit(
-                    supervise(
-                        request.job,
-                        command,
-                        program,
-                        streams,
-                        request.proc,
-                        self._home.proc,
-                        self._signals,
-                        self._report,
-                    )
-                )
+                self._supervise(request, program, streams)
             mount_proc(request.proc)
             become(command, program, streams, told.fileno())
         except StageError as exc:
