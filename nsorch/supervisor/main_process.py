@@ -83,9 +83,9 @@ class MainProcess:
     # -- beginning
 
     async def execute(self, entry: Entry, setup: Setup | None, environment: bytes) -> None:
-        """Run the command until its exec is confirmed. With *setup* the namespaces are made on the way. *environment* is for
-        a description that gives none.
+        """Run the command until its exec is confirmed. With *setup* the namespaces are made on the way.
 
+        :param environment: for a description that gives none
         :raises NsorchError: no process is left, and no namespaces where they were to be made
         """
         spec, supervisor, worker = self._worker.spec, self._supervisor, self._worker

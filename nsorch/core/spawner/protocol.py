@@ -87,7 +87,7 @@ class Event:
 
     READY: Final = 0  #: (READY, 0, facts); the spawner is up: fabric netns, its rtnetlink socket, hosts file
     CREATED: Final = 1  #: (CREATED, job) with the descriptors of *hold*
-    #: (STARTED, job, host's pid, inode of its pid namespace) with its pidfd, then those of *hold*, unless CREATED had them
+    #: (STARTED, job, host's pid, inode of its pid namespace) with its pidfd, then those of *hold* if CREATED had none
     STARTED: Final = 2
     EXITED: Final = 3  #: (EXITED, job, wait status, user s, system s, max RSS bytes)
     FAILED: Final = 4  #: (FAILED, job, stage, errno, detail)

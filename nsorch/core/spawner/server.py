@@ -247,8 +247,7 @@ class Server:
                     _close(held)
                     raise
                 self._register(request, pid)
-                own = _pid_namespace(self._home.own_proc) if request.unshare & CLONE_NEWPID else 0
-                self._started(request.job, held, own)
+                self._started(request.job, os.pidfd_open(pid), held)
                 return
             if request.hold:
                 self._answer((Event.CREATED, request.job), _own_namespaces(request.hold))
@@ -291,11 +290,7 @@ class Server:
     def _supervise(self, request: Spawn, program: bytes | None, streams: tuple[int, int, int]) -> NoReturn:
         command = request.command
         assert command is not None
-        os._exit(
-            supervise(
-                request.job, command, program, streams, request.proc, self._home.proc, self._signals, self._report
-            )
-        )
+        os._exit(supervise(request.job, command, program, streams, request.proc, self._signals, self._report))
 
     def _enter(self, made: int, joined: Joined) -> None:
         for kind, fd in joined:
@@ -329,9 +324,8 @@ class Server:
         if pid:
             self._by_pid[pid] = job
 
-    def _started(self, number: int, held: list[int], pid_namespace: int = 0) -> None:
-        pidfd = os.pidfd_open(self._jobs[number].pid)
-        self._answer((Event.STARTED, number, *identify(pidfd, self._home.proc, pid_namespace)), [pidfd, *held])
+    def _started(self, job: int, pidfd: int, held: list[int]) -> None:
+        self._answer((Event.STARTED, job, *identify(pidfd, self._home.proc)), [pidfd, *held])
 
     # -- what ended
 
@@ -368,9 +362,9 @@ class Server:
             if event == Event.BORNE:
                 self._bear_out(self._jobs[number], values[0])
             elif event == Event.STARTED:
-                job = self._jobs[number]
-                self._answer((event, number, *values), fds + job.held)
-                job.held = []
+                started = self._jobs[number]
+                self._started(number, fds[0], started.held)
+                started.held = []
             elif event == Event.EXITED:
                 if number in self._jobs:
                     self._jobs[number].status = values[0]
@@ -432,7 +426,7 @@ class Server:
             else:
                 self._answer((event, request.job), fds)
         if request.command is not None and request.command.mode == Mode.EXEC:
-            self._started(request.job, [])
+            self._started(request.job, os.pidfd_open(child), [])
 
     def _register_if_command(self, request: Spawn, child: int) -> None:
         if request.command is not None:
@@ -565,11 +559,6 @@ def _own_namespaces(kinds: int) -> list[int]:
         _close(fds)
         raise
     return fds
-
-
-def _pid_namespace(proc: int) -> int:
-    """The inode of the pid namespace of the caller's children, once it has some; *proc* is the caller's."""
-    return os.stat("thread-self/ns/pid_for_children", dir_fd=proc).st_ino
 
 
 def _close(fds: list[int]) -> None:
