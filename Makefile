@@ -34,9 +34,9 @@ $(VENV)/installed: pyproject.toml | $(VENV)/bin/python
 	@touch $@
 
 $(VENV)/tests: $(VENV)/installed
-	$(PIP) "pytest>=8" "hypothesis>=6.100"
+	$(PIP) -e ".[test]"
 	@touch $@
 
 $(VENV)/dev: $(VENV)/tests
-	$(PIP) "ruff>=0.9" "mypy>=1.14" types-PyYAML types-networkx
+	$(PIP) -e ".[dev]"
 	@touch $@

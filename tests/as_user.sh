@@ -19,7 +19,7 @@ done
 chmod -R a+rX,u+w "$room"
 "$python" -m venv --without-pip "$room/venv"
 "$top/.venv/bin/python" -m pip --disable-pip-version-check -q --python "$room/venv/bin/python" install \
-    "$top" "pytest>=8" "hypothesis>=6.100"
+    "$top[test]"
 echo "as an ordinary user (uid 65534):"
 cd "$room/work"
 chown 65534 "$room/work"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import os
 import socket
+from ipaddress import ip_address
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
@@ -542,12 +543,24 @@ class Wiring:
 
     async def _rewrite_hosts(self) -> None:
         if self._hosts.writable:
-            await self._in_thread(self._hosts.write, self._host_entries())
+            await self._in_thread(self._hosts.write, self._host_entries(self._supervisor._workers))
 
-    def _host_entries(self) -> list[HostsEntry]:
+    def addresses_by_name(self, name: str) -> list[IPv4Address | IPv6Address]:
+        """What the hosts file says of *name*: of a worker, or ``worker.segment``; none if it doesn't know it."""
+        worker, _, segment = name.partition(".")
+        if worker not in self._supervisor._workers:
+            return []
+        for entry in self._host_entries([worker]):
+            found = entry.segments.get(segment, ())
+            if not segment:
+                found = (*entry.loopback, *(text for texts in entry.segments.values() for text in texts))
+            return [ip_address(text) for text in found]
+        return []
+
+    def _host_entries(self, names: Iterable[str]) -> list[HostsEntry]:
         """Of each worker that has addresses."""
         entries = []
-        for name in self._supervisor._workers:
+        for name in names:
             by_segment: dict[str, tuple[str, ...]] = {}
             for link in self._of.get(name, ()):
                 for side, other in link._both():

@@ -5,11 +5,13 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import socket
 import subprocess
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import anyio
+from anyio import TASK_STATUS_IGNORED
 from attrs import evolve
 
 from nsorch.core.process import Process
@@ -17,15 +19,19 @@ from nsorch.core.spawner.protocol import Mode, Spawn
 from nsorch.core.spawner.syscalls import CLONE_NEWNET, CLONE_NEWNS, CLONE_NEWPID, NS_FILES
 from nsorch.errors import ClosedError, SetupError, UnsupportedError
 from nsorch.events import State, WorkerRemoved
+from nsorch.supervisor import sockets
 from nsorch.supervisor.commands import build_command, encode_environment, open_streams
 from nsorch.supervisor.main_process import end
 
 if TYPE_CHECKING:
-    import socket
-    from collections.abc import Mapping, Sequence
-    from ipaddress import IPv4Interface, IPv6Interface
+    import ssl
+    from collections.abc import Awaitable, Callable, Mapping, Sequence
+    from ipaddress import IPv4Address, IPv4Interface, IPv6Address, IPv6Interface
 
-    from anyio.abc import ByteReceiveStream, ByteSendStream
+    import httpx
+    from anyio.abc import ByteReceiveStream, ByteSendStream, ConnectedUDPSocket, SocketStream, TaskStatus, UDPSocket
+    from anyio.streams.stapled import MultiListener
+    from anyio.streams.tls import TLSStream
 
     from nsorch.core.helper import Job
     from nsorch.events import Exit
@@ -34,6 +40,8 @@ if TYPE_CHECKING:
     from nsorch.supervisor.network import Interface
     from nsorch.supervisor.supervisor import Supervisor
     from nsorch.topology import WorkerSpec
+
+    IPAddress = IPv4Address | IPv6Address
 
 
 class Worker:
@@ -312,6 +320,109 @@ class Worker:
                 "the worker shares the host's network namespace: open the socket yourself", worker=self.name
             )
         return await supervisor._helper.open_socket(netns, family, type, proto)
+
+    async def connect_tcp(
+        self,
+        host: Worker | str | IPAddress,
+        port: int,
+        *,
+        local_host: str | IPAddress | None = None,
+        tls: bool = False,
+        ssl_context: ssl.SSLContext | None = None,
+        tls_hostname: str | None = None,
+        tls_standard_compatible: bool = True,
+        happy_eyeballs_delay: float = 0.25,
+    ) -> SocketStream | TLSStream:
+        """Connect from this worker, in the caller's own event loop; conventions of :func:`anyio.connect_tcp`.
+
+        Cancelled, no socket is left.
+
+        :param host: an address, a worker, or a name of the lab (``web``, ``web.lan``); no DNS is asked. With several
+            addresses the next is tried *happy_eyeballs_delay* seconds after the one before (RFC 8305)
+        :raises OSError: nothing answers there; :class:`socket.gaierror` where the lab has no such name
+        :raises ClosedError: the worker is gone
+        """
+        stream = await sockets.connect_tcp(
+            self, host, port, local_host=local_host, happy_eyeballs_delay=happy_eyeballs_delay
+        )
+        if not (tls or ssl_context or tls_hostname):
+            return stream
+        name = tls_hostname or (host.name if isinstance(host, Worker) else str(host))
+        return await sockets.wrap_tls(stream, name, ssl_context, compatible=tls_standard_compatible)
+
+    async def create_tcp_listener(
+        self,
+        *,
+        local_host: str | IPAddress | None = None,
+        local_port: int = 0,
+        backlog: int = 65536,
+        reuse_port: bool = False,
+    ) -> MultiListener[SocketStream]:
+        """Listen in this worker; conventions of :func:`anyio.create_tcp_listener`. Wrap it in
+        :class:`anyio.streams.tls.TLSListener` for TLS.
+
+        :param local_host: one of its addresses or names; all of both families if None
+        :param local_port: a free one if 0
+        :raises OSError: the port is taken, or the address isn't its own
+        :raises ClosedError: the worker is gone
+        """
+        return await sockets.create_tcp_listener(
+            self, local_host, local_port, backlog=min(backlog, 65536), reuse_port=reuse_port
+        )
+
+    async def create_udp_socket(
+        self,
+        *,
+        family: int = socket.AF_INET,
+        local_host: str | IPAddress | None = None,
+        local_port: int = 0,
+        reuse_port: bool = False,
+    ) -> UDPSocket:
+        """A datagram socket in this worker; conventions of :func:`anyio.create_udp_socket`.
+
+        :param family: where *local_host* is None: AF_INET or AF_INET6
+        :raises OSError: the port is taken, or the address isn't its own
+        :raises ClosedError: the worker is gone
+        """
+        return await sockets.create_udp_socket(self, local_host, local_port, family=family, reuse_port=reuse_port)
+
+    async def create_connected_udp_socket(
+        self, host: Worker | str | IPAddress, port: int, *, local_host: str | IPAddress | None = None
+    ) -> ConnectedUDPSocket:
+        """A datagram socket in this worker that sends to *host* and hears it alone.
+
+        :raises OSError: there is no way there; :class:`socket.gaierror` where the lab has no such name
+        :raises ClosedError: the worker is gone
+        """
+        return await sockets.create_connected_udp_socket(self, host, port, local_host=local_host)
+
+    async def serve(
+        self,
+        handler: Callable[[SocketStream], Awaitable[Any]],
+        port: int,
+        *,
+        local_host: str | IPAddress | None = None,
+        task_status: TaskStatus[MultiListener[SocketStream]] = TASK_STATUS_IGNORED,
+    ) -> None:
+        """Listen on *port* and call *handler* with each connection, in a task of its own, until cancelled:
+        ``await tasks.start(worker.serve, handler, 80)`` returns the listener when it listens.
+
+        :raises OSError: the port is taken
+        :raises ClosedError: the worker is gone
+        """
+        await sockets.serve(self, handler, port, local_host=local_host, task_status=task_status)
+
+    def http_client(self, *, http1: bool = True, http2: bool = False, **options: Any) -> httpx.AsyncClient:
+        """An :class:`httpx.AsyncClient` whose connections leave from this worker, to names of the lab or addresses.
+        Needs the extra ``nsorch[http]``.
+
+        :param http2: needs the package ``h2`` as well
+        :param options: as ``httpx.AsyncClient`` takes them; ``verify``, ``cert``, ``limits`` concern the connections
+        :raises UnsupportedError: httpx isn't installed
+        """
+        from nsorch.supervisor.http import make_client
+
+        return make_client(self, http1=http1, http2=http2, **options)
 
     # -- its main process
 

@@ -1,0 +1,239 @@
+"""Sockets of a worker in the caller's own event loop: ordinary anyio streams, opened inside its network namespace."""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+from ipaddress import IPv4Address, IPv6Address, ip_address
+from typing import TYPE_CHECKING, Any
+
+import anyio
+from anyio.abc import ConnectedUDPSocket, SocketListener, SocketStream, UDPSocket
+from anyio.streams.stapled import MultiListener
+from anyio.streams.tls import TLSStream
+
+from nsorch.errors import SetupError
+
+if TYPE_CHECKING:
+    import ssl
+    from collections.abc import Awaitable, Callable, Sequence
+
+    from nsorch.supervisor.worker import Worker
+
+IPAddress = IPv4Address | IPv6Address
+_LOCALHOST = (IPv4Address("127.0.0.1"), IPv6Address("::1"))
+_ANY = (IPv4Address(0), IPv6Address(0))
+_NO_IPV6 = (errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL)
+
+
+def resolve(worker: Worker, host: Worker | str | IPAddress) -> list[IPAddress]:
+    """The addresses of a literal, a worker or a name of the lab, families in turn, IPv6 first. Asks no DNS.
+
+    :raises socket.gaierror: the lab has no such name
+    """
+    if isinstance(host, IPv4Address | IPv6Address):
+        return [host]
+    name = host if isinstance(host, str) else host.name
+    try:
+        return [ip_address(name)]
+    except ValueError:
+        pass
+    found: Sequence[IPAddress] = worker._supervisor._wiring.addresses_by_name(name)
+    if not found and name in ("localhost", worker.name):
+        found = _LOCALHOST
+    if not found:
+        raise socket.gaierror(socket.EAI_NONAME, f'the lab has no name "{name}" with an address')
+    by_family = [[address for address in found if address.version == version] for version in (6, 4)]
+    in_turn = []
+    for number in range(len(found)):
+        in_turn += [addresses[number] for addresses in by_family if number < len(addresses)]
+    return in_turn
+
+
+async def connect_tcp(
+    worker: Worker,
+    host: Worker | str | IPAddress,
+    port: int,
+    *,
+    local_host: str | IPAddress | None,
+    happy_eyeballs_delay: float,
+) -> SocketStream:
+    """See :meth:`Worker.connect_tcp`."""
+    _check_port(port, least=1)
+    addresses = resolve(worker, host)
+    local = None if local_host is None else ip_address(local_host)
+    if local is not None:
+        addresses = [address for address in addresses if address.version == local.version] or addresses
+    connected: list[socket.socket] = []
+    errors: list[Exception] = []
+
+    async def attempt(address: IPAddress, over: anyio.Event) -> None:
+        try:
+            sock = await _connect(worker, socket.SOCK_STREAM, address, port, local)
+        except Exception as exc:
+            errors.append(exc)
+            over.set()
+            return
+        connected.append(sock)
+        tasks.cancel_scope.cancel()
+
+    try:
+        async with anyio.create_task_group() as tasks:
+            for address in addresses:
+                over = anyio.Event()
+                tasks.start_soon(attempt, address, over)
+                with anyio.move_on_after(happy_eyeballs_delay):
+                    await over.wait()
+        if not connected:
+            raise errors[0] if len(errors) == 1 else _all_failed(host, port, errors)
+    except BaseException:
+        for sock in connected:
+            sock.close()
+        raise
+    first, *late = connected
+    for sock in late:
+        sock.close()
+    first.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    return await SocketStream.from_socket(first)
+
+
+def _all_failed(host: object, port: int, errors: Sequence[Exception]) -> Exception:
+    for exc in errors:
+        if not isinstance(exc, OSError | SetupError):
+            return exc
+    failure = OSError(getattr(errors[0], "errno", None), f"no address of {host} answers on port {port}")
+    failure.__cause__ = ExceptionGroup("all attempts failed", errors)
+    return failure
+
+
+async def wrap_tls(stream: SocketStream, host: str, context: ssl.SSLContext | None, *, compatible: bool) -> TLSStream:
+    try:
+        return await TLSStream.wrap(
+            stream, server_side=False, hostname=host, ssl_context=context, standard_compatible=compatible
+        )
+    except BaseException:
+        await anyio.aclose_forcefully(stream)
+        raise
+
+
+class _Listener(MultiListener[SocketStream]):
+    async def aclose(self) -> None:
+        """Close all also when cancelled: anyio's own stops after the first."""
+        with anyio.CancelScope(shield=True):
+            await super().aclose()
+        await anyio.lowlevel.checkpoint()
+
+
+async def create_tcp_listener(
+    worker: Worker, local_host: str | IPAddress | None, local_port: int, *, backlog: int, reuse_port: bool
+) -> MultiListener[SocketStream]:
+    """See :meth:`Worker.create_tcp_listener`."""
+    _check_port(local_port, least=0)
+    hosts = _ANY if local_host is None else resolve(worker, local_host)[:1]
+    sockets: list[socket.socket] = []
+    try:
+        for host in hosts:
+            try:
+                sock = await _bound(worker, socket.SOCK_STREAM, host, local_port, reuse_port=reuse_port)
+            except (OSError, SetupError) as exc:
+                if sockets and exc.errno in _NO_IPV6:
+                    continue
+                raise
+            sockets.append(sock)
+            sock.listen(backlog)
+            local_port = sock.getsockname()[1]
+        return _Listener([await SocketListener.from_socket(sock) for sock in sockets])
+    except BaseException:
+        for sock in sockets:
+            sock.close()
+        raise
+
+
+async def create_udp_socket(
+    worker: Worker, local_host: str | IPAddress | None, local_port: int, *, family: int, reuse_port: bool
+) -> UDPSocket:
+    """See :meth:`Worker.create_udp_socket`."""
+    _check_port(local_port, least=0)
+    host = _ANY[family == socket.AF_INET6] if local_host is None else resolve(worker, local_host)[0]
+    return await UDPSocket.from_socket(await _bound(worker, socket.SOCK_DGRAM, host, local_port, reuse_port=reuse_port))
+
+
+async def create_connected_udp_socket(
+    worker: Worker, host: Worker | str | IPAddress, port: int, *, local_host: str | IPAddress | None
+) -> ConnectedUDPSocket:
+    """See :meth:`Worker.create_connected_udp_socket`."""
+    _check_port(port, least=1)
+    local = None if local_host is None else ip_address(local_host)
+    failure: OSError | SetupError | None = None
+    for address in resolve(worker, host):
+        try:
+            return await ConnectedUDPSocket.from_socket(await _connect(worker, socket.SOCK_DGRAM, address, port, local))
+        except (OSError, SetupError) as exc:
+            failure = failure or exc
+    assert failure is not None
+    raise failure
+
+
+async def serve(
+    worker: Worker,
+    handler: Callable[[Any], Awaitable[Any]],
+    port: int,
+    *,
+    local_host: str | IPAddress | None,
+    task_status: anyio.abc.TaskStatus[MultiListener[SocketStream]],
+) -> None:
+    """See :meth:`Worker.serve`."""
+    listener = await create_tcp_listener(worker, local_host, port, backlog=socket.SOMAXCONN, reuse_port=False)
+    async with listener:
+        task_status.started(listener)
+        await listener.serve(handler)
+
+
+# -- plain sockets
+
+
+def _family(address: IPAddress) -> int:
+    return socket.AF_INET if address.version == 4 else socket.AF_INET6
+
+
+def _check_port(port: int, *, least: int) -> None:
+    if isinstance(port, bool) or not isinstance(port, int) or not least <= port <= 65535:
+        raise ValueError(f"{port!r} is not a port: a whole number from {least} to 65535")
+
+
+async def _connect(worker: Worker, kind: int, address: IPAddress, port: int, local: IPAddress | None) -> socket.socket:
+    """A connected socket; the caller owns it. Cancelled, none is left open.
+
+    :raises OSError: nothing listens, or there is no way
+    """
+    sock = await worker.open_socket(_family(address), kind)
+    try:
+        if local is not None:
+            sock.bind((str(local), 0))
+        failure = sock.connect_ex((str(address), port))
+        if failure == errno.EINPROGRESS:
+            await anyio.wait_writable(sock)
+            failure = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+        if failure:
+            raise OSError(failure, f"{os.strerror(failure)}: {worker.name} to {address} port {port}")
+    except BaseException:
+        sock.close()
+        raise
+    return sock
+
+
+async def _bound(worker: Worker, kind: int, host: IPAddress, port: int, *, reuse_port: bool) -> socket.socket:
+    sock = await worker.open_socket(_family(host), kind)
+    try:
+        if host.version == 6:
+            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        if kind == socket.SOCK_STREAM:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if reuse_port:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        sock.bind((str(host), port))
+    except BaseException:
+        sock.close()
+        raise
+    return sock

@@ -1,0 +1,204 @@
+"""Sockets of workers in the caller's own loop."""
+
+from __future__ import annotations
+
+import socket
+import ssl
+from typing import TYPE_CHECKING
+
+import anyio
+import pytest
+from anyio.abc import SocketAttribute
+from anyio.streams.tls import TLSListener
+
+import nsorch
+
+if TYPE_CHECKING:
+    from anyio.abc import ByteStream, SocketStream
+
+pytestmark = pytest.mark.anyio
+
+
+async def echo(stream: ByteStream) -> None:
+    async with stream:
+        async for data in stream:
+            await stream.send(data)
+
+
+async def say(stream: ByteStream, data: bytes) -> bytes:
+    async with stream:
+        await stream.send(data)
+        return await stream.receive()
+
+
+async def test_tcp_by_worker_name_and_address() -> None:
+    async with nsorch.Supervisor() as sup, anyio.create_task_group() as tasks:
+        lan = await sup.bridge("lan", ["10.0.0.0/24", "fd00::/64"])
+        server, client = await sup.start_all(
+            [nsorch.WorkerSpec(name="server", links=[lan]), nsorch.WorkerSpec(name="client", links=[lan])]
+        )
+        listener = await tasks.start(server.serve, echo, 7)
+        assert {item.extra(SocketAttribute.local_port) for item in listener.listeners} == {7}
+        for host in (server, "server", "server.lan", "10.0.0.1", server.addresses[0].ip, "fd00::1"):
+            assert await say(await client.connect_tcp(host, 7), b"hello") == b"hello"
+        stream = await client.connect_tcp("server", 7)
+        async with stream:
+            # Both families are there: RFC 6555's first choice is IPv6.
+            assert stream.extra(SocketAttribute.remote_address)[0] == "fd00::1"
+            assert stream.extra(SocketAttribute.local_address)[0] == "fd00::2"
+        stream = await client.connect_tcp("server", 7, local_host="10.0.0.2")
+        async with stream:
+            assert stream.extra(SocketAttribute.remote_address)[0] == "10.0.0.1"
+        # A worker reaches itself, and not the host's loopback.
+        assert await say(await server.connect_tcp("localhost", 7), b"me") == b"me"
+        with pytest.raises(OSError, match="no address of localhost answers on port 7"):
+            await client.connect_tcp("localhost", 7)
+        tasks.cancel_scope.cancel()
+
+
+async def test_errors_name_what_is_wrong() -> None:
+    async with nsorch.Supervisor() as sup:
+        lan = await sup.bridge("lan", "10.0.0.0/24")
+        a = await sup.start("a", links=[lan])
+        await sup.start("lonely")
+        with pytest.raises(socket.gaierror, match='"example.com"'):
+            await a.connect_tcp("example.com", 80)
+        with pytest.raises(socket.gaierror, match='"lonely"'):
+            await a.connect_tcp("lonely", 80)
+        with pytest.raises(ConnectionRefusedError, match="a to 10.0.0.1 port 80"):
+            await a.connect_tcp("10.0.0.1", 80)
+        for port in (0, 65536, -1, True, "80"):
+            with pytest.raises(ValueError, match="is not a port"):
+                await a.connect_tcp("10.0.0.1", port)  # type: ignore[arg-type]
+        async with await a.create_tcp_listener(local_port=80):
+            with pytest.raises(OSError, match="in use"):
+                await a.create_tcp_listener(local_port=80)
+        with pytest.raises(OSError, match="assign"):
+            await a.create_tcp_listener(local_host="10.0.0.9")
+        await a.remove()
+        with pytest.raises(nsorch.ClosedError):
+            await a.connect_tcp("10.0.0.1", 80)
+
+
+async def test_a_cancelled_connection_leaves_no_socket() -> None:
+    # The fixture of all tests looks for descriptors afterwards.
+    async with nsorch.Supervisor() as sup:
+        lan = await sup.bridge("lan", "10.0.0.0/24")
+        a = await sup.start("a", links=[lan])
+        with anyio.move_on_after(0.05) as scope:
+            await a.connect_tcp("10.0.0.77", 80)  # nobody: ARP goes unanswered
+        assert scope.cancelled_caught
+
+
+async def test_the_next_address_is_tried_while_the_first_is_silent() -> None:
+    async with nsorch.Supervisor() as sup, anyio.create_task_group() as tasks:
+        lan, dark = await sup.bridge("lan", "10.0.0.0/24"), await sup.bridge("dark", "10.1.0.0/24")
+        server = await sup.start("server", links=[nsorch.To(dark), nsorch.To(lan)])
+        client = await sup.start("client", links=[lan, dark])
+        await sup.links[next(name for name, link in sup.links.items() if {"server", "dark"} <= ends_of(link))].down()
+        await tasks.start(server.serve, echo, 7)
+        with anyio.fail_after(5):
+            stream = await client.connect_tcp("server", 7, happy_eyeballs_delay=0.05)
+        async with stream:
+            assert stream.extra(SocketAttribute.remote_address)[0] == "10.0.0.1"
+        tasks.cancel_scope.cancel()
+
+
+def ends_of(link: nsorch.Link) -> set[str]:
+    return {part.split(":")[0] for part in map(str, link.ends)}
+
+
+async def test_tls() -> None:
+    import trustme
+
+    authority = trustme.CA()
+    of_server, of_client = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER), ssl.create_default_context()
+    authority.issue_cert("server").configure_cert(of_server)
+    authority.configure_trust(of_client)
+    async with nsorch.Supervisor() as sup:
+        lan = await sup.bridge("lan", "10.0.0.0/24")
+        server, client = await sup.start("server", links=[lan]), await sup.start("client", links=[lan])
+        listener = TLSListener(await server.create_tcp_listener(local_port=443), of_server)
+        async with listener, anyio.create_task_group() as tasks:
+            tasks.start_soon(listener.serve, echo)
+            stream = await client.connect_tcp("server", 443, ssl_context=of_client)
+            assert await say(stream, b"secret") == b"secret"
+            with pytest.raises(ssl.SSLCertVerificationError):
+                await client.connect_tcp("10.0.0.1", 443, ssl_context=of_client)
+            tasks.cancel_scope.cancel()
+
+
+async def test_datagrams() -> None:
+    async with nsorch.Supervisor() as sup:
+        lan = await sup.bridge("lan", ["10.0.0.0/24", "fd00::/64"])
+        a, b = await sup.start("a", links=[lan]), await sup.start("b", links=[lan])
+        async with await a.create_udp_socket(local_port=53) as server:
+            async with await b.create_connected_udp_socket("10.0.0.1", 53) as client:
+                await client.send(b"who?")
+                data, (host, port) = await server.receive()
+                assert (data, host) == (b"who?", "10.0.0.2")
+                await server.sendto(b"me", host, port)
+                assert await client.receive() == b"me"
+        async with await a.create_udp_socket(family=socket.AF_INET6, local_port=53) as server:
+            async with await b.create_connected_udp_socket("a.lan", 53) as client:
+                await client.send(b"six")
+                assert (await server.receive())[1][0] == "fd00::2"
+
+
+async def answer(stream: SocketStream) -> None:
+    async with stream:
+        request = b""
+        while b"\r\n\r\n" not in request:
+            try:
+                request += await stream.receive()
+            except anyio.EndOfStream:
+                return
+            if request.endswith(b"\r\n\r\n"):
+                path, host = request.split()[1], request.split(b"Host: ")[1].split()[0]
+                body = b"%s of %s for %s" % (path, host, stream.extra(SocketAttribute.remote_address)[0].encode())
+                await stream.send(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%s" % (len(body), body))
+                request = b""
+
+
+async def test_http_client() -> None:
+    httpx = pytest.importorskip("httpx", reason="httpx is not installed")
+    async with nsorch.Supervisor() as sup, anyio.create_task_group() as tasks:
+        lan = await sup.bridge("lan", "10.0.0.0/24")
+        web, client = await sup.start("web", links=[lan]), await sup.start("client", links=[lan])
+        await tasks.start(web.serve, answer, 80)
+        async with client.http_client(base_url="http://web") as http:
+            for path in ("/a", "/b"):
+                response = await http.get(path)
+                assert (response.status_code, response.text) == (200, f"{path} of web for 10.0.0.2")
+            with pytest.raises(httpx.ConnectError, match="nobody"):
+                await http.get("http://nobody/")
+            with pytest.raises(httpx.ConnectError, match="refused"):
+                await http.get("http://web:81/")
+            with pytest.raises(httpx.ConnectTimeout):
+                await http.get("http://10.0.0.99/", timeout=0.05)
+        tasks.cancel_scope.cancel()
+
+
+async def test_many_clients_hold_a_connection_from_one_loop() -> None:
+    number = 200
+    async with nsorch.Supervisor() as sup, anyio.create_task_group() as tasks:
+        lan = await sup.bridge("lan", "10.0.0.0/16")
+        web = await sup.start("web", links=[lan])
+        clients = await sup.start_all([nsorch.WorkerSpec(name=f"c{n}", links=[lan]) for n in range(number)])
+        await tasks.start(web.serve, answer, 80)
+        seen: dict[str, str] = {}
+        together = anyio.Event()
+
+        async def ask(client: nsorch.Worker) -> None:
+            async with client.http_client(timeout=30) as http:
+                seen[client.name] = (await http.get("http://web/x")).text
+                if len(seen) == number:
+                    together.set()
+                await together.wait()  # all connections are open now
+                assert (await http.get("http://web/x")).text == seen[client.name]
+
+        async with anyio.create_task_group() as asking:
+            for client in clients:
+                asking.start_soon(ask, client)
+        assert seen == {c.name: f"/x of web for {c.addresses[0].ip}" for c in clients}
+        tasks.cancel_scope.cancel()
