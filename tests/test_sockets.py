@@ -202,3 +202,61 @@ async def test_many_clients_hold_a_connection_from_one_loop() -> None:
                 asking.start_soon(ask, client)
         assert seen == {c.name: f"/x of web for {c.addresses[0].ip}" for c in clients}
         tasks.cancel_scope.cancel()
+
+
+async def answer_http2(stream: SocketStream) -> None:
+    connection = pytest.importorskip("h2.connection")
+    events = pytest.importorskip("h2.events")
+    session = connection.H2Connection(pytest.importorskip("h2.config").H2Configuration(client_side=False))
+    session.initiate_connection()
+    async with stream:
+        await stream.send(session.data_to_send())
+        async for data in stream:
+            for event in session.receive_data(data):
+                if isinstance(event, events.RequestReceived):
+                    session.send_headers(event.stream_id, [(":status", "200")])
+                    session.send_data(event.stream_id, b"two", end_stream=True)
+            await stream.send(session.data_to_send())
+
+
+async def test_http2_over_tls() -> None:
+    pytest.importorskip("httpx", reason="httpx is not installed")
+    trustme = pytest.importorskip("trustme")
+    authority = trustme.CA()
+    of_server, of_client = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER), ssl.create_default_context()
+    of_server.set_alpn_protocols(["h2"])
+    authority.issue_cert("web").configure_cert(of_server)
+    authority.configure_trust(of_client)
+    async with nsorch.Supervisor() as sup:
+        lan = await sup.bridge("lan", "10.0.0.0/24")
+        web, client = await sup.start("web", links=[lan]), await sup.start("client", links=[lan])
+        listener = TLSListener(await web.create_tcp_listener(local_port=443), of_server, standard_compatible=False)
+        async with listener, anyio.create_task_group() as tasks:
+            tasks.start_soon(listener.serve, answer_http2)
+            async with client.http_client(http2=True, verify=of_client) as http:
+                response = await http.get("https://web/")
+                assert (response.http_version, response.text) == ("HTTP/2", "two")
+            tasks.cancel_scope.cancel()
+
+
+async def upgrade(stream: SocketStream) -> None:
+    async with stream:
+        assert b"Upgrade: echo" in await stream.receive()
+        await stream.send(b"HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: echo\r\n\r\n")
+        await stream.send((await stream.receive()).upper())
+
+
+async def test_an_upgraded_connection_is_handed_out() -> None:
+    pytest.importorskip("httpx", reason="httpx is not installed")
+    async with nsorch.Supervisor() as sup, anyio.create_task_group() as tasks:
+        lan = await sup.bridge("lan", "10.0.0.0/24")
+        web, client = await sup.start("web", links=[lan]), await sup.start("client", links=[lan])
+        await tasks.start(web.serve, upgrade, 80)
+        async with client.http_client() as http:
+            headers = {"Connection": "Upgrade", "Upgrade": "echo"}
+            async with http.stream("GET", "http://web/", headers=headers) as response:
+                assert response.status_code == 101
+                stream = response.extensions["network_stream"]
+                await stream.write(b"frame")
+                assert await stream.read(100) == b"FRAME"
+        tasks.cancel_scope.cancel()

@@ -14,7 +14,7 @@ import anyio
 import click
 from attrs import frozen
 
-from nsorch import Supervisor
+from nsorch import NsorchError, Supervisor
 from nsorch.cli.report import check_result, print_check
 
 if TYPE_CHECKING:
@@ -82,6 +82,8 @@ async def _use(sup: Supervisor, topology: Topology, options: Options) -> int:
     await sup.deploy(topology)
     if options.check:
         return await _check(sup, topology, options)
+    if not sup.rootless:
+        await _pin(sup)
     if options.worker is not None:
         return await _run_inside(sup, options.worker, options.command)
     if options.command:
@@ -90,6 +92,16 @@ async def _use(sup: Supervisor, topology: Topology, options: Options) -> int:
     click.echo(f"nsorch: {topology.name or 'the lab'} is up: {count}; Ctrl-C takes it down", err=True)
     await anyio.sleep_forever()
     raise AssertionError("unreachable")
+
+
+async def _pin(sup: Supervisor) -> None:
+    """For ``ip netns exec``, by the name of the worker unless another lab has it."""
+    for name, worker in sup.workers.items():
+        if "net" in worker.namespaces:
+            try:
+                await sup.pin(worker)
+            except NsorchError as exc:
+                click.echo(f"nsorch: {name} is not pinned: {exc}", err=True)
 
 
 async def _check(sup: Supervisor, topology: Topology, options: Options) -> int:

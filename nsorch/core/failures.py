@@ -5,7 +5,14 @@ from __future__ import annotations
 import errno
 import os
 
-from nsorch.errors import CommandNotFoundError, NsorchError, PermissionDeniedError, SetupError, UnsupportedError
+from nsorch.errors import (
+    CommandNotFoundError,
+    NameInUseError,
+    NsorchError,
+    PermissionDeniedError,
+    SetupError,
+    UnsupportedError,
+)
 
 _LIMITS = {
     "user": "max_user_namespaces",
@@ -32,6 +39,8 @@ def translate(stage: str, number: int, detail: str, worker: str | None) -> Nsorc
         )
     if stage in ("command", "exec") and number in (errno.EACCES, errno.ENOEXEC):
         return SetupError(f'"{detail}" is not executable', worker=worker, stage=stage, errno=number)
+    if stage == "pin" and number == errno.EEXIST:
+        return NameInUseError(f"there is a {detail} already", worker=worker)
     if number in (errno.EMFILE, errno.ENFILE):
         hint = "the limit of open files (RLIMIT_NOFILE, fs.file-max) is too low for so many workers"
         return SetupError(stage, worker=worker, stage=stage, errno=number, detail=hint)

@@ -272,6 +272,24 @@ class Helper:
             descriptors.disown(request.fd)
         return opened
 
+    async def pin(self, path: bytes, target: bytes, worker: str) -> None:
+        """Have the symbolic link *path* to *target* made, or removed if *target* is empty; it doesn't outlive the stub.
+
+        A cancellation waits until it is done.
+
+        :raises NsorchError: of stage ``"pin"``
+        """
+        assert self._stub is not None
+        job = Job(next(self._numbers), self._stub, worker)
+        if self.died:
+            raise SpawnerDiedError("the helper process is gone", worker=worker)
+        self._jobs[job.number] = job
+        self._stub.send(Request(("pin", job.number, path, target), ()))
+        with anyio.CancelScope(shield=True):
+            await job.end()
+        if job.failure is not None:
+            raise job.failure
+
     def kill_all(self) -> None:
         """SIGKILL to every command and what it left."""
         for job in list(self._jobs.values()):

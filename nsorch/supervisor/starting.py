@@ -310,6 +310,7 @@ class Starter:
             worker.kill()
         for worker in workers:
             await worker._ended()
+            await worker._unpin()
         await supervisor._wiring.disconnect(workers)
         fds = [fd for worker in workers for fd in worker._take_descriptors()]
         if fds:

@@ -436,6 +436,22 @@ class Supervisor:
 
     # -- events
 
+    async def pin(self, worker: Worker | str, name: str | None = None, *, folder: str = "/run/netns") -> str:
+        """Let other programs into the worker's network namespace while the supervisor lives: ``ip netns exec NAME …``,
+        ``nsenter --net=/run/netns/NAME …``. Returns the path.
+
+        The pin is a symbolic link, not a mount, and goes with the worker; one that leads nowhere is replaced. Without
+        root choose a *folder* of your own, and enter by ``nsenter --user=… --net=…``.
+
+        :param name: the worker's if None
+        :raises NameInUseError: there is such a file already
+        :raises PermissionDeniedError: *folder* can't be written to
+        :raises UnsupportedError: the worker has no network namespace of its own
+        :raises ClosedError: the worker is gone
+        """
+        self._check_running()
+        return await self._worker(worker)._pin(name, folder)
+
     def events(
         self,
         *,

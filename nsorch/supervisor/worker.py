@@ -17,7 +17,7 @@ from attrs import evolve
 from nsorch.core.process import Process
 from nsorch.core.spawner.protocol import Mode, Spawn
 from nsorch.core.spawner.syscalls import CLONE_NEWNET, CLONE_NEWNS, CLONE_NEWPID, NS_FILES
-from nsorch.errors import ClosedError, SetupError, UnsupportedError
+from nsorch.errors import ClosedError, NsorchError, SetupError, UnsupportedError
 from nsorch.events import State, WorkerRemoved
 from nsorch.supervisor import sockets
 from nsorch.supervisor.commands import build_command, encode_environment, open_streams
@@ -57,6 +57,7 @@ class Worker:
         "_inodes",
         "_interfaces",
         "_main",
+        "_pins",
         "_spec",
         "_state",
         "_supervisor",
@@ -73,6 +74,7 @@ class Worker:
         self._inodes: dict[str, int] = {}
         self._interfaces: dict[str, Interface] = {}
         self._main: MainProcess | None = None
+        self._pins: tuple[str, ...] = ()
         self._indices = 1  # of the latest interface; 1 is the loopback's
 
     def __repr__(self) -> str:
@@ -491,6 +493,27 @@ class Worker:
             self._main.signal(sig)
 
     # -- for the supervisor
+
+    async def _pin(self, name: str | None, folder: str) -> str:
+        netns = self._held.get(CLONE_NEWNET)
+        if netns is None:
+            raise UnsupportedError("it has no network namespace of its own to be pinned", worker=self.name)
+        name = self.name if name is None else name
+        if name in ("", ".", "..") or "/" in name or "\0" in name or len(os.fsencode(name)) > 255:
+            raise ValueError(f"{name!r} is not the name of a pin")
+        path = f"{folder.rstrip('/')}/{name}"
+        if not path.startswith("/"):
+            raise ValueError(f"{folder!r} is not an absolute path")
+        await self._supervisor._helper.pin(os.fsencode(path), b"/proc/%d/fd/%d" % (os.getpid(), netns), self.name)
+        self._pins += (path,)
+        return path
+
+    async def _unpin(self) -> None:
+        """Shield it."""
+        while self._pins:
+            with contextlib.suppress(NsorchError):
+                await self._supervisor._helper.pin(os.fsencode(self._pins[-1]), b"", self.name)
+            self._pins = self._pins[:-1]
 
     def _adopt(self, made: Mapping[int, int], entry: Entry) -> None:
         """Its namespaces exist: *made* and the joined are its own from here on."""

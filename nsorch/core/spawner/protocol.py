@@ -82,6 +82,14 @@ class Kill(NamedTuple):
     job: int
 
 
+class Pin(NamedTuple):
+    """Make the symbolic link *path* to *target*, or remove it where that is empty. For the stub."""
+
+    job: int
+    path: bytes
+    target: bytes
+
+
 class Event:
     """First item of an answer; the second is the job."""
 
@@ -97,10 +105,11 @@ class Event:
     BORNE: Final = 7  #: (BORNE, job, pid of the init as the spawner counts)
 
 
-OPERATIONS: dict[str, type[Spawn | OpenSocket | Kill]] = {
+OPERATIONS: dict[str, type[Spawn | OpenSocket | Kill | Pin]] = {
     "spawn": Spawn,
     "socket": OpenSocket,
     "kill": Kill,
+    "pin": Pin,
 }
 
 

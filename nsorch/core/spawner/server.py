@@ -24,6 +24,7 @@ from . import protocol
 from .command import become, identify, pick_streams, resolve, start
 from .mounts import mount_proc
 from .nursery import Nursery
+from .pins import Pins
 from .protocol import Command, Event, Kill, Mode, OpenSocket, Spawn
 from .reaper import supervise
 from .stages import StageError, stage
@@ -89,6 +90,7 @@ class Server:
         self._reports, self._report = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._reports.setblocking(False)
         requests.setblocking(False)
+        self.pins = Pins()
         self._nursery = None
         if home.namespaces:
             self._nursery = Nursery(home.namespaces, self._report, self._begin_init)
@@ -142,6 +144,8 @@ class Server:
                 self._spawn(request, fds)
             elif isinstance(request, OpenSocket):
                 self._open_socket(request, fds[0])
+            elif isinstance(request, protocol.Pin):
+                self._pin(request)
             else:
                 self._kill(request)
         finally:
@@ -187,6 +191,16 @@ class Server:
             self._answer((Event.SOCKET, request.job), [opened.detach()])
         finally:
             setns(self._home.namespaces[CLONE_NEWNET], CLONE_NEWNET)
+
+    def _pin(self, request: protocol.Pin) -> None:
+        try:
+            if request.target:
+                self.pins.add(request.path, request.target)
+            else:
+                self.pins.remove(request.path)
+            self._answer((Event.DONE, request.job), [])
+        except StageError as exc:
+            self._fail(request.job, exc)
 
     def _kill(self, request: Kill) -> None:
         job = self._jobs.get(request.job)

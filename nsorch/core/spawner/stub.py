@@ -91,6 +91,7 @@ def main(stub_fd: int) -> NoReturn:
     finally:
         with contextlib.suppress(OSError):
             signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+        server.pins.remove_all()
         server.kill_all()
         # All, not only the spawner: it ends when the last process of its pid namespace is reaped, and some are ours.
         with contextlib.suppress(ChildProcessError):
