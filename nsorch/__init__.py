@@ -51,7 +51,9 @@ from nsorch.events import (
     WorkerStopping,
     WorkerUnhealthy,
 )
+from nsorch.net.packets import Packet
 from nsorch.net.ping import ProbeResult, Reachability
+from nsorch.supervisor.capture import Capture
 from nsorch.supervisor.deployment import Deployment
 from nsorch.supervisor.network import Bridge, Interface, Link
 from nsorch.supervisor.supervisor import Supervisor
@@ -80,6 +82,7 @@ __all__ = [
     "BridgeCreated",
     "BridgeRemoved",
     "BridgeSpec",
+    "Capture",
     "ClosedError",
     "CommandNotFoundError",
     "Deployment",
@@ -102,6 +105,7 @@ __all__ = [
     "NetlinkError",
     "NotReadyError",
     "NsorchError",
+    "Packet",
     "PermissionDeniedError",
     "Pid",
     "ProbeResult",

@@ -9,10 +9,13 @@ from attrs import define, field, frozen
 from nsorch.errors import ClosedError, TopologyError
 
 if TYPE_CHECKING:
+    import os
     from collections.abc import Sequence
     from ipaddress import IPv4Interface, IPv4Network, IPv6Interface, IPv6Network
 
     from nsorch.net.addresses import Segment
+    from nsorch.net.packets import Instructions
+    from nsorch.supervisor.capture import Capture, Direction
     from nsorch.supervisor.wiring import Wiring
     from nsorch.supervisor.worker import Worker
 
@@ -172,6 +175,22 @@ class Link:
         if mtu < 68:
             raise TopologyError(f"links.{self.name}.mtu: {mtu} is below 68 bytes")
         await self._wiring.set_mtu(self, mtu)
+
+    def capture(
+        self,
+        *,
+        filter: str | Instructions | None = None,  # noqa: A002 - the field's word
+        file: str | os.PathLike[str] | None = None,
+        direction: Direction = "in",
+        snaplen: int = 65_535,
+        buffer: int = 4096,
+    ) -> Capture:
+        """The packets that pass this link: ``async with link.capture() as packets`` gives a stream of
+        :class:`nsorch.Packet`. See :meth:`nsorch.Supervisor.capture`.
+        """
+        return self._wiring.capture(
+            [self], filter=filter, file=file, direction=direction, snaplen=snaplen, buffer=buffer
+        )
 
     async def remove(self) -> None:
         """Remove it. Doing it twice is once; cancelled, it is done all the same."""

@@ -25,7 +25,9 @@ if TYPE_CHECKING:
 
     from nsorch.core.helper import Facts
     from nsorch.events import Exit, Snapshot, Subscription
+    from nsorch.net.packets import Instructions
     from nsorch.net.ping import Reachability
+    from nsorch.supervisor.capture import Capture, Direction
     from nsorch.supervisor.deployment import Deployment
     from nsorch.supervisor.network import Bridge, Link
     from nsorch.supervisor.worker import Worker
@@ -435,6 +437,36 @@ class Supervisor:
         return await ping_all(self, pairs, timeout=timeout, attempts=attempts)
 
     # -- events
+
+    def capture(
+        self,
+        links: Iterable[Link | str],
+        *,
+        filter: str | Instructions | None = None,  # noqa: A002 - the field's word
+        file: str | os.PathLike[str] | None = None,
+        direction: Direction = "in",
+        snaplen: int = 65_535,
+        buffer: int = 4096,
+    ) -> Capture:
+        """The packets that pass *links*: ``async with sup.capture(links) as packets`` gives a stream of
+        :class:`nsorch.Packet`, each once, at the end where it arrives, after any emulation of the link.
+
+        What nobody takes in time is dropped, and counted in ``packets.dropped``.
+
+        :param filter: an expression of pcap-filter(7), compiled by libpcap; or instructions of classic BPF
+        :param file: write them there instead, as pcapng, with an interface for each end; whole when the block is left
+        :param direction: ``"in"``: at the end where they arrive; ``"out"``: where they leave; ``"both"``
+        :param snaplen: bytes to be kept of a packet
+        :param buffer: packets that the stream holds
+        :raises ValueError: on entering: the filter is wrong, in libpcap's words
+        :raises UnsupportedError: on entering: there is no libpcap for the filter
+        :raises ClosedError: on entering: a link was removed
+        :raises OSError: on entering or leaving: the file can't be written
+        """
+        chosen = [self.links[link] if isinstance(link, str) else link for link in links]
+        return self._wiring.capture(
+            chosen, filter=filter, file=file, direction=direction, snaplen=snaplen, buffer=buffer
+        )
 
     async def pin(self, worker: Worker | str, name: str | None = None, *, folder: str = "/run/netns") -> str:
         """Let other programs into the worker's network namespace while the supervisor lives: ``ip netns exec NAME …``,

@@ -20,6 +20,7 @@ from nsorch.net.engine import Engine, NetnsHandle
 from nsorch.net.hosts import HostsEntry
 from nsorch.net.mac import derive_mac, parse_mac
 from nsorch.net.plan import Batch, BridgePlan, EndPlan, LinkPlan, NodePlan
+from nsorch.supervisor.capture import Capture
 from nsorch.supervisor.hosts import HostsFile
 from nsorch.supervisor.network import Bridge, Counter, Link, Side
 from nsorch.supervisor.routes import default_routes, given_routes
@@ -461,6 +462,9 @@ class Wiring:
         link._state = "up" if up else "down"
         kind = events.LinkUp if up else events.LinkDown
         self._supervisor._bus.publish(kind(link=link.name, ends=link.ends))
+
+    def capture(self, links: Sequence[Link], **options: Any) -> Capture:
+        return Capture(self._supervisor, links, **options)
 
     async def set_mtu(self, link: Link, mtu: int) -> None:
         for side in link._sides:

@@ -1,0 +1,219 @@
+"""What passes links, as a stream of packets or a file."""
+
+from __future__ import annotations
+
+import socket
+import time
+from collections import deque
+from typing import TYPE_CHECKING, Literal, Self
+
+import anyio
+from anyio.abc import ObjectReceiveStream
+
+from nsorch.core.spawner.syscalls import CLONE_NEWNET
+from nsorch.net import pcapng
+from nsorch.net.packets import Packet, Tap, compile_filter
+
+if TYPE_CHECKING:
+    import os
+    from collections.abc import Sequence
+    from types import TracebackType
+    from typing import BinaryIO
+
+    from nsorch.net.packets import Instructions
+    from nsorch.supervisor.network import Link, Side
+    from nsorch.supervisor.supervisor import Supervisor
+
+Direction = Literal["in", "out", "both"]
+# After so many packets the loop gets its turn.
+_BURST = 64
+
+
+class Capture(ObjectReceiveStream[Packet]):
+    """Made by :meth:`nsorch.Link.capture` and :meth:`nsorch.Supervisor.capture`: an async context manager.
+
+    Inside of its block it is a stream of :class:`Packet`, unless the packets go to a file. It ends when the interfaces
+    are gone.
+    """
+
+    def __init__(
+        self,
+        supervisor: Supervisor,
+        links: Sequence[Link],
+        *,
+        filter: str | Instructions | None,  # noqa: A002 - the field's word
+        file: str | os.PathLike[str] | None,
+        direction: Direction,
+        snaplen: int,
+        buffer: int,
+    ) -> None:
+        if direction not in ("in", "out", "both"):
+            raise ValueError(f'direction: "{direction}" is none of in, out, both')
+        if not 64 <= snaplen <= 262_144:
+            raise ValueError(f"snaplen: {snaplen} is not from 64 to 262144 bytes")
+        if buffer < 1:
+            raise ValueError(f"buffer: {buffer} is not a positive number of packets")
+        self._supervisor = supervisor
+        self._links = links
+        self._filter = filter
+        self._path = file
+        self._direction = direction
+        self._snaplen = snaplen
+        self._buffer = buffer
+        self._taps: list[Tap] = []
+        self._file: BinaryIO | None = None
+        self._packets: deque[Packet] = deque()
+        self._unwritten: list[bytes] = []
+        self._overrun = 0
+        self._open = 0  # taps that are still read
+        self._more: anyio.Event
+        self._tasks: anyio.abc.TaskGroup
+
+    @property
+    def received(self) -> int:
+        """Packets that passed the filter, in either direction."""
+        return sum(tap.count()[0] for tap in self._taps)
+
+    @property
+    def dropped(self) -> int:
+        """Packets lost because nobody took them in time: by the kernel's buffer, or by this stream's."""
+        return self._overrun + sum(tap.count()[1] for tap in self._taps)
+
+    # -- the block
+
+    async def __aenter__(self) -> Self:
+        for link in self._links:
+            link._check()
+        instructions = None if isinstance(self._filter, str) else self._filter
+        if isinstance(self._filter, str):
+            instructions = await anyio.to_thread.run_sync(compile_filter, self._filter, self._snaplen)
+        self._more = anyio.Event()
+        try:
+            for link in self._links:
+                for side, other in link._both():
+                    self._taps.append(await self._tap(side, other, instructions))
+            if self._path is not None:
+                self._file = await anyio.to_thread.run_sync(open, self._path, "wb")
+                self._unwritten = [pcapng.section(), *(pcapng.interface(tap.end, self._snaplen) for tap in self._taps)]
+            self._tasks = anyio.create_task_group()
+            await self._tasks.__aenter__()
+        except BaseException:
+            await self.aclose()
+            raise
+        self._open = len(self._taps)
+        for number, tap in enumerate(self._taps):
+            self._tasks.start_soon(self._read, number, tap)
+        if self._file is not None:
+            self._tasks.start_soon(self._write)
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._tasks.cancel_scope.cancel()
+        try:
+            await self._tasks.__aexit__(kind, exc, traceback)
+        finally:
+            await self.aclose()
+
+    async def aclose(self) -> None:
+        """Stop, and close what is open; what a file lacks is written also when cancelled."""
+        with anyio.CancelScope(shield=True):
+            try:
+                if self._file is not None:
+                    await self._finish(self._file)
+            finally:
+                for tap in self._taps:
+                    tap.close()
+                self._open = 0
+                self._announce()
+
+    async def _finish(self, file: BinaryIO) -> None:
+        for number, tap in enumerate(self._taps):
+            try:
+                while packets := list(tap.read(_BURST)):
+                    self._take(number, packets)
+            except OSError:
+                pass  # its interface is gone
+        for number, tap in enumerate(self._taps):
+            self._unwritten.append(pcapng.statistics(number, time.time_ns(), *tap.count()))
+        self._file = None
+        try:
+            await anyio.to_thread.run_sync(_write, file, self._unwritten)
+        finally:
+            await anyio.to_thread.run_sync(file.close)
+
+    async def _tap(self, side: Side, other: Side, instructions: Instructions | None) -> Tap:
+        if side.worker is not None:
+            end = str(side)
+            sock = await side.worker.open_socket(socket.AF_PACKET, socket.SOCK_RAW)
+        else:
+            end = f"{side} ({other})"
+            fabric = self._supervisor._home.descriptors[CLONE_NEWNET]
+            sock = await self._supervisor._helper.open_socket(fabric, socket.AF_PACKET, socket.SOCK_RAW, 0)
+        try:
+            return Tap(sock, side.ifname, end, snaplen=self._snaplen, instructions=instructions)
+        except BaseException:
+            sock.close()
+            raise
+
+    # -- packets
+
+    async def _read(self, number: int, tap: Tap) -> None:
+        try:
+            while True:
+                await anyio.wait_readable(tap.sock)
+                packets = list(tap.read(_BURST))
+                self._take(number, packets)
+                if len(packets) == _BURST:
+                    await anyio.lowlevel.checkpoint()
+        except (OSError, anyio.ClosedResourceError):
+            pass  # the interface is gone
+        self._open -= 1
+        self._announce()
+
+    def _take(self, number: int, packets: list[Packet]) -> None:
+        for packet in packets:
+            if self._direction != "both" and packet.outgoing != (self._direction == "out"):
+                continue
+            if self._path is not None:
+                self._unwritten.append(
+                    pcapng.packet(number, packet.time_ns, packet.data, packet.length, outgoing=packet.outgoing)
+                )
+            elif len(self._packets) < self._buffer:
+                self._packets.append(packet)
+            else:
+                self._overrun += 1
+        self._announce()
+
+    def _announce(self) -> None:
+        self._more.set()
+        self._more = anyio.Event()
+
+    async def _write(self) -> None:
+        while True:
+            more = self._more
+            if self._unwritten and self._file is not None:
+                blocks, self._unwritten = self._unwritten, []
+                with anyio.CancelScope(shield=True):
+                    await anyio.to_thread.run_sync(_write, self._file, blocks)
+                await anyio.lowlevel.checkpoint()
+            else:
+                await more.wait()
+
+    async def receive(self) -> Packet:
+        """The next packet. Cancelled, none is lost.
+
+        :raises anyio.EndOfStream: the interfaces are gone, or the block was left
+        """
+        await anyio.lowlevel.checkpoint()
+        while not self._packets:
+            if not self._open:
+                raise anyio.EndOfStream
+            await self._more.wait()
+        return self._packets.popleft()
+
+
+def _write(file: BinaryIO, blocks: list[bytes]) -> None:
+    file.write(b"".join(blocks))
+    file.flush()

@@ -1,0 +1,194 @@
+"""Packets of links, as a stream and as a file."""
+
+from __future__ import annotations
+
+import ctypes.util
+import struct
+from typing import TYPE_CHECKING
+
+import anyio
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import nsorch
+from nsorch.net import pcapng
+
+if TYPE_CHECKING:
+    import pathlib
+    from collections.abc import Iterator
+
+# IPv4 with protocol 1, or nothing: what libpcap makes of "icmp"
+ICMP = [(0x28, 0, 0, 12), (0x15, 0, 3, 0x0800), (0x30, 0, 0, 23), (0x15, 0, 1, 1), (0x06, 0, 0, 65535), (0x06, 0, 0, 0)]
+needs_libpcap = pytest.mark.skipif(ctypes.util.find_library("pcap") is None, reason="libpcap is not installed")
+
+
+def blocks(data: bytes) -> Iterator[tuple[int, bytes]]:
+    """Kind and body of each block, both lengths checked."""
+    while data:
+        kind, length = struct.unpack_from("=II", data)
+        assert length % 4 == 0
+        assert struct.unpack_from("=I", data, length - 4) == (length,)
+        yield kind, data[8 : length - 4]
+        data = data[length:]
+
+
+def options(body: bytes) -> dict[int, bytes]:
+    found = {}
+    while body:
+        code, length = struct.unpack_from("=HH", body)
+        if code == 0:
+            assert body == bytes(4)
+            return found
+        found[code] = body[4 : 4 + length]
+        body = body[4 + length + -length % 4 :]
+    raise AssertionError("the options have no end")
+
+
+@given(st.binary(max_size=100), st.integers(0, 2**63 - 1), st.text(max_size=20), st.booleans())
+def test_blocks_of_pcapng(data: bytes, time_ns: int, name: str, outgoing: bool) -> None:
+    text = b"".join(
+        [
+            pcapng.section(),
+            pcapng.interface(name, 96),
+            pcapng.packet(0, time_ns, data, 1500, outgoing=outgoing),
+            pcapng.statistics(0, time_ns, 7, 2),
+        ]
+    )
+    (a, head), (b, interface), (c, packet), (d, statistics) = blocks(text)
+    assert (a, b, c, d) == (0x0A0D0D0A, 1, 6, 5)
+    assert struct.unpack_from("=IHHq", head) == (0x1A2B3C4D, 1, 0, -1)
+    assert struct.unpack_from("=HHI", interface) == (1, 0, 96)
+    assert options(interface[8:]) == {2: name.encode(), 9: b"\x09"}
+    number, high, low, kept, length = struct.unpack_from("=IIIII", packet)
+    assert (number, high << 32 | low, kept, length) == (0, time_ns, len(data), 1500)
+    assert packet[20 : 20 + kept] == data
+    assert options(packet[20 + kept + -kept % 4 :]) == {2: struct.pack("=I", 2 if outgoing else 1)}
+    assert options(statistics[12:]) == {4: struct.pack("=Q", 7), 5: struct.pack("=Q", 2)}
+
+
+async def pair(sup: nsorch.Supervisor) -> nsorch.Link:
+    await sup.start("a")
+    await sup.start("b")
+    return await sup.link("a", "b", subnet="10.0.0.0/24")
+
+
+async def take(packets: nsorch.Capture, number: int) -> list[nsorch.Packet]:
+    with anyio.fail_after(5):
+        return [await packets.receive() for _ in range(number)]
+
+
+@pytest.mark.anyio
+async def test_each_packet_once_at_the_end_where_it_arrives() -> None:
+    async with nsorch.Supervisor() as sup:
+        link = await pair(sup)
+        async with link.capture(filter=ICMP) as packets:
+            assert (await sup.ping_all([("a", "b")])).ok
+            request, reply = sorted(await take(packets, 2), key=lambda packet: packet.time_ns)
+            assert (request.end, reply.end) == ("b:eth0", "a:eth0")
+            assert not request.outgoing
+            assert request.data[12:14] == b"\x08\x00"
+            assert (request.data[34], reply.data[34]) == (8, 0)  # echo and echo reply
+            assert request.length == len(request.data)
+            assert packets.received >= 2
+            assert packets.dropped == 0
+            with anyio.move_on_after(0.05):
+                await packets.receive()
+                raise AssertionError("there was a third")
+        with pytest.raises(anyio.EndOfStream):
+            await packets.receive()
+        async with link.capture(filter=ICMP, direction="both", snaplen=64) as packets:
+            assert (await sup.ping_all([("a", "b")])).ok
+            four = await take(packets, 4)
+            assert sorted((packet.end, packet.outgoing) for packet in four) == [
+                ("a:eth0", False),
+                ("a:eth0", True),
+                ("b:eth0", False),
+                ("b:eth0", True),
+            ]
+            assert {len(packet.data) for packet in four} <= {packet.length for packet in four} | {64}
+
+
+@pytest.mark.anyio
+async def test_several_links_into_one_file(tmp_path: pathlib.Path) -> None:
+    path = tmp_path / "lab.pcapng"
+    async with nsorch.Supervisor() as sup:
+        lan = await sup.bridge("lan", "10.0.0.0/24")
+        await sup.start_all([nsorch.WorkerSpec(name=name, links=[lan]) for name in ("a", "b")])
+        async with sup.capture(sup.links.values(), filter=ICMP, file=path):
+            assert (await sup.ping_all([("a", "b")])).ok
+    found = list(blocks(path.read_bytes()))
+    assert [kind for kind, _ in found[:5]] == [0x0A0D0D0A, 1, 1, 1, 1]
+    names = [options(body[8:])[2].decode() for kind, body in found if kind == 1]
+    assert sorted(names) == ["a:eth0", "b:eth0", "lan (a:eth0)", "lan (b:eth0)"]
+    at = [names[struct.unpack_from("=I", body)[0]] for kind, body in found if kind == 6]
+    assert sorted(at) == sorted(names)  # the request and the reply, each over two links
+    assert [kind for kind, _ in found[-4:]] == [5, 5, 5, 5]
+
+
+@pytest.mark.anyio
+async def test_what_is_not_taken_is_counted_as_dropped() -> None:
+    async with nsorch.Supervisor() as sup:
+        link = await pair(sup)
+        async with link.capture(filter=ICMP, buffer=1) as packets:
+            for _ in range(5):
+                assert (await sup.ping_all([("a", "b")])).ok
+            with anyio.fail_after(5):
+                while packets.dropped < 9:
+                    await anyio.sleep(0.01)
+            await take(packets, 1)
+
+
+@pytest.mark.anyio
+async def test_it_ends_with_the_link() -> None:
+    async with nsorch.Supervisor() as sup:
+        link = await pair(sup)
+        async with link.capture(filter=ICMP) as packets:
+            await link.remove()
+            with anyio.fail_after(5), pytest.raises(anyio.EndOfStream):
+                await packets.receive()
+        with pytest.raises(nsorch.ClosedError):
+            async with link.capture():
+                pass
+
+
+@pytest.mark.anyio
+async def test_wrong_arguments_leave_nothing(tmp_path: pathlib.Path) -> None:
+    async with nsorch.Supervisor() as sup:
+        link = await pair(sup)
+        with pytest.raises(ValueError, match="direction"):
+            link.capture(direction="up")  # type: ignore[arg-type]
+        with pytest.raises(ValueError, match="snaplen"):
+            link.capture(snaplen=10)
+        with pytest.raises(ValueError, match="kernel refuses"):
+            async with link.capture(filter=[(0xFFFF, 0, 0, 0)]):
+                pass
+        with pytest.raises(FileNotFoundError):
+            async with link.capture(file=tmp_path / "no" / "file"):
+                pass
+        with pytest.raises(KeyError):
+            sup.capture(["nothing"])
+
+
+@pytest.mark.anyio
+@needs_libpcap
+async def test_expressions() -> None:
+    async with nsorch.Supervisor() as sup:
+        link = await pair(sup)
+        async with link.capture(filter="icmp[icmptype] == icmp-echo") as packets:
+            assert (await sup.ping_all([("a", "b")])).ok
+            (request,) = await take(packets, 1)
+            assert request.data[34] == 8
+        with pytest.raises(ValueError, match="syntax error"):
+            async with link.capture(filter="icmp and and"):
+                pass
+
+
+@pytest.mark.anyio
+@pytest.mark.skipif(ctypes.util.find_library("pcap") is not None, reason="libpcap is installed")
+async def test_an_expression_without_libpcap() -> None:
+    async with nsorch.Supervisor() as sup:
+        link = await pair(sup)
+        with pytest.raises(nsorch.UnsupportedError, match="libpcap"):
+            async with link.capture(filter="icmp"):
+                pass
