@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import sys
+from typing import TYPE_CHECKING
 
 import anyio
 import click
 
 from nsorch import CommandNotFoundError, NsorchError, SetupError, Topology, TopologyError, __version__
+from nsorch.cli.graph import FORMATS, write_graph
 from nsorch.cli.run import Options, run_topology
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 FAILED, NOT_EXECUTABLE, NOT_FOUND = 125, 126, 127
 
@@ -48,17 +53,35 @@ def run(
     if check and command:
         raise click.UsageError("--check and a COMMAND don't go together")
     options = Options(check=check, events=events, as_json=as_json, worker=worker, command=command)
-    sys.exit(_guarded(file, options, backend))
 
-
-def _guarded(file: str, options: Options, backend: str) -> int:
-    """The exit status; errors are told in a line, not a traceback."""
-    try:
+    def act() -> int:
         topology = Topology.load(file)
-        if options.worker is not None and options.worker not in topology.workers:
+        if worker is not None and worker not in topology.workers:
             known = ", ".join(list(topology.workers)[:20])
-            raise TopologyError(f'there is no worker "{options.worker}", only {known}', source=file)
+            raise TopologyError(f'there is no worker "{worker}", only {known}', source=file)
         return anyio.run(run_topology, topology, options, backend=backend)
+
+    sys.exit(_guarded(act))
+
+
+@nsorch.command()
+@click.argument("file", type=click.Path())
+@click.option("-f", "--format", "form", type=click.Choice(FORMATS), help="By default the suffix of OUTPUT, or dot.")
+@click.option("-o", "--output", type=click.Path(), help="A file instead of standard output.")
+def graph(file: str, form: str | None, output: str | None) -> None:
+    """Draw the topology of FILE, for Graphviz or Mermaid, or turn it into GraphML or JSON. An SVG needs Graphviz."""
+
+    def act() -> int:
+        write_graph(file, form, output)
+        return 0
+
+    sys.exit(_guarded(act))
+
+
+def _guarded(act: Callable[[], int]) -> int:
+    """The exit status of *act*; errors are told in a line, not a traceback."""
+    try:
+        return act()
     except (NsorchError, OSError, ExceptionGroup) as exc:
         leaves = _leaves(exc)
         if not all(isinstance(leaf, NsorchError | OSError) for leaf in leaves):

@@ -319,6 +319,44 @@ class Topology:
     def to_json(self) -> str:
         return json.dumps(self.to_dict(), indent=2)
 
+    # -- for other programs
+
+    def to_networkx(self) -> Any:
+        """A ``networkx.MultiGraph``: workers and bridges are nodes, with ``kind`` and ``label``.
+
+        Each link is an edge, with ``weight``, ``LinkLabel`` and its emulation (seconds, fractions, bits per second).
+        """
+        from nsorch.topology.export import to_networkx
+
+        return to_networkx(self)
+
+    def to_dot(self) -> str:
+        """A drawing in Graphviz's language."""
+        from nsorch.topology.export import to_dot
+
+        return to_dot(self)
+
+    def to_mermaid(self) -> str:
+        """A drawing in Mermaid's language, as Markdown pages show it."""
+        from nsorch.topology.export import to_mermaid
+
+        return to_mermaid(self)
+
+    def to_graphml(self) -> str:
+        """GraphML: the graph with its labels, weights and emulation, without addresses and commands."""
+        from nsorch.topology.export import to_graphml
+
+        return to_graphml(self)
+
+    def to_svg(self) -> str:
+        """A drawing by Graphviz. Blocks.
+
+        :raises UnsupportedError: Graphviz is not installed
+        """
+        from nsorch.topology.export import to_svg
+
+        return to_svg(self)
+
     # -- generators
 
     @classmethod
