@@ -94,14 +94,25 @@ class TopologyError(NsorchError, ValueError):
     """A description is wrong; nothing was created.
 
     :ivar problems: one line for each error, each starting with its path, such as ``workers.web.links[0].delay: …``
+    :ivar source: the file, or None
+    :ivar lines: of each problem its line in the file, or None where the reader can't tell
     """
 
-    def __init__(self, *problems: str, source: str | None = None) -> None:
-        lines: Sequence[str] = problems or ("wrong description",)
-        head = f"{source}: " if source else ""
-        super().__init__(head + (lines[0] if len(lines) == 1 else "\n  ".join((f"{len(lines)} errors", *lines))))
-        self.problems = tuple(lines)
+    def __init__(self, *problems: str, source: str | None = None, lines: Sequence[int | None] = ()) -> None:
+        self.problems = problems or ("wrong description",)
         self.source = source
+        self.lines = tuple(lines) or (None,) * len(self.problems)
+        texts = self.located()
+        head = f"{source}: " if source else ""
+        super().__init__(texts[0] if len(texts) == 1 else "\n  ".join((f"{head}{len(texts)} errors", *texts)))
+
+    def located(self) -> list[str]:
+        """The problems as compilers print them: ``file:line: problem``."""
+        texts = []
+        for problem, line in zip(self.problems, self.lines, strict=True):
+            place = [part for part in (self.source, None if line is None else str(line)) if part]
+            texts.append(": ".join([":".join(place), problem]) if place else problem)
+        return texts
 
 
 class UnsupportedError(NsorchError):

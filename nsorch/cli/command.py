@@ -11,6 +11,7 @@ import click
 from nsorch import CommandNotFoundError, NsorchError, SetupError, Topology, TopologyError, __version__
 from nsorch.cli.graph import FORMATS, write_graph
 from nsorch.cli.run import Options, run_topology
+from nsorch.cli.validate import validate_files
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -32,6 +33,9 @@ def nsorch() -> None:
 @click.option("--json", "as_json", is_flag=True, help="Print JSON: the result as a document, events as lines.")
 @click.option("--in", "worker", metavar="WORKER", help="Run COMMAND in this worker instead of on the host.")
 @click.option("--backend", type=click.Choice(["asyncio", "trio"]), default="asyncio", show_default=True)
+@click.option("--delay", type=click.Choice(["geo"]), help="Of GraphML's links: by the coordinates of their nodes.")
+@click.option("--missing", default="error", show_default=True, help="The delay without coordinates: 5ms, none, error.")
+@click.option("--rate", type=click.Choice(["label"]), help="Of GraphML's links: their LinkSpeedRaw.")
 def run(
     file: str,
     command: tuple[str, ...],
@@ -40,6 +44,9 @@ def run(
     as_json: bool,
     worker: str | None,
     backend: str,
+    delay: str | None,
+    missing: str,
+    rate: str | None,
 ) -> None:
     """Bring the topology of FILE up, run COMMAND or wait for a signal, and take it down.
 
@@ -55,13 +62,21 @@ def run(
     options = Options(check=check, events=events, as_json=as_json, worker=worker, command=command)
 
     def act() -> int:
-        topology = Topology.load(file)
+        topology = Topology.load(file, delay=delay, missing=missing, rate=rate)
         if worker is not None and worker not in topology.workers:
             known = ", ".join(list(topology.workers)[:20])
             raise TopologyError(f'there is no worker "{worker}", only {known}', source=file)
         return anyio.run(run_topology, topology, options, backend=backend)
 
     sys.exit(_guarded(act))
+
+
+@nsorch.command()
+@click.argument("files", nargs=-1, required=True, type=click.Path())
+@click.option("--json", "as_json", is_flag=True, help="Print the results as a JSON document.")
+def validate(files: tuple[str, ...], as_json: bool) -> None:
+    """Check topology FILES, and print every problem as FILE:LINE: PROBLEM. Exit status 1 if there is any."""
+    sys.exit(_guarded(lambda: validate_files(files, as_json)))
 
 
 @nsorch.command()

@@ -11,14 +11,15 @@ from nsorch.errors import TopologyError
 from nsorch.topology.structure import from_dict
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from nsorch.topology.model import Topology
 
 _MAX_BYTES = 64 * 1024 * 1024
 
 
-def load(path: str | os.PathLike[str]) -> Topology:
+def load(path: str | os.PathLike[str], **options: Any) -> Topology:
+    """See :meth:`Topology.load`."""
     name = os.fspath(path)
     suffix = os.path.splitext(name)[1].lower()
     if suffix not in _READERS and suffix != ".graphml":
@@ -26,24 +27,37 @@ def load(path: str | os.PathLike[str]) -> Topology:
         raise TopologyError(f'"{suffix}" is none of the known suffixes {known}', source=name)
     text = _read(name)
     if suffix == ".graphml":
-        from nsorch.topology.graphml import parse
+        from nsorch.topology.graphml import GraphOptions, parse
 
-        return parse(text, name)
+        return parse(text, name, GraphOptions(**options))
+    if options.get("delay") is not None or options.get("rate") is not None:
+        raise TopologyError("delay and rate are read from the attributes of GraphML alone", source=name)
     try:
         data = _READERS[suffix](text)
-    except TopologyError:
-        raise
+    except TopologyError as exc:
+        raise TopologyError(*exc.problems, source=name) from None
     except RecursionError:
         raise TopologyError("nested too deeply", source=name) from None
     except ValueError as exc:
         raise TopologyError(str(exc), source=name) from None
     try:
-        topology = from_dict(data, source=name)
+        topology = from_dict(data)
     except RecursionError:
         raise TopologyError("nested too deeply", source=name) from None
+    except TopologyError as exc:
+        raise TopologyError(*exc.problems, source=name, lines=_lines(exc.problems, text, suffix)) from None
     if topology.name is None:
         topology.name = os.path.splitext(os.path.basename(name))[0]
     return topology
+
+
+def _lines(problems: Sequence[str], text: str, suffix: str) -> list[int | None]:
+    if suffix == ".json":
+        return []
+    from nsorch.topology.positions import find_line, toml_lines, yaml_lines
+
+    lines = toml_lines(text) if suffix == ".toml" else yaml_lines(text)
+    return [find_line(problem, lines) for problem in problems]
 
 
 def _read(name: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from typing import TYPE_CHECKING, Any
 from xml.etree import ElementTree as ET
@@ -10,6 +11,8 @@ from attrs import field, frozen
 
 from nsorch.errors import TopologyError
 from nsorch.topology.model import Topology
+from nsorch.topology.routing import connected
+from nsorch.topology.units import duration
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -25,7 +28,41 @@ class _Graph:
     notes: list[str] = field(factory=list)
 
 
-def parse(text: str, source: str) -> Topology:
+EARTH_RADIUS = 6371.0  # km, the mean of WGS 84
+SPEED = 200_000.0  # km/s: light in fibre
+
+
+@frozen(kw_only=True)
+class GraphOptions:
+    """What to make of a graph's attributes.
+
+    :ivar delay: ``"geo"``: of each link by the great circle between ``Latitude`` and ``Longitude`` of its nodes, at
+        200 km per ms
+    :ivar missing: the delay (seconds) of a link that has a node without coordinates; ``"none"`` for none of it,
+        ``"error"`` to refuse the graph
+    :ivar rate: ``"label"``: of each link that has a ``LinkSpeedRaw`` (bit/s)
+    """
+
+    delay: str | None = None
+    missing: str | float = "error"
+    rate: str | None = None
+
+    def __attrs_post_init__(self) -> None:
+        problems = []
+        if self.delay not in (None, "geo"):
+            problems.append(f'delay: "{self.delay}" is not "geo"')
+        if self.rate not in (None, "label"):
+            problems.append(f'rate: "{self.rate}" is not "label"')
+        if self.missing not in ("error", "none"):
+            try:
+                object.__setattr__(self, "missing", duration(self.missing))
+            except ValueError as exc:
+                problems.append(f'missing: {exc}, nor "error" or "none"')
+        if problems:
+            raise TopologyError(*problems)
+
+
+def parse(text: str, source: str, options: GraphOptions = GraphOptions()) -> Topology:
     """Routers for the nodes, links for the edges; ids become ``n0``, ``n1``, …, labels stay labels.
 
     :raises TopologyError: it is no GraphML, or refers to nodes that it hasn't
@@ -57,7 +94,7 @@ def parse(text: str, source: str) -> Topology:
         raise TopologyError(*problems, source=source)
     name = os.path.splitext(os.path.basename(source))[0]
     own = {keys.get(item.get("key", ""), ""): item.text for item in graph.findall(f"{_NAMESPACE}data")}
-    return _build(_Graph(own.get("Network") or name, nodes, edges), source)
+    return _build(_Graph(own.get("Network") or name, nodes, edges), source, options)
 
 
 def _data(element: ET.Element, keys: Mapping[str, str]) -> dict[str, str]:
@@ -65,45 +102,133 @@ def _data(element: ET.Element, keys: Mapping[str, str]) -> dict[str, str]:
     return {keys.get(item.get("key", ""), ""): item.text or "" for item in items}
 
 
-def from_networkx(graph: Any) -> Topology:
+def from_networkx(graph: Any, options: GraphOptions) -> Topology:
     """See :meth:`Topology.from_networkx`."""
     nodes = {str(node): {key: str(value) for key, value in data.items()} for node, data in graph.nodes(data=True)}
     edges = [(str(a), str(b), {k: str(v) for k, v in data.items()}) for a, b, data in graph.edges(data=True)]
-    return _build(_Graph(str(graph.name or "graph"), nodes, edges), None)
+    return _build(_Graph(str(graph.name or "graph"), nodes, edges), None, options)
 
 
-def _build(graph: _Graph, source: str | None) -> Topology:
+def _build(graph: _Graph, source: str | None, options: GraphOptions) -> Topology:
     topology = Topology(graph.name, routing="shortest-path")
     names: dict[str, str] = {}
-    segments = {node for node, data in graph.nodes.items() if data.get("hyperedge") == "1"}
+    segments = _segments(graph)
     for number, (node, data) in enumerate(graph.nodes.items()):
-        names[node] = f"n{number}"
         label = data.get("label")
-        if node in segments:
-            topology.bridge(names[node], f"100.{127 - number // 256}.{number % 256}.0/24", label=label)
-        else:
+        if node not in segments:
+            names[node] = f"n{number}"
             topology.worker(names[node], forward=True, label=label)
-    notes = []
+        elif segments[node] == node:
+            names[node] = f"n{number}"
+            topology.bridge(names[node], f"100.{127 - number // 256}.{number % 256}.0/24", label=label)
+    notes = [f"segment {node} was joined with {other}" for node, other in segments.items() if node != other]
+    names |= {node: names[other] for node, other in segments.items()}
+    problems: list[str] = []
+    delays = _Delays(graph, options, problems)
     for a, b, data in graph.edges:
-        if a == b:
-            notes.append(f"the edge of node {a} to itself was left out")
+        if names[a] == names[b]:
+            if a == b:
+                notes.append(f"the edge of node {a} to itself was left out")
             continue
-        if a in segments and b in segments:
-            notes.append(f"the edge between the segments {a} and {b} was left out")
-            continue
-        topology.link(names[a], names[b], label=data.get("LinkLabel"), weight=_weight(data, a, b, source))
+        topology.link(
+            names[a],
+            names[b],
+            label=data.get("LinkLabel"),
+            weight=_weight(data, a, b, problems),
+            delay=delays.of(a, b),
+            rate=_rate(data, a, b, problems) if options.rate else None,
+        )
+    if problems:
+        raise TopologyError(*dict.fromkeys(problems), source=source)
     topology.notes = tuple(notes)
     return topology
 
 
-def _weight(data: Mapping[str, str], a: str, b: str, source: str | None) -> float:
+def _segments(graph: _Graph) -> dict[str, str]:
+    """The pseudo-nodes, each with the first of those that are linked to one another: they are one segment."""
+    nodes = [node for node, data in graph.nodes.items() if data.get("hyperedge") in ("1", "True", "true")]
+    pairs = [(a, b) for a, b, _ in graph.edges if a in nodes and b in nodes]
+    joined: dict[str, str] = {}
+    for component in connected(nodes, pairs):
+        first = next(node for node in nodes if node in component)
+        joined |= dict.fromkeys(component, first)
+    return {node: joined[node] for node in nodes}
+
+
+class _Delays:
+    def __init__(self, graph: _Graph, options: GraphOptions, problems: list[str]) -> None:
+        self._options = options
+        self._problems = problems
+        self._places: dict[str, tuple[float, float] | None] = {}
+        if options.delay is not None:
+            self._places = {node: self._place(node, data) for node, data in graph.nodes.items()}
+
+    def _place(self, node: str, data: Mapping[str, str]) -> tuple[float, float] | None:
+        """Latitude and longitude in radians."""
+        texts = [data.get(key, "") for key in ("Latitude", "Longitude")]
+        if not any(texts):
+            return None
+        place = []
+        for text, most, what in zip(texts, (90, 360), ("Latitude", "Longitude"), strict=True):
+            value = _number(text)
+            if value is None or abs(value) > most:
+                self._problems.append(f'node {node}: its {what} "{text}" is not a number of degrees')
+                return None
+            place.append(math.radians(value))
+        return place[0], place[1]
+
+    def of(self, a: str, b: str) -> float | None:
+        """Seconds, or None for no delay."""
+        if self._options.delay is None:
+            return None
+        one, other = self._places[a], self._places[b]
+        if one is not None and other is not None:
+            # No link needs an emulation of no delay.
+            return round(great_circle(one, other) / SPEED, 9) or None
+        if self._options.missing == "none":
+            return None
+        if self._options.missing == "error":
+            self._problems += [
+                f"node {node} has no coordinates, which delay needs; missing= says what to do"
+                for node in (a, b)
+                if self._places[node] is None
+            ]
+            return None
+        return float(self._options.missing)
+
+
+def great_circle(a: tuple[float, float], b: tuple[float, float]) -> float:
+    """Kilometres between two places (latitude, longitude, in radians), by the haversine formula."""
+    half = math.sin((b[0] - a[0]) / 2) ** 2 + math.cos(a[0]) * math.cos(b[0]) * math.sin((b[1] - a[1]) / 2) ** 2
+    return 2 * EARTH_RADIUS * math.asin(min(1.0, math.sqrt(half)))
+
+
+def _number(text: str) -> float | None:
+    try:
+        value = float(text)
+    except ValueError:
+        return None
+    return value if math.isfinite(value) else None
+
+
+def _weight(data: Mapping[str, str], a: str, b: str, problems: list[str]) -> float:
     text = data.get("weight")
     if text is None:
         return 1.0
-    try:
-        weight = float(text)
-    except ValueError:
-        weight = 0.0
-    if not 0 < weight < 1e9:
-        raise TopologyError(f'edge {a}-{b}: its weight "{text}" is not a number above 0', source=source)
+    weight = _number(text)
+    if weight is None or not 0 < weight < 1e9:
+        problems.append(f'edge {a}-{b}: its weight "{text}" is not a number above 0')
+        return 1.0
     return weight
+
+
+def _rate(data: Mapping[str, str], a: str, b: str, problems: list[str]) -> float | None:
+    """Bits per second; an edge without speed, or with none of it, has no limit."""
+    text = data.get("LinkSpeedRaw")
+    if not text:
+        return None
+    speed = _number(text)
+    if speed is None or speed < 0:
+        problems.append(f'edge {a}-{b}: its LinkSpeedRaw "{text}" is not a number of bits per second')
+        return None
+    return speed or None

@@ -285,14 +285,26 @@ class Topology:
     # -- files
 
     @classmethod
-    def load(cls, path: str | os.PathLike[str]) -> Topology:
+    def load(
+        cls,
+        path: str | os.PathLike[str],
+        *,
+        delay: str | None = None,
+        missing: str | float = "error",
+        rate: str | None = None,
+    ) -> Topology:
         """Read a TOML, YAML, JSON or GraphML file, by its suffix. Blocks.
 
+        :param delay: of GraphML's links: ``"geo"`` for the great circle between the coordinates of their nodes, at
+            200 km per ms
+        :param missing: the delay of a link that has a node without coordinates, in seconds or as ``"5ms"``; ``"none"``,
+            or ``"error"`` to refuse the file
+        :param rate: of GraphML's links: ``"label"`` for their ``LinkSpeedRaw``, where they have one
         :raises TopologyError: it can't be read or is wrong: with all problems at once, and the path of each
         """
         from nsorch.topology.files import load
 
-        return load(path)
+        return load(path, delay=delay, missing=missing, rate=rate)
 
     def dump(self, path: str | os.PathLike[str]) -> None:
         """Write a TOML, YAML or JSON file, by its suffix. Blocks."""
@@ -315,6 +327,13 @@ class Topology:
         from nsorch.topology.structure import from_dict
 
         return from_dict(data)
+
+    @staticmethod
+    def json_schema() -> dict[str, Any]:
+        """The JSON Schema (draft 2020-12) of topology files; ``nsorch/topology/schema.json`` is the same."""
+        from nsorch.topology.schema import make_schema
+
+        return make_schema()
 
     def to_json(self) -> str:
         return json.dumps(self.to_dict(), indent=2)
@@ -425,11 +444,59 @@ class Topology:
         return topology
 
     @classmethod
-    def from_networkx(cls, graph: Any) -> Topology:
-        """Routers for the nodes, links for the edges of a networkx graph; attributes ``label`` and ``weight`` count."""
-        from nsorch.topology.graphml import from_networkx
+    def from_networkx(
+        cls, graph: Any, *, delay: str | None = None, missing: str | float = "error", rate: str | None = None
+    ) -> Topology:
+        """Routers for the nodes, links for the edges of a networkx graph; attributes count as GraphML's.
 
-        return from_networkx(graph)
+        Those are ``label``, ``hyperedge``, ``Latitude``, ``Longitude`` of nodes; ``weight``, ``LinkLabel``,
+        ``LinkSpeedRaw`` of edges. See :meth:`load` for the parameters.
+
+        :raises TopologyError: with all problems at once
+        """
+        from nsorch.topology.graphml import GraphOptions, from_networkx
+
+        return from_networkx(graph, GraphOptions(delay=delay, missing=missing, rate=rate))
+
+    @classmethod
+    def erdos_renyi(cls, n: int, p: float, *, seed: int = 0) -> Topology:
+        """*n* routers; each pair is linked with probability *p*: Erdős and Rényi's G(n, p), by networkx.
+
+        It need not be connected. The same *seed* gives the same graph, here as in the other random ones.
+        """
+        return cls._random(f"erdos-renyi-{n}", "gnp_random_graph", _positive(n), p, seed=seed)
+
+    @classmethod
+    def barabasi_albert(cls, n: int, m: int, *, seed: int = 0) -> Topology:
+        """*n* routers, each new one linked to *m* earlier ones, rather those with many links (Barabási and Albert)."""
+        return cls._random(f"barabasi-albert-{n}", "barabasi_albert_graph", _positive(n), m, seed=seed)
+
+    @classmethod
+    def watts_strogatz(cls, n: int, k: int, p: float, *, seed: int = 0) -> Topology:
+        """A small world: a ring of *n* routers linked to their *k* nearest, each link rewired with probability *p*, and
+        the whole connected (Watts and Strogatz; Newman)."""
+        return cls._random(f"watts-strogatz-{n}", "connected_watts_strogatz_graph", _positive(n), k, p, seed=seed)
+
+    @classmethod
+    def waxman(cls, n: int, *, beta: float = 0.4, alpha: float = 0.1, seed: int = 0) -> Topology:
+        """*n* routers in the unit square, near ones rather linked: with probability beta·exp(-distance/(alpha·√2))
+        (Waxman). It need not be connected."""
+        return cls._random(f"waxman-{n}", "waxman_graph", _positive(n), beta=beta, alpha=alpha, seed=seed)
+
+    @classmethod
+    def random_regular(cls, n: int, degree: int, *, seed: int = 0) -> Topology:
+        """*n* routers with *degree* links each; n·degree is even."""
+        return cls._random(f"random-regular-{n}", "random_regular_graph", degree, _positive(n), seed=seed)
+
+    @classmethod
+    def _random(cls, name: str, generator: str, *arguments: Any, **options: Any) -> Topology:
+        import networkx as nx
+
+        try:
+            graph = getattr(nx, generator)(*arguments, **options)
+        except (nx.NetworkXError, TypeError, ValueError) as exc:
+            raise TopologyError(f"{name}: {exc}") from None
+        return cls._routed(name, len(graph), sorted(tuple(sorted(edge)) for edge in graph.edges()))
 
 
 def _positive(number: int) -> int:

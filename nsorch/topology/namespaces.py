@@ -91,11 +91,11 @@ class NamespaceSet:
         if value is None:
             return _PASSIVE if passive else _USUAL
         if isinstance(value, str) or not isinstance(value, Iterable):
-            raise TopologyError(f"namespaces: {value!r} is not a collection of {', '.join(_KINDS)}")
+            raise TopologyError(f"namespaces: {value!r} is not a collection of {', '.join(KINDS)}")
         sources = {}
         for kind in value:
-            if kind not in _KINDS:
-                raise TopologyError(f'namespaces: there is no "{kind}", only {", ".join(_KINDS)}')
+            if kind not in KINDS:
+                raise TopologyError(f'namespaces: there is no "{kind}", only {", ".join(KINDS)}')
             sources[kind] = _source(kind, value[kind]) if isinstance(value, Mapping) else New()
         if passive and isinstance(sources.get("pid"), New):
             raise TopologyError(
@@ -105,10 +105,10 @@ class NamespaceSet:
 
     def joined(self) -> set[str]:
         """Names of the workers that it joins."""
-        return {source.name for kind in _KINDS if isinstance(source := getattr(self, kind), OfWorker)}
+        return {source.name for kind in KINDS if isinstance(source := getattr(self, kind), OfWorker)}
 
 
-_KINDS = tuple(field.name for field in fields(NamespaceSet))
+KINDS = tuple(field.name for field in fields(NamespaceSet))
 _PASSIVE = NamespaceSet(net=New(), mnt=New(), uts=New(), ipc=New())
 _USUAL = NamespaceSet(net=New(), mnt=New(), uts=New(), ipc=New(), pid=New())
 

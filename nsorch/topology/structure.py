@@ -7,6 +7,8 @@ import re
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from attrs import evolve
+
 from nsorch.errors import NsorchError, TopologyError
 from nsorch.topology.model import Topology
 from nsorch.topology.specs import (
@@ -31,8 +33,10 @@ _END_KEYS = ("name", "address", "mac", "mtu", *EMULATION_KEYS)
 _TO_KEYS = ("to", *_END_KEYS)
 _BRIDGE_KEYS = ("subnet", "gateway", "mtu", "label")
 _LINK_KEYS = ("ends", "subnet", "mtu", "weight", "label", *EMULATION_KEYS)
-_TOP_KEYS = ("name", "routing", "bridges", "workers", "links")
+_TOP_KEYS = ("name", "routing", "defaults", "bridges", "workers", "links")
+MOST_COPIES = 100_000
 _ROUTE_KEYS = ("to", "via", "dev")
+_READY_KEYS = ("tcp", "exec", "host", "timeout", "interval")
 _TEXT = ("cwd", "hostname", "label", "stdin", "stdout", "stderr")
 _FLAGS = ("init", "critical", "forward")
 _WORKER_KEYS = (
@@ -47,6 +51,23 @@ _WORKER_KEYS = (
     *_TEXT,
     *_FLAGS,
 )
+# What differs from one to the next can't be a default.
+DEFAULT_KEYS = {
+    "bridges": ("mtu",),
+    "workers": tuple(key for key in _WORKER_KEYS if key not in ("hostname", "label")),
+    "links": ("mtu", "weight", *EMULATION_KEYS),
+}
+#: of each kind of table in a file
+KEYS = {
+    "topology": _TOP_KEYS,
+    "bridge": _BRIDGE_KEYS,
+    "worker": ("count", *_WORKER_KEYS),
+    "link": _LINK_KEYS,
+    "end": ("worker", *_END_KEYS),
+    "to": _TO_KEYS,
+    "route": _ROUTE_KEYS,
+    "ready": _READY_KEYS,
+}
 
 
 class _Reader:
@@ -54,6 +75,8 @@ class _Reader:
 
     def __init__(self) -> None:
         self.problems: list[str] = []
+        self.defaults: dict[str, dict[str, Any]] = {}
+        self.templates: dict[str, int] = {}  #: how many workers each has made
 
     def refuse(self, path: str, text: str) -> None:
         self.problems.append(f"{path}: {text}" if path else text)
@@ -104,15 +127,26 @@ class _Reader:
             self.refuse("name", f"{_shown(name)} is not a string")
             name = None
         topology = self.build("routing", lambda: Topology(name, routing=top.get("routing", "none"))) or Topology(name)
+        defaults = self.table(top.get("defaults", {}), "defaults", DEFAULT_KEYS)
+        self.defaults = {
+            part: self.table(defaults.get(part, {}), f"defaults.{part}", keys) for part, keys in DEFAULT_KEYS.items()
+        }
         for key, value in self.table(top.get("bridges", {}), "bridges").items():
             self._add(topology, f"bridges.{key}", self.bridge(key, value))
         for key, value in self.table(top.get("workers", {}), "workers").items():
-            self._add(topology, f"workers.{key}", self.worker(key, value))
+            for spec in self.workers(key, value):
+                self._add(topology, f"workers.{key}", spec)
         for number, value in enumerate(self.sequence(top.get("links", []), "links")):
             self._add(topology, f"links[{number}]", self.link(f"links[{number}]", value))
         if not self.problems:
-            self.problems += topology.problems()
+            self.problems += map(self._explain, topology.problems())
         return topology
+
+    def _explain(self, problem: str) -> str:
+        for name, copies in self.templates.items():
+            if re.search(rf'there is no worker(?: or bridge)? "{name}"', problem):
+                return f"{problem}, but {name}-1 to {name}-{copies}"
+        return problem
 
     def _add(self, topology: Topology, path: str, spec: Any) -> None:
         if spec is not None:
@@ -120,7 +154,7 @@ class _Reader:
 
     def bridge(self, name: str, value: Any) -> BridgeSpec | None:
         path = f"bridges.{name}"
-        table = self.table(value, path, _BRIDGE_KEYS)
+        table = self.defaults["bridges"] | self.table(value, path, _BRIDGE_KEYS)
         if not self._texts(table, path, ("gateway", "label")):
             return None
         if not self.check_each(path, ("subnet", "mtu"), table, lambda **part: BridgeSpec(name="x", **part)):
@@ -128,9 +162,38 @@ class _Reader:
         spec: BridgeSpec | None = self.build(path, lambda: BridgeSpec(name=name, **table))
         return spec
 
-    def worker(self, name: str, value: Any) -> WorkerSpec | None:
+    def workers(self, name: str, value: Any) -> list[WorkerSpec]:
+        """The worker, or as many as its ``count`` says: ``web-1``, ``web-2``, …"""
         path = f"workers.{name}"
-        table = self.table(value, path, _WORKER_KEYS)
+        table = self.defaults["workers"] | self.table(value, path, KEYS["worker"])
+        if "count" not in table:
+            spec = self.worker(name, table)
+            return [] if spec is None else [spec]
+        copies = table.pop("count")
+        if isinstance(copies, bool) or not isinstance(copies, int) or not 1 <= copies <= MOST_COPIES:
+            self.refuse(f"{path}.count", f"{_shown(copies)} is not a whole number from 1 to {MOST_COPIES}")
+            return []
+        spec = self.worker(name, table)
+        if spec is None or not self._may_be_copied(path, spec):
+            return []
+        self.templates[name] = copies
+        made = [self.build(path, lambda n=n: evolve(spec, name=f"{name}-{n}")) for n in (1, copies)]  # type: ignore[misc]
+        if None in made:
+            return []
+        return [evolve(spec, name=f"{name}-{number}") for number in range(1, copies + 1)]
+
+    def _may_be_copied(self, path: str, spec: WorkerSpec) -> bool:
+        before = len(self.problems)
+        if spec.hostname is not None:
+            self.refuse(f"{path}.hostname", "one can't be given to several: each has its own name as hostname")
+        for number, to in enumerate(spec.links):
+            for key in ("address", "mac"):
+                if getattr(to, key):
+                    self.refuse(f"{path}.links[{number}].{key}", "one can't be given to several: leave it out")
+        return len(self.problems) == before
+
+    def worker(self, name: str, table: dict[str, Any]) -> WorkerSpec | None:
+        path = f"workers.{name}"
         before = len(self.problems)
         self._texts(table, path, _TEXT)
         for key in _FLAGS:
@@ -175,6 +238,7 @@ class _Reader:
             self.refuse(f"{path}.to", "the name of a bridge is missing")
             return None
         bridge = table.pop("to")
+        table = {key: item for key, item in self.defaults["links"].items() if key in _END_KEYS} | table
         if not self.check_each(path, _END_KEYS, table, lambda **part: To("x", **part)):
             return None
         to: To | None = self.build(path, lambda: To(bridge, **table))
@@ -185,7 +249,7 @@ class _Reader:
         if isinstance(value, str):
             end = self.build(path, lambda: End.parse(value))
             return end
-        table = self.table(value, path, ("worker", *_END_KEYS))
+        table = self.table(value, path, KEYS["end"])
         if not isinstance(table.get("worker"), str):
             self.refuse(f"{path}.worker", "the name of a worker is missing")
             return None
@@ -196,12 +260,12 @@ class _Reader:
         return end
 
     def link(self, path: str, value: Any) -> LinkSpec | None:
-        table = self.table(value, path, _LINK_KEYS)
+        table = self.defaults["links"] | self.table(value, path, _LINK_KEYS)
         ends = self.sequence(table.pop("ends", None) or [], f"{path}.ends")
         if len(ends) != 2:
             self.refuse(f"{path}.ends", f"a link has two ends, not {len(ends)}")
-            return None
-        a, b = (self.end(f"{path}.ends[{number}]", item) for number, item in enumerate(ends))
+        read = [self.end(f"{path}.ends[{number}]", item) for number, item in enumerate(ends)]
+        a, b = read if len(read) == 2 else (None, None)
         fine = self._texts(table, path, ("label",))
         keys = [key for key in table if key != "label"]
         fine &= self.check_each(path, keys, table, lambda **part: LinkSpec(a="x", b="y", **part))
@@ -219,7 +283,7 @@ class _Reader:
         return route
 
     def ready(self, path: str, value: Any) -> Any:
-        table = self.table(value, path, ("tcp", "exec", "host", "timeout", "interval"))
+        table = self.table(value, path, _READY_KEYS)
         kinds = [key for key in ("tcp", "exec") if key in table]
         if len(kinds) != 1:
             self.refuse(path, 'is either { tcp = PORT } or { exec = ["command"] }')
@@ -251,12 +315,12 @@ def _stream(value: Any) -> Any:
     return {"null": DEVNULL, "inherit": None}.get(value, value) if isinstance(value, str) else value
 
 
-def from_dict(data: Mapping[str, Any], *, source: str | None = None) -> Topology:
+def from_dict(data: Mapping[str, Any]) -> Topology:
     """See :meth:`Topology.from_dict`."""
     reader = _Reader()
     topology = reader.topology(data)
     if reader.problems:
-        raise TopologyError(*dict.fromkeys(reader.problems), source=source)
+        raise TopologyError(*dict.fromkeys(reader.problems))
     return topology
 
 

@@ -1,0 +1,191 @@
+"""The JSON Schema of a topology file, made from the same lists of keys that the reader goes by."""
+
+from __future__ import annotations
+
+import json
+import os
+from typing import Any
+
+from nsorch.topology.model import ROUTING
+from nsorch.topology.namespaces import KINDS
+from nsorch.topology.structure import DEFAULT_KEYS, KEYS, MOST_COPIES
+
+PATH = os.path.join(os.path.dirname(__file__), "schema.json")
+
+_NAME = "^[A-Za-z][A-Za-z0-9-]{0,62}$"
+_TEXT = {"type": "string"}
+_FLAG = {"type": "boolean"}
+_MTU = {"type": "integer", "minimum": 68, "maximum": 65535, "description": "bytes"}
+_COMMAND = {"type": "array", "items": _TEXT, "minItems": 1}
+_ONE_OR_MORE = {"anyOf": [_TEXT, {"type": "array", "items": _TEXT}]}
+_DURATION = {
+    "anyOf": [
+        {"type": "number", "minimum": 0},
+        {"type": "string", "pattern": r"^\s*([0-9]+(\.[0-9]*)?|\.[0-9]+)\s*(s|secs?|ms|msec|us|µs|usec|ns)?\s*$"},
+    ],
+    "description": "seconds, or such as 20ms",
+}
+_FRACTION = {
+    "anyOf": [
+        {"type": "number", "minimum": 0, "maximum": 1},
+        {"type": "string", "pattern": r"^\s*([0-9]+(\.[0-9]*)?|\.[0-9]+)\s*%?\s*$"},
+    ],
+    "description": "a share of 1, or such as 1%",
+}
+_RATE = {
+    "anyOf": [
+        {"type": "number", "exclusiveMinimum": 0},
+        {
+            "type": "string",
+            "pattern": r"^\s*([0-9]+(\.[0-9]*)?|\.[0-9]+)\s*([KkMmGgTt]?[Ii]?([Bb][Ii][Tt]|[Bb][Pp][Ss]))?\s*$",
+        },
+    ],
+    "description": "bits per second, or such as 10mbit",
+}
+_EMULATION: dict[str, Any] = {
+    "delay": _DURATION,
+    "jitter": _DURATION,
+    "loss": _FRACTION,
+    "duplicate": _FRACTION,
+    "corrupt": _FRACTION,
+    "reorder": _FRACTION,
+    "rate": _RATE,
+    "limit": {"type": "integer", "minimum": 1, "description": "packets"},
+}
+_SUBNET = {**_ONE_OR_MORE, "description": "a network of a family, or one of each"}
+_STREAM = {"type": "string", "description": "null, inherit, or a file"}
+
+
+def _table(names: str, values: dict[str, Any]) -> dict[str, Any]:
+    return {"type": "object", "propertyNames": {"pattern": names}, "additionalProperties": values}
+
+
+_VALUES: dict[str, dict[str, Any]] = {
+    "topology": {
+        "name": _TEXT,
+        "routing": {"enum": list(ROUTING)},
+        "defaults": {"$ref": "#/$defs/defaults"},
+        "bridges": {
+            "type": "object",
+            "propertyNames": {"pattern": _NAME},
+            "additionalProperties": {"$ref": "#/$defs/bridge"},
+        },
+        "workers": {
+            "type": "object",
+            "propertyNames": {"pattern": _NAME},
+            "additionalProperties": {"$ref": "#/$defs/worker"},
+        },
+        "links": {"type": "array", "items": {"$ref": "#/$defs/link"}},
+    },
+    "bridge": {
+        "subnet": _SUBNET,
+        "gateway": {"type": "string", "pattern": _NAME, "description": "the worker that is the others' default route"},
+        "mtu": _MTU,
+        "label": _TEXT,
+    },
+    "worker": {
+        "count": {
+            "type": "integer",
+            "minimum": 1,
+            "maximum": MOST_COPIES,
+            "description": "so many workers: NAME-1, NAME-2, …",
+        },
+        "command": _COMMAND,
+        "links": {"type": "array", "items": {"anyOf": [{"type": "string", "pattern": _NAME}, {"$ref": "#/$defs/to"}]}},
+        "namespaces": {
+            "anyOf": [
+                {"type": "array", "items": {"enum": list(KINDS)}},
+                {
+                    "type": "object",
+                    "propertyNames": {"enum": list(KINDS)},
+                    "additionalProperties": {"type": ["string", "boolean"]},
+                },
+            ]
+        },
+        "env": {"type": "object", "additionalProperties": _TEXT},
+        "user": {"type": ["string", "integer"]},
+        "ready": {"$ref": "#/$defs/ready"},
+        "sysctls": {"type": "object", "additionalProperties": {"type": ["string", "integer"]}},
+        "routes": {"type": "array", "items": {"$ref": "#/$defs/route"}},
+        "cwd": _TEXT,
+        "hostname": _TEXT,
+        "label": _TEXT,
+        "stdin": _STREAM,
+        "stdout": _STREAM,
+        "stderr": _STREAM,
+        "init": {**_FLAG, "default": True, "description": "a small init is PID 1, and the command its child"},
+        "critical": {**_FLAG, "default": False, "description": "an unexpected end ends the lab"},
+        "forward": {**_FLAG, "default": False, "description": "forward packets between links"},
+    },
+    "link": {
+        "ends": {
+            "type": "array",
+            "items": {"anyOf": [_TEXT, {"$ref": "#/$defs/end"}]},
+            "minItems": 2,
+            "maxItems": 2,
+            "description": "worker, worker:interface, or bridge",
+        },
+        "subnet": _SUBNET,
+        "mtu": _MTU,
+        "weight": {"type": "number", "exclusiveMinimum": 0, "default": 1, "description": "cost for the routing"},
+        "label": _TEXT,
+        **_EMULATION,
+    },
+    "end": {
+        "worker": _TEXT,
+        "name": {"type": "string", "minLength": 1, "maxLength": 15, "description": "of the interface"},
+        "address": _ONE_OR_MORE,
+        "mac": {"type": "string", "pattern": "^[0-9A-Fa-f]{2}(:[0-9A-Fa-f]{2}){5}$"},
+        "mtu": _MTU,
+        **_EMULATION,
+    },
+    "route": {"to": _TEXT, "via": _TEXT, "dev": _TEXT},
+    "ready": {
+        "tcp": {"type": "integer", "minimum": 1, "maximum": 65535},
+        "exec": _COMMAND,
+        "host": _TEXT,
+        "timeout": _DURATION,
+        "interval": _DURATION,
+    },
+}
+_VALUES["to"] = {
+    "to": {"type": "string", "pattern": _NAME},
+    **{k: v for k, v in _VALUES["end"].items() if k != "worker"},
+}
+_REQUIRED = {"link": ["ends"], "end": ["worker"], "to": ["to"], "route": ["to"]}
+
+
+def make_schema() -> dict[str, Any]:
+    """JSON Schema, draft 2020-12, of what :meth:`Topology.load` reads; it can't say what one part means for another."""
+    parts = {part: _object(part, keys) for part, keys in KEYS.items()}
+    parts["ready"]["oneOf"] = [{"required": ["tcp"]}, {"required": ["exec"]}]
+    values = {"bridges": "bridge", "workers": "worker", "links": "link"}
+    parts["defaults"] = _closed(
+        {kind: _closed({key: _VALUES[values[kind]][key] for key in keys}) for kind, keys in DEFAULT_KEYS.items()}
+    )
+    top = parts.pop("topology")
+    return {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "title": "A topology of nsorch",
+        **top,
+        "$defs": parts,
+    }
+
+
+def _object(part: str, keys: tuple[str, ...]) -> dict[str, Any]:
+    made = _closed({key: _VALUES[part][key] for key in keys})
+    return made | ({"required": _REQUIRED[part]} if part in _REQUIRED else {})
+
+
+def _closed(properties: dict[str, Any]) -> dict[str, Any]:
+    return {"type": "object", "properties": properties, "additionalProperties": False}
+
+
+def text() -> str:
+    """As it is shipped."""
+    return json.dumps(make_schema(), indent=1, ensure_ascii=False) + "\n"
+
+
+if __name__ == "__main__":
+    with open(PATH, "w", encoding="utf-8") as file:
+        file.write(text())

@@ -1,0 +1,511 @@
+"""Topology files: lines of errors, templates, defaults, the schema, graphs of other tools, and files that are fuzzed."""
+
+from __future__ import annotations
+
+import json
+import math
+import pathlib
+import subprocess
+import sys
+from typing import Any
+
+import jsonschema
+import networkx as nx
+import pytest
+import yaml
+from attrs import fields
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import nsorch
+from nsorch import Topology, TopologyError
+from nsorch.topology import schema
+from nsorch.topology.positions import toml_lines, yaml_lines
+from nsorch.topology.specs import BridgeSpec, End, LinkSpec, To, WorkerSpec
+from nsorch.topology.structure import KEYS, from_dict
+
+TOP = pathlib.Path(__file__).parent.parent
+TOPOLOGIES = TOP.parent / "shared" / "topologies"
+needs_topologies = pytest.mark.skipif(not TOPOLOGIES.is_dir(), reason="../shared/topologies is not here")
+
+
+def load(text: str, path: pathlib.Path) -> Topology:
+    path.write_text(text)
+    return Topology.load(path)
+
+
+def refusal(text: str, path: pathlib.Path) -> TopologyError:
+    with pytest.raises(TopologyError) as raised:
+        load(text, path)
+    return raised.value
+
+
+# -- lines
+
+TOML = '''\
+# a comment with [brackets] and "quotes"
+name = "a # b"
+[bridges.lan]
+subnet = "10.0.0.0/33"
+
+[workers]
+"9web".forward = true
+
+[workers.web]
+env = { A = "1", B = """
+two
+lines""" }
+links = [
+    "lan",  # ]
+    { to = "lan", delay = "20 parsecs" },
+]
+
+[[workers.db.links]]
+to = "lan"
+[[workers.db.links]]
+too = "lan"
+
+[[links]]
+ends = ["web", "db"]
+[[links]]
+ends = ["web"]
+loss = 7
+'''
+
+
+def test_lines_of_toml(tmp_path: pathlib.Path) -> None:
+    path = tmp_path / "lab.toml"
+    error = refusal(TOML, path)
+    found = dict(zip([problem.partition(": ")[0] for problem in error.problems], error.lines, strict=True))
+    assert found["bridges.lan.subnet"] == 4
+    assert found["workers.web.links[1].delay"] == 15
+    assert found["workers.db.links[1].too"] == 21
+    assert found["links[1].ends"] == 26
+    assert f"{path}:15: workers.web.links[1].delay: " in str(error)
+
+
+def test_lines_of_yaml(tmp_path: pathlib.Path) -> None:
+    text = "workers:\n  web:\n    links:\n      - to: lan\n        delay: 20 parsecs\n  x:\n    comand: [a]\n"
+    error = refusal(text, tmp_path / "lab.yaml")
+    assert list(zip([p.partition(": ")[0] for p in error.problems], error.lines, strict=True)) == [
+        ("workers.web.links[0].delay", 5),
+        ("workers.x.comand", 7),
+    ]
+
+
+def test_json_has_no_lines(tmp_path: pathlib.Path) -> None:
+    error = refusal('{"nonsense": 1}', tmp_path / "lab.json")
+    assert error.lines == (None,)
+    assert str(error).endswith("lab.json: nonsense: unknown key")
+
+
+KEY = st.text(st.sampled_from('ab."\\\n é#=[]'), min_size=1, max_size=4)
+PLAIN = st.recursive(
+    st.one_of(st.booleans(), st.integers(), st.text(max_size=8), st.floats(allow_nan=False, allow_infinity=False)),
+    lambda inner: st.one_of(st.lists(inner, max_size=3), st.dictionaries(KEY, inner, max_size=3)),
+    max_leaves=8,
+)
+
+
+def paths_of(value: Any, path: str = "") -> set[str]:
+    found = {path} if path else set()
+    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for key, item in items:
+        below = f"{path}[{key}]" if isinstance(value, list) else f"{path}.{key}" if path else key
+        found |= paths_of(item, below)
+    return found
+
+
+@given(st.dictionaries(KEY, PLAIN, max_size=4))
+def test_every_path_has_a_line(data: dict[str, Any]) -> None:
+    from nsorch.topology.files import _key, _toml
+
+    text = "".join(f"{_key(key)} = {_toml(value)}\n" for key, value in data.items())
+    lines = toml_lines(text)
+    assert set(lines) == paths_of(data)
+    top = {key: number for number, key in enumerate(data, 1)}
+    assert {key: lines[key] for key in top} == top
+    assert set(yaml_lines(yaml.safe_dump(data, allow_unicode=True))) == paths_of(data)
+
+
+# -- templates and defaults
+
+
+def test_count_makes_that_many(tmp_path: pathlib.Path) -> None:
+    text = '[bridges.lan]\nsubnet = "10.0.0.0/24"\n[workers.web]\ncount = 50\nlinks = ["lan"]\n[workers.r1]\n'
+    topology = load(text, tmp_path / "lab.toml")
+    assert list(topology.workers) == [*(f"web-{n}" for n in range(1, 51)), "r1"]
+    assert topology.workers["web-50"].links == (To("lan"),)
+    topology.dump(tmp_path / "again.toml")
+    assert Topology.load(tmp_path / "again.toml") == topology
+
+
+@pytest.mark.parametrize(
+    ("worker", "rest", "problem"),
+    [
+        ("count = 0", "", "workers.web.count: 0 is not a whole number"),
+        ("count = true", "", "workers.web.count: True is not"),
+        ('count = "2"', "", 'workers.web.count: "2" is not'),
+        ("count = 1000000000000", "", "workers.web.count: 1000000000000 is not a whole number from 1 to 100000"),
+        ('count = 2\nhostname = "x"', "", "workers.web.hostname: one can't be given to several"),
+        ('count = 2\nlinks = [{ to = "lan", address = "10.0.0.9" }]', "", "workers.web.links[0].address: one can't"),
+        ('count = 2\nlinks = [{ to = "lan", mac = "02:00:00:00:00:01" }]', "", "workers.web.links[0].mac: one can't"),
+        ("count = 2", "[workers.web-2]", 'there is a worker or bridge "web-2" already'),
+        ("count = 2", '[[links]]\nends = ["web", "x"]\n[workers.x]', 'no worker or bridge "web", but web-1 to web-2'),
+    ],
+)
+def test_wrong_templates(worker: str, rest: str, problem: str, tmp_path: pathlib.Path) -> None:
+    text = f'[bridges.lan]\nsubnet = "10.0.0.0/24"\n[workers.web]\n{worker}\n{rest}\n'
+    assert problem in str(refusal(text, tmp_path / "lab.toml"))
+
+
+def test_names_that_a_count_makes_too_long(tmp_path: pathlib.Path) -> None:
+    error = refusal(f"[workers.{'x' * 62}]\ncount = 10\n", tmp_path / "lab.toml")
+    assert "is not a name" in str(error)
+
+
+def test_defaults(tmp_path: pathlib.Path) -> None:
+    text = """
+        [defaults.workers]
+        forward = true
+        command = ["sleep", "9"]
+        [defaults.links]
+        delay = "5ms"
+        mtu = 1400
+        [defaults.bridges]
+        mtu = 1300
+        [bridges.lan]
+        [workers.a]
+        links = ["lan", { to = "lan", delay = "1ms" }]
+        [workers.b]
+        forward = false
+        [[links]]
+        ends = ["a", "b"]
+        [[links]]
+        ends = ["a", "b"]
+        mtu = 9000
+    """
+    topology = load(text, tmp_path / "lab.toml")
+    a, b = topology.workers.values()
+    assert (a.forward, b.forward, b.command) == (True, False, ("sleep", "9"))
+    assert [(to.delay, to.mtu) for to in a.links] == [(0.005, 1400), (0.001, 1400)]
+    assert [(link.delay, link.mtu) for link in topology.links] == [(0.005, 1400), (0.005, 9000)]
+    assert topology.bridges["lan"].mtu == 1300
+    topology.dump(tmp_path / "again.yaml")
+    assert Topology.load(tmp_path / "again.yaml") == topology
+    for wrong in ("[defaults.links]\nsubnet = 1", "[defaults.workers]\nhostname = 'x'", "[defaults.cables]"):
+        assert "unknown key" in str(refusal(wrong, tmp_path / "wrong.toml"))
+
+
+# -- the schema
+
+
+def test_the_shipped_schema_is_the_models() -> None:
+    assert pathlib.Path(schema.PATH).read_text() == schema.text()
+    jsonschema.Draft202012Validator.check_schema(Topology.json_schema())
+    for part, kind in {"bridge": BridgeSpec, "worker": WorkerSpec, "link": LinkSpec, "end": End, "to": To}.items():
+        own = {field.name for field in fields(kind)}
+        renamed = {"link": {"a", "b"}, "to": {"bridge"}, "end": set()}.get(part, {"name"})
+        assert own - renamed <= set(KEYS[part]), part
+
+
+def test_the_schema_agrees_with_the_reader() -> None:
+    validator = jsonschema.Draft202012Validator(Topology.json_schema())
+    good: list[Any] = [
+        {},
+        {
+            "name": "x",
+            "routing": "shortest-path",
+            "workers": {"a": {}, "b": {"count": 3, "links": ["lan"]}},
+            "bridges": {"lan": {}},
+        },
+        {"workers": {"a": {"command": ["x"], "ready": {"tcp": 80}, "env": {"A": "b"}, "user": 5, "stdin": "null"}}},
+        {
+            "workers": {"a": {}, "b": {}},
+            "links": [{"ends": ["a:x", {"worker": "b", "delay": "1ms", "rate": "1Mbit"}], "loss": "1%"}],
+        },
+        {"workers": {"a": {"namespaces": ["net"]}, "b": {"namespaces": {"net": "worker:a", "uts": True}}}},
+        json.loads(Topology.fat_tree(2).to_json()),
+    ]
+    for data in good:
+        validator.validate(data)
+        from_dict(data)
+    bad: list[Any] = [
+        [],
+        {"x": 1},
+        {"name": 5},
+        {"routing": "fastest"},
+        {"workers": {"9": {}}},
+        {"workers": {"a": {"comand": ["x"]}}},
+        {"workers": {"a": {"command": "x"}}},
+        {"workers": {"a": {"count": 0}}},
+        {"workers": {"a": {"ready": {"tcp": 80, "exec": ["x"]}}}},
+        {"workers": {"a": {"ready": {}}}},
+        {"workers": {"a": {"namespaces": ["mount"]}}},
+        {"workers": {"a": {}}, "links": [{"ends": ["a"]}]},
+        {"workers": {"a": {}, "b": {}}, "links": [{"ends": ["a", "b"], "delay": "20 parsecs"}]},
+        {"workers": {"a": {}, "b": {}}, "links": [{"ends": ["a", "b"], "loss": 2}]},
+        {"workers": {"a": {}, "b": {}}, "links": [{"ends": ["a", "b"], "rate": "fast"}]},
+        {"defaults": {"links": {"subnet": "10.0.0.0/8"}}},
+    ]
+    for data in bad:
+        assert list(validator.iter_errors(data)), data
+        with pytest.raises(TopologyError):
+            from_dict(data)
+
+
+# -- graphs of other tools
+
+GRAPH = """<graphml xmlns="http://graphml.graphdrawing.org/xmlns">
+<key attr.name="Latitude" for="node" id="lat"/><key attr.name="Longitude" for="node" id="lon"/>
+<key attr.name="hyperedge" for="node" id="h"/><key attr.name="LinkSpeedRaw" for="edge" id="s"/>
+<key attr.name="label" for="node" id="l"/>
+<graph edgedefault="undirected">%s</graph></graphml>"""
+
+
+def node(name: str, **data: object) -> str:
+    return (
+        f'<node id="{name}">' + "".join(f'<data key="{key}">{value}</data>' for key, value in data.items()) + "</node>"
+    )
+
+
+def edge(a: str, b: str, **data: object) -> str:
+    inner = "".join(f'<data key="{key}">{value}</data>' for key, value in data.items())
+    return f'<edge source="{a}" target="{b}">{inner}</edge>'
+
+
+def graph(path: pathlib.Path, *parts: str, **options: Any) -> Topology:
+    path.write_text(GRAPH % "".join(parts))
+    return Topology.load(path, **options)
+
+
+def test_delay_by_coordinates(tmp_path: pathlib.Path) -> None:
+    path = tmp_path / "g.graphml"
+    # A quarter of the way round the earth: 10,007.5 km, 50.04 ms.
+    parts = (node("0", lat=0, lon=0), node("1", lat=0, lon=90), node("2"), edge("0", "1", s=1e9), edge("1", "2"))
+    assert [link.delay for link in graph(path, *parts).links] == [None, None]
+    for missing, expected in (("5ms", 0.005), (0.25, 0.25), ("none", None)):
+        one, other = graph(path, *parts, delay="geo", missing=missing).links
+        assert one.delay == pytest.approx(math.pi / 2 * 6371 / 200_000, abs=1e-9)
+        assert other.delay == expected
+    with pytest.raises(TopologyError, match="node 2 has no coordinates"):
+        graph(path, *parts, delay="geo")
+    assert [link.rate for link in graph(path, *parts, rate="label").links] == [1e9, None]
+    same = (node("0", lat=1, lon=2), node("1", lat=1, lon=2), edge("0", "1"))
+    assert graph(path, *same, delay="geo").links[0].delay is None
+
+
+@pytest.mark.parametrize(
+    ("part", "options", "problem"),
+    [
+        (node("1", lat="x", lon=0), {"delay": "geo"}, 'node 1: its Latitude "x"'),
+        (node("1", lat=91, lon=0), {"delay": "geo"}, 'node 1: its Latitude "91"'),
+        (node("1", lat=0, lon="nan"), {"delay": "geo"}, 'node 1: its Longitude "nan"'),
+        (node("1", lat=0), {"delay": "geo"}, 'node 1: its Longitude ""'),
+        (node("1") + edge("1", "0", s="-5"), {"rate": "label"}, 'edge 1-0: its LinkSpeedRaw "-5"'),
+        (node("1") + edge("1", "0", s="inf"), {"rate": "label"}, 'edge 1-0: its LinkSpeedRaw "inf"'),
+        (node("1"), {"delay": "far"}, 'delay: "far" is not "geo"'),
+        (node("1"), {"delay": "geo", "missing": "soon"}, 'missing: "soon" is not a duration'),
+        (node("1"), {"rate": "x"}, 'rate: "x" is not "label"'),
+    ],
+)
+def test_wrong_attributes(part: str, options: dict[str, Any], problem: str, tmp_path: pathlib.Path) -> None:
+    with pytest.raises(TopologyError) as raised:
+        graph(tmp_path / "g.graphml", node("0"), part, **options)
+    assert problem in str(raised.value)
+
+
+def test_linked_segments_are_one(tmp_path: pathlib.Path) -> None:
+    parts = [
+        node("0"),
+        node("1", h=1),
+        node("2", h=1),
+        node("3"),
+        edge("0", "1"),
+        edge("1", "2"),
+        edge("2", "3"),
+        edge("3", "3"),
+    ]
+    topology = graph(tmp_path / "g.graphml", *parts)
+    assert len(topology.bridges) == 1
+    assert topology.components() == [{"n0", "n3"}]
+    assert topology.notes == ("segment 2 was joined with 1", "the edge of node 3 to itself was left out")
+
+
+def test_options_are_for_graphs_alone(tmp_path: pathlib.Path) -> None:
+    path = tmp_path / "lab.toml"
+    path.write_text("")
+    with pytest.raises(TopologyError, match="GraphML alone"):
+        Topology.load(path, delay="geo")
+
+
+@needs_topologies
+@pytest.mark.parametrize("path", sorted(TOPOLOGIES.glob("*.graphml")), ids=lambda path: path.stem)
+def test_real_networks(path: pathlib.Path) -> None:
+    source = nx.read_graphml(path, force_multigraph=True)
+    topology = Topology.load(path, delay="geo", missing="1ms", rate="label")
+    loops = sum(a == b for a, b, _ in source.edges)
+    assert len(topology.workers) + len(topology.bridges) == source.number_of_nodes()
+    assert len(topology.links) == source.number_of_edges() - loops
+    assert len(topology.components()) == nx.number_connected_components(source)
+    assert all(link.delay is None or 0 < link.delay < 0.11 for link in topology.links)
+    assert sum("itself" in note for note in topology.notes) == loops
+
+
+# -- random graphs
+
+
+def test_random_graphs() -> None:
+    for make in (
+        lambda seed: Topology.erdos_renyi(20, 0.3, seed=seed),
+        lambda seed: Topology.barabasi_albert(20, 2, seed=seed),
+        lambda seed: Topology.watts_strogatz(20, 4, 0.5, seed=seed),
+        lambda seed: Topology.waxman(20, beta=0.9, alpha=0.5, seed=seed),
+        lambda seed: Topology.random_regular(20, 3, seed=seed),
+    ):
+        assert make(1) == make(1)
+        assert make(1) != make(2)
+        assert len(make(1).workers) == 20
+        make(1).validate()
+    assert len(Topology.random_regular(20, 3).links) == 30
+    for wrong in (
+        lambda: Topology.random_regular(5, 3),
+        lambda: Topology.barabasi_albert(3, 9),
+        lambda: Topology.waxman(0),
+    ):
+        with pytest.raises(TopologyError):
+            wrong()
+
+
+# -- fuzzing
+
+WORDS = st.sampled_from(
+    [
+        "name",
+        "routing",
+        "bridges",
+        "workers",
+        "links",
+        "defaults",
+        "ends",
+        "to",
+        "lan",
+        "web",
+        "count",
+        "subnet",
+        "command",
+        "10.0.0.0/24",
+        "shortest-path",
+        "delay",
+        "20ms",
+        "ready",
+        "tcp",
+        "env",
+        "namespaces",
+        "net",
+        "worker:web",
+        "gateway",
+    ]
+)
+LEAF = st.one_of(st.none(), st.booleans(), st.integers(), st.floats(), WORDS, st.text(max_size=6))
+TREE = st.recursive(
+    LEAF,
+    lambda inner: st.one_of(
+        st.lists(inner, max_size=3), st.dictionaries(WORDS | st.text(max_size=6), inner, max_size=4)
+    ),
+    max_leaves=25,
+)
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.dictionaries(WORDS | st.text(max_size=4), TREE, max_size=5))
+def test_any_mapping_is_loaded_or_refused(data: dict[str, Any]) -> None:
+    try:
+        topology = from_dict(data)
+    except TopologyError as exc:
+        assert all(problem.strip() for problem in exc.problems)
+    else:
+        assert from_dict(topology.to_dict()) == topology
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.data())
+def test_any_change_of_a_file_is_loaded_or_refused(
+    tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
+) -> None:
+    suffix = data.draw(st.sampled_from([".toml", ".yaml", ".json", ".graphml"]))
+    source = {
+        ".toml": TOML,
+        ".yaml": yaml.safe_dump(Topology.star(3).to_dict()),
+        ".json": Topology.fat_tree(2).to_json(),
+        ".graphml": GRAPH % (node("0", l="x") + node("1") + edge("0", "1")),
+    }[suffix]
+    text = source.encode()
+    for _ in range(data.draw(st.integers(1, 4))):
+        at = data.draw(st.integers(0, len(text)))
+        cut = data.draw(st.integers(0, 8))
+        text = text[:at] + data.draw(st.binary(max_size=6)) + text[at + cut :]
+    path = tmp_path_factory.getbasetemp() / f"fuzzed{suffix}"
+    path.write_bytes(text)
+    try:
+        Topology.load(path)
+    except TopologyError as exc:
+        assert exc.source == str(path)
+
+
+@pytest.mark.parametrize(
+    ("suffix", "text"),
+    [
+        (".yaml", "a: &x [1]\nb: *x\n"),
+        (".yaml", "workers: !!python/object/apply:os.system ['true']\n"),
+        (".yaml", "name: !include /etc/passwd\n"),
+        (".yaml", "[" * 5000),
+        (".json", "[" * 100_000),
+        (".toml", "x = " + "[" * 5000),
+        (".graphml", '<!DOCTYPE x [<!ENTITY e SYSTEM "file:///etc/passwd">]><x>&e;</x>'),
+        (".graphml", "<graphml/>"),
+        (".json", '{"name": NaN}'),
+        (".json", '{"workers": {"a": {"user": 1e999}}}'),
+    ],
+)
+def test_hostile_files_are_refused(suffix: str, text: str, tmp_path: pathlib.Path) -> None:
+    refusal(text, tmp_path / f"lab{suffix}")
+
+
+# -- the command
+
+
+def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, "-m", "nsorch", *arguments], capture_output=True, text=True, check=False)
+
+
+def test_validate(tmp_path: pathlib.Path) -> None:
+    good, bad = tmp_path / "good.toml", tmp_path / "bad.toml"
+    good.write_text("[workers.a]\n[workers.b]\n[[links]]\nends = ['a', 'b']\ndelay = '5ms'\n")
+    bad.write_text("[workers.a]\nx = 1\n[workers.b]\ny = 1\n")
+    assert (run("validate", str(good)).returncode, run("validate").returncode) == (0, 2)
+    done = run("validate", str(good), str(bad), str(tmp_path / "none.toml"))
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[:2] == [f"{bad}:2: workers.a.x: unknown key", f"{bad}:4: workers.b.y: unknown key"]
+    assert f"{tmp_path}/none.toml: can't be read" in done.stderr
+    results = json.loads(run("validate", "--json", str(good), str(bad)).stdout)
+    assert [result["ok"] for result in results] == [True, False]
+    assert results[1]["problems"][0] == {"line": 2, "problem": "workers.a.x: unknown key"}
+
+
+def test_run_takes_the_options_of_graphs(tmp_path: pathlib.Path) -> None:
+    path = tmp_path / "g.graphml"
+    path.write_text(GRAPH % (node("0") + node("1") + edge("0", "1")))
+    done = run("run", str(path), "--delay", "geo", "--check")
+    assert (done.returncode, "has no coordinates" in done.stderr) == (125, True)
+    done = run("run", str(path), "--delay", "geo", "--missing", "none", "--check")
+    assert (done.returncode, done.stderr) == (0, "") or "emulation" in done.stderr, done.stderr
+
+
+def test_emulation_from_a_graph_is_refused_until_it_works() -> None:
+    graph = nx.Graph()
+    graph.add_node(0, Latitude=0, Longitude=0)
+    graph.add_node(1, Latitude=1, Longitude=1)
+    graph.add_edge(0, 1)
+    assert Topology.from_networkx(graph, delay="geo").emulated() == ["links[0]"]
+    assert not nsorch.Topology.from_networkx(graph).emulated()
