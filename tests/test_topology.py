@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 import nsorch
 from nsorch import Topology, TopologyError
-from nsorch.topology.routing import Edge, next_hops
+from nsorch.topology.routing import Edge, first_edges
 from nsorch.topology.units import duration, fraction, rate
 
 TOP = pathlib.Path(__file__).parent.parent
@@ -239,27 +239,47 @@ def test_routes_are_shortest(size: int, data: st.DataObject) -> None:
     edges = data.draw(st.lists(st.tuples(st.sampled_from(pairs), st.integers(1, 4)), max_size=30))
     graph = nx.MultiGraph()
     graph.add_nodes_from(range(size))
-    adjacent: dict[str, list[Edge]] = {str(node): [] for node in range(size)}
+    adjacent: list[list[Edge]] = [[] for _ in range(size)]
     for key, ((a, b), weight) in enumerate(edges):
         graph.add_edge(a, b, weight=weight)
-        adjacent[str(a)].append(Edge(str(b), key, weight))
-        adjacent[str(b)].append(Edge(str(a), key, weight))
+        adjacent[a].append(Edge(b, key, weight))
+        adjacent[b].append(Edge(a, key, weight))
     distances = dict(nx.all_pairs_dijkstra_path_length(graph))
-    found = next_hops(adjacent)
     for source in range(size):
-        assert {int(target) for target in found[str(source)]} == set(distances[source]) - {source}
-        for target, hops in found[str(source)].items():
-            shortest = {
-                (str(b if a == source else a), key)
-                for key, ((a, b), weight) in enumerate(edges)
-                if source in (a, b)
-                and int(target) in distances[b if a == source else a]
-                and weight + distances[b if a == source else a][int(target)] == distances[source][int(target)]
-            }
-            assert {(hop.node, hop.edge) for hop in hops} == shortest
+        found = first_edges(adjacent, source)
+        assert sorted(target for targets in found.values() for target in targets) == sorted(
+            set(distances[source]) - {source}
+        )
+        for bits, targets in found.items():
+            chosen = {edge.key for number, edge in enumerate(adjacent[source]) if bits >> number & 1}
+            for target in targets:
+                shortest = {
+                    edge.key
+                    for edge in adjacent[source]
+                    if edge.weight + distances[edge.to].get(target, 1e9) == distances[source][target]
+                }
+                assert chosen == shortest
 
 
 def test_transit_only_through_those_who_forward() -> None:
-    line = {"a": [Edge("b", 0)], "b": [Edge("a", 0), Edge("c", 1)], "c": [Edge("b", 1)]}
-    assert "c" not in next_hops(line, transit={"a", "c"})["a"]
-    assert "c" in next_hops(line, transit={"b"})["a"]
+    line = [[Edge(1, 0)], [Edge(0, 0), Edge(2, 1)], [Edge(1, 1)]]
+    assert first_edges(line, 0, transit={0, 2}) == {1: [1]}
+    assert first_edges(line, 0, transit={1}) == {1: [1, 2]}
+
+
+def test_metrics() -> None:
+    links = {}
+    for metric in ("weight", "hops", "delay"):
+        topology = Topology(routing="shortest-path", metric=metric)
+        topology.worker("a")
+        topology.worker("b")
+        links[metric] = (topology, topology.link(nsorch.End("a", delay="2ms"), "b", weight=7, delay="1ms"))
+    assert [topology.cost(link, "a") for topology, link in links.values()] == [7, 1, 0.003]
+    assert [topology.cost(link, "b") for topology, link in links.values()] == [7, 1, 0.001]
+    topology, _ = links["delay"]
+    assert topology.cost(topology.link("a", "b"), "a") == 1e-6
+    assert Topology.from_dict(topology.to_dict()) == topology
+    with pytest.raises(TopologyError, match="metric"):
+        Topology(metric="fun")
+    with pytest.raises(TopologyError, match='^metric: "fun" is none of'):
+        Topology.from_dict({"metric": "fun"})

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import socket
 import struct
+import sys
 from typing import TYPE_CHECKING
 
 from attrs import frozen
@@ -21,7 +22,7 @@ NLM_F_REQUEST, NLM_F_ACK, NLM_F_DUMP, NLM_F_DUMP_INTR = 1, 4, 0x300, 0x10
 _CREATE_EXCLUSIVE = 0x400 | 0x200
 RTM_NEWLINK, RTM_DELLINK, RTM_GETLINK = 16, 17, 18
 RTM_NEWADDR, RTM_DELADDR, RTM_GETADDR = 20, 21, 22
-RTM_DELNEIGH = 29
+RTM_NEWNEIGH, RTM_DELNEIGH = 28, 29
 RTM_NEWROUTE, RTM_DELROUTE, RTM_GETROUTE = 24, 25, 26
 IFF_UP = 1
 
@@ -30,7 +31,7 @@ _LINK = struct.Struct("=BxHiII")
 _ADDRESS = struct.Struct("=BBBBI")
 _ROUTE = struct.Struct("=BBBBBBBBI")
 _NEIGHBOUR = struct.Struct("=BxxxiHBB")
-_NDA_DST = 1
+_NDA_DST, _NDA_LLADDR, _NUD_PERMANENT = 1, 2, 0x80
 _NEXTHOP = struct.Struct("=HBBi")
 _ATTRIBUTE = struct.Struct("=HH")
 _U32 = struct.Struct("=I")
@@ -173,6 +174,31 @@ def address(kind: int, index: int, value: IPv4Interface | IPv6Interface) -> byte
         parts.append(attribute(_IFA_BROADCAST, value.network.broadcast_address.packed))
     body = _ADDRESS.pack(_family(value.version), length, flags, 0, index) + b"".join(parts)
     return message(kind, _CREATE_EXCLUSIVE if kind == RTM_NEWADDR else 0, body)
+
+
+def routes_to(template: bytes, version: int, destinations: bytes, sequence: int) -> bytearray:
+    """*template*, a route to a host as :func:`route` packs it, once for each of the packed *destinations*, with
+    ascending sequence numbers; the last one asks for an acknowledgement."""
+    size = 4 if version == 4 else 16
+    count = len(destinations) // size
+    length = len(template)
+    made = bytearray(template * count)
+    at = _HEADER.size + _ROUTE.size + 4  # RTA_DST comes first
+    for byte in range(size):
+        made[at + byte :: length] = destinations[byte::size]
+    numbers = struct.pack(f"={count}I", *range(sequence, sequence + count))
+    for byte in range(4):
+        made[8 + byte :: length] = numbers[byte::4]
+    last = made[-length:]
+    last[6:8] = (int.from_bytes(last[6:8], sys.byteorder) | NLM_F_ACK).to_bytes(2, sys.byteorder)
+    made[-length:] = last
+    return made
+
+
+def add_neighbour(index: int, ip: IPv4Address | IPv6Address, mac: bytes) -> bytes:
+    """Tell the kernel for good that *ip* behind interface *index* has hardware address *mac*."""
+    body = _NEIGHBOUR.pack(_family(ip.version), index, _NUD_PERMANENT, 0, 0)
+    return message(RTM_NEWNEIGH, 0x400 | 0x100, body + attribute(_NDA_DST, ip.packed) + attribute(_NDA_LLADDR, mac))
 
 
 def delete_neighbour(index: int, ip: IPv4Address | IPv6Address) -> bytes:

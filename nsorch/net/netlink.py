@@ -5,11 +5,13 @@ from __future__ import annotations
 import errno
 import os
 import struct
+from ipaddress import ip_address
 from typing import TYPE_CHECKING
 
 from attrs import frozen
 
 from nsorch.errors import NetlinkError
+from nsorch.net import messages
 from nsorch.net.messages import NLM_F_ACK, NLM_F_DUMP_INTR, NLMSG_DONE, NLMSG_ERROR, attributes
 
 if TYPE_CHECKING:
@@ -97,6 +99,31 @@ class Netlink:
         except OSError as exc:
             request = next(iter(pending.values()))
             raise self._error(request, exc.errno or errno.ETIMEDOUT, "the netlink socket failed") from exc
+        return errors
+
+    def send_routes(self, template: bytes, version: int, destinations: bytes, operation: str) -> list[NetlinkError]:
+        """Carry out the route *template* for each of the packed *destinations*; the errors, as :meth:`transact`."""
+        size = 4 if version == 4 else 16
+        first = self._sequence + 1 & 0x7FFFFFFF
+        last = self._sequence = first + len(destinations) // size - 1
+        errors = []
+
+        def request(sequence: int) -> Request:
+            at = (sequence - first) * size
+            return Request(b"", operation, str(ip_address(destinations[at : at + size])))
+
+        try:
+            self._sock.send(messages.routes_to(template, version, destinations, first))
+            over = False
+            while not over:
+                for kind, flags, sequence, body in self._receive():
+                    if kind == NLMSG_ERROR and first <= sequence <= last:
+                        number = -_SEQUENCE_SIGNED.unpack_from(body)[0]
+                        if number:
+                            errors.append(self._error(request(sequence), number, _explanation(flags, body)))
+                        over |= sequence == last
+        except OSError as exc:
+            raise self._error(request(first), exc.errno or errno.ETIMEDOUT, "the netlink socket failed") from exc
         return errors
 
     def dump(self, request: Request, kind: int) -> list[bytes]:

@@ -33,6 +33,8 @@ class EndPlan:
     :ivar mtu: bytes, or None for the kernel's 1500
     :ivar master: ifindex of the bridge that it is a port of
     :ivar ipv6: give it a link-local address; without, IPv6 stays silent on it
+    :ivar neighbours: (address, MAC) of others on the link, which need not be asked for then, and don't count against
+        the 1,024 neighbours that all network namespaces share
     """
 
     netns: Netns
@@ -43,6 +45,7 @@ class EndPlan:
     addresses: tuple[IPInterface, ...] = ()
     master: int | None = None
     ipv6: bool = False
+    neighbours: tuple[tuple[IPAddress, bytes], ...] = ()
 
 
 @frozen(kw_only=True)
@@ -70,6 +73,20 @@ class RoutePlan:
     metric: int | None = None
 
 
+@frozen
+class RouteGroup:
+    """Routes to many hosts over the same next hops: a few bytes each, where a network has half a million of them.
+
+    :ivar nexthops: several are of equal cost
+    :ivar destinations: their addresses, packed, one behind the other
+    """
+
+    version: int
+    nexthops: tuple[NextHop, ...]
+    source: IPAddress | None
+    destinations: bytes
+
+
 @frozen(kw_only=True)
 class NodePlan:
     """What a network namespace gets besides its ends of links. *name* is for errors."""
@@ -78,6 +95,7 @@ class NodePlan:
     name: str
     loopback: tuple[IPInterface, ...] = ()
     routes: tuple[RoutePlan, ...] = ()
+    groups: tuple[RouteGroup, ...] = ()
 
 
 @frozen(kw_only=True)

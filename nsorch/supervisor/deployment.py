@@ -8,15 +8,18 @@ from typing import TYPE_CHECKING
 import anyio
 
 from nsorch.errors import UnsupportedError
-from nsorch.supervisor.routes import shortest_paths
+from nsorch.supervisor.routes import ShortestPaths
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from nsorch.supervisor.network import Bridge, Link
+    from nsorch.supervisor.network import Bridge, Link, Side
     from nsorch.supervisor.supervisor import Supervisor
     from nsorch.supervisor.worker import Worker
-    from nsorch.topology import Topology
+    from nsorch.topology import LinkSpec, Topology
+
+# Links to be planned between two turns of the event loop.
+_SLICE = 10
 
 
 class Deployment:
@@ -53,17 +56,28 @@ async def deploy(supervisor: Supervisor, topology: Topology) -> Deployment:
     if emulated := topology.emulated():
         raise UnsupportedError(f"{', '.join(emulated)}: link emulation is not in this version of nsorch", stage="link")
     wiring = supervisor._wiring
-    planned: list[Link] = []
 
-    def plan() -> None:
-        weights: dict[str, float] = {}
-        for spec in topology.links:
-            link = wiring.plan_link(spec)
-            planned.append(link)
-            weights[link.name] = spec.weight
-        if topology.routing == "shortest-path":
-            loopbacks = {name: wiring.loopback_pool.take(name) for name in topology.workers}
-            wiring.set_routing(loopbacks, shortest_paths(topology, wiring.links_of, loopbacks, weights))
+    async def plan() -> None:
+        routed = topology.routing == "shortest-path"
+        specs: dict[str, LinkSpec] = {}
+        for number, spec in enumerate(topology.links):
+            link = wiring.plan_link(spec, routed=routed)
+            specs[link.name] = spec
+            if number % _SLICE == _SLICE - 1:
+                await anyio.lowlevel.checkpoint()
+        if not routed:
+            return
+        loopbacks = {name: wiring.loopback_pool.take(name) for name in topology.workers}
+
+        def cost(link: Link, side: Side) -> float:
+            assert side.worker is not None
+            return topology.cost(specs[link.name], side.worker.name) if link.name in specs else 1.0
+
+        await anyio.lowlevel.checkpoint()
+        paths = ShortestPaths(topology, wiring.links_of, loopbacks, cost)
+        for name in topology.workers:
+            await anyio.lowlevel.checkpoint()
+            wiring.set_routing(name, loopbacks[name], paths.routes_of(name))
 
     workers, bridges = await supervisor._starter.deploy(
         list(topology.workers.values()), list(topology.bridges.values()), plan

@@ -51,6 +51,7 @@ class Side:
     mtu: int | None
     addresses: tuple[IPv4Interface | IPv6Interface, ...] = ()
     segment: Segment | None = None  #: that the addresses are from
+    netns: str = ""  #: the worker whose network namespace it is in
 
     @property
     def owner(self) -> str:
@@ -111,6 +112,7 @@ class Link:
         self._wiring = wiring
         self._sides = (a, b)
         self._state = "planned"
+        self._static = False  # its ends know each other's hardware address
 
     def __repr__(self) -> str:
         return f"<Link {self.name} {self._state}>"

@@ -71,7 +71,7 @@ class Starter:
             raise
 
     async def deploy(
-        self, specs: Sequence[WorkerSpec], bridges: Sequence[BridgeSpec], plan: Callable[[], None]
+        self, specs: Sequence[WorkerSpec], bridges: Sequence[BridgeSpec], plan: Callable[[], Awaitable[None]]
     ) -> tuple[list[Worker], list[Bridge]]:
         """As :meth:`start_all`, with *bridges*, and whatever *plan* adds when all names are known."""
         wiring = self._supervisor._wiring
@@ -96,14 +96,14 @@ class Starter:
         specs: Sequence[WorkerSpec],
         errors: list[Exception],
         bridges: Sequence[Bridge] = (),
-        plan: Callable[[], None] | None = None,
+        plan: Callable[[], Awaitable[None]] | None = None,
     ) -> list[Worker]:
         """All, or none: then *errors* says why."""
         workers: list[Worker] = []
         try:
             await self._admit(specs, workers)
             if plan is not None:
-                plan()
+                await plan()
             linked = plan is not None or any(spec.links for spec in specs)
             environment = encode_environment(None)  # of all who give none
             make = partial(self._make if linked else self._make_and_execute, environment=environment)

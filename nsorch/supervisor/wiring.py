@@ -5,9 +5,10 @@ from __future__ import annotations
 import itertools
 import os
 import socket
+from functools import partial
 from ipaddress import ip_address
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import anyio
 from attrs import define, field
@@ -28,15 +29,20 @@ from nsorch.topology import BridgeSpec, Emulation, End, LinkSpec, To
 from nsorch.topology.namespaces import NamespaceSet, New, OfWorker, Shared
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
     from ipaddress import IPv4Address, IPv4Interface, IPv6Address, IPv6Interface
 
     from nsorch.core.helper import Facts
-    from nsorch.net.plan import RoutePlan
+    from nsorch.net.plan import RouteGroup
     from nsorch.supervisor.supervisor import Supervisor
     from nsorch.supervisor.worker import Worker
     from nsorch.topology import WorkerSpec
 
+T = TypeVar("T")
+U = TypeVar("U")
+
+# So many small plans between two turns of the event loop.
+_SLICE = 20
 FABRIC = 0  # as a key of network namespaces; a worker's is its order plus one
 
 
@@ -62,7 +68,9 @@ class Wiring:
         self._links: dict[str, Link] = {}
         self._of: dict[str, list[Link]] = {}  # links of each worker
         self._loopbacks: dict[str, tuple[IPv4Interface | IPv6Interface, ...]] = {}
-        self._routes: dict[str, tuple[RoutePlan, ...]] = {}
+        self._groups: dict[str, tuple[RouteGroup, ...]] = {}  # routes of routed workers
+        self._unrouted: set[str] = set()  # those that haven't got them yet
+        self._ifnames: dict[str, set[str]] = {}  # of each network namespace, by its owner
         self._pool = PointToPointPool()
         self.loopback_pool = LoopbackPool()
         self._indices = Counter(10)
@@ -220,8 +228,8 @@ class Wiring:
             end = End(worker=worker.name, name=to.name, address=to.address or None, mac=to.mac, mtu=to.mtu)
             self._add(Link(self, self._side(end, bridge._segment, bridge.mtu, where), self._port(bridge)))
 
-    def plan_link(self, spec: LinkSpec) -> Link:
-        """Plan a link between workers, or a worker and a bridge."""
+    def plan_link(self, spec: LinkSpec, *, routed: bool = False) -> Link:
+        """Plan a link between workers, or a worker and a bridge. The ends of a *routed* one know each other's MAC."""
         where = "links." + "-".join((spec.a.worker, spec.b.worker))
         for emulation in (spec.emulation, spec.a.emulation, spec.b.emulation):
             _refuse_emulation(emulation, where)
@@ -246,16 +254,16 @@ class Wiring:
         except BaseException:
             self._release(first)
             raise
-        return self._add(Link(self, first, second, spec.label))
+        link = Link(self, first, second, spec.label)
+        link._static = routed
+        return self._add(link)
 
     def _side(self, end: End, segment: Segment, mtu: int | None, where: str) -> Side:
         worker = self._supervisor._workers.get(end.worker)
         if worker is None:
             raise TopologyError(f'{where}: there is no worker or bridge "{end.worker}"')
         owner, fresh = self._owner_of_netns(worker)
-        taken = {
-            side.ifname for name in self._sharing(owner) for link in self._of.get(name, ()) for side in link._sides
-        }
+        taken = self._ifnames.setdefault(owner.name, set())
         if end.name in taken:
             raise NameInUseError(f'{where}: the worker has an interface "{end.name}" already', worker=worker.name)
         ifname = end.name or next(name for number in itertools.count() if (name := f"eth{number}") not in taken)
@@ -270,6 +278,8 @@ class Wiring:
             mtu=end.mtu if end.mtu is not None else mtu,
         )
         side.segment = segment
+        side.netns = owner.name
+        taken.add(ifname)
         try:
             given = tuple(segment.reserve(address, side.owner) for address in end.address)
             families = {address.version for address in given}
@@ -298,9 +308,6 @@ class Wiring:
                 "it has the host's network namespace, where nothing is linked to", worker=worker.name, stage="link"
             )
         return worker, False
-
-    def _sharing(self, owner: Worker) -> list[str]:
-        return [owner.name, *(name for name, worker in self._supervisor._workers.items() if _joins(worker, owner))]
 
     def _add(self, link: Link) -> Link:
         if link.name in self._links:
@@ -342,12 +349,13 @@ class Wiring:
         nodes = [worker for worker in dict.fromkeys((*workers, *touched)) if CLONE_NEWNET in worker._held]
         batch = Batch(
             bridges=tuple(_bridge_plan(bridge) for bridge in bridges),
-            links=tuple(_link_plan(link) for link in links),
-            nodes=tuple(self._node_plan(worker, links) for worker in nodes),
+            links=tuple(await self._in_slices(_link_plan, links)),
+            nodes=tuple(await self._in_slices(partial(self._node_plan, links=set(links)), nodes)),
             raise_bridges=tuple(bridge._index for bridge in bridges),
         )
         if links or bridges or any(node.routes or node.loopback for node in batch.nodes):
             await self._carry_out(batch, tuple(nodes))
+        self._unrouted.difference_update(worker.name for worker in nodes)
         for bridge in bridges:
             self.announce_bridge(bridge)
         bus = self._supervisor._bus
@@ -362,27 +370,39 @@ class Wiring:
                 await anyio.lowlevel.checkpoint()
         await self._rewrite_hosts()
 
-    def _node_plan(self, worker: Worker, links: Sequence[Link]) -> NodePlan:
+    @staticmethod
+    async def _in_slices(make: Callable[[T], U], items: Iterable[T]) -> list[U]:
+        """What *make* makes of *items*; the loop gets its turn between."""
+        made = []
+        for number, item in enumerate(items):
+            made.append(make(item))
+            if number % _SLICE == _SLICE - 1:
+                await anyio.lowlevel.checkpoint()
+        return made
+
+    def _node_plan(self, worker: Worker, links: Collection[Link]) -> NodePlan:
         routes = [
             *default_routes(worker, links, self._of.get(worker.name, ())),
             *given_routes(worker, links, self._of.get(worker.name, ())),
-            *self._routes.pop(worker.name, ()),
         ]
         return NodePlan(
             netns=_key(worker),
             name=worker.name,
             loopback=self._loopbacks.get(worker.name, ()),
             routes=tuple(routes),
+            groups=self._groups.get(worker.name, ()) if worker.name in self._unrouted else (),
         )
 
     def set_routing(
         self,
-        loopbacks: Mapping[str, tuple[IPv4Interface | IPv6Interface, ...]],
-        routes: Mapping[str, tuple[RoutePlan, ...]],
+        name: str,
+        loopbacks: tuple[IPv4Interface | IPv6Interface, ...],
+        groups: tuple[RouteGroup, ...],
     ) -> None:
-        """Loopback addresses and routes that the next :meth:`connect` of these workers sets."""
-        self._loopbacks.update(loopbacks)
-        self._routes.update(routes)
+        """Loopback addresses and routes that the next :meth:`connect` of this worker sets."""
+        self._loopbacks[name] = loopbacks
+        self._groups[name] = groups
+        self._unrouted.add(name)
 
     async def _carry_out(self, batch: Batch, workers: tuple[Worker, ...]) -> None:
         """Have the thread do it, together with what others want at the same time."""
@@ -517,21 +537,34 @@ class Wiring:
             await self.remove_links(links)
         for worker in workers:
             self._of.pop(worker.name, None)
-            self._routes.pop(worker.name, None)
+            self._groups.pop(worker.name, None)
+            self._unrouted.discard(worker.name)
+            self._ifnames.pop(worker.name, None)
             self._loopbacks.pop(worker.name, None)
 
     def _release(self, side: Side) -> None:
         if side.segment is not None:
             side.segment.release(side.owner)
             side.segment = None
+            self._ifnames.get(side.netns, set()).discard(side.ifname)
 
     async def _restore_routes(self, link: Link) -> None:
         """The kernel has dropped those through the link when it went down."""
-        for side in link._sides:
-            if side.worker is not None:
-                plan = self._node_plan(side.worker, [link])
-                if plan.routes:
-                    await self._with_handle(side, self._engine.add_routes, plan.routes)
+        for side, other in link._both():
+            if side.worker is None:
+                continue
+            plan = self._node_plan(side.worker, [link])
+            if plan.routes:
+                await self._with_handle(side, self._engine.add_routes, plan.routes)
+            if neighbours := _neighbours(link, other):
+                await self._with_handle(side, self._engine.add_neighbours, side.ifname, neighbours)
+            through = [
+                group
+                for group in self._groups.get(side.worker.name, ())
+                if any(hop.dev == side.ifname for hop in group.nexthops)
+            ]
+            if through:
+                await self._with_handle(side, self._engine.add_groups, through)
 
     async def _with_handle(self, side: Side, func: Any, *args: Any, **options: Any) -> None:
         """Call *func* with where *side* is: a handle of the worker's network namespace, or None for the fabric."""
@@ -547,46 +580,39 @@ class Wiring:
 
     async def _rewrite_hosts(self) -> None:
         if self._hosts.writable:
-            await self._in_thread(self._hosts.write, self._host_entries(self._supervisor._workers))
+            entries = await self._in_slices(self._host_entry, list(self._supervisor._workers))
+            await self._in_thread(self._hosts.write, [entry for entry in entries if entry is not None])
 
     def addresses_by_name(self, name: str) -> list[IPv4Address | IPv6Address]:
         """What the hosts file says of *name*: of a worker, or ``worker.segment``; none if it doesn't know it."""
         worker, _, segment = name.partition(".")
         if worker not in self._supervisor._workers:
             return []
-        for entry in self._host_entries([worker]):
-            found = entry.segments.get(segment, ())
-            if not segment:
-                found = (*entry.loopback, *(text for texts in entry.segments.values() for text in texts))
-            return [ip_address(text) for text in found]
-        return []
+        entry = self._host_entry(worker)
+        if entry is None:
+            return []
+        found = entry.segments.get(segment, ())
+        if not segment:
+            found = (*entry.loopback, *(text for texts in entry.segments.values() for text in texts))
+        return [ip_address(text) for text in found]
 
-    def _host_entries(self, names: Iterable[str]) -> list[HostsEntry]:
-        """Of each worker that has addresses."""
-        entries = []
-        for name in names:
-            by_segment: dict[str, tuple[str, ...]] = {}
-            for link in self._of.get(name, ()):
-                for side, other in link._both():
-                    if side.worker is not None and side.worker.name == name and link._state != "planned":
-                        segment = other.bridge.name if other.bridge is not None else other.worker.name  # type: ignore[union-attr]
-                        addresses = tuple(str(address.ip) for address in side.addresses)
-                        by_segment[segment] = (*by_segment.get(segment, ()), *addresses)
-            loopback = tuple(str(address.ip) for address in self._loopbacks.get(name, ()))
-            if by_segment or loopback:
-                entries.append(HostsEntry(name=name, loopback=loopback, segments=by_segment))
-        return entries
+    def _host_entry(self, name: str) -> HostsEntry | None:
+        """Of a worker that has addresses."""
+        by_segment: dict[str, tuple[str, ...]] = {}
+        for link in self._of.get(name, ()):
+            for side, other in link._both():
+                if side.worker is not None and side.worker.name == name and link._state != "planned":
+                    segment = other.bridge.name if other.bridge is not None else other.worker.name  # type: ignore[union-attr]
+                    addresses = tuple(str(address.ip) for address in side.addresses)
+                    by_segment[segment] = (*by_segment.get(segment, ()), *addresses)
+        loopback = tuple(str(address.ip) for address in self._loopbacks.get(name, ()))
+        if not by_segment and not loopback:
+            return None
+        return HostsEntry(name=name, loopback=loopback, segments=by_segment)
 
 
 def _key(worker: Worker) -> int:
     return worker.order + 1
-
-
-def _joins(worker: Worker, owner: Worker) -> bool:
-    if worker.spec.namespaces is None:
-        return False
-    source = NamespaceSet.parse(worker.spec.namespaces, passive=worker.spec.command is None).net
-    return isinstance(source, OfWorker) and source.name == owner.name
 
 
 def _addresses_in(link: Link, worker: Worker) -> Iterable[IPv4Interface | IPv6Interface]:
@@ -615,11 +641,18 @@ def _bridge_plan(bridge: Bridge) -> BridgePlan:
 
 
 def _link_plan(link: Link) -> LinkPlan:
-    a, b = (_end_plan(side) for side in link._sides)
+    a, b = (_end_plan(side, _neighbours(link, other)) for side, other in link._both())
     return LinkPlan(name=link.name, a=a, b=b)
 
 
-def _end_plan(side: Side) -> EndPlan:
+def _neighbours(link: Link, side: Side) -> tuple[tuple[IPv4Address | IPv6Address, bytes], ...]:
+    """What the other end of a routed *link* is to know of *side*."""
+    if not link._static or side.mac is None:
+        return ()
+    return tuple((address.ip, side.mac) for address in side.addresses)
+
+
+def _end_plan(side: Side, neighbours: tuple[tuple[IPv4Address | IPv6Address, bytes], ...]) -> EndPlan:
     return EndPlan(
         netns=FABRIC if side.worker is None else _key(side.worker),
         ifname=side.ifname,
@@ -629,4 +662,5 @@ def _end_plan(side: Side) -> EndPlan:
         addresses=side.addresses,
         master=None if side.bridge is None else side.bridge._index,
         ipv6=any(address.version == 6 for address in side.addresses),
+        neighbours=neighbours,
     )

@@ -129,7 +129,7 @@ def dump(topology: Topology, path: str | os.PathLike[str]) -> None:
 
 def to_toml(data: dict[str, Any]) -> str:
     """The small part of TOML that a topology needs: tables of tables, and a list of tables."""
-    lines = [f"{key} = {_toml(value)}" for key, value in data.items() if key in ("name", "routing")]
+    lines = [f"{key} = {_toml(value)}" for key, value in data.items() if key in ("name", "routing", "metric")]
     for section in ("bridges", "workers"):
         for name, table in data.get(section, {}).items():
             lines += ["", f"[{section}.{name}]", *(f"{_key(key)} = {_toml(value)}" for key, value in table.items())]

@@ -17,6 +17,9 @@ if TYPE_CHECKING:
     from ipaddress import IPv4Interface, IPv4Network, IPv6Interface, IPv6Network
 
 ROUTING = ("none", "shortest-path")
+METRICS = ("weight", "hops", "delay")
+# Of a link without delay, for the routing: among such links the hops decide.
+_NO_DELAY = 1e-6
 
 
 class Topology:
@@ -24,11 +27,16 @@ class Topology:
 
     :param name: for people
     :param routing: ``"shortest-path"`` gives each worker loopback addresses and routes to those of all others
+    :param metric: what the shortest path is short of: the links' ``"weight"``, ``"hops"``, or ``"delay"`` (that of the
+        link and of the end it is sent by; 1 µs where there is none)
     """
 
-    def __init__(self, name: str | None = None, *, routing: str = "none") -> None:
+    def __init__(self, name: str | None = None, *, routing: str = "none", metric: str = "weight") -> None:
         if routing not in ROUTING:
             raise TopologyError(f'routing: "{routing}" is none of {", ".join(ROUTING)}')
+        if metric not in METRICS:
+            raise TopologyError(f'metric: "{metric}" is none of {", ".join(METRICS)}')
+        self.metric = metric
         self.name = name
         self.routing = routing
         self.notes: tuple[str, ...] = ()  #: what an importer had to leave out
@@ -198,6 +206,15 @@ class Topology:
             if link.emulation.active or link.a.emulation.active or link.b.emulation.active:
                 paths.append(f"links[{number}]")
         return paths
+
+    def cost(self, link: LinkSpec, sender: str) -> float:
+        """What the routing counts for *link*, in the direction that worker *sender* sends in."""
+        if self.metric == "hops":
+            return 1.0
+        if self.metric == "weight":
+            return link.weight
+        end = link.a if link.a.worker == sender else link.b
+        return (link.delay or 0.0) + (end.delay or 0.0) or _NO_DELAY
 
     # -- checking
 

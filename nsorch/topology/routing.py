@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from attrs import frozen
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Iterable, Sequence
     from collections.abc import Set as AbstractSet
 
 # Sums of the same weights in another order may differ in their last bits.
@@ -17,41 +17,28 @@ _EQUAL = 1e-9
 
 
 @frozen
-class Hop:
-    """To neighbour *node*, over *edge*: the caller's own key of a link or a bridge."""
-
-    node: str
-    edge: int | str
-
-
-@frozen
 class Edge:
-    """A way from one node to a neighbour, at a cost above 0."""
+    """A way from one node to a neighbour, by number, at a cost above 0. *key* is the caller's."""
 
-    to: str
-    key: int | str
+    to: int
+    key: object
     weight: float = 1.0
 
 
-def next_hops(
-    graph: Mapping[str, Sequence[Edge]], *, transit: AbstractSet[str] | None = None
-) -> dict[str, dict[str, tuple[Hop, ...]]]:
-    """The first hops of all shortest paths: ``result[source][target]``, in a fixed order; unreachable ones are absent.
+def first_edges(
+    graph: Sequence[Sequence[Edge]], source: int, *, transit: AbstractSet[int] | None = None
+) -> dict[int, list[int]]:
+    """Where all shortest paths from *source* begin, by Dijkstra's algorithm.
 
-    :param graph: the neighbours of each node
+    :param graph: the edges of each node, by its number
     :param transit: nodes that forward for others; all if None
+    :return: lists of targets, by the set of edges of *source* that their shortest paths begin with: bit *i* stands for
+        ``graph[source][i]``. What can't be reached is absent
     """
-    return {source: _from(source, graph, transit) for source in graph}
-
-
-def _from(
-    source: str, graph: Mapping[str, Sequence[Edge]], transit: AbstractSet[str] | None
-) -> dict[str, tuple[Hop, ...]]:
-    """Dijkstra's algorithm, with the set of first hops carried along."""
-    best = {source: 0.0}
-    first: dict[str, dict[Hop, None]] = {source: {}}
+    best: dict[int, float] = {source: 0.0}
+    first: dict[int, int] = {source: 0}
+    done: set[int] = set()
     queue = [(0.0, source)]
-    done = set()
     while queue:
         distance, node = heapq.heappop(queue)
         if node in done:
@@ -59,20 +46,26 @@ def _from(
         done.add(node)
         if node != source and transit is not None and node not in transit:
             continue
-        for edge in graph[node]:
-            if edge.to in done:
+        edges = first[node]
+        for number, edge in enumerate(graph[node]):
+            target = edge.to
+            if target in done:
                 continue
-            hops = {Hop(edge.to, edge.key): None} if node == source else first[node]
+            if node == source:
+                edges = 1 << number
             reached = distance + edge.weight
-            known = best.get(edge.to)
+            known = best.get(target)
             if known is None or reached < known - _EQUAL * known:
-                best[edge.to] = reached
-                first[edge.to] = dict(hops)
-                heapq.heappush(queue, (reached, edge.to))
+                best[target] = reached
+                first[target] = edges
+                heapq.heappush(queue, (reached, target))
             elif reached <= known + _EQUAL * known:
-                first[edge.to].update(hops)
+                first[target] |= edges
     del first[source]
-    return {target: tuple(hops) for target, hops in first.items()}
+    groups: dict[int, list[int]] = {}
+    for target, edges in first.items():
+        groups.setdefault(edges, []).append(target)
+    return groups
 
 
 def connected(nodes: Iterable[str], pairs: Iterable[tuple[str, str]]) -> list[set[str]]:

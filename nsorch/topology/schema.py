@@ -6,7 +6,7 @@ import json
 import os
 from typing import Any
 
-from nsorch.topology.model import ROUTING
+from nsorch.topology.model import METRICS, ROUTING
 from nsorch.topology.namespaces import KINDS
 from nsorch.topology.structure import DEFAULT_KEYS, KEYS, MOST_COPIES
 
@@ -64,6 +64,7 @@ _VALUES: dict[str, dict[str, Any]] = {
     "topology": {
         "name": _TEXT,
         "routing": {"enum": list(ROUTING)},
+        "metric": {"enum": list(METRICS), "default": "weight", "description": "what shortest paths are short of"},
         "defaults": {"$ref": "#/$defs/defaults"},
         "bridges": {
             "type": "object",

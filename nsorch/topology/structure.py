@@ -33,7 +33,7 @@ _END_KEYS = ("name", "address", "mac", "mtu", *EMULATION_KEYS)
 _TO_KEYS = ("to", *_END_KEYS)
 _BRIDGE_KEYS = ("subnet", "gateway", "mtu", "label")
 _LINK_KEYS = ("ends", "subnet", "mtu", "weight", "label", *EMULATION_KEYS)
-_TOP_KEYS = ("name", "routing", "defaults", "bridges", "workers", "links")
+_TOP_KEYS = ("name", "routing", "metric", "defaults", "bridges", "workers", "links")
 MOST_COPIES = 100_000
 _ROUTE_KEYS = ("to", "via", "dev")
 _READY_KEYS = ("tcp", "exec", "host", "timeout", "interval")
@@ -126,7 +126,10 @@ class _Reader:
         if name is not None and not isinstance(name, str):
             self.refuse("name", f"{_shown(name)} is not a string")
             name = None
-        topology = self.build("routing", lambda: Topology(name, routing=top.get("routing", "none"))) or Topology(name)
+        options: dict[str, Any] = {key: top[key] for key in ("routing", "metric") if key in top}
+        for key, value in options.items():
+            self.build(key, lambda key=key, value=value: Topology(**{key: value}))  # type: ignore[misc]
+        topology = Topology(name) if self.problems else Topology(name, **options)
         defaults = self.table(top.get("defaults", {}), "defaults", DEFAULT_KEYS)
         self.defaults = {
             part: self.table(defaults.get(part, {}), f"defaults.{part}", keys) for part, keys in DEFAULT_KEYS.items()
@@ -334,6 +337,8 @@ def to_dict(topology: Topology) -> dict[str, Any]:
         data["name"] = topology.name
     if topology.routing != "none":
         data["routing"] = topology.routing
+    if topology.metric != "weight":
+        data["metric"] = topology.metric
     if topology.bridges:
         data["bridges"] = {name: _bridge(spec) for name, spec in topology.bridges.items()}
     if topology.workers:
