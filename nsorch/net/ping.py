@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import collections
+import math
 import os
 import select
 import socket
 import struct
 import time
+from array import array
+from collections.abc import Mapping, Sequence
 from ipaddress import IPv4Address, IPv6Address, ip_address
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, overload
 
 import anyio
-from attrs import define, frozen
+from attrs import frozen
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Awaitable, Callable, Iterator
 
 _ECHO = struct.Struct("!BBHHH")
 _REQUEST_4, _REPLY_4, _REQUEST_6, _REPLY_6 = 8, 0, 128, 129
@@ -45,6 +48,124 @@ class ProbeResult:
     error: str = ""
 
 
+class Probes(Sequence[Probe]):
+    """Half a million of them, without an object for each: the garbage collector would stop the loop for long."""
+
+    def __init__(self) -> None:
+        self._names: list[str] = []
+        self._numbers: dict[str, int] = {}
+        self._sources = array("I")
+        self._targets = array("I")
+        self._addresses: list[IPv4Address | IPv6Address] = []
+
+    def add(self, source: str, target: str, address: IPv4Address | IPv6Address) -> None:
+        """*address* is best one object for all probes to it."""
+        self._sources.append(self._number(source))
+        self._targets.append(self._number(target))
+        self._addresses.append(address)
+
+    def _number(self, name: str) -> int:
+        number = self._numbers.get(name)
+        if number is None:
+            number = self._numbers[name] = len(self._names)
+            self._names.append(name)
+        return number
+
+    def part(self, start: int, end: int) -> Probes:
+        part = Probes()
+        part._names, part._numbers = self._names, self._numbers
+        part._sources, part._targets = self._sources[start:end], self._targets[start:end]
+        part._addresses = self._addresses[start:end]
+        return part
+
+    def pair(self, number: int) -> tuple[str, str]:
+        return self._names[self._sources[number]], self._names[self._targets[number]]
+
+    def key(self, number: int) -> int:
+        """A number for the pair."""
+        return self._sources[number] << 32 | self._targets[number]
+
+    def find(self, pair: tuple[str, str]) -> int:
+        """The :meth:`key` of *pair*.
+
+        :raises KeyError: there is no such worker
+        """
+        return self._numbers[pair[0]] << 32 | self._numbers[pair[1]]
+
+    def __len__(self) -> int:
+        return len(self._sources)
+
+    @overload
+    def __getitem__(self, index: int) -> Probe: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> list[Probe]: ...
+
+    def __getitem__(self, index: int | slice) -> Probe | list[Probe]:
+        if isinstance(index, slice):
+            return [self[number] for number in range(*index.indices(len(self)))]
+        return Probe(*self.pair(index), self._addresses[index])
+
+
+class Outcome:
+    """What became of each probe: seconds, NaN for none, and why.
+
+    :ivar errors: by the number of the probe
+    """
+
+    def __init__(self, count: int = 0) -> None:
+        self.rtts = array("d", [math.nan]) * count
+        self.errors: dict[int, str] = {}
+
+    def extend(self, other: Outcome) -> None:
+        self.errors.update({number + len(self.rtts): error for number, error in other.errors.items()})
+        self.rtts.extend(other.rtts)
+
+    def result(self, probe: Probe, number: int) -> ProbeResult:
+        rtt = self.rtts[number]
+        return ProbeResult(
+            source=probe.source,
+            target=probe.target,
+            address=probe.address,
+            rtt=None if math.isnan(rtt) else rtt,
+            error=self.errors.get(number, ""),
+        )
+
+
+class Results(Mapping[tuple[str, str], ProbeResult]):
+    """By (source, target); each is made when it is looked at."""
+
+    def __init__(self, probes: Probes, outcome: Outcome) -> None:
+        self._probes = probes
+        self._outcome = outcome
+        self._numbers: dict[int, int] = {}
+
+    async def number(self, pause: Callable[[], Awaitable[None]]) -> None:
+        for number in range(len(self._probes)):
+            self._numbers[self._probes.key(number)] = number
+            if number % 1000 == 999:
+                await pause()
+
+    @property
+    def failed(self) -> list[ProbeResult]:
+        return [self._result(number) for number in sorted(self._outcome.errors)]
+
+    def _result(self, number: int) -> ProbeResult:
+        return self._outcome.result(self._probes[number], number)
+
+    def __getitem__(self, pair: tuple[str, str]) -> ProbeResult:
+        number = self._numbers.get(self._probes.find(pair))
+        if number is None:
+            raise KeyError(pair)
+        return self._result(number)
+
+    def __iter__(self) -> Iterator[tuple[str, str]]:
+        return (self._probes.pair(number) for number in self._numbers.values())
+
+    def __len__(self) -> int:
+        return len(self._numbers)
+
+
 @frozen
 class Reachability:
     """Who reaches whom: the result of each (source, target)."""
@@ -58,6 +179,8 @@ class Reachability:
 
     @property
     def failed(self) -> list[ProbeResult]:
+        if isinstance(self.pairs, Results):
+            return self.pairs.failed
         return [result for result in self.pairs.values() if result.rtt is None]
 
     @property
@@ -82,15 +205,6 @@ class Reachability:
         }
 
 
-@define(eq=False)
-class _Pending:
-    index: int
-    probe: Probe
-    attempt: int
-    sent: float
-    deadline: float
-
-
 class _Source:
     """One raw socket and the probes that it waits for, by sequence number."""
 
@@ -99,7 +213,7 @@ class _Source:
         self.ipv6 = sock.family == socket.AF_INET6
         self.identifier = int.from_bytes(os.urandom(2))
         self.sequence = 0
-        self.waiting: dict[int, _Pending] = {}
+        self.waiting: dict[int, int] = {}  # sequence number to number of the probe
         # Only echo replies: a raw socket would get a copy of every other ICMP message.
         if self.ipv6:
             mask = bytearray(b"\xff" * 32)
@@ -111,7 +225,7 @@ class _Source:
             sock.setsockopt(_SOL_RAW, _ICMP_FILTER, struct.pack("=I", ~(1 << _REPLY_4) & 0xFFFFFFFF))
 
     def send(self, address: IPv4Address | IPv6Address) -> int:
-        self.sequence = self.sequence + 1 & 0xFFFF
+        self.sequence = self.sequence % 0xFFFF + 1
         kind = _REQUEST_6 if self.ipv6 else _REQUEST_4
         packet = _ECHO.pack(kind, 0, 0, self.identifier, self.sequence) + _PAYLOAD
         if not self.ipv6:  # the kernel does it for ICMPv6 (RFC 3542)
@@ -141,27 +255,29 @@ async def ping_pairs(
     timeout: float = 1.0,
     attempts: int = 3,
     window: int = 256,
-) -> list[ProbeResult]:
+) -> Outcome:
     """Send an echo request for each of *probes*, and again where none answers.
 
     :param sockets: raw, non-blocking ICMP or ICMPv6 sockets by (source, address family); they stay their owner's
     :param timeout: seconds to wait for the answer to one attempt
     :param window: how many are under way at a time
-    :return: a result for each probe, in the same order. Cancelled, nothing goes on
+    :return: of each probe, by its number. Cancelled, nothing goes on
     """
     with select.epoll() as poll:
-        engine = _Engine(sockets, poll, timeout, attempts, len(probes))
-        return await engine.run(probes, window)
+        return await _Engine(sockets, poll, timeout, attempts, probes).run(window)
 
 
 class _Engine:
+    """Numbers in arrays, and no object that outlives a turn: the garbage collector would have to look at tens of
+    thousands again and again, while the loop stands still."""
+
     def __init__(
         self,
         sockets: Mapping[tuple[str, int], socket.socket],
         poll: select.epoll,
         timeout: float,
         attempts: int,
-        count: int,
+        probes: Sequence[Probe],
     ) -> None:
         self._sources = {key: _Source(sock) for key, sock in sockets.items()}
         self._by_fd = {source.sock.fileno(): source for source in self._sources.values()}
@@ -170,42 +286,58 @@ class _Engine:
             poll.register(fd, select.EPOLLIN)
         self._timeout = timeout
         self._attempts = attempts
-        self._results: list[ProbeResult | None] = [None] * count
+        self._probes = probes
+        self._outcome = Outcome(len(probes))
         self._under_way = 0
+        # Of each probe its latest attempt; the sequence number is 0 when it is over.
+        self._tried = array("H", bytes(2 * len(probes)))
+        self._sequences = array("I", bytes(4 * len(probes)))
+        self._sent = array("d", bytes(8 * len(probes)))
         # In the order of their deadlines, because every attempt has the same time.
-        self._timers: collections.deque[tuple[_Source, int, _Pending]] = collections.deque()
+        self._timers: collections.deque[int] = collections.deque()
+        self._retries: collections.deque[int] = collections.deque()
 
-    async def run(self, probes: Sequence[Probe], window: int) -> list[ProbeResult]:
-        todo = collections.deque((index, probe, 1) for index, probe in enumerate(probes))
-        retries = self._retries = collections.deque[tuple[int, Probe, int]]()
-        while todo or retries or self._under_way:
+    async def run(self, window: int) -> Outcome:
+        fresh, count = 0, len(self._probes)
+        while fresh < count or self._retries or self._under_way:
             end = time.monotonic() + _SLICE
-            while (todo or retries) and self._under_way < window and time.monotonic() < end:
-                self._ask(*(retries or todo).popleft())
+            while (fresh < count or self._retries) and self._under_way < window and time.monotonic() < end:
+                if self._retries:
+                    self._ask(self._retries.popleft())
+                else:
+                    self._ask(fresh)
+                    fresh += 1
             while time.monotonic() < end + _SLICE and (ready := self._poll.poll(0, 64)):
                 for fd, _ in ready:
                     self._hear(self._by_fd[fd])
             self._expire()
-            if (todo or retries) and self._under_way < window:
+            if (fresh < count or self._retries) and self._under_way < window:
                 await anyio.lowlevel.checkpoint()
             elif self._timers:
-                with anyio.move_on_after(max(0.0, self._timers[0][2].deadline - time.monotonic())):
+                with anyio.move_on_after(max(0.0, self._deadline(self._timers[0]) - time.perf_counter())):
                     await anyio.wait_readable(self._poll.fileno())
         await anyio.lowlevel.checkpoint()
-        return [result for result in self._results if result is not None]
+        return self._outcome
 
-    def _ask(self, index: int, probe: Probe, attempt: int) -> None:
-        family = socket.AF_INET if probe.address.version == 4 else socket.AF_INET6
-        source = self._sources[probe.source, family]
-        now = time.monotonic()
-        pending = _Pending(index, probe, attempt, time.perf_counter(), now + self._timeout)
+    def _deadline(self, number: int) -> float:
+        return self._sent[number] + self._timeout
+
+    def _source(self, probe: Probe) -> _Source:
+        return self._sources[probe.source, socket.AF_INET if probe.address.version == 4 else socket.AF_INET6]
+
+    def _ask(self, number: int) -> None:
+        probe = self._probes[number]
+        source = self._source(probe)
+        self._tried[number] += 1
+        self._sent[number] = time.perf_counter()
         try:
             sequence = source.send(probe.address)
         except OSError as exc:
-            self._finish(pending, None, exc.strerror or str(exc))
+            self._outcome.errors[number] = exc.strerror or str(exc)
             return
-        source.waiting[sequence] = pending
-        self._timers.append((source, sequence, pending))
+        source.waiting[sequence] = number
+        self._sequences[number] = sequence
+        self._timers.append(number)
         self._under_way += 1
 
     def _hear(self, source: _Source) -> None:
@@ -214,34 +346,29 @@ class _Engine:
             if reply is None:
                 return
             sequence, address = reply
-            pending = source.waiting.get(sequence)
-            if pending is not None and ip_address(address.partition("%")[0]) == pending.probe.address:
-                del source.waiting[sequence]
-                self._under_way -= 1
-                self._finish(pending, time.perf_counter() - pending.sent, "")
+            number = source.waiting.get(sequence)
+            if number is not None and ip_address(address.partition("%")[0]) == self._probes[number].address:
+                self._outcome.rtts[number] = time.perf_counter() - self._sent[number]
+                self._finish(source, number)
+
+    def _finish(self, source: _Source, number: int) -> None:
+        del source.waiting[self._sequences[number]]
+        self._sequences[number] = 0
+        self._under_way -= 1
 
     def _expire(self) -> None:
-        now = time.monotonic()
+        now = time.perf_counter()
         while self._timers:
-            source, sequence, pending = self._timers[0]
-            if source.waiting.get(sequence) is not pending:
-                self._timers.popleft()
-                continue
-            if pending.deadline > now:
-                return
+            number = self._timers[0]
+            if self._sequences[number]:
+                if self._deadline(number) > now:
+                    return
+                self._finish(self._source(self._probes[number]), number)
+                if self._tried[number] < self._attempts:
+                    self._retries.append(number)
+                else:
+                    self._outcome.errors[number] = f"no answer to {self._tried[number]} requests"
             self._timers.popleft()
-            del source.waiting[sequence]
-            self._under_way -= 1
-            if pending.attempt < self._attempts:
-                self._retries.append((pending.index, pending.probe, pending.attempt + 1))
-            else:
-                self._finish(pending, None, f"no answer to {pending.attempt} requests")
-
-    def _finish(self, pending: _Pending, rtt: float | None, error: str) -> None:
-        probe = pending.probe
-        self._results[pending.index] = ProbeResult(
-            source=probe.source, target=probe.target, address=probe.address, rtt=rtt, error=error
-        )
 
 
 def _checksum(data: bytes) -> int:

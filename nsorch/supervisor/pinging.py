@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING
 import anyio
 
 from nsorch.errors import UnsupportedError
-from nsorch.net.ping import Probe, Reachability, ping_pairs
+from nsorch.net.ping import Outcome, Probes, Reachability, Results, ping_pairs
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import AsyncIterator, Iterable
     from ipaddress import IPv4Address, IPv6Address
 
     from nsorch.supervisor.supervisor import Supervisor
@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 _OPENING = 32
 _NEIGHBOURS = 400
+# So many small steps between two turns of the event loop.
+_SLICE = 50
 
 
 async def ping_all(
@@ -29,29 +31,38 @@ async def ping_all(
     attempts: int,
 ) -> Reachability:
     supervisor._check_running()
-    probes = []
+    probes = Probes()
     if pairs is None:
         reachable = [worker for worker in supervisor.workers.values() if worker.addresses]
-        chosen = [(source, target) for source in reachable for target in reachable if source is not target]
-    else:
-        chosen = [(supervisor._worker(source), supervisor._worker(target)) for source, target in pairs]
-    for number, (source, target) in enumerate(chosen):
-        probes.append(Probe(source.name, target.name, _address(supervisor, source, target)))
-        if number % 100 == 99:
+        pairs = ((source, target) for source in reachable for target in reachable if source is not target)
+    own: dict[str, IPv4Address | IPv6Address] = {}  # of those whose address is one for all
+    for number, (first, second) in enumerate(pairs):
+        source, target = supervisor._worker(first), supervisor._worker(second)
+        address = own.get(target.name)
+        if address is None:
+            address = _address(supervisor, source, target)
+            if supervisor._wiring.is_routed(target):
+                own[target.name] = address
+        probes.add(source.name, target.name, address)
+        if number % _SLICE == _SLICE - 1:
             await anyio.lowlevel.checkpoint()
     sockets: dict[tuple[str, int], socket.socket] = {}
+    outcome = Outcome()
     try:
         await _open_sockets(supervisor, probes, sockets)
-        results = []
-        chunks = list(_chunks(supervisor, probes))
-        for chunk, known in chunks:
-            results += await ping_pairs(sockets, chunk, timeout=timeout, attempts=attempts)
-            if len(chunks) > 1:
+        async for chunk, known in _chunks(supervisor, probes):
+            outcome.extend(await ping_pairs(sockets, chunk, timeout=timeout, attempts=attempts))
+            if len(chunk) < len(probes):
                 await supervisor._wiring.forget_neighbours(known)
     finally:
-        for sock in sockets.values():
+        for number, sock in enumerate(sockets.values()):
             sock.close()
-    return Reachability({(result.source, result.target): result for result in results})
+            if number % _SLICE == _SLICE - 1:
+                with anyio.CancelScope(shield=True):
+                    await anyio.lowlevel.checkpoint()
+    results = Results(probes, outcome)
+    await results.number(anyio.lowlevel.checkpoint)
+    return Reachability(results)
 
 
 def _address(supervisor: Supervisor, source: Worker, target: Worker) -> IPv4Address | IPv6Address:
@@ -70,17 +81,20 @@ def _address(supervisor: Supervisor, source: Worker, target: Worker) -> IPv4Addr
 Neighbours = dict["Worker", list[tuple[int, "IPv4Address | IPv6Address"]]]
 
 
-def _chunks(supervisor: Supervisor, probes: Sequence[Probe]) -> Iterator[tuple[list[Probe], Neighbours]]:
+async def _chunks(supervisor: Supervisor, probes: Probes) -> AsyncIterator[tuple[Probes, Neighbours]]:
     """Parts of *probes* that fill the neighbour tables by so much, and what they fill it with.
 
     The kernel holds ``gc_thresh3`` neighbours of all network namespaces together, 1,024 by default, and drops none
     that is younger than 5 s; a pair on a bridge needs one at either end.
     """
-    chunk: list[Probe] = []
+    if not supervisor.bridges:
+        yield probes, {}
+        return
     known: Neighbours = {}
-    count = 0
-    for probe in probes:
-        chunk.append(probe)
+    start = count = 0
+    for number, probe in enumerate(probes):
+        if number % _SLICE == _SLICE - 1:
+            await anyio.lowlevel.checkpoint()
         source, target = supervisor.workers[probe.source], supervisor.workers[probe.target]
         index = supervisor._wiring.neighbour_of(source, probe.address)
         if index is not None:
@@ -91,16 +105,19 @@ def _chunks(supervisor: Supervisor, probes: Sequence[Probe]) -> Iterator[tuple[l
                     known.setdefault(target, []).append((back, address.ip))
             count += 1
             if count == _NEIGHBOURS:
-                yield chunk, known
-                chunk, known, count = [], {}, 0
-    if chunk:
-        yield chunk, known
+                yield probes.part(start, number + 1), known
+                start, known, count = number + 1, {}, 0
+    if start < len(probes):
+        yield probes.part(start, len(probes)), known
 
 
-async def _open_sockets(
-    supervisor: Supervisor, probes: Iterable[Probe], sockets: dict[tuple[str, int], socket.socket]
-) -> None:
-    wanted = iter(dict.fromkeys((probe.source, probe.address.version) for probe in probes))
+async def _open_sockets(supervisor: Supervisor, probes: Probes, sockets: dict[tuple[str, int], socket.socket]) -> None:
+    found: dict[tuple[str, int], None] = {}
+    for number, probe in enumerate(probes):
+        found[probe.source, probe.address.version] = None
+        if number % 1000 == 999:
+            await anyio.lowlevel.checkpoint()
+    wanted = iter(found)
     failures: list[Exception] = []
 
     async def work() -> None:

@@ -42,7 +42,7 @@ T = TypeVar("T")
 U = TypeVar("U")
 
 # So many small plans between two turns of the event loop.
-_SLICE = 20
+_SLICE = 8
 FABRIC = 0  # as a key of network namespaces; a worker's is its order plus one
 
 
@@ -366,7 +366,7 @@ class Wiring:
                 side.worker._interfaces[interface.name] = interface
             bus.publish(events.LinkCreated(link=link.name, ends=link.ends))
             bus.publish(events.LinkUp(link=link.name, ends=link.ends))
-            if number % 50 == 49:
+            if number % _SLICE == _SLICE - 1:
                 await anyio.lowlevel.checkpoint()
         await self._rewrite_hosts()
 
