@@ -23,7 +23,7 @@ def check_result(reachability: Reachability, components: Sequence[set[str]]) -> 
     }
 
 
-def print_check(topology: Topology, reachability: Reachability, components: Sequence[set[str]]) -> None:
+def print_check(topology: Topology, reachability: Reachability, components: Sequence[set[str]], summary: str) -> None:
     """A matrix of round trip times in ms for a small topology, the summary and the failures for a large one."""
     from rich.console import Console
     from rich.table import Table
@@ -41,14 +41,17 @@ def print_check(topology: Topology, reachability: Reachability, components: Sequ
         for source in names:
             table.add_row(source, *(_cell(reachability, source, target) for target in names))
         console.print(table)
-    for result in reachability.failed[:_SHOWN]:
+    failures = reachability.failed
+    for result in failures[:_SHOWN]:
         console.print(f"[red]{result.source} → {result.target}[/] ({result.address}): {result.error}")
-    if len(reachability.failed) > _SHOWN:
-        console.print(f"… and {len(reachability.failed) - _SHOWN} more")
+    if len(failures) > _SHOWN:
+        console.print(f"… and {len(failures) - _SHOWN} more")
     if len(components) > 1:
         console.print(f"{len(components)} parts that no link connects, separate by design")
-    answered = len(reachability.pairs) - len(reachability.failed)
-    colour = "green" if reachability.ok else "red"
+    failed = len(failures)
+    answered = len(reachability.pairs) - failed
+    colour = "red" if failed else "green"
+    console.print(summary, markup=False)
     console.print(f"[{colour}]{answered} of {len(reachability.pairs)} pairs answered[/]")
 
 

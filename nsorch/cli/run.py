@@ -2,24 +2,29 @@
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import json
 import os
 import shutil
 import signal
 import sys
+import time
 from typing import TYPE_CHECKING
 
 import anyio
 import click
 from attrs import frozen
 
-from nsorch import NsorchError, Supervisor
+from nsorch import NsorchError, State, Supervisor
+from nsorch.cli.progress import progress
 from nsorch.cli.report import check_result, print_check
 
 if TYPE_CHECKING:
     from nsorch import Event, Topology
 
+# Up to so many pairs each is asked from both sides.
+_BOTH_WAYS = 50_000
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
@@ -79,19 +84,27 @@ async def _await_signal(body: anyio.CancelScope, *, task_status: anyio.abc.TaskS
 
 
 async def _use(sup: Supervisor, topology: Topology, options: Options) -> int:
-    await sup.deploy(topology)
+    begin = time.monotonic()
+    async with progress("bringing up", len(topology.workers) + len(topology.links), lambda: _count_up(sup)):
+        await sup.deploy(topology)
+    count = f"{len(topology.workers)} workers, {len(topology.bridges)} bridges, {len(sup.links)} links"
+    summary = f"{topology.name or 'the lab'}: {count}, up in {time.monotonic() - begin:.1f} s"
     if options.check:
-        return await _check(sup, topology, options)
+        return await _check(sup, topology, options, summary)
     if not sup.rootless:
         await _pin(sup)
     if options.worker is not None:
         return await _run_inside(sup, options.worker, options.command)
     if options.command:
         return await _run_outside(options.command)
-    count = f"{len(topology.workers)} workers, {len(sup.links)} links"
-    click.echo(f"nsorch: {topology.name or 'the lab'} is up: {count}; Ctrl-C takes it down", err=True)
+    click.echo(f"nsorch: {summary}; Ctrl-C takes it down", err=True)
     await anyio.sleep_forever()
     raise AssertionError("unreachable")
+
+
+def _count_up(sup: Supervisor) -> int:
+    workers = sum(worker.state is not State.STARTING for worker in sup.workers.values())
+    return workers + sum(link.is_up for link in sup.links.values())
 
 
 async def _pin(sup: Supervisor) -> None:
@@ -104,21 +117,34 @@ async def _pin(sup: Supervisor) -> None:
                 click.echo(f"nsorch: {name} is not pinned: {exc}", err=True)
 
 
-async def _check(sup: Supervisor, topology: Topology, options: Options) -> int:
+async def _check(sup: Supervisor, topology: Topology, options: Options, summary: str) -> int:
     components = topology.components()
-    reachable = {name for name, worker in sup.workers.items() if worker.addresses}
-    pairs = [
+    names = [name for name in topology.workers if sup.workers[name].addresses]
+    part = {name: number for number, component in enumerate(components) for name in component}
+    sizes = collections.Counter(part[name] for name in names)
+    total = sum(size * (size - 1) for size in sizes.values())
+    # An answer has gone both ways: many pairs are asked from one side.
+    once = total > _BOTH_WAYS
+    pairs = (
         (source, target)
-        for component in components
-        for source in sorted(component & reachable, key=list(topology.workers).index)
-        for target in sorted(component & reachable, key=list(topology.workers).index)
-        if source != target
-    ]
-    reachability = await sup.ping_all(pairs)
+        for number, source in enumerate(names)
+        for target in (names[number + 1 :] if once else names)
+        if source != target and part[source] == part[target]
+    )
+    done = 0
+
+    def count(answered: int) -> None:
+        nonlocal done
+        done = answered
+
+    begin = time.monotonic()
+    async with progress("pinging", total // 2 if once else total, lambda: done):
+        reachability = await sup.ping_all(pairs, progress=count)
+    summary += f"; {len(reachability.pairs)} pairs asked in {time.monotonic() - begin:.1f} s"
     if options.as_json:
         click.echo(json.dumps(check_result(reachability, components), indent=None if options.events else 2))
     else:
-        print_check(topology, reachability, components)
+        print_check(topology, reachability, components, summary)
     return 0 if reachability.ok else 1
 
 

@@ -255,16 +255,18 @@ async def ping_pairs(
     timeout: float = 1.0,
     attempts: int = 3,
     window: int = 256,
+    report: Callable[[int], None] | None = None,
 ) -> Outcome:
     """Send an echo request for each of *probes*, and again where none answers.
 
     :param sockets: raw, non-blocking ICMP or ICMPv6 sockets by (source, address family); they stay their owner's
     :param timeout: seconds to wait for the answer to one attempt
     :param window: how many are under way at a time
+    :param report: called now and then with how many are done
     :return: of each probe, by its number. Cancelled, nothing goes on
     """
     with select.epoll() as poll:
-        return await _Engine(sockets, poll, timeout, attempts, probes).run(window)
+        return await _Engine(sockets, poll, timeout, attempts, probes).run(window, report)
 
 
 class _Engine:
@@ -297,7 +299,7 @@ class _Engine:
         self._timers: collections.deque[int] = collections.deque()
         self._retries: collections.deque[int] = collections.deque()
 
-    async def run(self, window: int) -> Outcome:
+    async def run(self, window: int, report: Callable[[int], None] | None) -> Outcome:
         fresh, count = 0, len(self._probes)
         while fresh < count or self._retries or self._under_way:
             end = time.monotonic() + _SLICE
@@ -311,6 +313,8 @@ class _Engine:
                 for fd, _ in ready:
                     self._hear(self._by_fd[fd])
             self._expire()
+            if report is not None:
+                report(fresh - self._under_way - len(self._retries))
             if (fresh < count or self._retries) and self._under_way < window:
                 await anyio.lowlevel.checkpoint()
             elif self._timers:

@@ -11,7 +11,7 @@ from nsorch.errors import UnsupportedError
 from nsorch.net.ping import Outcome, Probes, Reachability, Results, ping_pairs
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterable
+    from collections.abc import AsyncIterator, Callable, Iterable
     from ipaddress import IPv4Address, IPv6Address
 
     from nsorch.supervisor.supervisor import Supervisor
@@ -29,6 +29,7 @@ async def ping_all(
     *,
     timeout: float,
     attempts: int,
+    progress: Callable[[int], None] | None,
 ) -> Reachability:
     supervisor._check_running()
     probes = Probes()
@@ -51,7 +52,13 @@ async def ping_all(
     try:
         await _open_sockets(supervisor, probes, sockets)
         async for chunk, known in _chunks(supervisor, probes):
-            outcome.extend(await ping_pairs(sockets, chunk, timeout=timeout, attempts=attempts))
+            before = len(outcome.rtts)
+
+            def report(done: int, before: int = before) -> None:
+                if progress is not None:
+                    progress(before + done)
+
+            outcome.extend(await ping_pairs(sockets, chunk, timeout=timeout, attempts=attempts, report=report))
             if len(chunk) < len(probes):
                 await supervisor._wiring.forget_neighbours(known)
     finally:

@@ -425,16 +425,18 @@ class Supervisor:
         *,
         timeout: float = 1.0,
         attempts: int = 3,
+        progress: Callable[[int], None] | None = None,
     ) -> Reachability:
         """Ping every worker from every other, or the (source, target) *pairs*, by ICMP echo from inside the sources.
 
         :param timeout: seconds to wait for an answer
         :param attempts: how often to ask
+        :param progress: called now and then with the number of pairs that are done
         :raises UnsupportedError: a worker has no network namespace of its own
         """
         from nsorch.supervisor.pinging import ping_all
 
-        return await ping_all(self, pairs, timeout=timeout, attempts=attempts)
+        return await ping_all(self, pairs, timeout=timeout, attempts=attempts, progress=progress)
 
     # -- events
 
