@@ -227,11 +227,17 @@ class Engine:
                 for error in netlink.send_routes(template, group.version, part, "add route to"):
                     raise error
 
-    def add_neighbours(self, handle: NetnsHandle, name: str, neighbours: Iterable[tuple[IPAddress, bytes]]) -> None:
-        """Tell the kernel for good who else is on link *name*."""
+    def restore_end(self, handle: NetnsHandle, end: EndPlan) -> None:
+        """Give an end that was down what the kernel has dropped: its IPv6 addresses, and its neighbours."""
         netlink = Netlink(handle.sock, handle.name)
-        index = self._index(netlink, name)
-        netlink.execute([_neighbour(index, ip, mac) for ip, mac in neighbours])
+        index = self._index(netlink, end.ifname)
+        requests = [_add(index, address, end.ifname) for address in end.addresses if address.version == 6]
+        if end.ipv6 and end.mac is not None:
+            requests.append(_add(index, _link_local(end.mac), end.ifname))
+        requests += [_neighbour(index, ip, mac) for ip, mac in end.neighbours]
+        failed = [error for error in netlink.transact(requests) if error.errno != errno.EEXIST]
+        if failed:
+            raise failed[0]
 
     def remove_routes(self, handle: NetnsHandle, routes: Sequence[RoutePlan]) -> None:
         self._route(handle, RTM_DELROUTE, "remove route to", routes)

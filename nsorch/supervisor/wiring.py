@@ -549,15 +549,16 @@ class Wiring:
             self._ifnames.get(side.netns, set()).discard(side.ifname)
 
     async def _restore_routes(self, link: Link) -> None:
-        """The kernel has dropped those through the link when it went down."""
+        """The kernel has dropped those through the link when it went down, and its IPv6 addresses."""
         for side, other in link._both():
+            if side.worker is not None:
+                await self._with_handle(side, self._engine.restore_end, _end_plan(side, _neighbours(link, other)))
+        for side in link._sides:
             if side.worker is None:
                 continue
             plan = self._node_plan(side.worker, [link])
             if plan.routes:
                 await self._with_handle(side, self._engine.add_routes, plan.routes)
-            if neighbours := _neighbours(link, other):
-                await self._with_handle(side, self._engine.add_neighbours, side.ifname, neighbours)
             through = [
                 group
                 for group in self._groups.get(side.worker.name, ())
