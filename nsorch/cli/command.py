@@ -9,6 +9,7 @@ import anyio
 import click
 
 from nsorch import CommandNotFoundError, NsorchError, SetupError, Topology, TopologyError, __version__
+from nsorch.cli.convert import KINDS, convert
 from nsorch.cli.graph import FORMATS, write_graph
 from nsorch.cli.run import Options, run_topology
 from nsorch.cli.validate import validate_files
@@ -88,6 +89,20 @@ def graph(file: str, form: str | None, output: str | None) -> None:
 
     def act() -> int:
         write_graph(file, form, output)
+        return 0
+
+    sys.exit(_guarded(act))
+
+
+@nsorch.command("import")
+@click.argument("kind", type=click.Choice(list(KINDS)))
+@click.argument("file", type=click.Path())
+@click.option("-o", "--output", type=click.Path(), help="A .toml, .yaml or .json file instead of standard output.")
+def import_(kind: str, file: str, output: str | None) -> None:
+    """Turn FILE of another tool into a topology file. What can't be carried over is listed on standard error."""
+
+    def act() -> int:
+        convert(kind, file, output)
         return 0
 
     sys.exit(_guarded(act))

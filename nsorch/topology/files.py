@@ -25,7 +25,9 @@ def load(path: str | os.PathLike[str], **options: Any) -> Topology:
     if suffix not in _READERS and suffix != ".graphml":
         known = ", ".join([*_READERS, ".graphml"])
         raise TopologyError(f'"{suffix}" is none of the known suffixes {known}', source=name)
-    text = _read(name)
+    if name.lower().endswith((".clab.yml", ".clab.yaml")):
+        return _load_containerlab(name, options)
+    text = read_text(name)
     if suffix == ".graphml":
         from nsorch.topology.graphml import GraphOptions, parse
 
@@ -51,6 +53,14 @@ def load(path: str | os.PathLike[str], **options: Any) -> Topology:
     return topology
 
 
+def _load_containerlab(name: str, options: dict[str, Any]) -> Topology:
+    from nsorch.topology.importers.containerlab import from_containerlab
+
+    if options.get("delay") is not None or options.get("rate") is not None:
+        raise TopologyError("delay and rate are read from the attributes of GraphML alone", source=name)
+    return from_containerlab(name)
+
+
 def _lines(problems: Sequence[str], text: str, suffix: str) -> list[int | None]:
     if suffix == ".json":
         return []
@@ -60,7 +70,7 @@ def _lines(problems: Sequence[str], text: str, suffix: str) -> list[int | None]:
     return [find_line(problem, lines) for problem in problems]
 
 
-def _read(name: str) -> str:
+def read_text(name: str) -> str:
     try:
         with open(name, "rb") as file:
             data = file.read(_MAX_BYTES + 1)
@@ -75,14 +85,14 @@ def _read(name: str) -> str:
         raise TopologyError(f"is not UTF-8: byte 0x{data[exc.start]:02x} in line {line}", source=name) from None
 
 
-def _read_yaml(text: str) -> Any:
+def read_yaml(text: str, *, aliases: bool = False) -> Any:
     import yaml
 
     class Loader(yaml.SafeLoader):
         """Without aliases, by which a small file can be a huge one, and without keys given twice."""
 
         def compose_node(self, parent: Any, index: Any) -> Any:
-            if self.check_event(yaml.events.AliasEvent):
+            if not aliases and self.check_event(yaml.events.AliasEvent):
                 event = self.peek_event()  # type: ignore[no-untyped-call]
                 raise TopologyError(f"line {event.start_mark.line + 1}: aliases are not allowed")
             return super().compose_node(parent, index)
@@ -104,8 +114,8 @@ def _read_json(text: str) -> Any:
 _READERS: dict[str, Callable[[str], Any]] = {
     ".toml": tomllib.loads,
     ".json": _read_json,
-    ".yaml": _read_yaml,
-    ".yml": _read_yaml,
+    ".yaml": read_yaml,
+    ".yml": read_yaml,
 }
 
 

@@ -476,6 +476,40 @@ class Topology:
         return from_networkx(graph, GraphOptions(delay=delay, missing=missing, rate=rate))
 
     @classmethod
+    def from_mininet(cls, topo: Any) -> Topology:
+        """From a Mininet ``Topo`` object, by its methods. :attr:`notes` lists what can't be carried over.
+
+        Hosts become workers with Mininet's addresses; switches that are linked to one another are one bridge.
+
+        :raises TopologyError: with all problems at once
+        """
+        from nsorch.topology.importers.mininet import from_mininet
+
+        return from_mininet(topo)
+
+    @classmethod
+    def from_containerlab(cls, path: str | os.PathLike[str]) -> Topology:
+        """Read a file of containerlab, without images. Blocks. :attr:`notes` lists what can't be carried over.
+
+        Nodes of ``kind: linux`` become workers, bridges bridges; :meth:`load` does the same for ``*.clab.yml``.
+
+        :raises TopologyError: with all problems at once, and the path of each
+        """
+        from nsorch.topology.importers.containerlab import from_containerlab
+
+        return from_containerlab(str(path))
+
+    @classmethod
+    def from_munet(cls, path: str | os.PathLike[str]) -> Topology:
+        """Read a munet YAML file. Blocks. :attr:`notes` lists what can't be carried over.
+
+        :raises TopologyError: with all problems at once, and the path of each
+        """
+        from nsorch.topology.importers.munet import from_munet
+
+        return from_munet(str(path))
+
+    @classmethod
     def erdos_renyi(cls, n: int, p: float, *, seed: int = 0) -> Topology:
         """*n* routers; each pair is linked with probability *p*: Erdős and Rényi's G(n, p), by networkx.
 
