@@ -10,12 +10,15 @@ import statistics
 import subprocess
 import sys
 import time
+from ipaddress import ip_network
 from typing import TYPE_CHECKING, Any
 
 import anyio
 
 import nsorch
+from nsorch.net import messages
 
+from .networks import sparse
 from .processes import descendants, parent_of, proportional_size
 from .ticker import percentile, ticker
 
@@ -140,6 +143,48 @@ async def ping_star(n: int) -> dict[str, float]:
     return result
 
 
+async def routed_network(n: int) -> dict[str, float]:
+    """A network of *n* routers: routes a second of its whole deployment, pairs a second of its check, and how late a
+    1 ms ticker is meanwhile; beside it, routes a second of one thread of plain sends."""
+    topology = sparse(n)
+    async with nsorch.Supervisor() as sup:
+        async with ticker() as late_deploy:
+            begin = time.perf_counter()
+            await sup.deploy(topology)
+            deployed = time.perf_counter() - begin
+        names = list(sup.workers)
+        pairs = ((a, b) for number, a in enumerate(names) for b in names[number + 1 :])
+        async with ticker() as late_check:
+            begin = time.perf_counter()
+            reached = await sup.ping_all(pairs)
+            checked = time.perf_counter() - begin
+        assert reached.ok, f"{len(reached.failed)} pairs did not answer"
+        alone = await sup.start("alone")
+        with await alone.open_socket(socket.AF_NETLINK, socket.SOCK_RAW, socket.NETLINK_ROUTE) as sock:
+            sock.setblocking(True)
+            plain = await anyio.to_thread.run_sync(_plain_routes, sock)
+    return {
+        "routes": 2 * n * (n - 1) / deployed,
+        "plain": plain,
+        "pairs": len(reached.pairs) / checked,
+        "late_deploy": percentile(late_deploy, 0.99),
+        "late_check": percentile(late_check, 0.99),
+    }
+
+
+def _plain_routes(sock: socket.socket, count: int = 50_000, together: int = 128) -> float:
+    """Routes a second, packed before, by sends that nobody acknowledges."""
+    template = messages.route(messages.RTM_NEWROUTE, ip_network("0.0.0.0/32"), [(None, 1)], replace=True)
+    addresses = b"".join((0x0A000000 + number).to_bytes(4, "big") for number in range(count))
+    size = 4 * together
+    datagrams = [messages.routes_to(template, 4, addresses[at : at + size], 1) for at in range(0, len(addresses), size)]
+    begin = time.perf_counter()
+    for datagram in datagrams:
+        sock.send(datagram)
+        sock.recv(4096)
+    return count / (time.perf_counter() - begin)
+
+
 def _loopback_rate(echo: socket.socket, n: int = 2000) -> float:
     request = bytes.fromhex("0800f7ff00000000")
     begin = time.perf_counter()
@@ -178,6 +223,7 @@ _JOBS: dict[str, Callable[..., Awaitable[dict[str, float]]]] = {
         run_true,
         enter_and_start,
         ping_star,
+        routed_network,
     )
 }
 

@@ -12,6 +12,7 @@ from attrs import frozen
 from . import jobs
 from .figure import Figure, Limit
 from .jobs import measure
+from .networks import ROUTERS
 from .processes import settle
 
 if TYPE_CHECKING:
@@ -229,6 +230,40 @@ def ping_row(setting: Setting) -> Iterator[Figure]:
     )
 
 
+def routed_row(setting: Setting) -> Iterator[Figure]:
+    """Rows 10 and 11: the largest real network, or one as sparse of as many routers as are measured here."""
+    n = min(ROUTERS, setting.n)
+    seen = measure(jobs.routed_network, n)
+    yield Figure(
+        row=10,
+        what=f"routes a second, all of deploying {n} routers",
+        unit="/s",
+        measured=seen["routes"],
+        beside=seen["plain"],
+        beside_what="plain sends",
+        ratio=seen["routes"] / seen["plain"],
+        kind=Limit.AT_LEAST,
+        limit=60_000,
+    )
+    yield Figure(
+        row=11,
+        what=f"pairs a second, checking {n} routers",
+        unit="/s",
+        measured=seen["pairs"],
+        kind=Limit.AT_LEAST,
+        limit=284_000 / 120,
+    )
+    for what, key in (("deploying", "late_deploy"), ("checking", "late_check")):
+        yield Figure(
+            row=10 if key == "late_deploy" else 11,
+            what=f"1 ms ticker late at p99, {what} {n} routers",
+            unit="ms",
+            measured=seen[key] * 1e3,
+            kind=Limit.AT_MOST,
+            limit=5,
+        )
+
+
 def import_row(setting: Setting) -> Iterator[Figure]:
     """Row 9: what the import adds."""
     with tempfile.TemporaryDirectory(prefix="bench-") as cache:
@@ -262,4 +297,5 @@ ROWS: dict[int, Callable[[Setting], Iterator[Figure]]] = {
     7: heap_row,
     8: ping_row,
     9: import_row,
+    10: routed_row,
 }
