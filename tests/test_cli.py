@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import pathlib
 import signal
 import subprocess
@@ -115,3 +116,15 @@ def test_signals(number: signal.Signals, inside: bool, tmp_path: pathlib.Path, m
     assert process.wait(20) == 128 + number
     process.stderr.close()
     assert running(marker) == []
+
+
+def test_doctor() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "nsorch", "doctor", "--json"], capture_output=True, text=True, check=False
+    )
+    findings = {finding["what"]: finding for finding in json.loads(done.stdout)}
+    assert (done.returncode, findings["labs"]["ok"], findings["a lab without root"]["ok"]) == (0, True, True)
+    assert (findings["a lab as root"]["ok"] is None) == (os.geteuid() != 0)
+    text = subprocess.run([sys.executable, "-m", "nsorch", "doctor"], capture_output=True, text=True, check=True).stdout
+    assert len(text.splitlines()) == len(findings)
+    assert "ok  kernel: " in text

@@ -10,6 +10,7 @@ import click
 
 from nsorch import CommandNotFoundError, NsorchError, SetupError, Topology, TopologyError, __version__
 from nsorch.cli.convert import KINDS, convert
+from nsorch.cli.doctor import report
 from nsorch.cli.graph import FORMATS, write_graph
 from nsorch.cli.run import Options, run_topology
 from nsorch.cli.validate import validate_files
@@ -92,6 +93,13 @@ def graph(file: str, form: str | None, output: str | None) -> None:
         return 0
 
     sys.exit(_guarded(act))
+
+
+@nsorch.command()
+@click.option("--json", "as_json", is_flag=True, help="Print the findings as a JSON document.")
+def doctor(as_json: bool) -> None:
+    """Say what this host can do, and what forbids the rest. Exit status 1 if no lab can run."""
+    sys.exit(_guarded(lambda: report(as_json)))
 
 
 @nsorch.command("import")
