@@ -4,6 +4,7 @@ import os
 import time
 from typing import TYPE_CHECKING
 
+import anyio
 import pytest
 
 if TYPE_CHECKING:
@@ -72,6 +73,14 @@ def running(marker: str) -> list[int]:
             if marker.encode() in arguments:
                 found.append(int(name))
     return found
+
+
+async def shown(pid: int | None, what: str) -> bytes:
+    """A process's ``cmdline`` or ``environ``; the kernel fills them in a moment after its parent goes on from vfork."""
+    with anyio.fail_after(5):
+        while not (text := await anyio.Path(f"/proc/{pid}/{what}").read_bytes()):
+            await anyio.sleep(0.001)
+    return text
 
 
 @pytest.fixture

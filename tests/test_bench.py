@@ -23,12 +23,13 @@ def _bench(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 def test_every_row_is_measured_or_skipped_with_a_reason() -> None:
-    done = _bench("-n", "3", "--pairs", "1", "--json", "--rows", "1,2,3,4,5,6,8,9")
+    rows = set(ROWS) - {7}  # a heap of 1 GiB
+    done = _bench("-n", "3", "--pairs", "1", "--json", "--rows", ",".join(map(str, rows)))
     assert done.returncode == 0, done.stderr
     told = json.loads(done.stdout)
     assert {"kernel", "cpus", "python"} <= told["machine"].keys()
     figures = told["figures"]
-    assert {figure["row"] for figure in figures} == set(ROWS) - {7}
+    assert {figure["row"] for figure in figures} == rows | {11}, "one run gives rows 10 and 11"
     for figure in figures:
         assert figure["skipped"] or figure["measured"] > 0, figure
         assert figure["verdict"] in ("ok", "over", "skipped"), figure

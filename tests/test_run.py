@@ -6,7 +6,7 @@ import subprocess
 
 import anyio
 import pytest
-from conftest import running
+from conftest import running, shown
 
 import nsorch
 
@@ -80,9 +80,7 @@ async def test_popen(kind: str) -> None:
             process.terminate()
             assert await process.wait() == -15
         async with await worker.popen(["sleep", "600"]) as process:
-            pid = process.pid
-            with open(f"/proc/{pid}/cmdline", "rb") as file:
-                assert b"sleep" in file.read()
+            assert b"sleep" in await shown(process.pid, "cmdline")
         assert process.returncode == -9
 
 
