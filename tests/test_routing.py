@@ -129,6 +129,58 @@ async def test_the_least_delay_or_weight_or_hops_decide() -> None:
 
 
 @pytest.mark.anyio
+async def test_families_have_paths_of_their_own() -> None:
+    topology = Topology(routing="shortest-path")
+    for name in ("a", "b", "c", "d"):
+        topology.worker(name, forward=True)
+    topology.bridge("lan", "10.0.0.0/24")
+    topology.link("a", "lan")
+    topology.link("b", "lan")
+    topology.link("a", "c")
+    topology.link("c", "d")
+    topology.link("d", "b")
+    async with nsorch.Supervisor() as sup:
+        await sup.deploy(topology)
+        for version in (4, 6):
+            assert (await sup.ping_all(version=version)).ok
+        gateways = {hop.via for worker in "cd" for hop in hops_between(sup, worker, "b")}
+        assert {address.version for address in gateways if address is not None} == {4, 6}
+        assert [hop.dev for hop in hops_between(sup, "a", "b")] == ["eth0", "eth1"], "IPv6 goes round"
+        with pytest.raises(nsorch.UnsupportedError, match="no IPv6 address"):
+            await sup.ping_all([("a", await sup.start("silent"))], version=6)
+
+
+def hops_between(sup: nsorch.Supervisor, source: str, target: str) -> list[NextHop]:
+    own = [address.ip.packed for address in sup.workers[target].addresses[:2]]
+    groups = sup._wiring._groups[source]
+    return [hop for group in groups for hop in group.nexthops if any(key in group.destinations for key in own)]
+
+
+@pytest.mark.anyio
+async def test_the_way_into_a_bridge_costs_what_its_link_weighs() -> None:
+    topology = Topology(routing="shortest-path")
+    for name in ("a", "b", "c"):
+        topology.worker(name, forward=True)
+    topology.bridge("slow", ("10.0.0.0/24", "fd00::/64"))
+    topology.bridge("fast", ("10.0.1.0/24", "fd00:0:0:1::/64"))
+    for name in ("a", "b", "c"):
+        topology.link(name, "slow", weight=3)
+        topology.link(name, "fast", weight=0.5)
+    async with nsorch.Supervisor() as sup:
+        await sup.deploy(topology)
+        assert (await sup.ping_all()).ok
+        assert {hop.dev for hop in hops_between(sup, "a", "b")} == {"eth1"}
+
+
+@pytest.mark.anyio
+async def test_packets_live_for_as_many_hops_as_there_are() -> None:
+    async with nsorch.Supervisor() as sup:
+        await sup.deploy(Topology.linear(90))
+        for version in (4, 6):
+            assert (await sup.ping_all([("n0", "n89"), ("n89", "n0"), ("n10", "n80")], version=version)).ok
+
+
+@pytest.mark.anyio
 async def test_progress_of_pings() -> None:
     async with nsorch.Supervisor() as sup:
         await sup.deploy(Topology.linear(4))
@@ -155,8 +207,9 @@ async def test_real_networks_answer_wherever_their_graph_connects(path: pathlib.
         linked = [name for name, worker in sup.workers.items() if worker.addresses]
         part = {names[node]: number for number, nodes in enumerate(nx.connected_components(graph)) for node in nodes}
         pairs = [(a, b) for number, a in enumerate(linked) for b in linked[number + 1 :] if part[a] == part[b]]
-        reachability = await sup.ping_all(pairs)
-        assert reachability.ok, reachability.failed[:3]
+        for version in (4, 6):
+            reachability = await sup.ping_all(pairs, version=version)
+            assert reachability.ok, (version, reachability.failed[:3])
         separate = [(a, b) for a in linked for b in linked if part[a] != part[b]][:20]
         if separate:
             assert len((await sup.ping_all(separate, timeout=0.2, attempts=1)).failed) == len(separate)

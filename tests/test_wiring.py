@@ -181,6 +181,44 @@ async def test_trees() -> None:
         assert (await sup.ping_all()).ok
 
 
+async def interfaces(worker: nsorch.Worker) -> list[str]:
+    """Those of veth pairs; some kernels have others in each network namespace."""
+    lines = (await worker.run(["cat", "/proc/net/dev"])).stdout.decode().splitlines()[2:]
+    return sorted(name for line in lines if (name := line.split(":")[0].strip()).startswith("eth"))
+
+
+async def test_removed_workers_take_their_links_along() -> None:
+    async with nsorch.Supervisor() as sup:
+        await sup.bridge("lan", "10.0.0.0/24")
+        hub = await sup.start("hub")
+        others = [await sup.start(f"w{number}", links=["lan"]) for number in range(20)]
+        for other in others:
+            await sup.link(hub, other)
+            await sup.link(hub, other)
+        assert len(await interfaces(others[0])) == 3
+        await hub.remove()
+        assert [await interfaces(other) for other in (others[0], others[19])] == [["eth0"]] * 2
+        assert len(sup.links) == 20
+        async with anyio.create_task_group() as tasks:
+            for other in others[1:]:
+                tasks.start_soon(other.remove)
+        assert list(sup.links) == ["w0:eth0-lan"]
+        assert list(sup.workers) == ["w0"]
+
+
+async def test_links_are_gone_from_a_network_namespace_that_somebody_shares() -> None:
+    async with nsorch.Supervisor() as sup:
+        topology = nsorch.Topology()
+        for name in ("a", "b"):
+            topology.worker(name)
+        topology.link("a", "b")
+        deployment = await sup.deploy(topology)
+        guest = await sup.start("guest", namespaces={"net": "worker:a"})
+        assert await interfaces(guest) == ["eth0"]
+        await deployment.remove()
+        assert await interfaces(guest) == []
+
+
 async def test_deploy_refuses() -> None:
     topology = nsorch.Topology()
     topology.bridge("lan", "10.0.0.0/24")

@@ -37,11 +37,13 @@ _ATTRIBUTE = struct.Struct("=HH")
 _U32 = struct.Struct("=I")
 
 _IFLA_ADDRESS, _IFLA_IFNAME, _IFLA_MTU, _IFLA_MASTER, _IFLA_LINKINFO = 1, 3, 4, 10, 18
+_IFLA_GROUP = 27
 _IFLA_AF_SPEC, _IFLA_NET_NS_FD, _IFLA_NUM_TX_QUEUES, _IFLA_NUM_RX_QUEUES = 26, 28, 31, 32
 _INFO_KIND, _INFO_DATA, _VETH_PEER, _BR_MCAST_SNOOPING = 1, 2, 1, 23
 _ADDR_GEN_MODE, _ADDR_GEN_NONE = 8, b"\x01"
 _IFA_ADDRESS, _IFA_LOCAL, _IFA_BROADCAST, _IFA_FLAGS, _NODAD = 1, 2, 4, 8, 0x02
 _RTA_DST, _RTA_OIF, _RTA_GATEWAY, _RTA_PRIORITY, _RTA_PREFSRC, _RTA_MULTIPATH = 1, 4, 5, 6, 7, 9
+_RTA_METRICS, _RTAX_HOPLIMIT = 8, 10
 _TABLE_MAIN, _PROTOCOL_STATIC, _SCOPE_LINK, _UNICAST = 254, 4, 253, 1
 
 
@@ -124,6 +126,7 @@ def set_link(
     mtu: int | None = None,
     mac: bytes | None = None,
     master: int | None = None,
+    group: int | None = None,
     no_ipv6_addresses: bool = False,
 ) -> bytes:
     """Change the link of *index* or *name*; what is None stays. *no_ipv6_addresses*: the kernel generates none."""
@@ -136,6 +139,8 @@ def set_link(
         parts.append(attribute(_IFLA_ADDRESS, mac))
     if master is not None:
         parts.append(_number(_IFLA_MASTER, master))
+    if group is not None:
+        parts.append(_number(_IFLA_GROUP, group))
     if no_ipv6_addresses:
         mode = attribute(_ADDR_GEN_MODE, _ADDR_GEN_NONE)
         parts.append(attribute(_IFLA_AF_SPEC, attribute(socket.AF_INET6, mode)))
@@ -144,6 +149,11 @@ def set_link(
 
 def delete_link(index: int = 0, *, name: str | None = None) -> bytes:
     return message(RTM_DELLINK, 0, _link_body(index, None, b"" if name is None else _name(_IFLA_IFNAME, name)))
+
+
+def delete_group(group: int) -> bytes:
+    """Delete all links of a *group* at once: one by one, each waits for the readers of the kernel's own lists."""
+    return message(RTM_DELLINK, 0, _link_body(0, None, _number(_IFLA_GROUP, group)))
 
 
 def get_link(index: int = 0, *, name: str | None = None) -> bytes:
@@ -214,6 +224,7 @@ def route(
     *,
     source: IPv4Address | IPv6Address | None = None,
     metric: int | None = None,
+    hop_limit: int | None = None,
     replace: bool = False,
 ) -> bytes:
     """Add or delete (*kind*) a route of the main table over (gateway, ifindex) *nexthops*: several are equal."""
@@ -224,6 +235,8 @@ def route(
         parts.append(attribute(_RTA_PREFSRC, source.packed))
     if metric is not None:
         parts.append(_number(_RTA_PRIORITY, metric))
+    if hop_limit is not None:
+        parts.append(attribute(_RTA_METRICS, _number(_RTAX_HOPLIMIT, hop_limit)))
     if len(nexthops) == 1:
         gateway, index = nexthops[0]
         if gateway is not None:

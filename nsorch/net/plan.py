@@ -79,12 +79,14 @@ class RouteGroup:
 
     :ivar nexthops: several are of equal cost
     :ivar destinations: their addresses, packed, one behind the other
+    :ivar hop_limit: of packets that are sent there; the kernel's 64 if None
     """
 
     version: int
     nexthops: tuple[NextHop, ...]
     source: IPAddress | None
     destinations: bytes
+    hop_limit: int | None = None
 
 
 @frozen(kw_only=True)

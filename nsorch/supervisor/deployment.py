@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from nsorch.supervisor.network import Bridge, Link, Side
     from nsorch.supervisor.supervisor import Supervisor
     from nsorch.supervisor.worker import Worker
-    from nsorch.topology import LinkSpec, Topology
+    from nsorch.topology import LinkSpec, To, Topology
 
 # Links to be planned between two turns of the event loop.
 _SLICE = 10
@@ -46,8 +46,7 @@ class Deployment:
         """Take all of it down. Doing it twice is once; cancelled, it is done all the same."""
         with anyio.CancelScope(shield=True):
             await self._supervisor._starter.remove(list(self.workers.values()))
-            for bridge in self.bridges.values():
-                await bridge.remove()
+            await self._supervisor._wiring.remove_bridges(list(self.bridges.values()))
         await anyio.lowlevel.checkpoint()
 
 
@@ -59,10 +58,11 @@ async def deploy(supervisor: Supervisor, topology: Topology) -> Deployment:
 
     async def plan() -> None:
         routed = topology.routing == "shortest-path"
-        specs: dict[str, LinkSpec] = {}
+        specs: dict[Link, LinkSpec | To] = {}
+        for worker in topology.workers.values():
+            specs |= zip(wiring.links_of.get(worker.name, ()), worker.links, strict=False)
         for number, spec in enumerate(topology.links):
-            link = wiring.plan_link(spec, routed=routed)
-            specs[link.name] = spec
+            specs[wiring.plan_link(spec, routed=routed)] = spec
             if number % _SLICE == _SLICE - 1:
                 await anyio.lowlevel.checkpoint()
         if not routed:
@@ -70,8 +70,9 @@ async def deploy(supervisor: Supervisor, topology: Topology) -> Deployment:
         loopbacks = {name: wiring.loopback_pool.take(name) for name in topology.workers}
 
         def cost(link: Link, side: Side) -> float:
-            assert side.worker is not None
-            return topology.cost(specs[link.name], side.worker.name) if link.name in specs else 1.0
+            node = side.bridge if side.worker is None else side.worker
+            assert node is not None
+            return topology.cost(specs[link], node.name)
 
         await anyio.lowlevel.checkpoint()
         paths = ShortestPaths(topology, wiring.links_of, loopbacks, cost)

@@ -100,7 +100,7 @@ class Bridge:
 
     async def remove(self) -> None:
         """Remove it with all its links. Doing it twice is once; cancelled, it is done all the same."""
-        await self._wiring.remove_bridge(self)
+        await self._wiring.remove_bridges([self])
 
 
 class Link:

@@ -29,19 +29,20 @@ async def ping_all(
     *,
     timeout: float,
     attempts: int,
+    version: int | None,
     progress: Callable[[int], None] | None,
 ) -> Reachability:
     supervisor._check_running()
     probes = Probes()
     if pairs is None:
-        reachable = [worker for worker in supervisor.workers.values() if worker.addresses]
+        reachable = [worker for worker in supervisor.workers.values() if _has(worker, version)]
         pairs = ((source, target) for source in reachable for target in reachable if source is not target)
     own: dict[str, IPv4Address | IPv6Address] = {}  # of those whose address is one for all
     for number, (first, second) in enumerate(pairs):
         source, target = supervisor._worker(first), supervisor._worker(second)
         address = own.get(target.name)
         if address is None:
-            address = _address(supervisor, source, target)
+            address = _address(supervisor, source, target, version)
             if supervisor._wiring.is_routed(target):
                 own[target.name] = address
         probes.add(source.name, target.name, address)
@@ -72,17 +73,20 @@ async def ping_all(
     return Reachability(results)
 
 
-def _address(supervisor: Supervisor, source: Worker, target: Worker) -> IPv4Address | IPv6Address:
+def _has(worker: Worker, version: int | None) -> bool:
+    return any(version in (None, address.version) for address in worker.addresses)
+
+
+def _address(supervisor: Supervisor, source: Worker, target: Worker, version: int | None) -> IPv4Address | IPv6Address:
     """The address that *target*'s name stands for first; without one, the one on a segment that both share."""
-    wiring = supervisor._wiring
-    if not wiring.is_routed(target):
+    addresses = [address for address in target.addresses if version in (None, address.version)]
+    if not supervisor._wiring.is_routed(target):
         networks = {address.network for address in source.addresses}
-        for address in target.addresses:
-            if address.network in networks:
-                return address.ip
-    for address in target.addresses:
-        return address.ip
-    raise UnsupportedError("it has no address that could be pinged", worker=target.name)
+        addresses.sort(key=lambda address: address.network not in networks)
+    if not addresses:
+        family = "" if version is None else f"IPv{version} "
+        raise UnsupportedError(f"it has no {family}address that could be pinged", worker=target.name)
+    return addresses[0].ip
 
 
 Neighbours = dict["Worker", list[tuple[int, "IPv4Address | IPv6Address"]]]

@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING
 
 from nsorch.errors import TopologyError
 from nsorch.net.plan import NextHop, RouteGroup, RoutePlan
-from nsorch.topology.routing import Edge, first_edges
+from nsorch.topology.routing import first_edges, whole_costs
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping, Sequence
     from ipaddress import IPv4Address, IPv4Interface, IPv6Address, IPv6Interface
 
-    from nsorch.supervisor.network import Link, Side
+    from nsorch.supervisor.network import Bridge, Link, Side
     from nsorch.supervisor.worker import Worker
     from nsorch.topology import Topology
 
@@ -53,22 +53,24 @@ def given_routes(worker: Worker, new: Collection[Link], links: Sequence[Link]) -
         if dev is None:
             where = f"workers.{worker.name}.routes[{number}]"
             raise TopologyError(f"{where}: {route.dev or route.via} is on none of its links")
-        if any(side.ifname == dev for link in new for side in link._sides if side.worker is worker):
+        if any(side.ifname == dev and side.worker is worker for link in links if link in new for side in link._sides):
             found.append(RoutePlan(destination=route.to, nexthops=(NextHop(via=route.via, dev=dev),)))
     return found
 
 
 Loopbacks = dict[str, "tuple[IPv4Interface | IPv6Interface, ...]"]
 
-
-Way = tuple["Side", "Side"]  # an end, and the end at the neighbour
+# The kernel's packets live for 64 hops; where paths may be longer, for as many as there can be.
+_NEAR, _HOP_LIMIT = 60, 255
 
 
 class ShortestPaths:
     """For each worker, routes to the loopback addresses of all others; equal-cost ones are multipath routes.
 
+    The two families have paths of their own where some links have addresses of one alone.
+
     :param links: of each worker
-    :param cost: of a link in the direction that an end of it stands for
+    :param cost: of sending into a link, by the end that sends; 0 is allowed for ports of bridges
     """
 
     def __init__(
@@ -78,53 +80,77 @@ class ShortestPaths:
         loopbacks: Loopbacks,
         cost: Callable[[Link, Side], float],
     ) -> None:
-        self._numbers = {name: number for number, name in enumerate(topology.workers)}
-        self._graph: list[list[Edge]] = [[] for _ in self._numbers]
+        names = [*topology.bridges, *topology.workers]  # bridges first: what leaves them may cost nothing
+        self._numbers = {name: number for number, name in enumerate(names)}
         self._loopbacks = loopbacks
         self._packed = {
-            version: [b"".join(a.packed for a in loopbacks[name] if a.version == version) for name in self._numbers]
+            version: [b"".join(a.packed for a in loopbacks.get(name, ()) if a.version == version) for name in names]
             for version in (4, 6)
         }
-        self._transit = {self._numbers[name] for name, spec in topology.workers.items() if spec.forward}
-        on_bridge: dict[str, list[Side]] = {}
-        for link in dict.fromkeys(link for name in self._numbers for link in links.get(name, ())):
-            a, b = link._sides
-            if a.bridge is None and b.bridge is None:
-                self._connect(a, b, cost(link, a))
-                self._connect(b, a, cost(link, b))
-            else:
-                side, port = (a, b) if b.bridge is not None else (b, a)
-                assert port.bridge is not None
-                on_bridge.setdefault(port.bridge.name, []).append(side)
-        for sides in on_bridge.values():
-            for a in sides:
-                for b in sides:
-                    if a.worker is not b.worker:
-                        self._connect(a, b, 1.0)
+        self._transit = {
+            self._numbers[name] for name in names if name in topology.bridges or topology.workers[name].forward
+        }
+        self._hop_limit = _HOP_LIMIT if len(names) > _NEAR else None
+        self._links = links
+        every = list(dict.fromkeys(link for name in topology.workers for link in links.get(name, ())))
+        costs = {side: cost(link, side) for link in every for side in link._sides}
+        whole = whole_costs(costs.values())
+        self._costs = {side: whole[value] for side, value in costs.items()}
+        self._on_bridge: dict[Bridge, list[tuple[Side, Side]]] = {}  # ends, and their ports
+        graphs: dict[int, list[list[tuple[int, int]]]] = {version: [[] for _ in names] for version in (4, 6)}
+        for link in every:
+            for side, other in link._both():
+                if side.bridge is not None:
+                    self._on_bridge.setdefault(side.bridge, []).append((other, side))
+                for version in _versions(link):
+                    graphs[version][self._number(side)].append((self._number(other), self._costs[side]))
+        if graphs[4] == graphs[6]:
+            graphs[6] = graphs[4]
+        self._graphs = graphs
 
-    def _connect(self, a: Side, b: Side, weight: float) -> None:
-        assert a.worker is not None
-        assert b.worker is not None
-        self._graph[self._numbers[a.worker.name]].append(Edge(self._numbers[b.worker.name], (a, b), weight))
+    def _number(self, side: Side) -> int:
+        node = side.bridge if side.worker is None else side.worker
+        assert node is not None
+        return self._numbers[node.name]
 
     def routes_of(self, name: str) -> tuple[RouteGroup, ...]:
         """A millisecond or two for a network of 754."""
         source = self._numbers[name]
-        ways: list[Way] = [edge.key for edge in self._graph[source]]  # type: ignore[misc]
-        own: dict[int, IPv4Address | IPv6Address] = {address.version: address.ip for address in self._loopbacks[name]}
         groups = []
-        for edges, targets in first_edges(self._graph, source, transit=self._transit).items():
-            chosen = [way for number, way in enumerate(ways) if edges >> number & 1]
-            for version, packed in self._packed.items():
-                hops = tuple(
-                    NextHop(via=gateway, dev=side.ifname)
-                    for side, other in chosen
-                    if (gateway := _address(other, version)) is not None
-                )
-                destinations = b"".join([packed[target] for target in targets])
-                if hops and destinations:
-                    groups.append(RouteGroup(version, hops, own.get(version), destinations))
+        found = None
+        for address in self._loopbacks[name]:
+            version, graph = address.version, self._graphs[address.version]
+            hops, first = self._first(name, version)
+            if found is None or found[:2] != (graph, first):
+                found = graph, first, first_edges(graph, source, first, transit=self._transit)
+            for mask, targets in found[2].items():
+                destinations = b"".join([self._packed[version][target] for target in targets])
+                if destinations:
+                    chosen = tuple(hop for number, hop in enumerate(hops) if mask >> number & 1)
+                    groups.append(RouteGroup(version, chosen, address.ip, destinations, self._hop_limit))
         return tuple(groups)
+
+    def _first(self, name: str, version: int) -> tuple[list[NextHop], list[tuple[int, int]]]:
+        """The next hops of a worker, and the edges that they stand for: one to each of the others on a bridge."""
+        hops: list[NextHop] = []
+        edges: list[tuple[int, int]] = []
+        for link in self._links.get(name, ()):
+            for side, other in link._both():
+                if side.worker is None or side.worker.name != name or version not in _versions(link):
+                    continue
+                ends = [(other, None)] if other.bridge is None else self._on_bridge[other.bridge]
+                for end, port in ends:
+                    gateway = _address(end, version)
+                    if gateway is not None and end.worker is not side.worker:
+                        hops.append(NextHop(via=gateway, dev=side.ifname))
+                        edges.append((self._number(end), self._costs[side] + (self._costs[port] if port else 0)))
+        return hops, edges
+
+
+def _versions(link: Link) -> list[int]:
+    """Of IP, that all its ends in workers have addresses of."""
+    ends = [side for side in link._sides if side.worker is not None]
+    return [version for version in (4, 6) if all(_address(side, version) is not None for side in ends)]
 
 
 def _address(side: Side, version: int) -> IPv4Address | IPv6Address | None:

@@ -86,8 +86,7 @@ class Starter:
                 raise ExceptionGroup(f"{len(errors)} errors while deploying", errors)
         except BaseException:
             with anyio.CancelScope(shield=True):
-                for bridge in made:
-                    await wiring.remove_bridge(bridge)
+                await wiring.remove_bridges(made)
             raise
         return workers, made
 

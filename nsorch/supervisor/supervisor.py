@@ -425,18 +425,20 @@ class Supervisor:
         *,
         timeout: float = 1.0,
         attempts: int = 3,
+        version: int | None = None,
         progress: Callable[[int], None] | None = None,
     ) -> Reachability:
         """Ping every worker from every other, or the (source, target) *pairs*, by ICMP echo from inside the sources.
 
         :param timeout: seconds to wait for an answer
         :param attempts: how often to ask
+        :param version: 4 or 6: ask for addresses of that family alone
         :param progress: called now and then with the number of pairs that are done
-        :raises UnsupportedError: a worker has no network namespace of its own
+        :raises UnsupportedError: a worker has no network namespace of its own, or no such address
         """
         from nsorch.supervisor.pinging import ping_all
 
-        return await ping_all(self, pairs, timeout=timeout, attempts=attempts, progress=progress)
+        return await ping_all(self, pairs, timeout=timeout, attempts=attempts, version=version, progress=progress)
 
     # -- events
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import collections
+import contextlib
 import itertools
 import os
 import socket
@@ -64,6 +66,10 @@ class Wiring:
         self._thread: anyio.CapacityLimiter  # to one thread
         self._orders: list[_Order] = []
         self._draining = False
+        self._doomed: list[int] = []  # interfaces of the fabric, by index
+        self._deleting: anyio.Lock
+        self._rewriting: anyio.Lock  # of the hosts file
+        self._hosts_stale = False
         self._bridges: dict[str, Bridge] = {}
         self._links: dict[str, Link] = {}
         self._of: dict[str, list[Link]] = {}  # links of each worker
@@ -81,6 +87,8 @@ class Wiring:
         self._fabric = socket.socket(fileno=os.dup(facts.descriptors["rtnetlink"]))
         self._engine = Engine(self._fabric)
         self._thread = anyio.CapacityLimiter(1)
+        self._deleting = anyio.Lock()
+        self._rewriting = anyio.Lock()
         self._hosts.open(facts.descriptors.get("hosts", -1))
 
     def close(self) -> None:
@@ -157,7 +165,7 @@ class Wiring:
             await self._carry_out(Batch(bridges=(_bridge_plan(bridge),), raise_bridges=(bridge._index,)), ())
         except BaseException:
             with anyio.CancelScope(shield=True):
-                await self.remove_bridge(bridge)
+                await self.remove_bridges([bridge])
             raise
         self.announce_bridge(bridge)
         return bridge
@@ -186,18 +194,21 @@ class Wiring:
         bridge._announced = True
         self._supervisor._bus.publish(events.BridgeCreated(bridge=bridge.name))
 
-    async def remove_bridge(self, bridge: Bridge) -> None:
-        if self._bridges.get(bridge.name) is not bridge:
-            return
+    async def remove_bridges(self, bridges: Sequence[Bridge]) -> None:
+        """With all their links. Cancelled, it is done all the same."""
         with anyio.CancelScope(shield=True):
-            links = [link for link in self._links.values() if any(side.bridge is bridge for side in link._sides)]
-            await self.remove_links(links)
-            if not self._supervisor._helper.died:
-                await self._in_thread(self._engine.delete_bridge, bridge._index, bridge.name)
-            del self._bridges[bridge.name]
-            bridge._removed = True
-            if bridge._announced:
-                self._supervisor._bus.publish(events.BridgeRemoved(bridge=bridge.name))
+            there = [bridge for bridge in bridges if self._bridges.get(bridge.name) is bridge]
+            await self.remove_links(
+                [link for link in self._links.values() if any(side.bridge in there for side in link._sides)]
+            )
+            if there and not self._supervisor._helper.died:
+                await self._delete_in_fabric([bridge._index for bridge in there])
+            for bridge in there:
+                if self._bridges.pop(bridge.name, None) is None:
+                    continue  # somebody else was faster
+                bridge._removed = True
+                if bridge._announced:
+                    self._supervisor._bus.publish(events.BridgeRemoved(bridge=bridge.name))
         await anyio.lowlevel.checkpoint()
 
     def _bridge(self, name: str, where: str) -> Bridge:
@@ -501,19 +512,18 @@ class Wiring:
             await self.remove_links([link])
         await anyio.lowlevel.checkpoint()
 
-    async def remove_links(self, links: Sequence[Link]) -> None:
-        """Those that exist and those that are planned. Shield it."""
+    async def remove_links(self, links: Sequence[Link], *, dying: Collection[str] = ()) -> None:
+        """Those that exist and those that are planned. Shield it.
+
+        :param dying: owners of network namespaces that end next. Links among them are left to the kernel, which takes
+            down all of them at once; one by one, each costs tens of milliseconds
+        """
         made = [link for link in links if link._state in ("up", "down")]
         if made and not self._supervisor._helper.died:
-            ports = [side.index for link in made for side in link._sides if side.bridge is not None]
-            if ports:
-                await self._in_thread(self._engine.delete_links, None, [index for index in ports if index is not None])
-            for link in made:
-                side = link._sides[0]
-                between_workers = all(side.bridge is None for side in link._sides)
-                if between_workers and side.worker is not None and CLONE_NEWNET in side.worker._held:
-                    await self._with_handle(side, self._delete_by_name, side.ifname)
-        for link in links:
+            await self._delete(made, dying)
+        for number, link in enumerate(links):
+            if number % _SLICE == _SLICE - 1:
+                await anyio.lowlevel.checkpoint()
             if link._state == "removed":
                 continue
             was_made, link._state = link._state != "planned", "removed"
@@ -527,20 +537,52 @@ class Wiring:
                 self._supervisor._bus.publish(events.LinkRemoved(link=link.name, ends=link.ends))
         await self._rewrite_hosts()
 
-    def _delete_by_name(self, handle: NetnsHandle | None, ifname: str) -> None:
-        self._engine.delete_links(handle, [ifname])
+    async def _delete(self, links: Sequence[Link], dying: Collection[str]) -> None:
+        """From the fabric, or from as few network namespaces as may be: those in one go together."""
+        ports = [side.index for link in links for side in link._sides if side.bridge is not None and side.index]
+        if ports:
+            await self._delete_in_fabric(ports)
+        between = [link._sides for link in links if all(side.bridge is None for side in link._sides)]
+        living = [sides for sides in between if any(side.netns not in dying for side in sides)]
+        count = collections.Counter(side.netns for sides in living for side in sides)
+        there: dict[str, list[Side]] = {}
+        for sides in living:
+            held = [side for side in sides if side.worker is not None and CLONE_NEWNET in side.worker._held]
+            if held:
+                side = max(held, key=lambda side: count[side.netns])
+                there.setdefault(side.netns, []).append(side)
+        for some in there.values():
+            await self._with_handle(some[0], self._engine.delete_links, [side.ifname for side in some])
+
+    async def _delete_in_fabric(self, indices: Sequence[int]) -> None:
+        """Together with what others want deleted meanwhile."""
+        self._doomed += indices
+        async with self._deleting:
+            if self._doomed:
+                doomed, self._doomed = self._doomed, []
+                await self._in_thread(self._engine.delete_links, None, doomed)
 
     async def disconnect(self, workers: Sequence[Worker]) -> None:
         """Remove all that concerns *workers*. Shield it."""
         links = list(dict.fromkeys(link for worker in workers for link in self._of.get(worker.name, ())))
         if links:
-            await self.remove_links(links)
+            await self.remove_links(links, dying=self._owners_among(workers))
         for worker in workers:
             self._of.pop(worker.name, None)
             self._groups.pop(worker.name, None)
             self._unrouted.discard(worker.name)
             self._ifnames.pop(worker.name, None)
             self._loopbacks.pop(worker.name, None)
+
+    def _owners_among(self, workers: Sequence[Worker]) -> set[str]:
+        """Of network namespaces that no others than *workers* share."""
+        owners = {True: set[str](), False: set[str]()}
+        going = set(workers)
+        for worker in self._supervisor._workers.values():
+            with contextlib.suppress(UnsupportedError):
+                owner, fresh = self._owner_of_netns(worker)
+                owners[worker in going and fresh].add(owner.name)
+        return owners[True] - owners[False]
 
     def _release(self, side: Side) -> None:
         if side.segment is not None:
@@ -580,7 +622,12 @@ class Wiring:
                 await self._in_thread(lambda: func(handle, *args, **options))
 
     async def _rewrite_hosts(self) -> None:
-        if self._hosts.writable:
+        """Once for all who want it meanwhile."""
+        self._hosts_stale = self._hosts.writable
+        async with self._rewriting:
+            if not self._hosts_stale:
+                return
+            self._hosts_stale = False
             entries = await self._in_slices(self._host_entry, list(self._supervisor._workers))
             await self._in_thread(self._hosts.write, [entry for entry in entries if entry is not None])
 

@@ -120,7 +120,8 @@ def _build(graph: _Graph, source: str | None, options: GraphOptions) -> Topology
             topology.worker(names[node], forward=True, label=label)
         elif segments[node] == node:
             names[node] = f"n{number}"
-            topology.bridge(names[node], f"100.{127 - number // 256}.{number % 256}.0/24", label=label)
+            subnets = f"100.{127 - number // 256}.{number % 256}.0/24", f"fd6e:736f:7265:{number:x}::/64"
+            topology.bridge(names[node], subnets, label=label)
     notes = [f"segment {node} was joined with {other}" for node, other in segments.items() if node != other]
     names |= {node: names[other] for node, other in segments.items()}
     problems: list[str] = []

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from nsorch.errors import NameInUseError, TopologyError
 from nsorch.topology.namespaces import NamespaceSet
 from nsorch.topology.routing import connected
-from nsorch.topology.specs import BridgeSpec, LinkSpec, WorkerSpec
+from nsorch.topology.specs import BridgeSpec, LinkSpec, To, WorkerSpec
 
 if TYPE_CHECKING:
     import os
@@ -207,14 +207,19 @@ class Topology:
                 paths.append(f"links[{number}]")
         return paths
 
-    def cost(self, link: LinkSpec, sender: str) -> float:
-        """What the routing counts for *link*, in the direction that worker *sender* sends in."""
-        if self.metric == "hops":
-            return 1.0
-        if self.metric == "weight":
-            return link.weight
-        end = link.a if link.a.worker == sender else link.b
-        return (link.delay or 0.0) + (end.delay or 0.0) or _NO_DELAY
+    def cost(self, link: LinkSpec | To, sender: str) -> float:
+        """What the routing counts for *link*, in the direction that *sender* sends in; out of a bridge nothing but
+        delay, as in OSPF (RFC 2328, section 2.1)."""
+        if self.metric == "delay":
+            if isinstance(link, To):
+                delay = 0.0 if sender == link.bridge else link.delay or 0.0
+            else:
+                end = link.a if link.a.worker == sender else link.b
+                delay = (link.delay or 0.0) + (end.delay or 0.0)
+            return delay if sender in self._bridges else delay or _NO_DELAY
+        if sender in self._bridges:
+            return 0.0
+        return 1.0 if self.metric == "hops" or isinstance(link, To) else link.weight
 
     # -- checking
 

@@ -4,68 +4,66 @@ from __future__ import annotations
 
 import collections
 import heapq
+import math
+from collections.abc import Sequence
+from fractions import Fraction
 from typing import TYPE_CHECKING
 
-from attrs import frozen
-
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable
     from collections.abc import Set as AbstractSet
 
-# Sums of the same weights in another order may differ in their last bits.
-_EQUAL = 1e-9
+#: edges from each node: (node, cost)
+Graph = Sequence[Sequence[tuple[int, int]]]
 
 
-@frozen
-class Edge:
-    """A way from one node to a neighbour, by number, at a cost above 0. *key* is the caller's."""
-
-    to: int
-    key: object
-    weight: float = 1.0
+def whole_costs(costs: Iterable[float]) -> dict[float, int]:
+    """Each cost as a whole number of the same unit, to twelve digits: sums in any order are equal, or are not."""
+    exact = {cost: Fraction(f"{cost:.12g}") for cost in costs}
+    unit = math.lcm(*(value.denominator for value in exact.values()))
+    return {cost: int(value * unit) for cost, value in exact.items()}
 
 
 def first_edges(
-    graph: Sequence[Sequence[Edge]], source: int, *, transit: AbstractSet[int] | None = None
+    graph: Graph, source: int, first: Sequence[tuple[int, int]], *, transit: AbstractSet[int] | None = None
 ) -> dict[int, list[int]]:
     """Where all shortest paths from *source* begin, by Dijkstra's algorithm.
 
-    :param graph: the edges of each node, by its number
+    :param graph: the edges of all nodes but *source*. A cost of 0 is allowed towards a node of a higher number
+    :param first: the edges of *source*
     :param transit: nodes that forward for others; all if None
-    :return: lists of targets, by the set of edges of *source* that their shortest paths begin with: bit *i* stands for
-        ``graph[source][i]``. What can't be reached is absent
+    :return: lists of targets, by the set of *first* edges that their shortest paths begin with: bit *i* stands for
+        ``first[i]``. What can't be reached is absent
     """
-    best: dict[int, float] = {source: 0.0}
-    first: dict[int, int] = {source: 0}
-    done: set[int] = set()
-    queue = [(0.0, source)]
+    best = [math.inf] * len(graph)
+    masks = [0] * len(graph)
+    best[source] = 0
+    queue: list[tuple[int, int]] = []
+    for number, (node, cost) in enumerate(first):
+        if cost < best[node]:
+            best[node] = cost
+            masks[node] = 0
+            heapq.heappush(queue, (cost, node))
+        if cost == best[node]:
+            masks[node] |= 1 << number
+    found: dict[int, list[int]] = {}
     while queue:
         distance, node = heapq.heappop(queue)
-        if node in done:
+        if distance != best[node]:
             continue
-        done.add(node)
-        if node != source and transit is not None and node not in transit:
+        mask = masks[node]
+        found.setdefault(mask, []).append(node)
+        if transit is not None and node not in transit:
             continue
-        edges = first[node]
-        for number, edge in enumerate(graph[node]):
-            target = edge.to
-            if target in done:
-                continue
-            if node == source:
-                edges = 1 << number
-            reached = distance + edge.weight
-            known = best.get(target)
-            if known is None or reached < known - _EQUAL * known:
+        for target, cost in graph[node]:
+            reached = distance + cost
+            if reached < best[target]:
                 best[target] = reached
-                first[target] = edges
+                masks[target] = mask
                 heapq.heappush(queue, (reached, target))
-            elif reached <= known + _EQUAL * known:
-                first[target] |= edges
-    del first[source]
-    groups: dict[int, list[int]] = {}
-    for target, edges in first.items():
-        groups.setdefault(edges, []).append(target)
-    return groups
+            elif reached == best[target]:
+                masks[target] |= mask
+    return found
 
 
 def connected(nodes: Iterable[str], pairs: Iterable[tuple[str, str]]) -> list[set[str]]:
