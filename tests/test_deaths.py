@@ -15,8 +15,10 @@ import pytest
 from conftest import running
 
 PROGRAM = """
-import multiprocessing, os, sys, time
+import multiprocessing, os, signal, sys, time
 import anyio, nsorch
+
+signal.signal(signal.SIGINT, signal.default_int_handler)  # who runs the tests may have it ignored
 
 marker, count, backend, fork = sys.argv[1], int(sys.argv[2]), sys.argv[3], sys.argv[4] == "fork"
 script = f"(setsid sleep {marker} &) ; setsid sleep {marker} & exec sleep {marker}"
