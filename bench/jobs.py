@@ -177,7 +177,8 @@ def _plain_routes(sock: socket.socket, count: int = 50_000, together: int = 128)
     template = messages.route(messages.RTM_NEWROUTE, ip_network("0.0.0.0/32"), [(None, 1)], replace=True)
     addresses = b"".join((0x0A000000 + number).to_bytes(4, "big") for number in range(count))
     size = 4 * together
-    datagrams = [messages.routes_to(template, 4, addresses[at : at + size], 1) for at in range(0, len(addresses), size)]
+    parts = [addresses[at : at + size] for at in range(0, len(addresses), size)]
+    datagrams = [messages.copies(template, [messages.route_destinations(4, part)], 1) for part in parts]
     begin = time.perf_counter()
     for datagram in datagrams:
         sock.send(datagram)

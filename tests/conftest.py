@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import time
 from typing import TYPE_CHECKING
 
@@ -58,6 +59,12 @@ def nothing_left() -> Iterator[None]:
     assert not left, f"descriptors were left: {left}"
     assert _host() == host, "interfaces or mounts of the host were changed"
     assert not {name for name in set(os.listdir("/tmp")) - files if "nsorch" in name}, "files were left"
+
+
+def needs_descriptors(count: int) -> pytest.MarkDecorator:
+    """Skip where the hard limit of open files is lower."""
+    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    return pytest.mark.skipif(hard < count, reason=f"RLIMIT_NOFILE is {hard}, not {count}")
 
 
 def running(marker: str) -> list[int]:

@@ -44,7 +44,7 @@ def test_many_routes_are_packed_as_one_by_one(
     host = ip_network("0.0.0.0/32" if version == 4 else "::/128")
     template = messages.route(messages.RTM_NEWROUTE, host, hops, source=source, replace=True)
     packed = b"".join(address.packed for address in destinations)
-    made = bytes(messages.routes_to(template, version, packed, sequence))
+    made = bytes(messages.copies(template, [messages.route_destinations(version, packed)], sequence))
     expected = b""
     for number, address in enumerate(destinations):
         one = bytearray(messages.route(messages.RTM_NEWROUTE, ip_network(address), hops, source=source, replace=True))

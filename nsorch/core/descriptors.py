@@ -41,12 +41,16 @@ def close(fds: Iterable[int]) -> None:
 
 
 def make_room(count: int) -> None:
-    """Raise the soft limit of open files of this process, up to the hard one, where *count* more might not fit."""
+    """Raise the limit of open files of this process where *count* more might not fit: the soft one, and the hard one,
+    too, where we may."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = len(_open) + count + _RESERVE
-    if soft < wanted and soft < hard:
+    wanted = 2 * (len(_open) + count + _RESERVE)
+    if soft >= wanted // 2:
+        return
+    for limits in ((wanted, max(hard, wanted)), (min(hard, wanted), hard)):
         with contextlib.suppress(ValueError, OSError):
-            resource.setrlimit(resource.RLIMIT_NOFILE, (min(hard, wanted * 2), hard))
+            resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+            return
 
 
 def _forget_in_child() -> None:

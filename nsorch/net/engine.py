@@ -5,20 +5,22 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import struct
 import time
-from ipaddress import IPv4Network, IPv6Interface, IPv6Network
+from functools import partial
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Interface, IPv6Network, ip_address
 from typing import TYPE_CHECKING
 
 from attrs import frozen
 
 from nsorch.errors import NetlinkError
 from nsorch.net import messages
-from nsorch.net.messages import RTM_DELADDR, RTM_DELROUTE, RTM_NEWADDR, RTM_NEWLINK, RTM_NEWROUTE, VethEnd
+from nsorch.net.messages import RTM_DELADDR, RTM_DELROUTE, RTM_NEWADDR, RTM_NEWLINK, RTM_NEWNEIGH, RTM_NEWROUTE, VethEnd
 from nsorch.net.netlink import Netlink, Request
 
 if TYPE_CHECKING:
     import socket
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Collection, Iterable, Mapping, Sequence
 
     from nsorch.net.messages import LinkState
     from nsorch.net.plan import (
@@ -39,8 +41,6 @@ _LOOPBACK = 1
 # The group that links join to be deleted together: nobody else's number. So many hold the kernel's lock for some 0.1 s.
 _DYING, _DELETED_AT_ONCE = 0x6E736F72, 512
 _HOST_4, _HOST_6 = IPv4Network("0.0.0.0/32"), IPv6Network("::/128")
-# Routes in a datagram: the kernel needs about 12 µs for each.
-_AT_ONCE = 128
 
 
 @frozen(kw_only=True)
@@ -71,18 +71,26 @@ class Engine:
                 self._make_link(link, namespaces, made)
             ends = _ends_by_netns(batch.links)
             nodes = {node.netns: node for node in batch.nodes}
+            unready = {end.netns for link in batch.links for end in (link.a, link.b) if link.a.netns and link.b.netns}
             for netns in dict.fromkeys((*ends, *nodes)):
                 if netns:
-                    self._configure(namespaces[netns], ends.get(netns, []), nodes.get(netns))
+                    node = nodes.get(netns)
+                    routes = () if node is None or netns in unready else node.routes
+                    if any(route.destination.version == 6 for route in routes):
+                        unready.add(netns)
+                        routes = ()
+                    self._configure(namespaces[netns], ends.get(netns, []), node, routes)
+            for netns, own in ends.items():
+                if netns:
+                    self._await_running(namespaces[netns], [end for end in own if end.ipv6])
             for netns, node in nodes.items():
-                if node.routes:  # not before: the other ends of links must be up
+                if node.routes and netns in unready:  # not before: the other ends of links must be up
                     self.add_routes(namespaces[netns], node.routes)
                 if node.groups:
                     self.add_groups(namespaces[netns], node.groups)
-            self._raise_bridges(batch)
-            for netns, own in ends.items():
-                if netns:
-                    self._await_carrier(namespaces[netns], own)
+            self._fabric.execute(
+                [Request(messages.set_link(index, up=True), "set up", str(index)) for index in batch.raised]
+            )
         except NetlinkError as exc:
             self._undo(made, exc)
             raise
@@ -100,7 +108,12 @@ class Engine:
         data = messages.create_veth(
             _veth_end(first, namespaces, up=not first.netns), _veth_end(second, namespaces, up=False)
         )
-        self._fabric.execute([Request(data, "create link", plan.name)])
+        requests = [Request(data, "create link", plan.name)]
+        if not second.netns and second.master is not None and second.index is not None:
+            # The kernel gives only the first end its master.
+            data = messages.set_link(second.index, master=second.master)
+            requests.append(Request(data, "make a port of", second.ifname))
+        self._fabric.execute(requests)
         if not first.netns and first.index is not None:
             made.append(Request(messages.delete_link(first.index), "remove link", plan.name))
         elif first.netns:
@@ -110,13 +123,16 @@ class Engine:
                 )
             )
 
-    def _configure(self, handle: NetnsHandle, ends: Sequence[EndPlan], node: NodePlan | None) -> None:
+    def _configure(
+        self, handle: NetnsHandle, ends: Sequence[EndPlan], node: NodePlan | None, routes: Sequence[RoutePlan]
+    ) -> None:
         """One datagram, where the indices are known in advance."""
         netlink = Netlink(handle.sock, handle.name)
         requests = [Request(messages.set_link(_LOOPBACK, up=True), "set up", "lo")]
         requests += [_add(_LOOPBACK, address, "lo") for address in (() if node is None else node.loopback)]
+        indices = {}
         for end in ends:
-            index = end.index or self._index(netlink, end.ifname)
+            index = indices[end.ifname] = end.index or self._index(netlink, end.ifname)
             requests.append(
                 Request(messages.set_link(index, no_ipv6_addresses=True), "turn off IPv6 addresses of", end.ifname)
             )
@@ -125,6 +141,11 @@ class Engine:
                 requests.append(_add(index, _link_local(end.mac), end.ifname))
             requests.append(Request(messages.set_link(index, up=True), "set up", end.ifname))
             requests += [_neighbour(index, ip, mac) for ip, mac in end.neighbours]
+        for route in routes:
+            for hop in route.nexthops:
+                if hop.dev not in indices:
+                    indices[hop.dev] = self._index(netlink, hop.dev)
+            requests.append(_route(RTM_NEWROUTE, "add route to", route, indices))
         # A kernel without IPv6 has no address generation to turn off.
         failed = [
             error
@@ -134,16 +155,15 @@ class Engine:
         if failed:
             raise failed[0]
 
-    def _raise_bridges(self, batch: Batch) -> None:
-        self._fabric.execute(
-            [Request(messages.set_link(index, up=True), "set up bridge", str(index)) for index in batch.raise_bridges]
-        )
-
-    def _await_carrier(self, handle: NetnsHandle, ends: Iterable[EndPlan]) -> None:
+    def _await_running(self, handle: NetnsHandle, ends: Collection[EndPlan]) -> None:
+        """Carrier is there with the answer that both ends are up; the kernel's own notice of it, for which IPv6 waits,
+        comes later."""
+        if not ends:
+            return
         netlink = Netlink(handle.sock, handle.name)
         deadline = time.monotonic() + _CARRIER_DEADLINE
         for end in ends:
-            while not self.link_state(netlink, end.ifname).carrier:
+            while not self.link_state(netlink, end.ifname).running:
                 if time.monotonic() > deadline:
                     raise NetlinkError("wait for carrier of", end.ifname, errno=errno.ETIMEDOUT, worker=handle.name)
                 time.sleep(0.001)
@@ -228,10 +248,13 @@ class Engine:
             template = messages.route(
                 RTM_NEWROUTE, network, hops, source=group.source, hop_limit=group.hop_limit, replace=True
             )
-            for start in range(0, len(group.destinations), _AT_ONCE * size):
-                part = group.destinations[start : start + _AT_ONCE * size]
-                for error in netlink.send_routes(template, group.version, part, "add route to"):
-                    raise error
+            for error in netlink.send_copies(
+                template,
+                [messages.route_destinations(group.version, group.destinations)],
+                "add route to",
+                partial(_packed_address, group.destinations, size),
+            ):
+                raise error
 
     def restore_end(self, handle: NetnsHandle, end: EndPlan) -> None:
         """Give an end that was down what the kernel has dropped: its IPv6 addresses, and its neighbours."""
@@ -255,23 +278,7 @@ class Engine:
             indices[name] = self._index(netlink, name)
         slice_ = 64
         for start in range(0, len(routes), slice_):
-            netlink.execute(
-                [
-                    Request(
-                        messages.route(
-                            kind,
-                            plan.destination,
-                            [(hop.via, indices[hop.dev]) for hop in plan.nexthops],
-                            source=plan.source,
-                            metric=plan.metric,
-                            replace=True,
-                        ),
-                        operation,
-                        str(plan.destination),
-                    )
-                    for plan in routes[start : start + slice_]
-                ]
-            )
+            netlink.execute([_route(kind, operation, plan, indices) for plan in routes[start : start + slice_]])
 
     def change_addresses(
         self, handle: NetnsHandle, name: str, *, add: Iterable[IPInterface] = (), remove: Iterable[IPInterface] = ()
@@ -298,6 +305,44 @@ class Engine:
         if failed:
             raise failed[0]
 
+    # -- what bridges and gateways know, so that nobody has to ask
+
+    def forward(self, kind: int, entries: Sequence[tuple[int, bytes]]) -> None:
+        """Add or delete (*kind*) static entries of bridges: (port, hardware address)."""
+        if not entries:
+            return
+        indices = struct.pack(f"={len(entries)}I", *(port for port, _ in entries))
+        macs = b"".join([mac for _, mac in entries])
+        _raise_first(
+            self._fabric.send_copies(
+                messages.forwarding(kind, 0, bytes(6)),
+                messages.forwarding_entries(indices, macs),
+                "set the forwarding entry of",
+                lambda number: entries[number][1].hex(":"),
+            )
+        )
+
+    def tell_neighbours(
+        self, handle: NetnsHandle | None, kind: int, index: int, known: Sequence[tuple[IPAddress, bytes]]
+    ) -> None:
+        """Add or delete (*kind*) permanent neighbours behind the interface of *index*: (address, hardware address)."""
+        netlink = self._netlink(handle)
+        for version in (4, 6):
+            some = [(ip, mac) for ip, mac in known if ip.version == version]
+            if some:
+                packed = b"".join([ip.packed for ip, _ in some])
+                template = messages.neighbour(kind, index, IPv4Address(0) if version == 4 else IPv6Address(0), bytes(6))
+                fields = messages.neighbours(version, packed, b"".join([mac for _, mac in some]))
+                errors = netlink.send_copies(
+                    template, fields, "set the neighbour", partial(_packed_address, packed, len(packed) // len(some))
+                )
+                _raise_first(errors)
+
+    def answer_arp(self, ports: Iterable[int]) -> None:
+        """Have bridges answer for the hosts behind *ports* that they have been told of."""
+        requests = [Request(messages.answer_arp(port), "answer ARP for port", str(port)) for port in ports]
+        _raise_first(self._fabric.transact(requests))
+
     def list_links(self, handle: NetnsHandle | None) -> list[LinkState]:
         """All interfaces there."""
         found = self._netlink(handle).dump(Request(messages.dump_links(), "list", "links"), RTM_NEWLINK)
@@ -309,8 +354,25 @@ class _DeleteInNetns(Request):
     handle: NetnsHandle
 
 
+def _raise_first(errors: Sequence[NetlinkError]) -> None:
+    """But for what was to be deleted and isn't there."""
+    for error in errors:
+        if error.errno not in (errno.ENOENT, errno.ENODEV):
+            raise error
+
+
+def _packed_address(packed: bytes, size: int, number: int) -> str:
+    return str(ip_address(packed[number * size : (number + 1) * size]))
+
+
+def _route(kind: int, operation: str, plan: RoutePlan, indices: Mapping[str, int]) -> Request:
+    hops = [(hop.via, indices[hop.dev]) for hop in plan.nexthops]
+    data = messages.route(kind, plan.destination, hops, source=plan.source, metric=plan.metric, replace=True)
+    return Request(data, operation, str(plan.destination))
+
+
 def _neighbour(index: int, ip: IPAddress, mac: bytes) -> Request:
-    return Request(messages.add_neighbour(index, ip, mac), "add neighbour", str(ip))
+    return Request(messages.neighbour(RTM_NEWNEIGH, index, ip, mac), "add neighbour", str(ip))
 
 
 def _add(index: int, address: IPInterface, name: str) -> Request:

@@ -38,6 +38,8 @@ _U32 = struct.Struct("=I")
 
 _IFLA_ADDRESS, _IFLA_IFNAME, _IFLA_MTU, _IFLA_MASTER, _IFLA_LINKINFO = 1, 3, 4, 10, 18
 _IFLA_GROUP = 27
+_AF_BRIDGE, _RTM_SETLINK, _NUD_NOARP, _NTF_MASTER = 7, 19, 0x40, 0x04
+_IFLA_PROTINFO, _BRPORT_PROXYARP_WIFI = 12 | 0x8000, 12
 _IFLA_AF_SPEC, _IFLA_NET_NS_FD, _IFLA_NUM_TX_QUEUES, _IFLA_NUM_RX_QUEUES = 26, 28, 31, 32
 _INFO_KIND, _INFO_DATA, _VETH_PEER, _BR_MCAST_SNOOPING = 1, 2, 1, 23
 _ADDR_GEN_MODE, _ADDR_GEN_NONE = 8, b"\x01"
@@ -186,29 +188,72 @@ def address(kind: int, index: int, value: IPv4Interface | IPv6Interface) -> byte
     return message(kind, _CREATE_EXCLUSIVE if kind == RTM_NEWADDR else 0, body)
 
 
-def routes_to(template: bytes, version: int, destinations: bytes, sequence: int) -> bytearray:
-    """*template*, a route to a host as :func:`route` packs it, once for each of the packed *destinations*, with
-    ascending sequence numbers; the last one asks for an acknowledgement."""
-    size = 4 if version == 4 else 16
-    count = len(destinations) // size
+@frozen
+class Field:
+    """What differs from copy to copy of a message: *size* bytes at *offset*, *values* one behind the other."""
+
+    offset: int
+    size: int
+    values: bytes
+
+    def part(self, start: int, end: int) -> Field:
+        return Field(self.offset, self.size, self.values[start * self.size : end * self.size])
+
+
+def copies(template: bytes, fields: Sequence[Field], sequence: int) -> bytearray:
+    """A *template* message once for each of the values of *fields*, with ascending sequence numbers; the last one asks
+    for an acknowledgement."""
+    count = len(fields[0].values) // fields[0].size
     length = len(template)
     made = bytearray(template * count)
-    at = _HEADER.size + _ROUTE.size + 4  # RTA_DST comes first
-    for byte in range(size):
-        made[at + byte :: length] = destinations[byte::size]
-    numbers = struct.pack(f"={count}I", *range(sequence, sequence + count))
-    for byte in range(4):
-        made[8 + byte :: length] = numbers[byte::4]
+    numbers = Field(8, 4, struct.pack(f"={count}I", *range(sequence, sequence + count)))
+    for field in (*fields, numbers):
+        for byte in range(field.size):
+            made[field.offset + byte :: length] = field.values[byte :: field.size]
     last = made[-length:]
     last[6:8] = (int.from_bytes(last[6:8], sys.byteorder) | NLM_F_ACK).to_bytes(2, sys.byteorder)
     made[-length:] = last
     return made
 
 
-def add_neighbour(index: int, ip: IPv4Address | IPv6Address, mac: bytes) -> bytes:
-    """Tell the kernel for good that *ip* behind interface *index* has hardware address *mac*."""
+_ROUTE_DESTINATION = _HEADER.size + _ROUTE.size + 4  # RTA_DST comes first
+_NEIGHBOUR_INDEX = _HEADER.size + 4
+_NEIGHBOUR_FIRST = _HEADER.size + _NEIGHBOUR.size + 4
+
+
+def route_destinations(version: int, packed: bytes) -> Field:
+    """For copies of a :func:`route` to a host."""
+    return Field(_ROUTE_DESTINATION, 4 if version == 4 else 16, packed)
+
+
+def neighbours(version: int, packed: bytes, macs: bytes) -> tuple[Field, Field]:
+    """For copies of :func:`neighbour`: addresses, and hardware addresses of 6 bytes."""
+    size = 4 if version == 4 else 16
+    return Field(_NEIGHBOUR_FIRST, size, packed), Field(_NEIGHBOUR_FIRST + size + 4, 6, macs)
+
+
+def forwarding_entries(indices: bytes, macs: bytes) -> tuple[Field, Field]:
+    """For copies of :func:`forwarding`: ifindices of 4 bytes, and hardware addresses."""
+    return Field(_NEIGHBOUR_INDEX, 4, indices), Field(_NEIGHBOUR_FIRST, 6, macs)
+
+
+def forwarding(kind: int, port: int, mac: bytes) -> bytes:
+    """Add or delete (*kind*) a static entry of a bridge: frames to *mac* leave by *port*. It replaces another."""
+    flags = 0x400 | 0x100 if kind == RTM_NEWNEIGH else 0
+    return message(kind, flags, _NEIGHBOUR.pack(_AF_BRIDGE, port, _NUD_NOARP, _NTF_MASTER, 0) + attribute(2, mac))
+
+
+def answer_arp(port: int) -> bytes:
+    """Have the bridge answer who asks for a host behind *port*, as far as it knows: PROXYARP_WIFI."""
+    body = _LINK.pack(_AF_BRIDGE, 0, port, 0, 0)
+    return message(_RTM_SETLINK, 0, body + attribute(_IFLA_PROTINFO, attribute(_BRPORT_PROXYARP_WIFI, b"\1")))
+
+
+def neighbour(kind: int, index: int, ip: IPv4Address | IPv6Address, mac: bytes) -> bytes:
+    """Tell the kernel for good (*kind*: or forget) that *ip* behind interface *index* has hardware address *mac*."""
+    flags = 0x400 | 0x100 if kind == RTM_NEWNEIGH else 0
     body = _NEIGHBOUR.pack(_family(ip.version), index, _NUD_PERMANENT, 0, 0)
-    return message(RTM_NEWNEIGH, 0x400 | 0x100, body + attribute(_NDA_DST, ip.packed) + attribute(_NDA_LLADDR, mac))
+    return message(kind, flags, body + attribute(_NDA_DST, ip.packed) + attribute(_NDA_LLADDR, mac))
 
 
 def delete_neighbour(index: int, ip: IPv4Address | IPv6Address) -> bytes:
@@ -279,7 +324,8 @@ def attributes(data: bytes, start: int) -> dict[int, bytes]:
 
 @frozen(kw_only=True)
 class LinkState:
-    """What the kernel says of an interface; *carrier*: IFF_LOWER_UP."""
+    """What the kernel says of an interface; *carrier*: IFF_LOWER_UP; *running*: IFF_RUNNING, carrier as
+    the rest of the kernel knows it."""
 
     index: int
     name: str
@@ -287,6 +333,7 @@ class LinkState:
     mtu: int
     up: bool
     carrier: bool
+    running: bool
     master: int | None
 
 
@@ -302,5 +349,6 @@ def parse_link(data: bytes) -> LinkState:
         mtu=_U32.unpack(found[_IFLA_MTU])[0] if _IFLA_MTU in found else 0,
         up=bool(flags & IFF_UP),
         carrier=bool(flags & 0x10000),
+        running=bool(flags & 0x40),
         master=None if master is None else _U32.unpack(master)[0],
     )

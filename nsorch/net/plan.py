@@ -104,11 +104,11 @@ class NodePlan:
 class Batch:
     """To be made together, or not at all.
 
-    :ivar raise_bridges: ifindices of the bridges that are set up last: a port that joins a bridge which is up has its
-        multicast flooded to all others
+    :ivar raised: ifindices of bridges, and of links between them, that are set up last: a port that joins a bridge
+        which is up has its multicast flooded to all others
     """
 
     bridges: tuple[BridgePlan, ...] = ()
     links: tuple[LinkPlan, ...] = ()
     nodes: tuple[NodePlan, ...] = ()
-    raise_bridges: tuple[int, ...] = ()
+    raised: tuple[int, ...] = ()

@@ -45,6 +45,7 @@ class Deployment:
     async def remove(self) -> None:
         """Take all of it down. Doing it twice is once; cancelled, it is done all the same."""
         with anyio.CancelScope(shield=True):
+            self._supervisor._wiring.retire(self.bridges.values())
             await self._supervisor._starter.remove(list(self.workers.values()))
             await self._supervisor._wiring.remove_bridges(list(self.bridges.values()))
         await anyio.lowlevel.checkpoint()

@@ -129,6 +129,7 @@ class MainProcess:
                     first.hostname,
                     first.sysctls,
                     first.loopback,
+                    False,
                     proc,
                     line._replace(streams=streams.numbers),
                     None,

@@ -10,12 +10,13 @@ from nsorch.errors import ClosedError, TopologyError
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Sequence
+    from collections.abc import Collection, Sequence
     from ipaddress import IPv4Interface, IPv4Network, IPv6Interface, IPv6Network
 
     from nsorch.net.addresses import Segment
     from nsorch.net.packets import Instructions
     from nsorch.supervisor.capture import Capture, Direction
+    from nsorch.supervisor.segments import Part, Parts
     from nsorch.supervisor.wiring import Wiring
     from nsorch.supervisor.worker import Worker
 
@@ -52,6 +53,8 @@ class Side:
     addresses: tuple[IPv4Interface | IPv6Interface, ...] = ()
     segment: Segment | None = None  #: that the addresses are from
     netns: str = ""  #: the worker whose network namespace it is in
+    part: Part | None = None  #: of the bridge, that it is a port of
+    gateway: bytes | None = None  #: hardware address of the gateway, that it knows for good
 
     @property
     def owner(self) -> str:
@@ -76,16 +79,25 @@ class Bridge:
         segment: Segment,
         gateway: str | None,
         mtu: int | None,
+        arp: str,
         label: str | None,
-        index: int,
+        parts: Parts,
     ) -> None:
         self.name = name
         self.label = label
         self.gateway = gateway  #: name of the worker that is the others' default route
         self.mtu = mtu  #: bytes
         self._wiring = wiring
+        self.arp = (
+            arp  #: who answers ARP: ``"static"`` the bridge, ``"dynamic"`` the workers, ``"auto"`` by their number
+        )
         self._segment = segment
-        self._index = index  # in the fabric
+        self._parts = parts
+        self._ends: dict[Side, Side] = {}  # of links that exist: the worker's, and the port
+        self._answers = arp == "static"
+        self._introduced: dict[Side, set[Side]] = {}  # to the gateway
+        self._retired = False
+        self._left = 0  # ports that the kernel removes with their workers' network namespaces
         self._removed = False
         self._announced = False
         #: of the gateway, also before it is there
@@ -93,6 +105,12 @@ class Bridge:
 
     def __repr__(self) -> str:
         return f"<Bridge {self.name} {', '.join(map(str, self.subnets))}>"
+
+    def _leaves(self, side: Side, dying: Collection[str]) -> bool:
+        """Whether the link of *side* is left to the kernel, which ends it with the worker and the bridge."""
+        leaves = self._retired and side.netns in dying
+        self._left += leaves
+        return leaves
 
     @property
     def subnets(self) -> tuple[IPv4Network | IPv6Network, ...]:

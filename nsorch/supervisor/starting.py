@@ -14,6 +14,7 @@ from nsorch.core.spawner.syscalls import CLONE_NEWNET, CLONE_NEWPID, CLONE_NEWUT
 from nsorch.errors import NameInUseError, SpawnerDiedError, TopologyError
 from nsorch.events import State
 from nsorch.supervisor.commands import build_command, check_user, encode_environment
+from nsorch.supervisor.connecting import Connecting
 from nsorch.supervisor.entry import open_sources
 from nsorch.supervisor.main_process import MainProcess, Setup, end
 from nsorch.supervisor.worker import Worker
@@ -106,13 +107,11 @@ class Starter:
             linked = plan is not None or any(spec.links for spec in specs)
             environment = encode_environment(None)  # of all who give none
             make = partial(self._make if linked else self._make_and_execute, environment=environment)
-            for rank in _ranks(workers):
-                await self._each(rank, make, errors)
-            if linked and not errors:
-                try:
-                    await self._supervisor._wiring.connect(workers, bridges=bridges)
-                except Exception as exc:
-                    errors.append(exc)
+            if linked:
+                await self._make_and_connect(workers, bridges, make, errors)
+            else:
+                for rank in _ranks(workers):
+                    await self._each(rank, make, errors)
             if not errors:
                 main = [worker for worker in workers if worker.spec.command is not None]
                 if linked:
@@ -126,6 +125,38 @@ class Starter:
             await self._undo(workers)
             raise
         return workers
+
+    async def _make_and_connect(
+        self,
+        workers: Sequence[Worker],
+        bridges: Sequence[Bridge],
+        make: Callable[[Worker], Awaitable[None]],
+        errors: list[Exception],
+    ) -> None:
+        """The links of those that are made are made while the spawner makes others."""
+        connecting = Connecting(self._supervisor._wiring, workers)
+
+        async def connect() -> None:
+            try:
+                await connecting.run()
+            except Exception as exc:
+                errors.append(exc)
+
+        async def make_one(worker: Worker) -> None:
+            await make(worker)
+            connecting.made(worker)
+
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(connect)
+            for rank in _ranks(workers):
+                await self._each(rank, make_one, errors)
+            if errors:
+                tasks.cancel_scope.cancel()
+        if not errors:
+            try:
+                await self._supervisor._wiring.finish(workers, bridges)
+            except Exception as exc:
+                errors.append(exc)
 
     # -- admission: everything that can be known before anything is made
 
@@ -181,6 +212,12 @@ class Starter:
         if not make and not check:
             worker._adopt({}, entry)
             return
+        netlink = bool(make & CLONE_NEWNET)
+
+        def adopt(held: tuple[int, ...]) -> None:
+            made = dict(zip((kind for kind in NS_FILES if make & kind), held, strict=False))
+            worker._adopt(made, entry, held[-1] if netlink else None)
+
         job: Job | None = None
         try:
             job = supervisor._helper.spawn(
@@ -192,15 +229,14 @@ class Starter:
                     setup.hostname,
                     setup.sysctls,
                     setup.loopback,
+                    netlink,
                     0,
                     None,
                     check,
                 ),
                 [fd for _, fd in joins],
                 worker=spec.name,
-                on_created=lambda held: worker._adopt(
-                    dict(zip((kind for kind in NS_FILES if make & kind), held, strict=True)), entry
-                ),
+                on_created=adopt,
             )
             await job.created()
         except BaseException:

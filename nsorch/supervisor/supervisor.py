@@ -351,6 +351,7 @@ class Supervisor:
         *,
         gateway: Worker | str | None = None,
         mtu: int | None = None,
+        arp: str = "auto",
         label: str | None = None,
     ) -> Bridge:
         """Make a layer-2 segment. Cancelled, it exists or it doesn't, and ``sup.bridges`` says which.
@@ -359,10 +360,12 @@ class Supervisor:
             from it
         :param gateway: the worker that gets the first address and is the others' default route
         :param mtu: bytes, of the bridge and its links
+        :param arp: who answers ARP for the workers: ``"static"`` the bridge itself, ``"dynamic"`` the workers,
+            ``"auto"`` the bridge once it has 500 of them. The gateway and the others know each other in any case
         :raises NameInUseError: the name is taken
         :raises AddressError: no such network
         """
-        return await self._wiring.make_bridge(name, subnet, gateway=gateway, mtu=mtu, label=label)
+        return await self._wiring.make_bridge(name, subnet, gateway=gateway, mtu=mtu, arp=arp, label=label)
 
     async def link(
         self,

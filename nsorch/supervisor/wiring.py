@@ -22,20 +22,23 @@ from nsorch.net.addresses import LoopbackPool, PointToPointPool, Segment
 from nsorch.net.engine import Engine, NetnsHandle
 from nsorch.net.hosts import HostsEntry
 from nsorch.net.mac import derive_mac, parse_mac
-from nsorch.net.plan import Batch, BridgePlan, EndPlan, LinkPlan, NodePlan
+from nsorch.net.messages import RTM_DELNEIGH, RTM_NEWNEIGH
+from nsorch.net.plan import Batch, EndPlan, LinkPlan, NodePlan
 from nsorch.supervisor.capture import Capture
 from nsorch.supervisor.hosts import HostsFile
 from nsorch.supervisor.network import Bridge, Counter, Link, Side
 from nsorch.supervisor.routes import default_routes, given_routes
+from nsorch.supervisor.segments import FABRIC, MANY, Parts, news
 from nsorch.topology import BridgeSpec, Emulation, End, LinkSpec, To
 from nsorch.topology.namespaces import NamespaceSet, New, OfWorker, Shared
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+    from collections.abc import AsyncIterator, Callable, Collection, Container, Iterable, Iterator, Mapping, Sequence
     from ipaddress import IPv4Address, IPv4Interface, IPv6Address, IPv6Interface
 
     from nsorch.core.helper import Facts
     from nsorch.net.plan import RouteGroup
+    from nsorch.supervisor.segments import News, Part
     from nsorch.supervisor.supervisor import Supervisor
     from nsorch.supervisor.worker import Worker
     from nsorch.topology import WorkerSpec
@@ -43,17 +46,25 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 U = TypeVar("U")
 
+# With more ports that end with their workers, a bridge is deleted some seconds later.
+_LEFT, _LATER = 50, 2.0
 # So many small plans between two turns of the event loop.
 _SLICE = 8
-FABRIC = 0  # as a key of network namespaces; a worker's is its order plus one
 
 
-@define(eq=False)
+@define(eq=False, kw_only=True)
 class _Order:
-    """A batch that somebody waits for."""
+    """Something to be made that somebody waits for.
+
+    :ivar bridges: those of the links, and others that are to exist
+    :ivar rise: whether this is all for now, so that new bridges are set up
+    """
 
     batch: Batch
-    workers: tuple[Worker, ...]
+    workers: Sequence[Worker] = ()
+    links: Sequence[Link] = ()
+    bridges: Sequence[Bridge] = ()
+    rise: bool = True
     done: anyio.Event = field(factory=anyio.Event)
     failure: Exception | None = None
 
@@ -124,12 +135,14 @@ class Wiring:
         return self._of
 
     def neighbour_of(self, source: Worker, address: IPv4Address | IPv6Address) -> int | None:
-        """The ifindex of *source* behind which *address* is a bridge's neighbour, or None."""
+        """The ifindex of *source* behind which *address* is a bridge's neighbour that it has to ask for, or None."""
         for link in self._of.get(source.name, ()):
             for side, other in link._both():
                 if (
                     side.worker is source
                     and other.bridge is not None
+                    and other.bridge.gateway != source.name
+                    and address not in (gateway.ip for gateway in other.bridge._gateway_addresses)
                     and any(address in a.network for a in side.addresses)
                 ):
                     return side.index
@@ -154,15 +167,15 @@ class Wiring:
     # -- bridges
 
     async def make_bridge(
-        self, name: str, subnet: Any, *, gateway: Worker | str | None, mtu: int | None, label: str | None
+        self, name: str, subnet: Any, *, gateway: Worker | str | None, mtu: int | None, arp: str, label: str | None
     ) -> Bridge:
         supervisor = self._supervisor
         supervisor._check_running()
         gateway_name = gateway if gateway is None or isinstance(gateway, str) else gateway.name
-        spec = BridgeSpec(name=name, subnet=subnet, gateway=gateway_name, mtu=mtu, label=label)
+        spec = BridgeSpec(name=name, subnet=subnet, gateway=gateway_name, mtu=mtu, arp=arp, label=label)
         bridge = self.plan_bridge(spec)
         try:
-            await self._carry_out(Batch(bridges=(_bridge_plan(bridge),), raise_bridges=(bridge._index,)), ())
+            await self._carry_out(_Order(batch=Batch(), bridges=[bridge]))
         except BaseException:
             with anyio.CancelScope(shield=True):
                 await self.remove_bridges([bridge])
@@ -185,8 +198,9 @@ class Wiring:
             segment=segment,
             gateway=spec.gateway,
             mtu=spec.mtu,
+            arp=spec.arp,
             label=spec.label,
-            index=self._indices.take(),
+            parts=Parts(self._indices.take),
         )
         return bridge
 
@@ -198,11 +212,17 @@ class Wiring:
         """With all their links. Cancelled, it is done all the same."""
         with anyio.CancelScope(shield=True):
             there = [bridge for bridge in bridges if self._bridges.get(bridge.name) is bridge]
+            self.retire(there)
             await self.remove_links(
                 [link for link in self._links.values() if any(side.bridge in there for side in link._sides)]
             )
             if there and not self._supervisor._helper.died:
-                await self._delete_in_fabric([bridge._index for bridge in there])
+                parts = [part for bridge in there for part in bridge._parts.all if part.made]
+                doomed = [index for part in parts for index in part.interfaces]
+                if sum(bridge._left for bridge in there) > _LEFT:
+                    self._supervisor._start_soon(partial(self._delete_later, doomed))
+                else:
+                    await self._delete_in_fabric(doomed)
             for bridge in there:
                 if self._bridges.pop(bridge.name, None) is None:
                     continue  # somebody else was faster
@@ -210,6 +230,17 @@ class Wiring:
                 if bridge._announced:
                     self._supervisor._bus.publish(events.BridgeRemoved(bridge=bridge.name))
         await anyio.lowlevel.checkpoint()
+
+    async def _delete_later(self, indices: Sequence[int]) -> None:
+        """When the kernel has removed most ports: it is faster at many than by the deletion of their bridge."""
+        await anyio.sleep(_LATER)
+        await self._delete_in_fabric(indices)
+
+    @staticmethod
+    def retire(bridges: Iterable[Bridge]) -> None:
+        """They are removed next: what they know of workers needn't be kept right."""
+        for bridge in bridges:
+            bridge._retired = True
 
     def _bridge(self, name: str, where: str) -> Bridge:
         try:
@@ -302,7 +333,9 @@ class Wiring:
 
     def _port(self, bridge: Bridge, mtu: int | None = None) -> Side:
         index = self._indices.take()
-        return Side(worker=None, bridge=bridge, ifname=f"p{index}", index=index, mac=None, mtu=mtu or bridge.mtu)
+        port = Side(worker=None, bridge=bridge, ifname=f"p{index}", index=index, mac=None, mtu=mtu or bridge.mtu)
+        port.part = bridge._parts.plug()
+        return port
 
     def _owner_of_netns(self, worker: Worker) -> tuple[Worker, bool]:
         """Whose network namespace it is, and whether the supervisor has made it.
@@ -356,22 +389,47 @@ class Wiring:
         if links is None:
             links = [link for worker in workers for link in self._of.get(worker.name, ()) if link._state == "planned"]
         links = list(dict.fromkeys(links))
-        touched = {side.worker: None for link in links for side in link._sides if side.worker is not None}
-        nodes = [worker for worker in dict.fromkeys((*workers, *touched)) if CLONE_NEWNET in worker._held]
-        batch = Batch(
-            bridges=tuple(_bridge_plan(bridge) for bridge in bridges),
-            links=tuple(await self._in_slices(_link_plan, links)),
-            nodes=tuple(await self._in_slices(partial(self._node_plan, links=set(links)), nodes)),
-            raise_bridges=tuple(bridge._index for bridge in bridges),
+        there = {side.worker: None for link in links for side in link._sides if side.worker is not None}
+        await self.make(links, [*workers, *there], bridges)
+        await self._rewrite_hosts()
+
+    async def make(
+        self,
+        links: Sequence[Link],
+        complete: Iterable[Worker] = (),
+        bridges: Iterable[Bridge] = (),
+        *,
+        rise: bool = True,
+    ) -> None:
+        """Make planned *links*, and configure their ends; all or nothing.
+
+        :param complete: workers of which no planned link is missing then: they get their loopbacks and routes to others
+        :param bridges: to exist, too
+        :param rise: set up bridges that are new; ports join fastest while they are down
+        """
+        complete = dict.fromkeys(worker for worker in complete if CLONE_NEWNET in worker._held)
+        there = [side.worker for link in links for side in link._sides if side.worker is not None]
+        workers = list(dict.fromkeys((*complete, *there)))
+        new = set(links)
+        order = _Order(
+            batch=Batch(
+                links=tuple(await self._in_slices(self._link_plan, links)),
+                nodes=tuple(await self._in_slices(partial(self._node_plan, links=new, complete=complete), workers)),
+            ),
+            workers=workers,
+            links=links,
+            bridges=list(
+                dict.fromkeys((*bridges, *(s.bridge for link in links for s in link._sides if s.bridge is not None)))
+            ),
+            rise=rise,
         )
-        if links or bridges or any(node.routes or node.loopback for node in batch.nodes):
-            await self._carry_out(batch, tuple(nodes))
-        self._unrouted.difference_update(worker.name for worker in nodes)
+        if links or order.bridges or any(node.loopback or node.routes for node in order.batch.nodes):
+            await self._carry_out(order)
+        self._unrouted.difference_update(worker.name for worker in complete)
+        bus = self._supervisor._bus
         for bridge in bridges:
             self.announce_bridge(bridge)
-        bus = self._supervisor._bus
         for number, link in enumerate(links):
-            link._state = "up"
             for interface, side in zip(link.interfaces, (s for s in link._sides if s.worker), strict=True):
                 assert side.worker is not None
                 side.worker._interfaces[interface.name] = interface
@@ -379,7 +437,35 @@ class Wiring:
             bus.publish(events.LinkUp(link=link.name, ends=link.ends))
             if number % _SLICE == _SLICE - 1:
                 await anyio.lowlevel.checkpoint()
+
+    async def finish(self, workers: Iterable[Worker], bridges: Sequence[Bridge]) -> None:
+        """After the last :meth:`make` without *rise*: set up the *bridges* of *workers*, and write down their names."""
+        of_links = (side.bridge for worker in workers for link in self._of.get(worker.name, ()) for side in link._sides)
+        order = _Order(batch=Batch(), bridges=list(dict.fromkeys((*bridges, *(b for b in of_links if b is not None)))))
+        if order.bridges:
+            await self._carry_out(order)
+        for bridge in bridges:
+            self.announce_bridge(bridge)
         await self._rewrite_hosts()
+
+    def _link_plan(self, link: Link) -> LinkPlan:
+        a, b = (_end_plan(side, self._neighbours(link, other)) for side, other in link._both())
+        return LinkPlan(name=link.name, a=a, b=b)
+
+    def _neighbours(self, link: Link, other: Side) -> tuple[tuple[IPv4Address | IPv6Address, bytes], ...]:
+        """What the end of *link* that isn't *other* knows from the start: a routed link's other one, or the gateway."""
+        side = next(side for side in link._sides if side is not other)
+        bridge = other.bridge
+        if bridge is None:
+            return tuple(_as_neighbour(other, side)) if link._static else ()
+        if side.worker is None or bridge.gateway in (None, side.worker.name):
+            return ()
+        for its in self._of.get(str(bridge.gateway), ()):
+            for gateway, port in its._both():
+                if port.bridge is bridge and gateway.worker is not None and gateway.worker.name == bridge.gateway:
+                    side.gateway = gateway.mac
+                    return tuple(_as_neighbour(gateway, side))
+        return ()
 
     @staticmethod
     async def _in_slices(make: Callable[[T], U], items: Iterable[T]) -> list[U]:
@@ -391,17 +477,20 @@ class Wiring:
                 await anyio.lowlevel.checkpoint()
         return made
 
-    def _node_plan(self, worker: Worker, links: Collection[Link]) -> NodePlan:
+    def _node_plan(
+        self, worker: Worker, links: Collection[Link], complete: Container[Worker] | None = None
+    ) -> NodePlan:
         routes = [
             *default_routes(worker, links, self._of.get(worker.name, ())),
             *given_routes(worker, links, self._of.get(worker.name, ())),
         ]
+        routed = complete is not None and worker in complete and worker.name in self._unrouted
         return NodePlan(
             netns=_key(worker),
             name=worker.name,
-            loopback=self._loopbacks.get(worker.name, ()),
+            loopback=self._loopbacks[worker.name] if routed else (),
             routes=tuple(routes),
-            groups=self._groups.get(worker.name, ()) if worker.name in self._unrouted else (),
+            groups=self._groups[worker.name] if routed else (),
         )
 
     def set_routing(
@@ -415,9 +504,8 @@ class Wiring:
         self._groups[name] = groups
         self._unrouted.add(name)
 
-    async def _carry_out(self, batch: Batch, workers: tuple[Worker, ...]) -> None:
+    async def _carry_out(self, order: _Order) -> None:
         """Have the thread do it, together with what others want at the same time."""
-        order = _Order(batch, workers)
         self._orders.append(order)
         if not self._draining:
             self._draining = True
@@ -458,26 +546,112 @@ class Wiring:
                 order.failure = exc
 
     async def _execute(self, orders: Sequence[_Order]) -> None:
-        batch = orders[0].batch
-        if len(orders) > 1:
-            batch = Batch(
-                bridges=tuple(item for order in orders for item in order.batch.bridges),
-                links=tuple(item for order in orders for item in order.batch.links),
-                nodes=tuple(item for order in orders for item in order.batch.nodes),
-                raise_bridges=tuple(item for order in orders for item in order.batch.raise_bridges),
-            )
-        workers = list({worker: None for order in orders for worker in order.workers})
-        sockets: list[socket.socket] = []
+        bridges = dict.fromkeys(bridge for order in orders for bridge in order.bridges)
+        missing = [(bridge, part) for bridge in bridges for part in bridge._parts.all if not part.made]
+        rising = dict.fromkeys(bridge for order in orders if order.rise for bridge in order.bridges)
+        lower = [part for bridge in rising for part in bridge._parts.all if not part.up]
+        trunks = [trunk for bridge, part in missing if (trunk := part.plan_trunk(bridge.name, bridge.mtu))]
+        batch = Batch(
+            bridges=tuple(part.plan(bridge.name, bridge.mtu) for bridge, part in missing),
+            links=(*trunks, *(item for order in orders for item in order.batch.links)),
+            nodes=tuple(item for order in orders for item in order.batch.nodes),
+            raised=tuple(index for part in lower for index in part.interfaces),
+        )
+        workers = dict.fromkeys(worker for order in orders for worker in order.workers)
+        async with self._handles(workers) as handles:
+            await self._in_thread(self._engine.execute, batch, handles)
+        for _, part in missing:
+            part.made = True
+        for part in lower:
+            part.up = True
+        for link in (link for order in orders for link in order.links):
+            link._state = "up"
+            for side, other in link._both():
+                if other.bridge is not None:
+                    other.bridge._ends[side] = other
+        for bridge in rising:
+            await self._tell(bridge)
+
+    @contextlib.asynccontextmanager
+    async def _handles(self, workers: Iterable[Worker]) -> AsyncIterator[dict[int, NetnsHandle]]:
+        """By the keys of their network namespaces; what is opened for it is closed."""
+        opened: list[socket.socket] = []
         try:
             handles: dict[int, NetnsHandle] = {}
             for worker in workers:
-                sock = await worker.open_socket(socket.AF_NETLINK, socket.SOCK_RAW, socket.NETLINK_ROUTE)
-                sockets.append(sock)
+                sock = worker._netlink
+                if sock is None:
+                    sock = await worker.open_socket(socket.AF_NETLINK, socket.SOCK_RAW, socket.NETLINK_ROUTE)
+                    opened.append(sock)
                 handles[_key(worker)] = NetnsHandle(fd=worker._held[CLONE_NEWNET], sock=sock, name=worker.name)
-            await self._in_thread(self._engine.execute, batch, handles)
+            yield handles
         finally:
-            for sock in sockets:
+            for sock in opened:
                 sock.close()
+
+    # -- what bridges and gateways are told
+
+    async def _tell(self, bridge: Bridge) -> None:
+        """Who is new, so that no question for it floods the segment."""
+        ends = bridge._ends
+        gateway = next((side for side in ends if side.worker is not None and side.worker.name == bridge.gateway), None)
+        if not bridge._answers and bridge.arp == "auto" and len(ends) >= MANY:
+            bridge._answers = True
+            for part in bridge._parts.all:
+                part.told.clear()
+        if bridge._answers or gateway is not None:
+            for part in bridge._parts.all:
+                new = [(side, port) for side, port in ends.items() if side not in part.told]
+                if new:
+                    await self._in_thread(self._announce, part, news(part, new, answers=bridge._answers))
+                    part.told.update(side for side, _ in new)
+        if gateway is not None:
+            await self._introduce(bridge, gateway)
+
+    def _announce(self, part: Part, told: News) -> None:
+        """In the thread."""
+        self._engine.forward(RTM_NEWNEIGH, told.forwarding)
+        self._engine.tell_neighbours(None, RTM_NEWNEIGH, part.index, told.neighbours)
+        self._engine.answer_arp(told.answering)
+
+    async def _introduce(self, bridge: Bridge, gateway: Side) -> None:
+        """The gateway to the others, and these to it."""
+        told = bridge._introduced.setdefault(gateway, set())
+        new = [side for side in bridge._ends if side is not gateway and side not in told]
+        told.update(new)
+        known = [(address.ip, side.mac) for side in new if side.mac is not None for address in side.addresses]
+        if known:
+            index = gateway.index or gateway.ifname
+            await self._with_handle(gateway, self._engine.tell_neighbours, RTM_NEWNEIGH, index, known)
+        for side in bridge._ends:
+            if side is not gateway and side.gateway != gateway.mac:
+                side.gateway = gateway.mac
+                known = list(_as_neighbour(gateway, side))
+                index = side.index or side.ifname
+                await self._with_handle(side, self._engine.tell_neighbours, RTM_NEWNEIGH, index, known)
+
+    async def _forget(self, bridge: Bridge, gone: Sequence[Side], dying: Collection[str]) -> None:
+        """The opposite of :meth:`_tell`, when the ends are removed."""
+        ends = [(side, bridge._ends.pop(side)) for side in gone if side in bridge._ends]
+        if bridge._retired:
+            return
+        for part in bridge._parts.all:
+            old = [end for end in ends if end[0] in part.told]
+            part.told.difference_update(gone)
+            if old:
+                known = news(part, old, answers=bridge._answers)
+                elsewhere = news(part, [end for end in old if end[1].part is not part], answers=False)
+                await self._in_thread(self._engine.forward, RTM_DELNEIGH, elsewhere.forwarding)
+                await self._in_thread(self._engine.tell_neighbours, None, RTM_DELNEIGH, part.index, known.neighbours)
+        for side in gone:
+            bridge._introduced.pop(side, None)
+        for gateway, told in bridge._introduced.items():
+            old_ones = told.intersection(gone)
+            told -= old_ones
+            known_addresses = [(a.ip, side.mac) for side in old_ones if side.mac is not None for a in side.addresses]
+            if known_addresses and gateway.netns not in dying:
+                index = gateway.index or gateway.ifname
+                await self._with_handle(gateway, self._engine.tell_neighbours, RTM_DELNEIGH, index, known_addresses)
 
     async def _in_thread(self, func: Any, *args: Any) -> Any:
         with anyio.CancelScope(shield=True):
@@ -539,9 +713,20 @@ class Wiring:
 
     async def _delete(self, links: Sequence[Link], dying: Collection[str]) -> None:
         """From the fabric, or from as few network namespaces as may be: those in one go together."""
-        ports = [side.index for link in links for side in link._sides if side.bridge is not None and side.index]
+        on: dict[Bridge, list[tuple[Side, Side]]] = {}
+        for side, port in (pair for link in links for pair in link._both()):
+            if port.bridge is not None:
+                on.setdefault(port.bridge, []).append((side, port))
+        ports = [
+            port.index
+            for bridge, ends in on.items()
+            for side, port in ends
+            if port.index and not bridge._leaves(side, dying)
+        ]
         if ports:
             await self._delete_in_fabric(ports)
+        for bridge, ends in on.items():
+            await self._forget(bridge, [side for side, _ in ends], dying)
         between = [link._sides for link in links if all(side.bridge is None for side in link._sides)]
         living = [sides for sides in between if any(side.netns not in dying for side in sides)]
         count = collections.Counter(side.netns for sides in living for side in sides)
@@ -589,12 +774,15 @@ class Wiring:
             side.segment.release(side.owner)
             side.segment = None
             self._ifnames.get(side.netns, set()).discard(side.ifname)
+        if side.part is not None:
+            side.part.ports -= 1
+            side.part = None
 
     async def _restore_routes(self, link: Link) -> None:
         """The kernel has dropped those through the link when it went down, and its IPv6 addresses."""
         for side, other in link._both():
             if side.worker is not None:
-                await self._with_handle(side, self._engine.restore_end, _end_plan(side, _neighbours(link, other)))
+                await self._with_handle(side, self._engine.restore_end, _end_plan(side, self._neighbours(link, other)))
         for side in link._sides:
             if side.worker is None:
                 continue
@@ -684,20 +872,12 @@ def _refuse_emulation(emulation: Emulation, where: str) -> None:
         raise UnsupportedError(f"{where}: link emulation is not in this version of nsorch", stage="link")
 
 
-def _bridge_plan(bridge: Bridge) -> BridgePlan:
-    return BridgePlan(name=bridge.name, ifname=f"b{bridge._index}", index=bridge._index, mtu=bridge.mtu, mac=None)
-
-
-def _link_plan(link: Link) -> LinkPlan:
-    a, b = (_end_plan(side, _neighbours(link, other)) for side, other in link._both())
-    return LinkPlan(name=link.name, a=a, b=b)
-
-
-def _neighbours(link: Link, side: Side) -> tuple[tuple[IPv4Address | IPv6Address, bytes], ...]:
-    """What the other end of a routed *link* is to know of *side*."""
-    if not link._static or side.mac is None:
-        return ()
-    return tuple((address.ip, side.mac) for address in side.addresses)
+def _as_neighbour(side: Side, of: Side) -> Iterator[tuple[IPv4Address | IPv6Address, bytes]]:
+    """What an end is to know of *side*, in the families that it has itself."""
+    if side.mac is not None:
+        for address in side.addresses:
+            if any(own.version == address.version for own in of.addresses):
+                yield address.ip, side.mac
 
 
 def _end_plan(side: Side, neighbours: tuple[tuple[IPv4Address | IPv6Address, bytes], ...]) -> EndPlan:
@@ -708,7 +888,7 @@ def _end_plan(side: Side, neighbours: tuple[tuple[IPv4Address | IPv6Address, byt
         mac=side.mac,
         mtu=side.mtu,
         addresses=side.addresses,
-        master=None if side.bridge is None else side.bridge._index,
+        master=None if side.part is None else side.part.index,
         ipv6=any(address.version == 6 for address in side.addresses),
         neighbours=neighbours,
     )

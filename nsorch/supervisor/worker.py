@@ -14,6 +14,7 @@ import anyio
 from anyio import TASK_STATUS_IGNORED
 from attrs import evolve
 
+from nsorch.core import descriptors
 from nsorch.core.process import Process
 from nsorch.core.spawner.protocol import Mode, Spawn
 from nsorch.core.spawner.syscalls import CLONE_NEWNET, CLONE_NEWNS, CLONE_NEWPID, NS_FILES
@@ -57,6 +58,7 @@ class Worker:
         "_inodes",
         "_interfaces",
         "_main",
+        "_netlink",
         "_pins",
         "_spec",
         "_state",
@@ -71,6 +73,7 @@ class Worker:
         self._state = State.STARTING
         self._entry: Entry | None = None
         self._held: dict[int, int] = {}  # descriptor by CLONE_NEW*
+        self._netlink: socket.socket | None = None  # in its network namespace, until it is wired
         self._inodes: dict[str, int] = {}
         self._interfaces: dict[str, Interface] = {}
         self._main: MainProcess | None = None
@@ -286,6 +289,7 @@ class Worker:
                     0,
                     None,
                     (),
+                    False,
                     False,
                     proc,
                     line._replace(streams=streams.numbers),
@@ -515,9 +519,11 @@ class Worker:
                 await self._supervisor._helper.pin(os.fsencode(self._pins[-1]), b"", self.name)
             self._pins = self._pins[:-1]
 
-    def _adopt(self, made: Mapping[int, int], entry: Entry) -> None:
-        """Its namespaces exist: *made* and the joined are its own from here on."""
+    def _adopt(self, made: Mapping[int, int], entry: Entry, netlink: int | None = None) -> None:
+        """Its namespaces exist: *made* and the joined are its own from here on, and a socket to wire them by."""
         self._entry = entry
+        if netlink is not None:
+            self._netlink = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, socket.NETLINK_ROUTE, fileno=netlink)
         self._held = {**entry.joined, **made}
         self._inodes = {NS_FILES[kind]: os.fstat(fd).st_ino for kind, fd in made.items()}
 
@@ -542,7 +548,13 @@ class Worker:
             self._main.close_streams()
             self._main.announce()
 
+    def _close_netlink(self) -> None:
+        if self._netlink is not None:
+            descriptors.close([self._netlink.detach()])
+            self._netlink = None
+
     def _take_descriptors(self) -> list[int]:
+        self._close_netlink()
         held, self._held = list(self._held.values()), {}
         return held
 

@@ -91,10 +91,11 @@ class Topology:
         *,
         gateway: str | None = None,
         mtu: int | None = None,
+        arp: str = "auto",
         label: str | None = None,
     ) -> BridgeSpec:
         """Add a bridge; see :meth:`nsorch.Supervisor.bridge`."""
-        spec = BridgeSpec(name=name, subnet=subnet, gateway=gateway, mtu=mtu, label=label)
+        spec = BridgeSpec(name=name, subnet=subnet, gateway=gateway, mtu=mtu, arp=arp, label=label)
         self.add(spec)
         return spec
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from nsorch.topology.model import METRICS, ROUTING
 from nsorch.topology.namespaces import KINDS
+from nsorch.topology.specs import ARP
 from nsorch.topology.structure import DEFAULT_KEYS, KEYS, MOST_COPIES
 
 PATH = os.path.join(os.path.dirname(__file__), "schema.json")
@@ -82,6 +83,11 @@ _VALUES: dict[str, dict[str, Any]] = {
         "subnet": _SUBNET,
         "gateway": {"type": "string", "pattern": _NAME, "description": "the worker that is the others' default route"},
         "mtu": _MTU,
+        "arp": {
+            "enum": list(ARP),
+            "default": "auto",
+            "description": "who answers ARP: the bridge, its workers, or the bridge once it has 500 of them",
+        },
         "label": _TEXT,
     },
     "worker": {

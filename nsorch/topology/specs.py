@@ -349,6 +349,10 @@ class WorkerSpec:
             taken.add(to.name or "")
 
 
+#: who answers ARP on a bridge: the bridge itself where it has many ports, always, or never
+ARP = ("auto", "static", "dynamic")
+
+
 @frozen(kw_only=True)
 class BridgeSpec:
     """Description of a bridge; the fields of :meth:`nsorch.Supervisor.bridge`."""
@@ -357,9 +361,12 @@ class BridgeSpec:
     subnet: tuple[IPv4Network | IPv6Network, ...] = field(default=(), converter=_networks)
     gateway: str | None = field(default=None, converter=_to_gateway)
     mtu: int | None = field(default=None, converter=_to_mtu)
+    arp: str = "auto"
     label: str | None = None
 
     def __attrs_post_init__(self) -> None:
+        if self.arp not in ARP:
+            raise TopologyError(f'bridges.{self.name}.arp: "{self.arp}" is none of {", ".join(ARP)}')
         if self.gateway is not None and not self.subnet:
             raise TopologyError(f"bridges.{self.name}.gateway: a bridge without subnet has no gateway")
 

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 _END_KEYS = ("name", "address", "mac", "mtu", *EMULATION_KEYS)
 _TO_KEYS = ("to", *_END_KEYS)
-_BRIDGE_KEYS = ("subnet", "gateway", "mtu", "label")
+_BRIDGE_KEYS = ("subnet", "gateway", "mtu", "arp", "label")
 _LINK_KEYS = ("ends", "subnet", "mtu", "weight", "label", *EMULATION_KEYS)
 _TOP_KEYS = ("name", "routing", "metric", "defaults", "bridges", "workers", "links")
 MOST_COPIES = 100_000
@@ -158,9 +158,9 @@ class _Reader:
     def bridge(self, name: str, value: Any) -> BridgeSpec | None:
         path = f"bridges.{name}"
         table = self.defaults["bridges"] | self.table(value, path, _BRIDGE_KEYS)
-        if not self._texts(table, path, ("gateway", "label")):
+        if not self._texts(table, path, ("gateway", "arp", "label")):
             return None
-        if not self.check_each(path, ("subnet", "mtu"), table, lambda **part: BridgeSpec(name="x", **part)):
+        if not self.check_each(path, ("subnet", "mtu", "arp"), table, lambda **part: BridgeSpec(name="x", **part)):
             return None
         spec: BridgeSpec | None = self.build(path, lambda: BridgeSpec(name=name, **table))
         return spec
@@ -368,7 +368,8 @@ def _emulation(value: Emulation) -> dict[str, Any]:
 
 
 def _bridge(spec: BridgeSpec) -> dict[str, Any]:
-    return _set(subnet=_networks(spec.subnet), gateway=spec.gateway, mtu=spec.mtu, label=spec.label)
+    arp = None if spec.arp == "auto" else spec.arp
+    return _set(subnet=_networks(spec.subnet), gateway=spec.gateway, mtu=spec.mtu, arp=arp, label=spec.label)
 
 
 def _end_options(end: End | To) -> dict[str, Any]:

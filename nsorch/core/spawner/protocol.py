@@ -60,6 +60,7 @@ class Spawn(NamedTuple):
     hostname: str | None
     sysctls: tuple[tuple[str, str], ...]
     loopback: bool  #: set the loopback interface up
+    netlink: bool  #: hand out an rtnetlink socket of its network namespace, behind the descriptors of *hold*
     #: 0 no; 1 mount the /proc of its pid namespace, 2 instead of an earlier one, 3 in a peer of the mount namespace,
     #: 4 in a new mount namespace
     proc: int

@@ -249,7 +249,7 @@ class Server:
             self._enter(request.unshare, joined)
             self._prepare(request)
             if command is None:
-                self._answer((Event.DONE, request.job), _own_namespaces(request.hold))
+                self._answer((Event.DONE, request.job), [*_own_namespaces(request.hold), *_netlink(request.netlink)])
                 return
             if command.mode == Mode.EXEC:
                 if program is None:
@@ -530,7 +530,7 @@ class Server:
                 os.setresgid(0, 0, 0)
                 os.setresuid(0, 0, 0)
             self._prepare(request)
-            fds = _own_namespaces(request.hold)
+            fds = [*_own_namespaces(request.hold), *_netlink(request.netlink)]
             protocol.send(told, (Event.DONE if command is None else Event.CREATED,), fds)
             if command is None:
                 os._exit(0)
@@ -559,6 +559,13 @@ def _wants_init(request: Spawn) -> bool:
 def _own_pid(proc: int) -> int:
     """The caller's pid, as *proc* counts."""
     return int(os.readlink("self", dir_fd=proc))
+
+
+def _netlink(wanted: bool) -> list[int]:
+    if not wanted:
+        return []
+    with stage("socket"):
+        return [socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, socket.NETLINK_ROUTE).detach()]
 
 
 def _own_namespaces(kinds: int) -> list[int]:

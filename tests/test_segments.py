@@ -1,0 +1,169 @@
+"""Segments of many ports, and what their bridges and gateways are told."""
+
+from __future__ import annotations
+
+import struct
+from ipaddress import ip_address
+from typing import TYPE_CHECKING
+
+import anyio
+import pytest
+from conftest import needs_descriptors
+from hypothesis import given
+from hypothesis import strategies as st
+from pyroute2.netlink.rtnl.ndmsg import ndmsg
+
+import nsorch
+from nsorch.net import messages
+from nsorch.supervisor.segments import Parts
+
+if TYPE_CHECKING:
+    from ipaddress import IPv4Address, IPv6Address
+
+pytestmark = pytest.mark.anyio
+
+ARP = b"\x08\x06"
+
+
+async def questions(sup: nsorch.Supervisor, bystander: str, ask: list[tuple[str, str]]) -> int:
+    """ARP requests that a third worker gets to see while *ask* ping one another."""
+    (link,) = [link for link in sup.links.values() if bystander in str(link.ends)]
+    seen = 0
+    async with link.capture(direction="in") as packets:
+        for version in (4, 6):
+            assert (await sup.ping_all(ask, version=version)).ok
+        with anyio.move_on_after(0.2):
+            async for packet in packets:
+                seen += packet.data[12:14] == ARP
+    return seen
+
+
+async def start(sup: nsorch.Supervisor, names: str, **options: object) -> None:
+    await sup.bridge("lan", ("10.0.0.0/24", "fd00::/64"), **options)  # type: ignore[arg-type]
+    await sup.start_all([nsorch.WorkerSpec(name=name, links=["lan"]) for name in names])
+
+
+async def test_a_bridge_answers_for_its_workers() -> None:
+    async with nsorch.Supervisor() as sup:
+        await start(sup, "abc", arp="dynamic")
+        assert await questions(sup, "c", [("a", "b")]) > 0
+    async with nsorch.Supervisor() as sup:
+        await start(sup, "abc", arp="static")
+        assert await questions(sup, "c", [("a", "b"), ("b", "a")]) == 0
+        await sup.start("d", links=["lan"])
+        assert await questions(sup, "c", [("a", "d"), ("d", "b")]) == 0
+
+
+async def test_nobody_asks_for_the_gateway() -> None:
+    async with nsorch.Supervisor() as sup:
+        await start(sup, "abc", gateway="a", arp="dynamic")
+        assert await questions(sup, "c", [("a", "b"), ("b", "a")]) == 0
+        await sup.start("d", links=["lan"])
+        assert await questions(sup, "c", [("a", "d"), ("d", "a")]) == 0
+
+
+async def test_a_gateway_that_comes_later_or_again_is_known() -> None:
+    async with nsorch.Supervisor() as sup:
+        await start(sup, "bc", gateway="a")
+        first = await sup.start("a", links=[nsorch.To("lan", mac="02:00:00:00:00:01")])
+        assert await questions(sup, "c", [("a", "b"), ("b", "a")]) == 0
+        await first.remove()
+        assert not (await sup.ping_all([("b", "c")])).failed
+        await sup.start("a", links=[nsorch.To("lan", mac="02:00:00:00:00:02")])
+        assert (await sup.ping_all()).ok
+
+
+async def test_an_address_that_moves_to_another_worker_is_answered_for_rightly() -> None:
+    async with nsorch.Supervisor() as sup:
+        await start(sup, "abc", arp="static")
+        address = str(sup.workers["c"].addresses[0].ip)
+        await sup.workers["c"].remove()
+        with pytest.raises(OSError, match="unreachable|timed out|No route"):  # nobody answers for it
+            with anyio.fail_after(5):
+                await sup.workers["b"].connect_tcp(address, 80)
+        await sup.start("e", links=[nsorch.To("lan", address=address)])
+        await sup.start("f", links=["lan"])
+        assert (await sup.ping_all([("f", "e"), ("e", "f"), ("a", "e")])).ok
+
+
+@needs_descriptors(6000)
+async def test_more_workers_than_a_kernel_bridge_has_ports() -> None:
+    count = 1100
+    topology = nsorch.Topology()
+    topology.bridge("lan", ("10.0.0.0/16", "fd00::/64"), gateway="w0")
+    for number in range(count):
+        topology.worker(f"w{number}", links=["lan"], namespaces=["net"])
+    async with nsorch.Supervisor() as sup:
+        deployment = await sup.deploy(topology)
+        assert len(sup.bridges["lan"]._parts.all) == 2
+        far = [(f"w{number}", f"w{count - 1 - number}") for number in range(0, count, 50)]
+        assert await questions(sup, "w7:", [*far, ("w3", "w0"), ("w0", "w1099")]) == 0
+        # Room that becomes free is used again.
+        await sup.workers["w5"].remove()
+        await sup.start("x", links=["lan"], namespaces=["net"])
+        assert len(sup.bridges["lan"]._parts.all) == 2
+        assert (await sup.ping_all([("x", "w1099"), ("w1098", "x"), ("x", "w0")])).ok
+        await sup.workers["x"].remove()
+        await deployment.remove()
+        assert not sup.links
+
+
+def test_parts_are_a_tree_in_which_each_knows_the_way() -> None:
+    numbers = iter(range(1, 10**6))
+    parts = Parts(lambda: next(numbers))
+    for _ in range(45_000):
+        parts.plug()
+    assert len(parts.all) == 45
+    children: dict[object, int] = {}
+    for part in parts.all[1:]:
+        children[part.parent] = children.get(part.parent, 0) + 1
+    assert max(children.values()) <= 22
+    for part in parts.all:
+        assert part.ports <= 1000
+        for other in parts.all:
+            at, steps = part, 0
+            while at is not other:  # follow the trunks
+                port = at.towards(other)
+                nearer = [p for p in parts.all if p.trunk[0] == port] or [at.parent]
+                assert nearer[0] is not None
+                at, steps = nearer[0], steps + 1
+                assert steps < 5
+
+
+@given(
+    st.sampled_from([4, 6]).flatmap(
+        lambda version: st.lists(
+            st.tuples(st.ip_addresses(v=version), st.binary(min_size=6, max_size=6)), min_size=1, max_size=5
+        )
+    ),
+    st.integers(1, 9999),
+)
+def test_neighbours_are_packed_as_pyroute2_packs_them(
+    known: list[tuple[IPv4Address | IPv6Address, bytes]], index: int
+) -> None:
+    version = known[0][0].version
+    template = messages.neighbour(messages.RTM_NEWNEIGH, index, ip_address(0 if version == 4 else 2**127), bytes(6))
+    fields = messages.neighbours(version, b"".join(ip.packed for ip, _ in known), b"".join(mac for _, mac in known))
+    made = bytes(messages.copies(template, fields, 1))
+    length = len(made) // len(known)
+    for number, (ip, mac) in enumerate(known):
+        message = ndmsg(made[number * length :])
+        message.decode()
+        assert message["header"]["type"] == messages.RTM_NEWNEIGH
+        assert (message["ifindex"], message["state"]) == (index, 0x80)
+        assert ip_address(message.get_attr("NDA_DST")) == ip
+        assert message.get_attr("NDA_LLADDR") == mac.hex(":")
+
+
+@given(st.lists(st.tuples(st.integers(1, 2**31 - 1), st.binary(min_size=6, max_size=6)), min_size=1, max_size=5))
+def test_forwarding_entries_are_packed_as_pyroute2_packs_them(entries: list[tuple[int, bytes]]) -> None:
+    indices = struct.pack(f"={len(entries)}I", *(index for index, _ in entries))
+    fields = messages.forwarding_entries(indices, b"".join(mac for _, mac in entries))
+    made = bytes(messages.copies(messages.forwarding(messages.RTM_NEWNEIGH, 0, bytes(6)), fields, 7))
+    length = len(made) // len(entries)
+    for number, (index, mac) in enumerate(entries):
+        message = ndmsg(made[number * length :])
+        message.decode()
+        assert (message["family"], message["ifindex"], message["state"], message["flags"]) == (7, index, 0x40, 4)
+        assert message.get_attr("NDA_LLADDR") == mac.hex(":")
+        assert message["header"]["sequence_number"] == 7 + number
