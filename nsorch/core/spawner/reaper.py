@@ -11,7 +11,7 @@ import signal
 from typing import TYPE_CHECKING
 
 from . import protocol
-from .command import close_all_but, resolve, start
+from .command import close_all_but, identify, resolve, start
 from .mounts import mount_proc
 from .protocol import Command, Event, Mode
 from .stages import StageError
@@ -33,11 +33,12 @@ def supervise(
     proc: int,
     signals: int,
     report: socket.socket,
+    host_proc: int,
 ) -> int:
     """Run *command*, reap until it ends, and return the status to exit with. Never raises: failures are reported."""
     try:
         set_parent_death_signal(signal.SIGKILL)
-        close_all_but(report.fileno(), signals, *streams)
+        close_all_but(report.fileno(), signals, host_proc, *streams)
         if command.mode != Mode.INIT:
             become_subreaper()
         mount_proc(proc)
@@ -45,7 +46,8 @@ def supervise(
             program = resolve(command)
         main = start(command, program, streams)
         pidfd = os.pidfd_open(main)
-        protocol.send(report, (Event.STARTED, job), [pidfd])
+        # Here, because nobody else can tell once it has ended and is reaped.
+        protocol.send(report, (Event.STARTED, job, *identify(pidfd, host_proc)), [pidfd])
         close_all_but(report.fileno(), signals)
         # The working directory would keep a mount busy.
         os.chdir("/")

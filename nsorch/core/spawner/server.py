@@ -304,7 +304,11 @@ class Server:
     def _supervise(self, request: Spawn, program: bytes | None, streams: tuple[int, int, int]) -> NoReturn:
         command = request.command
         assert command is not None
-        os._exit(supervise(request.job, command, program, streams, request.proc, self._signals, self._report))
+        os._exit(
+            supervise(
+                request.job, command, program, streams, request.proc, self._signals, self._report, self._home.proc
+            )
+        )
 
     def _enter(self, made: int, joined: Joined) -> None:
         for kind, fd in joined:
@@ -377,7 +381,7 @@ class Server:
                 self._bear_out(self._jobs[number], values[0])
             elif event == Event.STARTED:
                 started = self._jobs[number]
-                self._started(number, fds[0], started.held)
+                self._answer((Event.STARTED, number, *values), [*fds, *started.held])
                 started.held = []
             elif event == Event.EXITED:
                 if number in self._jobs:
