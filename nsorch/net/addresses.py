@@ -65,6 +65,12 @@ class Segment:
         self._owners[ip] = owner
         return ip_interface(f"{ip}/{network.prefixlen}")
 
+    def is_free(self, ip: IPAddress) -> bool:
+        """Whether it could be reserved."""
+        return ip not in self._owners and any(
+            ip in network and _first(network) <= int(ip) <= _last(network) for network in self.networks
+        )
+
     def reserve_first(self, gateway: str) -> tuple[IPInterface, ...]:
         """Keep the first address of each subnet for worker *gateway*, whenever it comes."""
         kept = [self.reserve(network[_first_offset(network)], gateway) for network in self.networks]

@@ -197,13 +197,13 @@ class Engine:
         *,
         up: bool | None = None,
         mtu: int | None = None,
-        mac: bytes | None = None,
+        master: int | None = None,
     ) -> None:
         """Change a link.
 
         :raises NetlinkError: the kernel refused
         """
-        data = messages.set_link(name=name, up=up, mtu=mtu, mac=mac)
+        data = messages.set_link(name=name, up=up, mtu=mtu, master=master)
         self._netlink(handle).execute([Request(data, "change link", name)])
 
     def delete_links(self, handle: NetnsHandle | None, links: Iterable[int | str]) -> None:
@@ -268,6 +268,18 @@ class Engine:
         if failed:
             raise failed[0]
 
+    def change_mac(self, handle: NetnsHandle, end: EndPlan, mac: bytes) -> None:
+        """Give *end* another hardware address, and the link-local address that goes with it."""
+        netlink = Netlink(handle.sock, handle.name)
+        index = self._index(netlink, end.ifname)
+        requests = [Request(messages.set_link(index, mac=mac), "change the MAC of", end.ifname)]
+        if end.ipv6:
+            if end.mac is not None:
+                old = messages.address(RTM_DELADDR, index, _link_local(end.mac))
+                requests.append(Request(old, "remove the link-local address of", end.ifname))
+            requests.append(_add(index, _link_local(mac), end.ifname))
+        _raise_first([error for error in netlink.transact(requests) if error.errno != errno.EADDRNOTAVAIL])
+
     def remove_routes(self, handle: NetnsHandle, routes: Sequence[RoutePlan]) -> None:
         self._route(handle, RTM_DELROUTE, "remove route to", routes)
 
@@ -294,16 +306,17 @@ class Engine:
         ]
         netlink.execute([*requests, *(_add(index, address, name) for address in add)])
 
-    def forget_neighbours(self, handle: NetnsHandle, neighbours: Iterable[tuple[int, IPAddress]]) -> None:
-        """Drop (ifindex, address) from the neighbour tables; those that aren't there are no error."""
+    def forget_neighbours(self, handle: NetnsHandle, neighbours: Iterable[tuple[int | str, IPAddress]]) -> None:
+        """Drop (interface, address) from the neighbour tables; those that aren't there are no error."""
+        netlink = Netlink(handle.sock, handle.name)
         requests = [
-            Request(messages.delete_neighbour(index, ip), "forget neighbour", str(ip)) for index, ip in neighbours
+            Request(messages.delete_neighbour(self._resolve(netlink, link), ip), "forget neighbour", str(ip))
+            for link, ip in neighbours
         ]
-        failed = [
-            error for error in Netlink(handle.sock, handle.name).transact(requests) if error.errno != errno.ENOENT
-        ]
-        if failed:
-            raise failed[0]
+        _raise_first(netlink.transact(requests))
+
+    def _resolve(self, netlink: Netlink, link: int | str) -> int:
+        return self._index(netlink, link) if isinstance(link, str) else link
 
     # -- what bridges and gateways know, so that nobody has to ask
 
@@ -323,10 +336,11 @@ class Engine:
         )
 
     def tell_neighbours(
-        self, handle: NetnsHandle | None, kind: int, index: int, known: Sequence[tuple[IPAddress, bytes]]
+        self, handle: NetnsHandle | None, kind: int, link: int | str, known: Sequence[tuple[IPAddress, bytes]]
     ) -> None:
-        """Add or delete (*kind*) permanent neighbours behind the interface of *index*: (address, hardware address)."""
+        """Add or delete (*kind*) permanent neighbours behind interface *link*: (address, hardware address)."""
         netlink = self._netlink(handle)
+        index = self._resolve(netlink, link)
         for version in (4, 6):
             some = [(ip, mac) for ip, mac in known if ip.version == version]
             if some:

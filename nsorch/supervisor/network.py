@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+import anyio
 from attrs import define, field, frozen
 
 from nsorch.errors import ClosedError, TopologyError
+from nsorch.supervisor.changing import end_of, move, set_addresses, set_mac
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Collection, Sequence
-    from ipaddress import IPv4Interface, IPv4Network, IPv6Interface, IPv6Network
+    from collections.abc import Collection, Iterable, Sequence
+    from ipaddress import IPv4Address, IPv4Interface, IPv4Network, IPv6Address, IPv6Interface, IPv6Network
 
     from nsorch.net.addresses import Segment
     from nsorch.net.packets import Instructions
@@ -94,6 +96,8 @@ class Bridge:
         self._segment = segment
         self._parts = parts
         self._ends: dict[Side, Side] = {}  # of links that exist: the worker's, and the port
+        self._new: list[Side] = []  # of these, which others may know otherwise
+        self._owners: dict[IPv4Address | IPv6Address, bytes] = {}  # hardware addresses, as they were last
         self._answers = arp == "static"
         self._introduced: dict[Side, set[Side]] = {}  # to the gateway
         self._retired = False
@@ -105,6 +109,21 @@ class Bridge:
 
     def __repr__(self) -> str:
         return f"<Bridge {self.name} {', '.join(map(str, self.subnets))}>"
+
+    def _add_end(self, side: Side, port: Side) -> None:
+        self._ends[side] = port
+        self._new.append(side)
+
+    def _note_owners(self, sides: Iterable[Side]) -> list[IPv4Address | IPv6Address]:
+        """The addresses of *sides* that belonged to others before."""
+        changed = []
+        for side in sides:
+            if side.mac is not None:
+                for address in side.addresses:
+                    if self._owners.get(address.ip, side.mac) != side.mac:
+                        changed.append(address.ip)
+                    self._owners[address.ip] = side.mac
+        return changed
 
     def _leaves(self, side: Side, dying: Collection[str]) -> bool:
         """Whether the link of *side* is left to the kernel, which ends it with the worker and the bridge."""
@@ -185,16 +204,46 @@ class Link:
         self._check()
         await self._wiring.set_up(self, up=False)
 
-    async def set(self, *, mtu: int) -> None:
-        """Change its *mtu* (bytes) on both ends.
+    async def set(
+        self,
+        *,
+        mtu: int | None = None,
+        mac: str | None = None,
+        address: Any = None,
+        bridge: Bridge | str | None = None,
+        end: Worker | str | None = None,
+    ) -> None:
+        """Change it; nothing else is touched. Cancelled, it is done all the same.
 
+        :param mtu: bytes, of both ends
+        :param mac: of a worker's end, such as ``"02:00:00:00:00:01"``
+        :param address: one, or several, of a worker's end; those of a family of which none is given stay
+        :param bridge: another one that the worker's end moves to, with *address*, the address it has, or a free one.
+            The link's name changes with it
+        :param end: the worker, or ``"worker:interface"``, whose end is meant, where both ends are in workers
         :raises ClosedError: it was removed
+        :raises AddressError: an address that is outside of the subnet, or taken, or none
+        :raises TopologyError: no such end, or no such bridge
+        :raises UnsupportedError: shortest paths go by the end's addresses
         :raises NetlinkError: the kernel refused
         """
         self._check()
-        if mtu < 68:
-            raise TopologyError(f"links.{self.name}.mtu: {mtu} is below 68 bytes")
-        await self._wiring.set_mtu(self, mtu)
+        where = f"links.{self.name}"
+        if mtu is not None and mtu < 68:
+            raise TopologyError(f"{where}.mtu: {mtu} is below 68 bytes")
+        addresses = [] if address is None else [address] if isinstance(address, str) else list(address)
+        to = None if bridge is None else self._wiring.bridge_named(bridge, where)
+        ends = end_of(self, end) if mac is not None or addresses else None
+        with anyio.CancelScope(shield=True):
+            if mtu is not None:
+                await self._wiring.set_mtu(self, mtu)
+            if mac is not None and ends is not None:
+                await set_mac(self._wiring, self, *ends, mac)
+            if to is not None:
+                await move(self._wiring, self, to, addresses)
+            elif addresses and ends is not None:
+                await set_addresses(self._wiring, self, *ends, addresses)
+        await anyio.lowlevel.checkpoint()
 
     def capture(
         self,

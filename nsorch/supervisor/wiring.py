@@ -72,7 +72,7 @@ class _Order:
 class Wiring:
     def __init__(self, supervisor: Supervisor) -> None:
         self._supervisor = supervisor
-        self._engine: Engine
+        self.engine: Engine
         self._fabric: socket.socket | None = None
         self._thread: anyio.CapacityLimiter  # to one thread
         self._orders: list[_Order] = []
@@ -96,7 +96,7 @@ class Wiring:
     def open(self, facts: Facts) -> None:
         # The descriptors stay the helper's.
         self._fabric = socket.socket(fileno=os.dup(facts.descriptors["rtnetlink"]))
-        self._engine = Engine(self._fabric)
+        self.engine = Engine(self._fabric)
         self._thread = anyio.CapacityLimiter(1)
         self._deleting = anyio.Lock()
         self._rewriting = anyio.Lock()
@@ -154,7 +154,7 @@ class Wiring:
             sock = await worker.open_socket(socket.AF_NETLINK, socket.SOCK_RAW, socket.NETLINK_ROUTE)
             with sock:
                 handle = NetnsHandle(fd=worker._held[CLONE_NEWNET], sock=sock, name=worker.name)
-                await self._in_thread(self._engine.forget_neighbours, handle, neighbours)
+                await self._in_thread(self.engine.forget_neighbours, handle, neighbours)
 
     def is_routed(self, worker: Worker) -> bool:
         """Whether it has loopback addresses, to which the others have routes."""
@@ -391,7 +391,7 @@ class Wiring:
         links = list(dict.fromkeys(links))
         there = {side.worker: None for link in links for side in link._sides if side.worker is not None}
         await self.make(links, [*workers, *there], bridges)
-        await self._rewrite_hosts()
+        await self.rewrite_hosts()
 
     async def make(
         self,
@@ -430,9 +430,7 @@ class Wiring:
         for bridge in bridges:
             self.announce_bridge(bridge)
         for number, link in enumerate(links):
-            for interface, side in zip(link.interfaces, (s for s in link._sides if s.worker), strict=True):
-                assert side.worker is not None
-                side.worker._interfaces[interface.name] = interface
+            self.note_interfaces(link)
             bus.publish(events.LinkCreated(link=link.name, ends=link.ends))
             bus.publish(events.LinkUp(link=link.name, ends=link.ends))
             if number % _SLICE == _SLICE - 1:
@@ -446,7 +444,7 @@ class Wiring:
             await self._carry_out(order)
         for bridge in bridges:
             self.announce_bridge(bridge)
-        await self._rewrite_hosts()
+        await self.rewrite_hosts()
 
     def _link_plan(self, link: Link) -> LinkPlan:
         a, b = (_end_plan(side, self._neighbours(link, other)) for side, other in link._both())
@@ -559,7 +557,7 @@ class Wiring:
         )
         workers = dict.fromkeys(worker for order in orders for worker in order.workers)
         async with self._handles(workers) as handles:
-            await self._in_thread(self._engine.execute, batch, handles)
+            await self._in_thread(self.engine.execute, batch, handles)
         for _, part in missing:
             part.made = True
         for part in lower:
@@ -568,9 +566,9 @@ class Wiring:
             link._state = "up"
             for side, other in link._both():
                 if other.bridge is not None:
-                    other.bridge._ends[side] = other
+                    other.bridge._add_end(side, other)
         for bridge in rising:
-            await self._tell(bridge)
+            await self.tell(bridge)
 
     @contextlib.asynccontextmanager
     async def _handles(self, workers: Iterable[Worker]) -> AsyncIterator[dict[int, NetnsHandle]]:
@@ -591,7 +589,7 @@ class Wiring:
 
     # -- what bridges and gateways are told
 
-    async def _tell(self, bridge: Bridge) -> None:
+    async def tell(self, bridge: Bridge) -> None:
         """Who is new, so that no question for it floods the segment."""
         ends = bridge._ends
         gateway = next((side for side in ends if side.worker is not None and side.worker.name == bridge.gateway), None)
@@ -605,14 +603,24 @@ class Wiring:
                 if new:
                     await self._in_thread(self._announce, part, news(part, new, answers=bridge._answers))
                     part.told.update(side for side, _ in new)
+        await self._correct(bridge, gateway)
         if gateway is not None:
             await self._introduce(bridge, gateway)
 
+    async def _correct(self, bridge: Bridge, gateway: Side | None) -> None:
+        """Have the others forget who had the addresses of new ends before."""
+        new, bridge._new = bridge._new, []
+        stale = bridge._note_owners(side for side in new if side is not gateway)
+        if stale:
+            for side in [side for side in bridge._ends if side not in new]:
+                index = side.index or side.ifname
+                await self.with_handle(side, self.engine.forget_neighbours, [(index, ip) for ip in stale])
+
     def _announce(self, part: Part, told: News) -> None:
         """In the thread."""
-        self._engine.forward(RTM_NEWNEIGH, told.forwarding)
-        self._engine.tell_neighbours(None, RTM_NEWNEIGH, part.index, told.neighbours)
-        self._engine.answer_arp(told.answering)
+        self.engine.forward(RTM_NEWNEIGH, told.forwarding)
+        self.engine.tell_neighbours(None, RTM_NEWNEIGH, part.index, told.neighbours)
+        self.engine.answer_arp(told.answering)
 
     async def _introduce(self, bridge: Bridge, gateway: Side) -> None:
         """The gateway to the others, and these to it."""
@@ -622,16 +630,18 @@ class Wiring:
         known = [(address.ip, side.mac) for side in new if side.mac is not None for address in side.addresses]
         if known:
             index = gateway.index or gateway.ifname
-            await self._with_handle(gateway, self._engine.tell_neighbours, RTM_NEWNEIGH, index, known)
+            await self.with_handle(gateway, self.engine.tell_neighbours, RTM_NEWNEIGH, index, known)
         for side in bridge._ends:
             if side is not gateway and side.gateway != gateway.mac:
                 side.gateway = gateway.mac
                 known = list(_as_neighbour(gateway, side))
                 index = side.index or side.ifname
-                await self._with_handle(side, self._engine.tell_neighbours, RTM_NEWNEIGH, index, known)
+                await self.with_handle(side, self.engine.tell_neighbours, RTM_NEWNEIGH, index, known)
 
-    async def _forget(self, bridge: Bridge, gone: Sequence[Side], dying: Collection[str]) -> None:
-        """The opposite of :meth:`_tell`, when the ends are removed."""
+    async def forget(
+        self, bridge: Bridge, gone: Sequence[Side], dying: Collection[str] = (), *, stays: bool = False
+    ) -> None:
+        """The opposite of :meth:`tell`, when the ends are removed, or change but *stay*."""
         ends = [(side, bridge._ends.pop(side)) for side in gone if side in bridge._ends]
         if bridge._retired:
             return
@@ -640,9 +650,9 @@ class Wiring:
             part.told.difference_update(gone)
             if old:
                 known = news(part, old, answers=bridge._answers)
-                elsewhere = news(part, [end for end in old if end[1].part is not part], answers=False)
-                await self._in_thread(self._engine.forward, RTM_DELNEIGH, elsewhere.forwarding)
-                await self._in_thread(self._engine.tell_neighbours, None, RTM_DELNEIGH, part.index, known.neighbours)
+                elsewhere = news(part, [end for end in old if stays or end[1].part is not part], answers=False)
+                await self._in_thread(self.engine.forward, RTM_DELNEIGH, elsewhere.forwarding)
+                await self._in_thread(self.engine.tell_neighbours, None, RTM_DELNEIGH, part.index, known.neighbours)
         for side in gone:
             bridge._introduced.pop(side, None)
         for gateway, told in bridge._introduced.items():
@@ -651,7 +661,7 @@ class Wiring:
             known_addresses = [(a.ip, side.mac) for side in old_ones if side.mac is not None for a in side.addresses]
             if known_addresses and gateway.netns not in dying:
                 index = gateway.index or gateway.ifname
-                await self._with_handle(gateway, self._engine.tell_neighbours, RTM_DELNEIGH, index, known_addresses)
+                await self.with_handle(gateway, self.engine.tell_neighbours, RTM_DELNEIGH, index, known_addresses)
 
     async def _in_thread(self, func: Any, *args: Any) -> Any:
         with anyio.CancelScope(shield=True):
@@ -661,7 +671,7 @@ class Wiring:
 
     async def set_up(self, link: Link, *, up: bool) -> None:
         for side in link._sides:
-            await self._with_handle(side, self._engine.set_link, side.ifname, up=up)
+            await self.with_handle(side, self.engine.set_link, side.ifname, up=up)
         if up:
             await self._restore_routes(link)
         link._state = "up" if up else "down"
@@ -673,13 +683,41 @@ class Wiring:
 
     async def set_mtu(self, link: Link, mtu: int) -> None:
         for side in link._sides:
-            await self._with_handle(side, self._engine.set_link, side.ifname, mtu=mtu)
+            await self.with_handle(side, self.engine.set_link, side.ifname, mtu=mtu)
             side.mtu = mtu
-        for interface in link.interfaces:
-            for side in link._sides:
-                if side.worker is not None and side.ifname == interface.name:
-                    side.worker._interfaces[interface.name] = interface
-        self._supervisor._bus.publish(events.LinkChanged(link=link.name, changes=(("mtu", str(mtu)),)))
+        self.note_interfaces(link)
+        self.publish(events.LinkChanged(link=link.name, changes=(("mtu", str(mtu)),)))
+
+    def bridge_named(self, bridge: Bridge | str, where: str) -> Bridge:
+        return self._bridge(bridge if isinstance(bridge, str) else bridge.name, where)
+
+    def note_interfaces(self, link: Link) -> None:
+        """Write down what its ends are."""
+        for interface, side in zip(link.interfaces, (side for side in link._sides if side.worker), strict=True):
+            assert side.worker is not None
+            side.worker._interfaces[interface.name] = interface
+
+    def publish(self, event: events.Event) -> None:
+        self._supervisor._bus.publish(event)
+
+    async def ensure(self, bridges: Sequence[Bridge]) -> None:
+        """All their parts exist and are up."""
+        await self._carry_out(_Order(batch=Batch(), bridges=bridges))
+
+    def end_plan(self, link: Link, side: Side) -> EndPlan:
+        other = next(other for other in link._sides if other is not side)
+        return _end_plan(side, self._neighbours(link, other))
+
+    async def in_netns(self, worker: Worker, func: Callable[..., Any], *args: Any) -> None:
+        """Call *func* with a handle of *worker*'s network namespace."""
+        async with self._handles([worker]) as handles:
+            await self._in_thread(func, handles[_key(worker)], *args)
+
+    def rename(self, link: Link) -> None:
+        """After its ends: one of them is another now."""
+        del self._links[link.name]
+        link.name = "{}-{}".format(*link.ends)
+        self._links[link.name] = link
 
     async def remove_link(self, link: Link) -> None:
         with anyio.CancelScope(shield=True):
@@ -709,7 +747,7 @@ class Wiring:
                     self._of.get(side.worker.name, [link]).remove(link)
             if was_made:
                 self._supervisor._bus.publish(events.LinkRemoved(link=link.name, ends=link.ends))
-        await self._rewrite_hosts()
+        await self.rewrite_hosts()
 
     async def _delete(self, links: Sequence[Link], dying: Collection[str]) -> None:
         """From the fabric, or from as few network namespaces as may be: those in one go together."""
@@ -726,7 +764,7 @@ class Wiring:
         if ports:
             await self._delete_in_fabric(ports)
         for bridge, ends in on.items():
-            await self._forget(bridge, [side for side, _ in ends], dying)
+            await self.forget(bridge, [side for side, _ in ends], dying)
         between = [link._sides for link in links if all(side.bridge is None for side in link._sides)]
         living = [sides for sides in between if any(side.netns not in dying for side in sides)]
         count = collections.Counter(side.netns for sides in living for side in sides)
@@ -737,7 +775,7 @@ class Wiring:
                 side = max(held, key=lambda side: count[side.netns])
                 there.setdefault(side.netns, []).append(side)
         for some in there.values():
-            await self._with_handle(some[0], self._engine.delete_links, [side.ifname for side in some])
+            await self.with_handle(some[0], self.engine.delete_links, [side.ifname for side in some])
 
     async def _delete_in_fabric(self, indices: Sequence[int]) -> None:
         """Together with what others want deleted meanwhile."""
@@ -745,7 +783,7 @@ class Wiring:
         async with self._deleting:
             if self._doomed:
                 doomed, self._doomed = self._doomed, []
-                await self._in_thread(self._engine.delete_links, None, doomed)
+                await self._in_thread(self.engine.delete_links, None, doomed)
 
     async def disconnect(self, workers: Sequence[Worker]) -> None:
         """Remove all that concerns *workers*. Shield it."""
@@ -782,22 +820,22 @@ class Wiring:
         """The kernel has dropped those through the link when it went down, and its IPv6 addresses."""
         for side, other in link._both():
             if side.worker is not None:
-                await self._with_handle(side, self._engine.restore_end, _end_plan(side, self._neighbours(link, other)))
+                await self.with_handle(side, self.engine.restore_end, _end_plan(side, self._neighbours(link, other)))
         for side in link._sides:
             if side.worker is None:
                 continue
             plan = self._node_plan(side.worker, [link])
             if plan.routes:
-                await self._with_handle(side, self._engine.add_routes, plan.routes)
+                await self.with_handle(side, self.engine.add_routes, plan.routes)
             through = [
                 group
                 for group in self._groups.get(side.worker.name, ())
                 if any(hop.dev == side.ifname for hop in group.nexthops)
             ]
             if through:
-                await self._with_handle(side, self._engine.add_groups, through)
+                await self.with_handle(side, self.engine.add_groups, through)
 
-    async def _with_handle(self, side: Side, func: Any, *args: Any, **options: Any) -> None:
+    async def with_handle(self, side: Side, func: Any, *args: Any, **options: Any) -> None:
         """Call *func* with where *side* is: a handle of the worker's network namespace, or None for the fabric."""
         with anyio.CancelScope(shield=True):
             if side.worker is None:
@@ -809,7 +847,7 @@ class Wiring:
                 handle = NetnsHandle(fd=worker._held[CLONE_NEWNET], sock=sock, name=worker.name)
                 await self._in_thread(lambda: func(handle, *args, **options))
 
-    async def _rewrite_hosts(self) -> None:
+    async def rewrite_hosts(self) -> None:
         """Once for all who want it meanwhile."""
         self._hosts_stale = self._hosts.writable
         async with self._rewriting:

@@ -21,12 +21,14 @@ from nsorch.core.spawner.syscalls import CLONE_NEWNET, CLONE_NEWNS, CLONE_NEWPID
 from nsorch.errors import ClosedError, NsorchError, SetupError, UnsupportedError
 from nsorch.events import State, WorkerRemoved
 from nsorch.supervisor import sockets
+from nsorch.supervisor.changing import set_routes
 from nsorch.supervisor.commands import build_command, encode_environment, open_streams
 from nsorch.supervisor.main_process import end
+from nsorch.topology import Route
 
 if TYPE_CHECKING:
     import ssl
-    from collections.abc import Awaitable, Callable, Mapping, Sequence
+    from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
     from ipaddress import IPv4Address, IPv4Interface, IPv6Address, IPv6Interface
 
     import httpx
@@ -476,6 +478,19 @@ class Worker:
         self._spec = spec
         await self._supervisor._starter.run_main(self)
         return self
+
+    async def set_routes(self, routes: Iterable[Route | Mapping[str, Any]]) -> None:
+        """Replace the routes of its description; those to a bridge's gateway, and shortest paths, stay.
+
+        :param routes: such as ``nsorch.Route("10.9.0.0/16", via="10.0.0.1")``, or the same keys in a mapping
+        :raises TopologyError: a gateway is on none of its links
+        :raises NetlinkError: the kernel refused
+        """
+        self._supervisor._check_running()
+        made = [route if isinstance(route, Route) else Route(**route) for route in routes]
+        with anyio.CancelScope(shield=True):
+            await set_routes(self._supervisor._wiring, self, made)
+        await anyio.lowlevel.checkpoint()
 
     async def remove(self) -> None:
         """Kill its process, remove its links, and free its namespaces and its name. Doing it twice is once.

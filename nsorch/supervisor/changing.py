@@ -1,0 +1,208 @@
+"""Changes of links and routes that exist, each without touching anything else. Shield them: the kernel can't be told to
+stop half-way."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from attrs import evolve
+
+from nsorch import events
+from nsorch.errors import NetlinkError, TopologyError, UnsupportedError
+from nsorch.net.mac import parse_mac
+from nsorch.supervisor.routes import default_routes, given_routes
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+    from ipaddress import IPv4Interface, IPv6Interface
+
+    from nsorch.net.addresses import Segment
+    from nsorch.net.plan import RoutePlan
+    from nsorch.supervisor.network import Bridge, Link, Side
+    from nsorch.supervisor.wiring import Wiring
+    from nsorch.supervisor.worker import Worker
+    from nsorch.topology import Route
+
+    Interfaces = tuple[IPv4Interface | IPv6Interface, ...]
+
+
+def end_of(link: Link, end: Worker | str | None) -> tuple[Side, Side]:
+    """The end of *link* that is meant, and the other one.
+
+    :param end: a worker, or ``"worker:interface"``; needed only where both are in workers
+    :raises TopologyError: neither, or either, could be meant
+    """
+    both = [(side, other) for side, other in link._both() if side.worker is not None]
+    if end is not None:
+        wanted = end if isinstance(end, str) else end.name
+        both = [pair for pair in both if wanted in (pair[0].owner, pair[0].owner.partition(":")[0])]
+        if not both:
+            raise TopologyError(f'links.{link.name}: it has no end "{wanted}"')
+    if len(both) > 1:
+        raise TopologyError(f"links.{link.name}: end= must say which of {link.ends[0]} and {link.ends[1]} is meant")
+    return both[0]
+
+
+async def set_mac(wiring: Wiring, link: Link, side: Side, other: Side, mac: str) -> None:
+    """:raises AddressError: it is no hardware address"""
+    new = parse_mac(mac)
+    if new == side.mac:
+        return
+    await _leave(wiring, side, other)
+    await wiring.with_handle(side, wiring.engine.change_mac, wiring.end_plan(link, side), new)
+    side.mac = new
+    side.gateway = None  # the kernel has dropped what the interface knew of others
+    await _come(wiring, side, other)
+    if other.bridge is None:
+        for end in (side, other):
+            await wiring.with_handle(end, wiring.engine.restore_end, wiring.end_plan(link, end))
+    _record(wiring, link, mac=new.hex(":"))
+
+
+async def set_addresses(
+    wiring: Wiring, link: Link, side: Side, other: Side, addresses: Sequence[IPv4Interface | IPv6Interface | str]
+) -> None:
+    """Those of families of which none is given stay.
+
+    :raises AddressError: outside of the subnet, or taken
+    :raises UnsupportedError: others have routes by the old ones
+    """
+    worker = side.worker
+    assert worker is not None
+    assert side.segment is not None
+    if any(end.worker is not None and wiring.is_routed(end.worker) for end in (side, other)):
+        raise UnsupportedError("the shortest paths of others go by its addresses", worker=worker.name, stage="link")
+    new = _reserve(side.segment, side, addresses, keep=side.addresses)
+    before = _routes(wiring, worker, link)
+    await _leave(wiring, side, other)
+    await _readdress(wiring, side, new)
+    await _come(wiring, side, other)
+    await _reroute(wiring, worker, link, before)
+    _record(wiring, link, address=", ".join(str(address.ip) for address in new))
+    await wiring.rewrite_hosts()
+
+
+async def move(
+    wiring: Wiring, link: Link, bridge: Bridge, addresses: Sequence[IPv4Interface | IPv6Interface | str]
+) -> None:
+    """:raises TopologyError: the link is between two workers
+    :raises AddressError: an address is outside of the subnet, or taken
+    """
+    side, port = end_of(link, None)
+    worker = side.worker
+    assert worker is not None
+    assert side.segment is not None
+    if port.bridge is None:
+        raise TopologyError(f"links.{link.name}: it is on no bridge that it could be moved from")
+    if wiring.is_routed(worker):
+        raise UnsupportedError("the shortest paths of others go by its addresses", worker=worker.name, stage="link")
+    if port.bridge is bridge:
+        return
+    new = _reserve(bridge._segment, side, addresses, keep=side.addresses)
+    before = _routes(wiring, worker, link)
+    part = bridge._parts.plug()
+    try:
+        await wiring.ensure([bridge])
+    except BaseException:
+        part.ports -= 1
+        bridge._segment.release(side.owner)
+        raise
+    await _leave(wiring, side, port)
+    side.segment.release(side.owner)
+    assert port.part is not None
+    port.part.ports -= 1
+    port.bridge, port.part, side.segment, side.gateway = bridge, part, bridge._segment, None
+    await wiring.with_handle(port, wiring.engine.set_link, port.ifname, master=part.index)
+    await _readdress(wiring, side, new)
+    await _come(wiring, side, port)
+    old_name = link.name
+    wiring.rename(link)
+    await _reroute(wiring, worker, link, before)
+    _record(wiring, link, bridge=bridge.name, address=", ".join(str(a.ip) for a in new), was=old_name)
+    await wiring.rewrite_hosts()
+
+
+async def set_routes(wiring: Wiring, worker: Worker, routes: Iterable[Route]) -> None:
+    """:raises TopologyError: a gateway is on none of its links"""
+    links = wiring.links_of.get(worker.name, ())
+    old, spec = given_routes(worker, links, links), worker._spec
+    worker._spec = evolve(spec, routes=tuple(routes))
+    try:
+        new = given_routes(worker, links, links)
+        await _change_routes(wiring, worker, old, new)
+    except BaseException:
+        worker._spec = spec
+        raise
+
+
+def _reserve(
+    segment: Segment, side: Side, addresses: Sequence[Any], *, keep: Iterable[IPv4Interface | IPv6Interface]
+) -> Interfaces:
+    """Those given; else those it has, if they fit; else the next free ones. Nothing is taken if one can't be had."""
+    assert side.worker is not None
+    had = side.addresses if side.segment is segment else ()
+    segment.release(side.owner)
+    try:
+        found = [segment.reserve(address, side.owner) for address in addresses]
+        for address in keep:
+            if address.version not in {own.version for own in found} and segment.is_free(address.ip):
+                found.append(segment.reserve(address.ip, side.owner))
+        families = {address.version for address in found}
+        return (*found, *segment.allocate(side.owner, gateway=side.worker.name, without=families))
+    except BaseException:
+        segment.release(side.owner)
+        for address in had:
+            segment.reserve(address.ip, side.owner)
+        raise
+
+
+async def _leave(wiring: Wiring, side: Side, other: Side) -> None:
+    if other.bridge is not None:
+        await wiring.forget(other.bridge, [side], stays=True)
+
+
+async def _come(wiring: Wiring, side: Side, other: Side) -> None:
+    if other.bridge is not None:
+        other.bridge._add_end(side, other)
+        await wiring.tell(other.bridge)
+
+
+async def _readdress(wiring: Wiring, side: Side, new: Interfaces) -> None:
+    add = [address for address in new if address not in side.addresses]
+    remove = [address for address in side.addresses if address not in new]
+    await wiring.with_handle(side, wiring.engine.change_addresses, side.ifname, add=add, remove=remove)
+    side.addresses = new
+
+
+def _routes(wiring: Wiring, worker: Worker, link: Link) -> list[RoutePlan]:
+    links = wiring.links_of.get(worker.name, ())
+    try:
+        return [*default_routes(worker, [link], links), *given_routes(worker, [link], links)]
+    except TopologyError:  # a gateway that is on none of its links any more
+        return default_routes(worker, [link], links)
+
+
+async def _reroute(wiring: Wiring, worker: Worker, link: Link, before: list[RoutePlan]) -> None:
+    """The kernel has dropped some with the addresses, and kept others that lead nowhere now."""
+    after = _routes(wiring, worker, link)
+    await _change_routes(wiring, worker, [route for route in before if route not in after], after)
+
+
+async def _change_routes(
+    wiring: Wiring, worker: Worker, before: Sequence[RoutePlan], after: Sequence[RoutePlan]
+) -> None:
+    destinations = {route.destination for route in after}
+    gone = [route for route in before if route.destination not in destinations]
+    for route in gone:
+        try:
+            await wiring.in_netns(worker, wiring.engine.remove_routes, [route])
+        except NetlinkError as exc:
+            if exc.errno not in (3, 2):  # ESRCH, ENOENT: the kernel was faster
+                raise
+    if after:
+        await wiring.in_netns(worker, wiring.engine.add_routes, after)
+
+
+def _record(wiring: Wiring, link: Link, **changes: str) -> None:
+    wiring.note_interfaces(link)
+    wiring.publish(events.LinkChanged(link=link.name, changes=tuple(changes.items())))

@@ -1,0 +1,171 @@
+"""Links and routes that change while everything else goes on."""
+
+from __future__ import annotations
+
+import socket
+
+import anyio
+import pytest
+
+import nsorch
+from nsorch import AddressError, TopologyError, UnsupportedError
+
+pytestmark = pytest.mark.anyio
+
+BOTH = ("10.0.0.0/24", "fd00::/64")
+FAR = ("10.9.0.0/24", "fd09::/64")
+
+
+async def lab(sup: nsorch.Supervisor, names: str = "abc", **options: object) -> dict[str, nsorch.Worker]:
+    await sup.bridge("lan", BOTH, **options)  # type: ignore[arg-type]
+    await sup.start_all([nsorch.WorkerSpec(name=name, links=["lan"]) for name in names])
+    return dict(sup.workers)
+
+
+def link_of(sup: nsorch.Supervisor, worker: str) -> nsorch.Link:
+    (link,) = [link for link in sup.links.values() if link.ends[0].startswith(f"{worker}:")]
+    return link
+
+
+async def reach(sup: nsorch.Supervisor, pairs: list[tuple[str, str]] | None = None) -> bool:
+    return all([(await sup.ping_all(pairs, version=version)).ok for version in (4, 6)])
+
+
+@pytest.mark.parametrize("arp", ["static", "dynamic"])
+@pytest.mark.parametrize("gateway", [None, "a"])
+async def test_mac(arp: str, gateway: str | None) -> None:
+    async with nsorch.Supervisor() as sup:
+        workers = await lab(sup, arp=arp, gateway=gateway)
+        for number, name in enumerate("bac"):
+            mac = f"02:00:00:00:00:0{number}"
+            await link_of(sup, name).set(mac=mac)
+            assert workers[name].interfaces["eth0"].mac == mac
+            others = [other for other in "abc" if other != name]
+            assert await reach(sup, [(name, other) for other in others])
+            fresh = await sup.start(f"new{number}", links=["lan"])  # who has asked before keeps the old one for a while
+            assert await reach(sup, [(fresh.name, name), (name, fresh.name)])
+            assert mac in (await fresh.run(["cat", "/proc/net/arp"])).stdout.decode()
+        with pytest.raises(AddressError):
+            await link_of(sup, "b").set(mac="03:00:00:00:00:01")
+
+
+async def test_mac_of_a_routed_link() -> None:
+    async with nsorch.Supervisor() as sup:
+        await sup.deploy(nsorch.Topology.linear(3))
+        link = next(iter(sup.links.values()))
+        with pytest.raises(TopologyError, match="end= must say which"):
+            await link.set(mac="02:00:00:00:00:01")
+        with pytest.raises(TopologyError, match='no end "n9"'):
+            await link.set(mac="02:00:00:00:00:01", end="n9")
+        await link.set(mac="02:00:00:00:00:01", end="n0")
+        await link.set(mac="02:00:00:00:00:02", end=link.ends[1])
+        assert await reach(sup)
+        with pytest.raises(UnsupportedError, match="shortest paths"):
+            await link.set(address="100.64.0.9", end="n0")
+
+
+async def test_addresses() -> None:
+    async with nsorch.Supervisor() as sup:
+        workers = await lab(sup, gateway="a")
+        link = link_of(sup, "b")
+        await link.set(address="10.0.0.77")
+        assert [str(a.ip) for a in workers["b"].addresses] == ["10.0.0.77", "fd00::2"]
+        await link.set(address=["fd00::77"])
+        assert [str(a.ip) for a in workers["b"].addresses] == ["fd00::77", "10.0.0.77"]
+        assert await reach(sup)
+        route = (await workers["b"].run(["cat", "/proc/net/route"])).stdout.decode()
+        assert "0100000A" in route, "the default route is there again"
+        for wrong in ("10.1.0.1", "10.0.0.1", "10.0.0.255"):
+            with pytest.raises(AddressError):
+                await link.set(address=wrong)
+        assert [str(a.ip) for a in workers["b"].addresses] == ["fd00::77", "10.0.0.77"]
+        assert await reach(sup)
+        new = await sup.start("d", links=["lan"])
+        assert str(new.addresses[0].ip) == "10.0.0.2", "what it had is free"
+
+
+async def test_moves_across_three_bridges() -> None:
+    async with nsorch.Supervisor() as sup:
+        for number in range(3):
+            await sup.bridge(f"lan{number}", (f"10.{number}.0.0/24", f"fd0{number}::/64"), gateway=f"r{number}")
+        for number in range(3):
+            await sup.start(f"r{number}", links=[f"lan{number}"])
+            await sup.start(f"h{number}", links=[f"lan{number}"])
+        mobile = await sup.start("m", ["sleep", "600"], links=["lan0"])
+        async with sup.events() as events:
+            for number in (1, 2, 0):
+                link = link_of(sup, "m")
+                await link.set(bridge=f"lan{number}")
+                assert link.name == f"m:eth0-lan{number}" == mobile.interfaces["eth0"].link
+                assert sup.links[link.name] is link
+                assert mobile.interfaces["eth0"].bridge == f"lan{number}"
+                assert all(str(a.ip).startswith((f"10.{number}.", f"fd0{number}:")) for a in mobile.addresses)
+                near = [("m", f"h{number}"), (f"h{number}", "m"), ("m", f"r{number}"), (f"r{number}", "m")]
+                assert await reach(sup, near)
+                shown = (await mobile.run(["cat", "/proc/net/route"])).stdout.decode()
+                assert f"0100{number:02X}0A" in shown
+                assert shown.count("\t00000000\t") == 3, "one default route"
+            kinds = [(await events.receive()).kind for _ in range(3)]
+        assert kinds == ["LinkChanged"] * 3
+        assert mobile.incarnation == 1
+        with pytest.raises(TopologyError, match='no bridge "nowhere"'):
+            await link_of(sup, "m").set(bridge="nowhere")
+        with pytest.raises(AddressError):
+            await link_of(sup, "m").set(bridge="lan1", address="10.9.9.9")
+        assert await reach(sup, [("m", "h0"), ("h0", "m")])
+
+
+async def test_keeps_its_address_where_it_fits() -> None:
+    async with nsorch.Supervisor() as sup:
+        await sup.bridge("one", BOTH)
+        await sup.bridge("two", BOTH)
+        mobile = await sup.start("m", links=[nsorch.To("one", address="10.0.0.9")])
+        await sup.start("h", links=["two"])
+        await link_of(sup, "m").set(bridge="two", address="10.0.0.9")
+        assert str(mobile.addresses[0].ip) == "10.0.0.9"
+        assert await reach(sup)
+
+
+async def test_traffic_goes_on_while_others_change() -> None:
+    async with nsorch.Supervisor() as sup:
+        workers = await lab(sup, "abcd")
+        server = await workers["a"].create_udp_socket(local_port=7000)
+        client = await workers["b"].create_connected_udp_socket(workers["a"].addresses[0].ip, 7000)
+        async with server, client:
+            lost = 0
+
+            async def talk() -> None:
+                nonlocal lost
+                for number in range(150):
+                    await client.send(b"%d" % number)
+                    with anyio.move_on_after(0.5) as scope:
+                        await server.receive()
+                    lost += scope.cancelled_caught
+                    await anyio.sleep(0.002)
+
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(talk)
+                await sup.bridge("other", FAR)
+                await link_of(sup, "c").set(bridge="other")
+                await link_of(sup, "d").set(mac="02:00:00:00:00:0d", mtu=1400)
+                await sup.start("e", links=["lan"])
+                await workers["d"].remove()
+            assert lost == 0
+
+
+async def test_routes() -> None:
+    async with nsorch.Supervisor() as sup:
+        await sup.bridge("lan", "10.0.0.0/24")
+        await sup.bridge("far", "10.9.0.0/24", gateway="r")
+        await sup.start("r", links=["lan", "far"], forward=True)
+        await sup.start("h", links=["far"])
+        worker = await sup.start("a", links=["lan"])
+        assert (await sup.ping_all([("a", "h")], timeout=0.1, attempts=1)).failed
+        await worker.set_routes([{"to": "10.9.0.0/24", "via": str(sup.workers["r"].addresses[0].ip)}])
+        assert (await sup.ping_all([("a", "h")])).ok
+        with pytest.raises(TopologyError, match=r"10\.5\.0\.1 is on none of its links"):
+            await worker.set_routes([nsorch.Route("10.9.0.0/24", via="10.5.0.1")])
+        assert (await sup.ping_all([("a", "h")])).ok
+        await worker.set_routes([])
+        with socket.socket(), pytest.raises(OSError, match="unreachable"):
+            await worker.connect_tcp(str(sup.workers["h"].addresses[0].ip), 80)
