@@ -85,7 +85,7 @@ class Engine:
                     self._await_running(namespaces[netns], [end for end in own if end.ipv6])
             for netns, node in nodes.items():
                 if node.routes and netns in unready:  # not before: the other ends of links must be up
-                    self.add_routes(namespaces[netns], node.routes)
+                    self._add_when_ready(namespaces[netns], node.routes)
                 if node.groups:
                     self.add_groups(namespaces[netns], node.groups)
             self._fabric.execute(
@@ -234,6 +234,18 @@ class Engine:
         :raises NetlinkError: the first that the kernel refused
         """
         self._route(handle, RTM_NEWROUTE, "add route to", routes)
+
+    def _add_when_ready(self, handle: NetnsHandle, routes: Sequence[RoutePlan]) -> None:
+        """IPv6 has no way to a gateway on the link until it has taken notice of the carrier."""
+        deadline = time.monotonic() + _CARRIER_DEADLINE
+        while True:
+            try:
+                self.add_routes(handle, routes)
+                return
+            except NetlinkError as exc:
+                if exc.errno != errno.EHOSTUNREACH or time.monotonic() > deadline:
+                    raise
+                time.sleep(0.001)
 
     def add_groups(self, handle: NetnsHandle, groups: Sequence[RouteGroup]) -> None:
         """Add routes, or replace those to the same destinations, many in a datagram.
