@@ -60,6 +60,8 @@ from nsorch.supervisor.supervisor import Supervisor
 from nsorch.supervisor.worker import Worker
 from nsorch.topology import (
     BridgeSpec,
+    Change,
+    Difference,
     Emulation,
     End,
     ExecReady,
@@ -83,9 +85,11 @@ __all__ = [
     "BridgeRemoved",
     "BridgeSpec",
     "Capture",
+    "Change",
     "ClosedError",
     "CommandNotFoundError",
     "Deployment",
+    "Difference",
     "Emulation",
     "End",
     "Event",

@@ -14,6 +14,7 @@ from nsorch.cli.doctor import report
 from nsorch.cli.graph import FORMATS, write_graph
 from nsorch.cli.run import Options, run_topology
 from nsorch.cli.validate import validate_files
+from nsorch.cli.watch import Watched
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -33,6 +34,7 @@ def nsorch() -> None:
 @click.option("--check", is_flag=True, help="Ping every pair that the links connect, print a table, and end.")
 @click.option("--events", is_flag=True, help="Print each event as it happens.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON: the result as a document, events as lines.")
+@click.option("--watch", is_flag=True, help="Apply FILE again whenever it changes: only what differs is touched.")
 @click.option("--in", "worker", metavar="WORKER", help="Run COMMAND in this worker instead of on the host.")
 @click.option("--backend", type=click.Choice(["asyncio", "trio"]), default="asyncio", show_default=True)
 @click.option("--delay", type=click.Choice(["geo"]), help="Of GraphML's links: by the coordinates of their nodes.")
@@ -44,6 +46,7 @@ def run(
     check: bool,
     events: bool,
     as_json: bool,
+    watch: bool,
     worker: str | None,
     backend: str,
     delay: str | None,
@@ -61,10 +64,23 @@ def run(
         raise click.UsageError("--in needs a COMMAND, after --")
     if check and command:
         raise click.UsageError("--check and a COMMAND don't go together")
-    options = Options(check=check, events=events, as_json=as_json, worker=worker, command=command)
+    if watch and (check or command):
+        raise click.UsageError("--watch goes on until a signal: it goes with neither --check nor a COMMAND")
+
+    def load() -> Topology:
+        return Topology.load(file, delay=delay, missing=missing, rate=rate)
+
+    options = Options(
+        check=check,
+        events=events,
+        as_json=as_json,
+        worker=worker,
+        command=command,
+        watched=Watched(file, load) if watch else None,
+    )
 
     def act() -> int:
-        topology = Topology.load(file, delay=delay, missing=missing, rate=rate)
+        topology = load()
         if worker is not None and worker not in topology.workers:
             known = ", ".join(list(topology.workers)[:20])
             raise TopologyError(f'there is no worker "{worker}", only {known}', source=file)

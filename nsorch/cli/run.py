@@ -19,9 +19,11 @@ from attrs import frozen
 from nsorch import NsorchError, State, Supervisor
 from nsorch.cli.progress import progress
 from nsorch.cli.report import check_result, print_check
+from nsorch.cli.watch import watch
 
 if TYPE_CHECKING:
     from nsorch import Event, Topology
+    from nsorch.cli.watch import Watched
 
 # Up to so many pairs each is asked from both sides.
 _BOTH_WAYS = 50_000
@@ -35,6 +37,7 @@ class Options:
     as_json: bool
     worker: str | None
     command: tuple[str, ...]
+    watched: Watched | None = None
 
 
 async def run_topology(topology: Topology, options: Options) -> int:
@@ -86,7 +89,7 @@ async def _await_signal(body: anyio.CancelScope, *, task_status: anyio.abc.TaskS
 async def _use(sup: Supervisor, topology: Topology, options: Options) -> int:
     begin = time.monotonic()
     async with progress("bringing up", len(topology.workers) + len(topology.links), lambda: _count_up(sup)):
-        await sup.deploy(topology)
+        deployment = await sup.deploy(topology)
     count = f"{len(topology.workers)} workers, {len(topology.bridges)} bridges, {len(sup.links)} links"
     summary = f"{topology.name or 'the lab'}: {count}, up in {time.monotonic() - begin:.1f} s"
     if options.check:
@@ -98,6 +101,8 @@ async def _use(sup: Supervisor, topology: Topology, options: Options) -> int:
     if options.command:
         return await _run_outside(options.command)
     click.echo(f"nsorch: {summary}; Ctrl-C takes it down", err=True)
+    if options.watched is not None:
+        await watch(deployment, options.watched)
     await anyio.sleep_forever()
     raise AssertionError("unreachable")
 

@@ -235,6 +235,20 @@ class Engine:
         """
         self._route(handle, RTM_NEWROUTE, "add route to", routes)
 
+    def remove_hosts(self, handle: NetnsHandle, destinations: Iterable[bytes]) -> None:
+        """Remove the routes to hosts, by their packed addresses; those that aren't there are no error."""
+        netlink = Netlink(handle.sock, handle.name)
+        by_size: dict[int, list[bytes]] = {4: [], 16: []}
+        for packed in destinations:
+            by_size[len(packed)].append(packed)
+        for size, version, network in ((4, 4, _HOST_4), (16, 6, _HOST_6)):
+            packed = b"".join(by_size[size])
+            if packed:
+                template = messages.route(RTM_DELROUTE, network, [])
+                fields = [messages.route_destinations(version, packed)]
+                name = partial(_packed_address, packed, size)
+                _raise_first(netlink.send_copies(template, fields, "remove route to", name))
+
     def _add_when_ready(self, handle: NetnsHandle, routes: Sequence[RoutePlan]) -> None:
         """IPv6 has no way to a gateway on the link until it has taken notice of the carrier."""
         deadline = time.monotonic() + _CARRIER_DEADLINE
@@ -383,7 +397,7 @@ class _DeleteInNetns(Request):
 def _raise_first(errors: Sequence[NetlinkError]) -> None:
     """But for what was to be deleted and isn't there."""
     for error in errors:
-        if error.errno not in (errno.ENOENT, errno.ENODEV):
+        if error.errno not in (errno.ENOENT, errno.ENODEV, errno.ESRCH):
             raise error
 
 

@@ -1,4 +1,4 @@
-"""A whole topology at once."""
+"""A whole topology at once, and what becomes of it."""
 
 from __future__ import annotations
 
@@ -6,17 +6,22 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 import anyio
+from attrs import evolve
 
 from nsorch.errors import UnsupportedError
 from nsorch.supervisor.routes import ShortestPaths
+from nsorch.topology import Topology
+from nsorch.topology.difference import difference, links_of
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
+    from nsorch.net.plan import RouteGroup
     from nsorch.supervisor.network import Bridge, Link, Side
     from nsorch.supervisor.supervisor import Supervisor
     from nsorch.supervisor.worker import Worker
-    from nsorch.topology import LinkSpec, To, Topology
+    from nsorch.topology import LinkSpec
+    from nsorch.topology.difference import Difference, LinkKey
 
 # Links to be planned between two turns of the event loop.
 _SLICE = 10
@@ -25,50 +30,190 @@ _SLICE = 10
 class Deployment:
     """What :meth:`nsorch.Supervisor.deploy` has brought up."""
 
-    def __init__(
-        self,
-        supervisor: Supervisor,
-        topology: Topology,
-        workers: Mapping[str, Worker],
-        bridges: Mapping[str, Bridge],
-        links: Mapping[str, Link],
-    ) -> None:
-        self.topology = topology
-        self.workers = MappingProxyType(dict(workers))
-        self.bridges = MappingProxyType(dict(bridges))
-        self.links = MappingProxyType(dict(links))
+    def __init__(self, supervisor: Supervisor, topology: Topology) -> None:
+        self.topology = topology  #: what is there now
         self._supervisor = supervisor
+        self._workers: dict[str, Worker] = {}
+        self._bridges: dict[str, Bridge] = {}
+        self._links: dict[LinkKey, Link] = {}
+        self._changing = anyio.Lock()
 
     def __repr__(self) -> str:
         return f"<Deployment of {self.topology!r}>"
 
+    @property
+    def workers(self) -> Mapping[str, Worker]:
+        return MappingProxyType(self._workers)
+
+    @property
+    def bridges(self) -> Mapping[str, Bridge]:
+        return MappingProxyType(self._bridges)
+
+    @property
+    def links(self) -> Mapping[str, Link]:
+        return MappingProxyType({link.name: link for link in self._links.values()})
+
+    async def apply(self, topology: Topology, *, dry_run: bool = False) -> Difference:
+        """Make *topology* of what is there, by doing only the difference: what both describe alike isn't touched.
+
+        What is removed goes first; then new bridges, workers and links come, all or none of them; then workers with
+        another command are restarted. After a failure or a cancellation :attr:`topology` says what is there.
+
+        :param dry_run: only tell what would be done
+        :raises TopologyError: the description is wrong; nothing was done
+        :raises UnsupportedError: it asks for emulation, or another kind of routing
+        :raises ExceptionGroup: of errors that name each failed worker
+        """
+        _check(topology)
+        async with self._changing:
+            found = difference(self.topology, topology)
+            if self.topology.routing != topology.routing:
+                raise UnsupportedError("the routing of what is there can't be changed", stage="apply")
+            if not dry_run:
+                with anyio.CancelScope(shield=True):
+                    kept = await self._take_away(found)
+                await _Addition(self, topology, found, kept).carry_out()
+                await self._change(topology, found)
+        await anyio.lowlevel.checkpoint()
+        return found
+
+    async def _take_away(self, found: Difference) -> dict[LinkKey, Link]:
+        """Returns the links that stay."""
+        supervisor = self._supervisor
+        kept = {key: link for key, link in self._links.items() if key not in found.links_to_remove}
+        gone_links = [link for key, link in self._links.items() if key not in kept]
+        gone_workers = [self._workers.pop(name) for name in found.of("worker", "remove", "replace")]
+        gone_bridges = [self._bridges.pop(name) for name in found.of("bridge", "remove", "replace")]
+        self.topology = _remaining(self.topology, found)
+        self._links = dict(zip(links_of(self.topology), kept.values(), strict=True))
+        if gone_workers:
+            await supervisor._starter.remove(gone_workers)
+        await supervisor._wiring.remove_links([link for link in gone_links if link._state != "removed"])
+        await supervisor._wiring.remove_bridges(gone_bridges)
+        return kept
+
+    async def _change(self, topology: Topology, found: Difference) -> None:
+        self.topology = topology
+        links = self._links
+        for key, spec in found.links_to_set.items():
+            await links[key].set(mtu=1500 if spec.mtu is None else spec.mtu)
+        for name, worker in self._workers.items():
+            described = topology.workers[name]
+            if worker.spec.routes != described.routes:
+                await worker.set_routes(described.routes)
+            worker._spec = described
+        for name in found.of("worker", "restart"):
+            await self._workers[name].restart()
+
     async def remove(self) -> None:
         """Take all of it down. Doing it twice is once; cancelled, it is done all the same."""
         with anyio.CancelScope(shield=True):
-            self._supervisor._wiring.retire(self.bridges.values())
-            await self._supervisor._starter.remove(list(self.workers.values()))
-            await self._supervisor._wiring.remove_bridges(list(self.bridges.values()))
+            self._supervisor._wiring.retire(self._bridges.values())
+            await self._supervisor._starter.remove(list(self._workers.values()))
+            await self._supervisor._wiring.remove_bridges(list(self._bridges.values()))
         await anyio.lowlevel.checkpoint()
 
 
 async def deploy(supervisor: Supervisor, topology: Topology) -> Deployment:
+    _check(topology)
+    nothing = Topology(topology.name, routing=topology.routing, metric=topology.metric)
+    deployment = Deployment(supervisor, nothing)
+    await _Addition(deployment, topology, difference(nothing, topology), {}).carry_out()
+    deployment.topology = topology
+    return deployment
+
+
+def _check(topology: Topology) -> None:
     topology.validate()
     if emulated := topology.emulated():
         raise UnsupportedError(f"{', '.join(emulated)}: link emulation is not in this version of nsorch", stage="link")
-    wiring = supervisor._wiring
 
-    async def plan() -> None:
-        routed = topology.routing == "shortest-path"
-        specs: dict[Link, LinkSpec | To] = {}
-        for worker in topology.workers.values():
-            specs |= zip(wiring.links_of.get(worker.name, ()), worker.links, strict=False)
-        for number, spec in enumerate(topology.links):
-            specs[wiring.plan_link(spec, routed=routed)] = spec
+
+def _remaining(topology: Topology, found: Difference) -> Topology:
+    """What is left of it when all that the difference removes is gone."""
+    left = Topology(topology.name, routing=topology.routing, metric=topology.metric)
+    gone = {*found.of("bridge", "remove", "replace"), *found.of("worker", "remove", "replace")}
+    gone_links = set(found.links_to_remove)
+    keys = iter(links_of(topology))
+    for name, bridge in topology.bridges.items():
+        if name not in gone:
+            left.add(bridge)
+    for name, worker in topology.workers.items():
+        links = [to for to in worker.links if next(keys) not in gone_links]
+        if name not in gone:
+            left.add(evolve(worker, links=links))
+    for link in topology.links:
+        if next(keys) not in gone_links:
+            left.add(link)
+    return left
+
+
+class _Addition:
+    """Brings up what a difference adds, all or nothing, and sets the routes of all.
+
+    :param kept: links that stay
+    """
+
+    def __init__(
+        self, deployment: Deployment, topology: Topology, found: Difference, kept: Mapping[LinkKey, Link]
+    ) -> None:
+        self._deployment = deployment
+        self._supervisor = deployment._supervisor
+        self._wiring = deployment._supervisor._wiring
+        self._topology = topology
+        self._found = found
+        self._fresh = set(found.of("worker", "add", "replace"))
+        self._links = dict(kept)
+        self._kept = kept
+        self._routes: dict[str, tuple[RouteGroup, ...]] = {}  # of workers that were there before
+
+    async def carry_out(self) -> None:
+        topology, deployment = self._topology, self._deployment
+        bridges = [topology.bridges[name] for name in self._found.of("bridge", "add", "replace")]
+        workers = [topology.workers[name] for name in topology.workers if name in self._fresh]
+        made_workers: Sequence[Worker] = ()
+        made_bridges: Sequence[Bridge] = ()
+        try:
+            if workers or bridges:
+                made_workers, made_bridges = await self._supervisor._starter.deploy(workers, bridges, self._plan)
+            elif self._found or topology.metric != deployment.topology.metric:
+                await self._plan()
+            left = [link for link in self._links.values() if link._state == "planned"]
+            if left:
+                await self._wiring.connect([], left)
+            await self._reroute()
+        except BaseException:
+            with anyio.CancelScope(shield=True):
+                new = [link for key, link in self._links.items() if key not in self._kept]
+                await self._wiring.remove_links([link for link in new if link._state != "removed"])
+                await self._supervisor._starter.remove(made_workers)
+                await self._wiring.remove_bridges(made_bridges)
+            raise
+        order = links_of(topology)
+        deployment._links = {key: self._links[key] for key in order}
+        self._wiring.arrange(list(deployment._links.values()))
+        deployment._workers.update((worker.name, worker) for worker in made_workers)
+        deployment._bridges.update((bridge.name, bridge) for bridge in made_bridges)
+
+    async def _plan(self) -> None:
+        specs = links_of(self._topology)
+        own = sum(len(worker.links) for worker in self._topology.workers.values())  # these come first
+        with_worker = dict.fromkeys([key for key in list(specs)[:own] if key[0] in self._fresh])
+        planned = {name: iter(list(self._wiring.links_of.get(name, ()))) for name in self._fresh}
+        routed = self._topology.routing == "shortest-path"
+        for number, key in enumerate(self._found.links_to_add):
+            if key in with_worker:
+                self._links[key] = next(planned[key[0]])
+            else:
+                self._links[key] = self._wiring.plan_link(specs[key], routed=routed)
             if number % _SLICE == _SLICE - 1:
                 await anyio.lowlevel.checkpoint()
-        if not routed:
-            return
-        loopbacks = {name: wiring.loopback_pool.take(name) for name in topology.workers}
+        if routed:
+            await self._plan_routes({link: specs[key] for key, link in self._links.items()})
+
+    async def _plan_routes(self, specs: Mapping[Link, LinkSpec]) -> None:
+        wiring, topology = self._wiring, self._topology
+        loopbacks = {name: wiring.loopbacks_of(name) or wiring.loopback_pool.take(name) for name in topology.workers}
 
         def cost(link: Link, side: Side) -> float:
             node = side.bridge if side.worker is None else side.worker
@@ -79,15 +224,13 @@ async def deploy(supervisor: Supervisor, topology: Topology) -> Deployment:
         paths = ShortestPaths(topology, wiring.links_of, loopbacks, cost)
         for name in topology.workers:
             await anyio.lowlevel.checkpoint()
-            wiring.set_routing(name, loopbacks[name], paths.routes_of(name))
+            if name in self._fresh:
+                wiring.set_routing(name, loopbacks[name], paths.routes_of(name))
+            else:
+                self._routes[name] = paths.routes_of(name)
 
-    workers, bridges = await supervisor._starter.deploy(
-        list(topology.workers.values()), list(topology.bridges.values()), plan
-    )
-    return Deployment(
-        supervisor,
-        topology,
-        {worker.name: worker for worker in workers},
-        {bridge.name: bridge for bridge in bridges},
-        {link.name: link for worker in workers for link in wiring.links_of.get(worker.name, ())},
-    )
+    async def _reroute(self) -> None:
+        changed = (*self._found.links_to_add, *self._found.links_to_remove)
+        touched = {name for key in changed for name in (key[0], key[2])}
+        for name, groups in self._routes.items():
+            await self._wiring.reroute(self._supervisor._worker(name), groups, anew=name in touched)

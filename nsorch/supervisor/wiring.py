@@ -502,6 +502,27 @@ class Wiring:
         self._groups[name] = groups
         self._unrouted.add(name)
 
+    def arrange(self, order: Sequence[Link]) -> None:
+        """Have each worker's links, and so its addresses, in this *order*, and any others behind."""
+        places = {link: number for number, link in enumerate(order)}
+        for links in self._of.values():
+            links.sort(key=lambda link: places.get(link, len(places)))
+
+    def loopbacks_of(self, name: str) -> tuple[IPv4Interface | IPv6Interface, ...]:
+        return self._loopbacks.get(name, ())
+
+    async def reroute(self, worker: Worker, groups: tuple[RouteGroup, ...], *, anew: bool) -> None:
+        """Give a routed *worker* other shortest paths; *anew*: the kernel may have dropped some that stay."""
+        before = self._groups[worker.name]
+        if groups == before and not anew:
+            return
+        known = set() if anew else set(before)
+        await self.in_netns(worker, self.engine.add_groups, [group for group in groups if group not in known])
+        gone = _destinations(before) - _destinations(groups)
+        if gone:
+            await self.in_netns(worker, self.engine.remove_hosts, gone)
+        self._groups[worker.name] = groups
+
     async def _carry_out(self, order: _Order) -> None:
         """Have the thread do it, together with what others want at the same time."""
         self._orders.append(order)
@@ -883,6 +904,15 @@ class Wiring:
         if not by_segment and not loopback:
             return None
         return HostsEntry(name=name, loopback=loopback, segments=by_segment)
+
+
+def _destinations(groups: Iterable[RouteGroup]) -> set[bytes]:
+    """Packed addresses."""
+    found: set[bytes] = set()
+    for group in groups:
+        size = 4 if group.version == 4 else 16
+        found.update(group.destinations[at : at + size] for at in range(0, len(group.destinations), size))
+    return found
 
 
 def _key(worker: Worker) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from nsorch.topology.difference import Change, Difference
 from nsorch.topology.model import Topology
 from nsorch.topology.namespaces import NamespaceSet, Pid
 from nsorch.topology.specs import (
@@ -20,6 +21,8 @@ from nsorch.topology.specs import (
 
 __all__ = [
     "BridgeSpec",
+    "Change",
+    "Difference",
     "Emulation",
     "End",
     "ExecReady",

@@ -1,0 +1,61 @@
+"""``nsorch run --watch``: the file is applied again when it changes."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, NamedTuple
+
+import anyio
+import click
+
+from nsorch import NsorchError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from nsorch import Deployment, Topology
+
+# Seconds between two looks at the file. Polling sees changes on every file system, and editors that replace the file.
+_PERIOD = 0.25
+
+
+class Watched(NamedTuple):
+    file: str
+    load: Callable[[], Topology]
+
+
+async def watch(deployment: Deployment, watched: Watched) -> None:
+    """Until cancelled. A file that is wrong, or can't be applied, is told, and what is up stays."""
+    seen = _state(watched.file)
+    while True:
+        await anyio.sleep(_PERIOD)
+        now = _state(watched.file)
+        if now is None or now == seen:
+            continue
+        seen = now
+        try:
+            topology = await anyio.to_thread.run_sync(watched.load)
+            found = await deployment.apply(topology)
+        except (NsorchError, OSError, ExceptionGroup) as exc:
+            for line in _lines(exc):
+                click.echo(f"nsorch: {line}", err=True)
+            continue
+        for change in found.changes:
+            click.echo(f"nsorch: {change}", err=True)
+        if not found:
+            click.echo(f"nsorch: {watched.file}: nothing is different", err=True)
+
+
+def _state(file: str) -> tuple[int, int, int] | None:
+    """None while there is no such file, as between an editor's two steps."""
+    try:
+        found = os.stat(file)
+    except OSError:
+        return None
+    return found.st_mtime_ns, found.st_size, found.st_ino
+
+
+def _lines(exc: BaseException) -> list[str]:
+    if isinstance(exc, BaseExceptionGroup):
+        return [line for part in exc.exceptions for line in _lines(part)]
+    return [str(exc)]

@@ -1,0 +1,158 @@
+"""What one description has that another hasn't: pure values, for people and for what carries it out."""
+
+from __future__ import annotations
+
+import collections
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
+
+from attrs import evolve, field, fields, frozen
+
+from nsorch.topology.specs import BridgeSpec, End, LinkSpec, WorkerSpec
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping
+
+    from attrs import AttrsInstance
+
+    from nsorch.topology.model import Topology
+
+Action = Literal["add", "remove", "replace", "restart", "set"]
+#: workers and interfaces of both ends, as given, and which of several alike
+LinkKey = tuple[str, str | None, str, str | None, int]
+
+Spec = TypeVar("Spec", BridgeSpec, WorkerSpec)
+
+# What a worker can be given while it lives; anything else makes another worker of it.
+_RESTARTED = {"command", "env", "cwd", "user", "ready", "stdin", "stdout", "stderr"}
+_FREE = {"label", "links", "routes"}
+_SETTABLE = {"mtu"}
+
+
+@frozen(kw_only=True)
+class Change:
+    """
+    :ivar action: ``"set"`` changes what exists, ``"restart"`` begins another incarnation, ``"replace"`` removes it and
+        makes another
+    :ivar kind: ``"bridge"``, ``"worker"`` or ``"link"``
+    :ivar name: of the bridge or the worker; ``a-b`` of a link
+    :ivar details: the keys that differ
+    """
+
+    action: Action
+    kind: Literal["bridge", "worker", "link"]
+    name: str
+    details: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        return f"{self.action} {self.kind} {self.name}" + (f" ({', '.join(self.details)})" if self.details else "")
+
+
+@frozen(kw_only=True)
+class Difference:
+    """From one topology to another. Empty (false) where nothing has to be done."""
+
+    changes: tuple[Change, ...] = ()
+    links_to_remove: tuple[LinkKey, ...] = field(default=(), repr=False)
+    links_to_add: tuple[LinkKey, ...] = field(default=(), repr=False)
+    links_to_set: Mapping[LinkKey, LinkSpec] = field(factory=dict, repr=False)
+
+    def __bool__(self) -> bool:
+        return bool(self.changes)
+
+    def of(self, kind: str, *actions: Action) -> list[str]:
+        return [change.name for change in self.changes if change.kind == kind and change.action in actions]
+
+
+def links_of(topology: Topology) -> dict[LinkKey, LinkSpec]:
+    """All links, also those that workers have in their own description, which come first."""
+    found: dict[LinkKey, LinkSpec] = {}
+    count: collections.Counter[tuple[str, str | None, str, str | None]] = collections.Counter()
+    for spec in _every_link(topology):
+        ends = spec.a.worker, spec.a.name, spec.b.worker, spec.b.name
+        found[*ends, count[ends]] = spec
+        count[ends] += 1
+    return found
+
+
+def _every_link(topology: Topology) -> Iterator[LinkSpec]:
+    for worker in topology.workers.values():
+        for to in worker.links:
+            end = End(worker.name, name=to.name, address=to.address or None, mac=to.mac, mtu=to.mtu)
+            yield LinkSpec(a=evolve(end, **_emulation(to)), b=End(to.bridge))
+    yield from topology.links
+
+
+def _emulation(value: object) -> dict[str, Any]:
+    emulated = {attribute.name for attribute in fields(End)} - {"worker", "name", "address", "mac", "mtu"}
+    return {name: getattr(value, name) for name in emulated}
+
+
+def difference(old: Topology, new: Topology) -> Difference:
+    """What has to be done to make *new* of *old*."""
+    bridges = list(_named("bridge", old.bridges, new.bridges, _bridge_change))
+    workers = list(_named("worker", old.workers, new.workers, _worker_change))
+    anew = {change.name for change in (*bridges, *workers) if change.action in ("add", "remove", "replace")}
+    links: list[Change] = []
+    remove: list[LinkKey] = []
+    add: list[LinkKey] = []
+    settable: dict[LinkKey, LinkSpec] = {}
+    before, after = links_of(old), links_of(new)
+    for key, spec in before.items():
+        name = f"{spec.a.worker}-{spec.b.worker}"
+        now = after.get(key)
+        keys = () if now is None else _differing(spec, now)
+        if now is None:
+            remove.append(key)
+            links.append(Change(action="remove", kind="link", name=name))
+        elif anew & {key[0], key[2]} or set(keys) - _SETTABLE:
+            remove.append(key)
+            add.append(key)
+            links.append(Change(action="replace", kind="link", name=name, details=keys))
+        elif keys:
+            settable[key] = now
+            links.append(Change(action="set", kind="link", name=name, details=keys))
+    for key, spec in after.items():
+        if key not in before:
+            add.append(key)
+            links.append(Change(action="add", kind="link", name=f"{spec.a.worker}-{spec.b.worker}"))
+    changes = (*bridges, *workers, *links)
+    if not changes and (old.routing, old.metric) != (new.routing, new.metric):
+        changes = (Change(action="set", kind="worker", name="*", details=("routing",)),)
+    return Difference(changes=changes, links_to_remove=tuple(remove), links_to_add=tuple(add), links_to_set=settable)
+
+
+def _named(
+    kind: Literal["bridge", "worker"],
+    old: Mapping[str, Spec],
+    new: Mapping[str, Spec],
+    compare: Callable[[str, Spec, Spec], Change | None],
+) -> Iterator[Change]:
+    for name in old:
+        if name not in new:
+            yield Change(action="remove", kind=kind, name=name)
+        elif (change := compare(name, old[name], new[name])) is not None:
+            yield change
+    for name in new:
+        if name not in old:
+            yield Change(action="add", kind=kind, name=name)
+
+
+def _differing(old: AttrsInstance, new: AttrsInstance) -> tuple[str, ...]:
+    names = [attribute.name for attribute in fields(type(old))]
+    return tuple(name for name in names if name != "label" and getattr(old, name) != getattr(new, name))
+
+
+def _bridge_change(name: str, old: BridgeSpec, new: BridgeSpec) -> Change | None:
+    keys = _differing(old, new)
+    return Change(action="replace", kind="bridge", name=name, details=keys) if keys else None
+
+
+def _worker_change(name: str, old: WorkerSpec, new: WorkerSpec) -> Change | None:
+    keys = tuple(key for key in _differing(old, new) if key != "links")
+    if not keys:
+        return None
+    if set(keys) - _RESTARTED - _FREE or (old.command is None) != (new.command is None):
+        return Change(action="replace", kind="worker", name=name, details=keys)
+    if set(keys) & _RESTARTED:
+        return Change(action="restart", kind="worker", name=name, details=keys)
+    return Change(action="set", kind="worker", name=name, details=keys)

@@ -1,0 +1,226 @@
+"""A deployment becomes another topology by doing only the difference."""
+
+from __future__ import annotations
+
+import json
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import time
+
+import anyio
+import pytest
+from attrs import evolve
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import nsorch
+from nsorch import Topology, TopologyError, UnsupportedError
+from nsorch.topology.difference import difference
+
+SLEEP = ["sleep", "600"]
+
+
+def office(**changes: object) -> Topology:
+    topology = Topology("office")
+    topology.bridge("lan", "10.0.0.0/24", gateway="r")
+    topology.bridge("far", "10.9.0.0/24", gateway="r")
+    topology.worker("r", links=["lan", "far"], forward=True)
+    topology.worker("web", changes.get("web", SLEEP), links=["lan"])  # type: ignore[arg-type]
+    topology.worker("pc", SLEEP, links=[changes.get("pc_on", "lan")])
+    topology.worker("x")
+    topology.link("pc", "x", mtu=changes.get("mtu"))  # type: ignore[arg-type]
+    return topology
+
+
+def told(found: nsorch.Difference) -> set[str]:
+    return {str(change) for change in found.changes}
+
+
+def test_difference() -> None:
+    old = office()
+    assert not difference(old, office())
+    assert told(difference(old, office(web=["sleep", "601"]))) == {"restart worker web (command)"}
+    assert told(difference(old, office(mtu=1400))) == {"set link pc-x (mtu)"}
+    assert told(difference(old, office(pc_on="far"))) == {"remove link pc-lan", "add link pc-far"}
+    new = office()
+    new.worker("y", links=["lan"])
+    assert told(difference(old, new)) == {"add worker y", "add link y-lan"}
+    assert told(difference(new, old)) == {"remove worker y", "remove link y-lan"}
+
+
+def nodes(draw: st.DrawFn) -> Topology:
+    topology = Topology()
+    names = draw(st.lists(st.sampled_from("abcdef"), unique=True, min_size=1))
+    lans = draw(st.lists(st.sampled_from(["l1", "l2"]), unique=True))
+    for number, lan in enumerate(lans):
+        topology.bridge(lan, f"10.{10 * draw(st.integers(1, 2)) + number}.0.0/24")
+    for name in names:
+        own = draw(st.lists(st.sampled_from(lans), max_size=2)) if lans else []
+        topology.worker(
+            name, ["sleep", draw(st.sampled_from(["600", "601"]))] if draw(st.booleans()) else None, links=own
+        )
+    for _ in range(draw(st.integers(0, 4)) if len(names) > 1 else 0):
+        a, b = draw(st.lists(st.sampled_from(names), min_size=2, max_size=2, unique=True))
+        topology.link(a, b, mtu=draw(st.sampled_from([None, 1400])))
+    return topology
+
+
+topologies = st.composite(nodes)()
+
+
+@given(topologies, topologies)
+def test_difference_is_empty_for_the_same_and_names_what_differs(old: Topology, new: Topology) -> None:
+    assert not difference(old, old)
+    found = difference(old, new)
+    assert bool(found) == (old.to_dict() != new.to_dict() or list(old.workers) != list(new.workers)) or not found
+    assert set(found.of("worker", "add")) == set(new.workers) - set(old.workers)
+    assert set(found.of("worker", "remove")) == set(old.workers) - set(new.workers)
+    if not found:
+        assert {k: evolve(v, links=()) for k, v in old.workers.items()} == {
+            k: evolve(v, links=()) for k, v in new.workers.items()
+        }
+
+
+def picture(sup: nsorch.Supervisor) -> dict[str, object]:
+    return {
+        "workers": {name: (worker.state, worker.spec.command) for name, worker in sup.workers.items()},
+        "bridges": {name: bridge.subnets for name, bridge in sup.bridges.items()},
+        "links": sorted(
+            (sorted(end.partition(":")[0] for end in link.ends), [i.mtu or 1500 for i in link.interfaces])
+            for link in sup.links.values()
+        ),
+    }
+
+
+@settings(max_examples=12, deadline=None)
+@given(st.lists(topologies, min_size=2, max_size=4))
+def test_any_sequence_leads_where_a_fresh_deployment_does(sequence: list[Topology]) -> None:
+    async def main() -> None:
+        async with nsorch.Supervisor() as sup:
+            deployment = await sup.deploy(sequence[0])
+            for topology in sequence[1:]:
+                await deployment.apply(topology)
+                assert not await deployment.apply(topology)
+            applied = picture(sup)
+            assert set(deployment.workers) == set(sup.workers)
+            assert set(deployment.links) == set(sup.links)
+            for part in sequence[-1].components():
+                near = [pair for link in sup.links.values() if len(pair := _workers(link)) == 2 and pair[0] in part]
+                assert (await sup.ping_all(near)).ok
+        async with nsorch.Supervisor() as sup:
+            await sup.deploy(sequence[-1])
+            assert applied == picture(sup)
+
+    anyio.run(main)
+
+
+def _workers(link: nsorch.Link) -> tuple[str, ...]:
+    return tuple(end.partition(":")[0] for end in link.ends if ":" in end)
+
+
+@pytest.mark.anyio
+async def test_what_is_alike_is_not_touched() -> None:
+    async with nsorch.Supervisor() as sup:
+        deployment = await sup.deploy(office())
+        pids = {name: worker.pid for name, worker in sup.workers.items()}
+        async with sup.events() as events:
+            dry = await deployment.apply(office(web=["sleep", "601"], pc_on="far", mtu=1400), dry_run=True)
+            assert dict(sup.workers) == dict(deployment.workers)
+            assert pids == {name: worker.pid for name, worker in sup.workers.items()}
+            done = await deployment.apply(office(web=["sleep", "601"], pc_on="far", mtu=1400))
+            assert dry == done
+            seen = []
+            with anyio.move_on_after(0.3):
+                async for event in events:
+                    seen.append((event.kind, event.worker))
+        assert {worker for _, worker in seen} <= {None, "web"}
+        assert sum(kind == "LinkRemoved" for kind, _ in seen) == 1
+        assert sup.workers["web"].incarnation == 2
+        assert sup.workers["pc"].pid == pids["pc"]
+        assert str(sup.workers["pc"].interfaces["eth0"].bridge) == "far"
+        assert (await sup.ping_all([("pc", "web"), ("web", "pc"), ("pc", "x")])).ok
+        await deployment.apply(Topology("office"))
+        assert dict(sup.workers) == dict(sup.links) == dict(sup.bridges) == {}
+
+
+@pytest.mark.anyio
+async def test_routes_follow() -> None:
+    async with nsorch.Supervisor() as sup:
+        ring = Topology.ring(5)
+        deployment = await sup.deploy(ring)
+        line = Topology.linear(5)
+        await deployment.apply(line)
+        for version in (4, 6):
+            assert (await sup.ping_all(version=version)).ok
+        longer = Topology.linear(7)
+        found = await deployment.apply(longer)
+        assert set(found.of("worker", "add")) == {"n5", "n6"}
+        assert (await sup.ping_all()).ok
+        gone = str(sup.workers["n6"].addresses[0].ip)
+        await deployment.apply(Topology.linear(3))
+        assert (await sup.ping_all()).ok
+        with pytest.raises(OSError, match="unreachable"):
+            await sup.workers["n0"].connect_tcp(gone, 80)
+        with pytest.raises(UnsupportedError, match="routing"):
+            await deployment.apply(Topology("other"))
+
+
+@pytest.mark.anyio
+async def test_failures_leave_what_was_there() -> None:
+    async with nsorch.Supervisor() as sup:
+        deployment = await sup.deploy(office())
+        before = picture(sup)
+        wrong = office()
+        wrong.link("pc", "nobody")
+        with pytest.raises(TopologyError, match="nobody"):
+            await deployment.apply(wrong)
+        missing = office()
+        missing.worker("new", ["/nowhere/at/all"], links=["lan"])
+        missing.worker("fine", links=["lan"])
+        missing.link("x", "web")
+        with pytest.raises(ExceptionGroup) as failed:
+            await deployment.apply(missing)
+        assert isinstance(failed.value.exceptions[0], nsorch.CommandNotFoundError)
+        assert picture(sup) == before
+        assert await deployment.apply(office(), dry_run=True) == nsorch.Difference()
+        fewer = office()
+        fewer.worker("new", links=["lan"])
+        assert told(await deployment.apply(fewer)) == {"add worker new", "add link new-lan"}
+
+
+def test_watch(tmp_path: pathlib.Path) -> None:
+    file = tmp_path / "lab.toml"
+
+    def write(text: str) -> None:
+        part = tmp_path / "part"
+        part.write_text(text)
+        part.replace(file)
+
+    lab = '[bridges.lan]\nsubnet = "10.0.0.0/24"\n[workers.a]\nlinks = ["lan"]\n'
+    write(lab)
+    command = [sys.executable, "-m", "nsorch", "run", "--watch", "--events", "--json", str(file)]
+    run = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert run.stdout is not None
+    assert run.stderr is not None
+    try:
+        assert "up in" in run.stderr.readline()
+        write(lab + '[workers.b]\nlinks = ["lan"]\n')
+        assert [run.stderr.readline() for _ in range(2)] == ["nsorch: add worker b\n", "nsorch: add link b-lan\n"]
+        write("[workers.b\n")
+        assert "lab.toml" in run.stderr.readline()
+        write(lab)
+        assert run.stderr.readline() == "nsorch: remove worker b\n"
+        assert run.stderr.readline() == "nsorch: remove link b-lan\n"
+        time.sleep(0.3)
+    finally:
+        run.send_signal(signal.SIGTERM)
+        output, _ = run.communicate(timeout=20)
+    assert run.returncode == 143
+    kinds = [(event["kind"], event.get("worker")) for event in map(json.loads, output.splitlines())]
+    assert ("WorkerReady", "b") in kinds
+    assert ("WorkerRemoved", "b") in kinds
+    assert kinds.index(("WorkerRemoved", "a")) > kinds.index(("WorkerRemoved", "b"))
+    assert not os.path.exists(tmp_path / "part")
