@@ -38,3 +38,10 @@ class Floor:
         found = re.search(r"\(namespaces (\d+),", done.stdout)
         assert found is not None
         return int(found[1]) * 1e-6 * n
+
+    def star(self, n: int, *arguments: str) -> tuple[float, float]:
+        """Seconds to create a star of *n* nodes, and until the last interface of it is gone."""
+        done = subprocess.run([self.program, str(n), *arguments], check=True, capture_output=True, text=True)
+        found = re.search(r"create ([\d.]+) s.*gone after ([\d.]+) s", done.stdout)
+        assert found is not None
+        return float(found[1]), float(found[2])

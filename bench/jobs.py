@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import mmap
 import os
+import random
 import socket
 import statistics
 import subprocess
 import sys
 import time
+from functools import partial
 from ipaddress import ip_network
 from typing import TYPE_CHECKING, Any
 
 import anyio
+from attrs import evolve
 
 import nsorch
 from nsorch.net import messages
@@ -143,6 +147,95 @@ async def ping_star(n: int) -> dict[str, float]:
     return result
 
 
+def _star(n: int, shape: str) -> nsorch.Topology:
+    topology = nsorch.Topology("star")
+    topology.bridge("lan", "10.0.0.0/8", gateway="w0")
+    for spec in _specs(n, shape):
+        topology.add(evolve(spec, links=["lan"]))
+    return topology
+
+
+async def star(n: int, shape: str) -> dict[str, float]:
+    """Seconds to deploy a star with a gateway, and until its last interface is gone from the fabric; seconds of first
+    pings, of all to the gateway and of *n* random pairs; how late a 1 ms ticker is through all of it; the memory."""
+    topology = _star(n, shape)
+    choose = random.Random(n)
+    names = list(topology.workers)
+    pairs = [tuple(choose.sample(names, 2)) for _ in range(n)]
+    async with nsorch.Supervisor() as sup:
+        await sup.start("first")  # what is imported and set up once isn't the star's
+        stub = (await sup.wait_event(nsorch.SupervisorStarted, since=0)).pid
+        helpers = [pid for pid in descendants(stub) if parent_of(pid) == stub]
+        async with ticker() as late:
+            begin = time.perf_counter()
+            deployment = await sup.deploy(topology)
+            created = time.perf_counter()
+            to_gateway = await sup.ping_all([(name, "w0") for name in names[1:]])
+            asked = time.perf_counter()
+            at_random = await sup.ping_all(pairs)
+            answered = time.perf_counter()
+        size = sum(map(proportional_size, [os.getpid(), stub, *helpers]))
+        async with ticker() as late_remove:
+            begin_remove = time.perf_counter()
+            await deployment.remove()
+            while _ports(helpers[0]):  # noqa: ASYNC110 - nobody tells
+                await anyio.sleep(0.005)
+            gone = time.perf_counter()
+    assert to_gateway.ok
+    assert at_random.ok, f"{len(at_random.failed)} pairs did not answer"
+    return {
+        "created": created - begin,
+        "to_gateway": asked - created,
+        "at_random": answered - asked,
+        "gone": gone - begin_remove,
+        "late": percentile([*late, *late_remove], 0.99),
+        "bytes": size,
+    }
+
+
+def _ports(pid: int) -> bool:
+    """Whether the network namespace of process *pid*, the fabric, has ends of workers' links."""
+    with open(f"/proc/{pid}/net/dev") as file:
+        return any(line.lstrip().startswith("p") for line in file)
+
+
+async def connections(n: int, count: int) -> dict[str, float]:
+    """Seconds to open and close *count* TCP connections from *n* workers to one, and the same over loopback from this
+    process."""
+
+    async def serve(stream: anyio.abc.SocketStream) -> None:
+        async with stream:
+            with contextlib.suppress(anyio.EndOfStream):
+                await stream.receive()
+
+    async def through(connect: Callable[[int], Awaitable[anyio.abc.SocketStream]]) -> float:
+        numbers = iter(range(count))
+
+        async def work() -> None:
+            for number in numbers:
+                await (await connect(number)).aclose()
+
+        begin = time.perf_counter()
+        async with anyio.create_task_group() as tasks:
+            for _ in range(50):
+                tasks.start_soon(work)
+        return time.perf_counter() - begin
+
+    async with nsorch.Supervisor() as sup, anyio.create_task_group() as tasks:
+        await sup.deploy(_star(n, "passive"))
+        gateway = sup.workers["w0"]
+        address = str(gateway.addresses[0].ip)
+        await tasks.start(partial(gateway.serve, serve, 8000))
+        workers = list(sup.workers.values())[1:]
+        inside = await through(lambda number: workers[number % len(workers)].connect_tcp(address, 8000))
+        listener = await anyio.create_tcp_listener(local_host="127.0.0.1")
+        port = listener.extra(anyio.abc.SocketAttribute.local_port)
+        tasks.start_soon(listener.serve, serve)
+        outside = await through(lambda _: anyio.connect_tcp("127.0.0.1", port))
+        tasks.cancel_scope.cancel()
+    return {"inside": inside, "outside": outside}
+
+
 async def routed_network(n: int) -> dict[str, float]:
     """A network of *n* routers: routes a second of its whole deployment, pairs a second of its check, and how late a
     1 ms ticker is meanwhile; beside it, routes a second of one thread of plain sends."""
@@ -224,6 +317,8 @@ _JOBS: dict[str, Callable[..., Awaitable[dict[str, float]]]] = {
         run_true,
         enter_and_start,
         ping_star,
+        star,
+        connections,
         routed_network,
     )
 }

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import statistics
 import tempfile
+from functools import partial
 from typing import TYPE_CHECKING
 
 from attrs import frozen
@@ -264,6 +265,95 @@ def routed_row(setting: Setting) -> Iterator[Figure]:
         )
 
 
+@frozen(kw_only=True)
+class _Star:
+    row: int
+    times: int  # of the workers that are measured elsewhere
+    shape: str
+    arguments: tuple[str, ...]
+    limit: float
+
+
+_STARS = (
+    _Star(row=12, times=1, shape="exec", arguments=("sleep", "600"), limit=1.25),
+    _Star(row=13, times=1, shape="passive", arguments=("passive",), limit=1.25),
+    _Star(row=14, times=5, shape="passive", arguments=("passive",), limit=1.3),
+)
+
+
+def star_row(star: _Star, setting: Setting) -> Iterator[Figure]:
+    """Rows 12 to 14: a star with a gateway, beside the C program's."""
+    n = setting.n * star.times
+    what = f"star of {n:,}, " + ("sleep, init=False" if star.shape == "exec" else "passive")
+    floor = setting.floor
+    if isinstance(floor, str):
+        yield Figure(row=star.row, what=what, skipped=floor)
+        return
+    ours: list[dict[str, float]] = []
+    theirs: list[tuple[float, float]] = []
+    for number in range(setting.pairs):
+        for turn in (0, 1):
+            settle()
+            if (number + turn) % 2:
+                theirs.append(floor.star(n, *star.arguments))
+            else:
+                ours.append(measure(jobs.star, n, star.shape, backend=_BACKENDS[number % 2]))
+    for part, key, index, limit in (("made", "created", 0, star.limit), ("gone", "gone", 1, 1.3)):
+        measured, beside, ratio = _medians([(a[key], b[index]) for a, b in zip(ours, theirs, strict=True)])
+        yield Figure(
+            row=star.row,
+            what=f"{what}: {part}",
+            unit="ms",
+            measured=measured * 1e3,
+            beside=beside * 1e3,
+            beside_what="C",
+            ratio=ratio,
+            kind=Limit.RATIO_AT_MOST,
+            limit=limit,
+        )
+    limits = {
+        "to_gateway": ("all ping the gateway", 0.2 * max(1, n / 1000)),
+        "at_random": (f"{n:,} random pairs ping", 2 * max(1, n / 5000)),
+        "late": ("1 ms ticker late at p99", 0.005),
+    }
+    for key, (part, most) in limits.items():
+        yield Figure(
+            row=star.row,
+            what=f"{what}: {part}",
+            unit="ms",
+            measured=statistics.median(found[key] for found in ours) * 1e3,
+            kind=Limit.AT_MOST,
+            limit=most * 1e3,
+        )
+    if star.shape == "passive":
+        yield Figure(
+            row=star.row,
+            what=f"{what}: PSS of application and helpers",
+            unit="MiB",
+            measured=statistics.median(found["bytes"] for found in ours) / (1 << 20),
+            kind=Limit.AT_MOST,
+            limit=60 + 12 * n / 1024,
+        )
+
+
+def connection_row(setting: Setting) -> Iterator[Figure]:
+    """Row 15: many short connections from all workers, beside as many over loopback."""
+    count = 10 * setting.n
+    seen = [measure(jobs.connections, setting.n, count) for _ in range(setting.pairs)]
+    measured, beside, ratio = _medians([(found["inside"], found["outside"]) for found in seen])
+    yield Figure(
+        row=15,
+        what=f"{count:,} TCP connections from {setting.n:,} workers",
+        unit="ms",
+        measured=measured * 1e3,
+        beside=beside * 1e3,
+        beside_what="over loopback",
+        ratio=ratio,
+        kind=Limit.RATIO_AT_MOST,
+        limit=1.5,
+    )
+
+
 def import_row(setting: Setting) -> Iterator[Figure]:
     """Row 9: what the import adds."""
     with tempfile.TemporaryDirectory(prefix="bench-") as cache:
@@ -298,4 +388,8 @@ ROWS: dict[int, Callable[[Setting], Iterator[Figure]]] = {
     8: ping_row,
     9: import_row,
     10: routed_row,
+    12: partial(star_row, _STARS[0]),
+    13: partial(star_row, _STARS[1]),
+    14: partial(star_row, _STARS[2]),
+    15: connection_row,
 }

@@ -8,6 +8,7 @@ import pathlib
 import signal
 import subprocess
 import sys
+import threading
 import time
 
 import anyio
@@ -205,6 +206,8 @@ def test_watch(tmp_path: pathlib.Path) -> None:
     run = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     assert run.stdout is not None
     assert run.stderr is not None
+    watchdog = threading.Timer(30, run.kill)
+    watchdog.start()
     try:
         assert "up in" in run.stderr.readline()
         write(lab + '[workers.b]\nlinks = ["lan"]\n')
@@ -218,6 +221,7 @@ def test_watch(tmp_path: pathlib.Path) -> None:
     finally:
         run.send_signal(signal.SIGTERM)
         output, _ = run.communicate(timeout=20)
+        watchdog.cancel()
     assert run.returncode == 143
     kinds = [(event["kind"], event.get("worker")) for event in map(json.loads, output.splitlines())]
     assert ("WorkerReady", "b") in kinds

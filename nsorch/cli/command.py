@@ -14,7 +14,7 @@ from nsorch.cli.doctor import report
 from nsorch.cli.graph import FORMATS, write_graph
 from nsorch.cli.run import Options, run_topology
 from nsorch.cli.validate import validate_files
-from nsorch.cli.watch import Watched
+from nsorch.cli.watch import Watched, state_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -76,7 +76,7 @@ def run(
         as_json=as_json,
         worker=worker,
         command=command,
-        watched=Watched(file, load) if watch else None,
+        watched=Watched(file, load, state_of(file)) if watch else None,
     )
 
     def act() -> int:

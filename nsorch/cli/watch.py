@@ -19,17 +19,23 @@ if TYPE_CHECKING:
 _PERIOD = 0.25
 
 
+State = tuple[int, int, int] | None
+
+
 class Watched(NamedTuple):
+    """:ivar state: of the file, before it was loaded for the first time"""
+
     file: str
     load: Callable[[], Topology]
+    state: State
 
 
 async def watch(deployment: Deployment, watched: Watched) -> None:
     """Until cancelled. A file that is wrong, or can't be applied, is told, and what is up stays."""
-    seen = _state(watched.file)
+    seen = watched.state
     while True:
         await anyio.sleep(_PERIOD)
-        now = _state(watched.file)
+        now = state_of(watched.file)
         if now is None or now == seen:
             continue
         seen = now
@@ -46,7 +52,7 @@ async def watch(deployment: Deployment, watched: Watched) -> None:
             click.echo(f"nsorch: {watched.file}: nothing is different", err=True)
 
 
-def _state(file: str) -> tuple[int, int, int] | None:
+def state_of(file: str) -> State:
     """None while there is no such file, as between an editor's two steps."""
     try:
         found = os.stat(file)

@@ -10,8 +10,8 @@ from attrs import evolve
 
 from nsorch.errors import UnsupportedError
 from nsorch.supervisor.routes import ShortestPaths
-from nsorch.topology import Topology
-from nsorch.topology.difference import difference, links_of
+from nsorch.topology import To, Topology
+from nsorch.topology.difference import as_link, difference, links_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -20,11 +20,11 @@ if TYPE_CHECKING:
     from nsorch.supervisor.network import Bridge, Link, Side
     from nsorch.supervisor.supervisor import Supervisor
     from nsorch.supervisor.worker import Worker
-    from nsorch.topology import LinkSpec
+    from nsorch.topology import BridgeSpec, LinkSpec
     from nsorch.topology.difference import Difference, LinkKey
 
-# Links to be planned between two turns of the event loop.
-_SLICE = 10
+# Links to be planned, or looked at, between two turns of the event loop.
+_SLICE, _MANY = 10, 200
 
 
 class Deployment:
@@ -66,13 +66,20 @@ class Deployment:
         """
         _check(topology)
         async with self._changing:
-            found = difference(self.topology, topology)
+            found = await anyio.to_thread.run_sync(difference, self.topology, topology)
             if self.topology.routing != topology.routing:
                 raise UnsupportedError("the routing of what is there can't be changed", stage="apply")
             if not dry_run:
                 with anyio.CancelScope(shield=True):
                     kept = await self._take_away(found)
-                await _Addition(self, topology, found, kept).carry_out()
+                addition = _Addition(self, topology, await _links_of(topology), kept)
+                addition.workers = set(found.of("worker", "add", "replace"))
+                addition.bridges = [topology.bridges[name] for name in found.of("bridge", "add", "replace")]
+                addition.links_to_add = found.links_to_add
+                addition.touched = {
+                    name for key in (*found.links_to_add, *found.links_to_remove) for name in (key[0], key[2])
+                }
+                await addition.carry_out()
                 await self._change(topology, found)
         await anyio.lowlevel.checkpoint()
         return found
@@ -85,7 +92,7 @@ class Deployment:
         gone_workers = [self._workers.pop(name) for name in found.of("worker", "remove", "replace")]
         gone_bridges = [self._bridges.pop(name) for name in found.of("bridge", "remove", "replace")]
         self.topology = _remaining(self.topology, found)
-        self._links = dict(zip(links_of(self.topology), kept.values(), strict=True))
+        self._links = dict(zip(dict(links_of(self.topology)), kept.values(), strict=True))
         if gone_workers:
             await supervisor._starter.remove(gone_workers)
         await supervisor._wiring.remove_links([link for link in gone_links if link._state != "removed"])
@@ -116,11 +123,22 @@ class Deployment:
 
 async def deploy(supervisor: Supervisor, topology: Topology) -> Deployment:
     _check(topology)
-    nothing = Topology(topology.name, routing=topology.routing, metric=topology.metric)
-    deployment = Deployment(supervisor, nothing)
-    await _Addition(deployment, topology, difference(nothing, topology), {}).carry_out()
-    deployment.topology = topology
+    deployment = Deployment(supervisor, topology)
+    addition = _Addition(deployment, topology, await _links_of(topology), {})
+    addition.workers = set(topology.workers)
+    addition.bridges = list(topology.bridges.values())
+    addition.links_to_add = list(addition.specs)
+    await addition.carry_out()
     return deployment
+
+
+async def _links_of(topology: Topology) -> dict[LinkKey, LinkSpec | To]:
+    found = {}
+    for number, (key, spec) in enumerate(links_of(topology)):
+        found[key] = spec
+        if not number % _MANY:
+            await anyio.lowlevel.checkpoint()
+    return found
 
 
 def _check(topology: Topology) -> None:
@@ -134,7 +152,7 @@ def _remaining(topology: Topology, found: Difference) -> Topology:
     left = Topology(topology.name, routing=topology.routing, metric=topology.metric)
     gone = {*found.of("bridge", "remove", "replace"), *found.of("worker", "remove", "replace")}
     gone_links = set(found.links_to_remove)
-    keys = iter(links_of(topology))
+    keys = iter(dict(links_of(topology)))
     for name, bridge in topology.bridges.items():
         if name not in gone:
             left.add(bridge)
@@ -149,39 +167,49 @@ def _remaining(topology: Topology, found: Difference) -> Topology:
 
 
 class _Addition:
-    """Brings up what a difference adds, all or nothing, and sets the routes of all.
+    """Brings up parts of a topology, all or nothing, and sets the routes of all.
 
+    :ivar specs: of all links of the topology
+    :ivar touched: workers whose links change: the kernel has dropped routes of theirs
     :param kept: links that stay
     """
 
     def __init__(
-        self, deployment: Deployment, topology: Topology, found: Difference, kept: Mapping[LinkKey, Link]
+        self,
+        deployment: Deployment,
+        topology: Topology,
+        specs: Mapping[LinkKey, LinkSpec | To],
+        kept: Mapping[LinkKey, Link],
     ) -> None:
+        self.specs = specs
+        self.workers: set[str] = set()
+        self.bridges: Sequence[BridgeSpec] = ()
+        self.links_to_add: Sequence[LinkKey] = ()
+        self.touched: set[str] = set()
         self._deployment = deployment
         self._supervisor = deployment._supervisor
         self._wiring = deployment._supervisor._wiring
         self._topology = topology
-        self._found = found
-        self._fresh = set(found.of("worker", "add", "replace"))
         self._links = dict(kept)
         self._kept = kept
         self._routes: dict[str, tuple[RouteGroup, ...]] = {}  # of workers that were there before
 
     async def carry_out(self) -> None:
         topology, deployment = self._topology, self._deployment
-        bridges = [topology.bridges[name] for name in self._found.of("bridge", "add", "replace")]
-        workers = [topology.workers[name] for name in topology.workers if name in self._fresh]
+        workers = [topology.workers[name] for name in topology.workers if name in self.workers]
         made_workers: Sequence[Worker] = ()
         made_bridges: Sequence[Bridge] = ()
         try:
-            if workers or bridges:
-                made_workers, made_bridges = await self._supervisor._starter.deploy(workers, bridges, self._plan)
-            elif self._found or topology.metric != deployment.topology.metric:
+            if workers or self.bridges:
+                starter = self._supervisor._starter
+                made_workers, made_bridges = await starter.deploy(workers, self.bridges, self._plan)
+            else:
                 await self._plan()
             left = [link for link in self._links.values() if link._state == "planned"]
             if left:
                 await self._wiring.connect([], left)
-            await self._reroute()
+            for name, groups in self._routes.items():
+                await self._wiring.reroute(self._supervisor._worker(name), groups, anew=name in self.touched)
         except BaseException:
             with anyio.CancelScope(shield=True):
                 new = [link for key, link in self._links.items() if key not in self._kept]
@@ -189,29 +217,27 @@ class _Addition:
                 await self._supervisor._starter.remove(made_workers)
                 await self._wiring.remove_bridges(made_bridges)
             raise
-        order = links_of(topology)
-        deployment._links = {key: self._links[key] for key in order}
-        self._wiring.arrange(list(deployment._links.values()))
+        deployment._links = {key: self._links[key] for key in self.specs}
         deployment._workers.update((worker.name, worker) for worker in made_workers)
         deployment._bridges.update((bridge.name, bridge) for bridge in made_bridges)
+        if self._kept:
+            self._wiring.arrange(list(deployment._links.values()))
 
     async def _plan(self) -> None:
-        specs = links_of(self._topology)
-        own = sum(len(worker.links) for worker in self._topology.workers.values())  # these come first
-        with_worker = dict.fromkeys([key for key in list(specs)[:own] if key[0] in self._fresh])
-        planned = {name: iter(list(self._wiring.links_of.get(name, ()))) for name in self._fresh}
+        planned = {name: iter(list(self._wiring.links_of.get(name, ()))) for name in self.workers}
         routed = self._topology.routing == "shortest-path"
-        for number, key in enumerate(self._found.links_to_add):
-            if key in with_worker:
+        for number, key in enumerate(self.links_to_add):
+            spec = self.specs[key]
+            if isinstance(spec, To) and key[0] in self.workers:  # planned with the worker
                 self._links[key] = next(planned[key[0]])
             else:
-                self._links[key] = self._wiring.plan_link(specs[key], routed=routed)
+                self._links[key] = self._wiring.plan_link(as_link(key, spec), routed=routed)
             if number % _SLICE == _SLICE - 1:
                 await anyio.lowlevel.checkpoint()
         if routed:
-            await self._plan_routes({link: specs[key] for key, link in self._links.items()})
+            await self._plan_routes({link: self.specs[key] for key, link in self._links.items()})
 
-    async def _plan_routes(self, specs: Mapping[Link, LinkSpec]) -> None:
+    async def _plan_routes(self, specs: Mapping[Link, LinkSpec | To]) -> None:
         wiring, topology = self._wiring, self._topology
         loopbacks = {name: wiring.loopbacks_of(name) or wiring.loopback_pool.take(name) for name in topology.workers}
 
@@ -224,13 +250,7 @@ class _Addition:
         paths = ShortestPaths(topology, wiring.links_of, loopbacks, cost)
         for name in topology.workers:
             await anyio.lowlevel.checkpoint()
-            if name in self._fresh:
+            if name in self.workers:
                 wiring.set_routing(name, loopbacks[name], paths.routes_of(name))
             else:
                 self._routes[name] = paths.routes_of(name)
-
-    async def _reroute(self) -> None:
-        changed = (*self._found.links_to_add, *self._found.links_to_remove)
-        touched = {name for key in changed for name in (key[0], key[2])}
-        for name, groups in self._routes.items():
-            await self._wiring.reroute(self._supervisor._worker(name), groups, anew=name in touched)

@@ -48,6 +48,8 @@ U = TypeVar("U")
 
 # With more ports that end with their workers, a bridge is deleted some seconds later.
 _LEFT, _LATER = 50, 2.0
+# So many ends are told of at a time.
+_TOLD = 200
 # So many small plans between two turns of the event loop.
 _SLICE = 8
 
@@ -621,9 +623,10 @@ class Wiring:
         if bridge._answers or gateway is not None:
             for part in bridge._parts.all:
                 new = [(side, port) for side, port in ends.items() if side not in part.told]
-                if new:
-                    await self._in_thread(self._announce, part, news(part, new, answers=bridge._answers))
-                    part.told.update(side for side, _ in new)
+                for start in range(0, len(new), _TOLD):
+                    some = new[start : start + _TOLD]
+                    await self._in_thread(self._announce, part, news(part, some, answers=bridge._answers))
+                    part.told.update(side for side, _ in some)
         await self._correct(bridge, gateway)
         if gateway is not None:
             await self._introduce(bridge, gateway)
@@ -647,11 +650,12 @@ class Wiring:
         """The gateway to the others, and these to it."""
         told = bridge._introduced.setdefault(gateway, set())
         new = [side for side in bridge._ends if side is not gateway and side not in told]
-        told.update(new)
-        known = [(address.ip, side.mac) for side in new if side.mac is not None for address in side.addresses]
-        if known:
-            index = gateway.index or gateway.ifname
+        index: int | str = gateway.index or gateway.ifname
+        for start in range(0, len(new), _TOLD):
+            some = new[start : start + _TOLD]
+            known = [(address.ip, side.mac) for side in some if side.mac is not None for address in side.addresses]
             await self.with_handle(gateway, self.engine.tell_neighbours, RTM_NEWNEIGH, index, known)
+            told.update(some)
         for side in bridge._ends:
             if side is not gateway and side.gateway != gateway.mac:
                 side.gateway = gateway.mac

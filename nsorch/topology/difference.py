@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import collections
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Literal, TypeVar
 
 from attrs import evolve, field, fields, frozen
 
-from nsorch.topology.specs import BridgeSpec, End, LinkSpec, WorkerSpec
+from nsorch.topology.specs import BridgeSpec, End, LinkSpec, To, WorkerSpec
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -63,28 +62,28 @@ class Difference:
         return [change.name for change in self.changes if change.kind == kind and change.action in actions]
 
 
-def links_of(topology: Topology) -> dict[LinkKey, LinkSpec]:
-    """All links, also those that workers have in their own description, which come first."""
-    found: dict[LinkKey, LinkSpec] = {}
-    count: collections.Counter[tuple[str, str | None, str, str | None]] = collections.Counter()
-    for spec in _every_link(topology):
-        ends = spec.a.worker, spec.a.name, spec.b.worker, spec.b.name
-        found[*ends, count[ends]] = spec
-        count[ends] += 1
-    return found
-
-
-def _every_link(topology: Topology) -> Iterator[LinkSpec]:
+def links_of(topology: Topology) -> Iterator[tuple[LinkKey, LinkSpec | To]]:
+    """All links with their keys; first those that workers have in their own description."""
+    count: dict[tuple[str, str | None, str, str | None], int] = {}
+    ends: tuple[str, str | None, str, str | None]
     for worker in topology.workers.values():
         for to in worker.links:
-            end = End(worker.name, name=to.name, address=to.address or None, mac=to.mac, mtu=to.mtu)
-            yield LinkSpec(a=evolve(end, **_emulation(to)), b=End(to.bridge))
-    yield from topology.links
+            ends = worker.name, to.name, to.bridge, None
+            number = count[ends] = count.get(ends, -1) + 1
+            yield (*ends, number), to
+    for spec in topology.links:
+        ends = spec.a.worker, spec.a.name, spec.b.worker, spec.b.name
+        number = count[ends] = count.get(ends, -1) + 1
+        yield (*ends, number), spec
 
 
-def _emulation(value: object) -> dict[str, Any]:
+def as_link(key: LinkKey, spec: LinkSpec | To) -> LinkSpec:
+    """A worker's own link as any other."""
+    if isinstance(spec, LinkSpec):
+        return spec
+    end = End(key[0], name=spec.name, address=spec.address or None, mac=spec.mac, mtu=spec.mtu)
     emulated = {attribute.name for attribute in fields(End)} - {"worker", "name", "address", "mac", "mtu"}
-    return {name: getattr(value, name) for name in emulated}
+    return LinkSpec(a=evolve(end, **{name: getattr(spec, name) for name in emulated}), b=End(spec.bridge))
 
 
 def difference(old: Topology, new: Topology) -> Difference:
@@ -96,11 +95,11 @@ def difference(old: Topology, new: Topology) -> Difference:
     remove: list[LinkKey] = []
     add: list[LinkKey] = []
     settable: dict[LinkKey, LinkSpec] = {}
-    before, after = links_of(old), links_of(new)
+    before, after = dict(links_of(old)), dict(links_of(new))
     for key, spec in before.items():
-        name = f"{spec.a.worker}-{spec.b.worker}"
+        name = f"{key[0]}-{key[2]}"
         now = after.get(key)
-        keys = () if now is None else _differing(spec, now)
+        keys = () if now is None or spec is now else _differing(as_link(key, spec), as_link(key, now))
         if now is None:
             remove.append(key)
             links.append(Change(action="remove", kind="link", name=name))
@@ -108,13 +107,13 @@ def difference(old: Topology, new: Topology) -> Difference:
             remove.append(key)
             add.append(key)
             links.append(Change(action="replace", kind="link", name=name, details=keys))
-        elif keys:
-            settable[key] = now
+        elif keys and now is not None:
+            settable[key] = as_link(key, now)
             links.append(Change(action="set", kind="link", name=name, details=keys))
-    for key, spec in after.items():
+    for key in after:
         if key not in before:
             add.append(key)
-            links.append(Change(action="add", kind="link", name=f"{spec.a.worker}-{spec.b.worker}"))
+            links.append(Change(action="add", kind="link", name=f"{key[0]}-{key[2]}"))
     changes = (*bridges, *workers, *links)
     if not changes and (old.routing, old.metric) != (new.routing, new.metric):
         changes = (Change(action="set", kind="worker", name="*", details=("routing",)),)
