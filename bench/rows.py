@@ -77,12 +77,16 @@ def _pairs(n: int, first: Callable[[], float], second: Callable[[], float]) -> l
     return found
 
 
+_RESOLUTION = 0.0005
+"""Seconds. The C program prints milliseconds, which may be none."""
+
+
 def _medians(pairs: list[tuple[float, float]]) -> tuple[float, float, float]:
     """Of the first, of the second, and of their ratios."""
     return (
         statistics.median(a for a, _ in pairs),
         statistics.median(b for _, b in pairs),
-        statistics.median(a / b for a, b in pairs),
+        statistics.median(a / max(b, _RESOLUTION) for a, b in pairs),
     )
 
 

@@ -122,6 +122,15 @@ def test_signalled(number: int, anyio_backend: str, marker: str) -> None:
         lab.close()
 
 
+def namespaces_held(pid: int) -> list[str]:
+    """What of namespaces is open in process *pid*."""
+    found = []
+    for fd in os.listdir(f"/proc/{pid}/fd"):
+        with contextlib.suppress(FileNotFoundError):
+            found.append(os.readlink(f"/proc/{pid}/fd/{fd}"))
+    return [target for target in found if target.startswith(("net:", "mnt:", "uts:", "ipc:", "user:"))]
+
+
 def test_forked_child_lives_on(anyio_backend: str, marker: str) -> None:
     lab = Lab(marker, 12, anyio_backend, fork=True)
     child = int(lab.line())
@@ -129,9 +138,10 @@ def test_forked_child_lives_on(anyio_backend: str, marker: str) -> None:
         lab.kill("app")
         for name in ("stub", "spawner"):
             assert select.select([lab.pidfds[name]], [], [], 10)[0]
-        held = [os.readlink(f"/proc/{child}/fd/{fd}") for fd in os.listdir(f"/proc/{child}/fd")]
-        assert not [target for target in held if target.startswith(("net:", "mnt:", "uts:", "ipc:", "user:"))]
         deadline = time.monotonic() + 10
+        while (held := namespaces_held(child)) and time.monotonic() < deadline:  # it may not have had its turn yet
+            time.sleep(0.01)
+        assert not held
         while set(running(marker)) - {child} and time.monotonic() < deadline:
             time.sleep(0.01)
         assert set(running(marker)) <= {child}

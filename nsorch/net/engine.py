@@ -76,16 +76,13 @@ class Engine:
                 if netns:
                     node = nodes.get(netns)
                     routes = () if node is None or netns in unready else node.routes
-                    if any(route.destination.version == 6 for route in routes):
-                        unready.add(netns)
-                        routes = ()
                     self._configure(namespaces[netns], ends.get(netns, []), node, routes)
             for netns, own in ends.items():
                 if netns:
                     self._await_running(namespaces[netns], [end for end in own if end.ipv6])
             for netns, node in nodes.items():
                 if node.routes and netns in unready:  # not before: the other ends of links must be up
-                    self._add_when_ready(namespaces[netns], node.routes)
+                    self.add_routes(namespaces[netns], node.routes)
                 if node.groups:
                     self.add_groups(namespaces[netns], node.groups)
             self._fabric.execute(
@@ -136,10 +133,11 @@ class Engine:
             requests.append(
                 Request(messages.set_link(index, no_ipv6_addresses=True), "turn off IPv6 addresses of", end.ifname)
             )
+            # First up: for addresses that were there before, the kernel adds routes later, and without a word if it can't.
+            requests.append(Request(messages.set_link(index, up=True), "set up", end.ifname))
             requests += [_add(index, address, end.ifname) for address in end.addresses]
             if end.ipv6 and end.mac is not None:
                 requests.append(_add(index, _link_local(end.mac), end.ifname))
-            requests.append(Request(messages.set_link(index, up=True), "set up", end.ifname))
             requests += [_neighbour(index, ip, mac) for ip, mac in end.neighbours]
         for route in routes:
             for hop in route.nexthops:
@@ -248,18 +246,6 @@ class Engine:
                 fields = [messages.route_destinations(version, packed)]
                 name = partial(_packed_address, packed, size)
                 _raise_first(netlink.send_copies(template, fields, "remove route to", name))
-
-    def _add_when_ready(self, handle: NetnsHandle, routes: Sequence[RoutePlan]) -> None:
-        """IPv6 has no way to a gateway on the link until it has taken notice of the carrier."""
-        deadline = time.monotonic() + _CARRIER_DEADLINE
-        while True:
-            try:
-                self.add_routes(handle, routes)
-                return
-            except NetlinkError as exc:
-                if exc.errno != errno.EHOSTUNREACH or time.monotonic() > deadline:
-                    raise
-                time.sleep(0.001)
 
     def add_groups(self, handle: NetnsHandle, groups: Sequence[RouteGroup]) -> None:
         """Add routes, or replace those to the same destinations, many in a datagram.
