@@ -15,7 +15,7 @@ from pyroute2.netlink.rtnl.rtmsg import rtmsg
 from nsorch.errors import AddressError, SubnetFullError
 from nsorch.net import messages
 from nsorch.net.addresses import PointToPointPool, Segment
-from nsorch.net.hosts import HostsEntry, render_hosts
+from nsorch.net.hosts import HostsEntry, render_entry
 from nsorch.net.mac import derive_mac, parse_mac
 
 NAMES = st.text("abcxyz019-", min_size=1, max_size=15)
@@ -113,14 +113,13 @@ def test_segment() -> None:
     for bad in ("10.0.0.0", "10.0.0.7"):
         with pytest.raises(AddressError, match="no host's"):
             segment.reserve(bad, "c")
-    for name in "cde":
-        segment.allocate(name)
+    given = {name: segment.allocate(name) for name in "cde"}
     with pytest.raises(SubnetFullError, match=r"10\.0\.0\.0/29"):
         segment.allocate("f")
     assert tuple(segment.allocate("r1:eth0", gateway="r1")) == first
-    segment.release("c")
+    segment.release(given["c"])
     assert str(segment.allocate("f")[0]) == "10.0.0.3/29"
-    segment.release("r1:eth0")
+    segment.release(first)
     assert tuple(segment.allocate("r1:eth1", gateway="r1")) == first
 
 
@@ -128,16 +127,15 @@ def test_segment() -> None:
 @given(st.lists(st.integers(0, 40), max_size=120))
 def test_no_address_twice(actions: list[int]) -> None:
     segment = Segment([ipaddress.IPv4Network("10.0.0.0/27")], "lan")
-    have: dict[str, str] = {}
+    have: dict[str, ipaddress.IPv4Interface | ipaddress.IPv6Interface] = {}
     for action in actions:
         owner = str(action)
         if owner in have:
-            segment.release(owner)
-            del have[owner]
+            segment.release([have.pop(owner)])
         elif len(have) < 30:
             (address,) = segment.allocate(owner)
-            assert str(address) not in have.values()
-            have[owner] = str(address)
+            assert address not in have.values()
+            have[owner] = address
         else:
             with pytest.raises(SubnetFullError):
                 segment.allocate(owner)
@@ -159,5 +157,5 @@ def test_macs_and_hosts() -> None:
     for bad in ("nonsense", "01:00:00:00:00:00", "00:00:00:00:00:00"):
         with pytest.raises(AddressError):
             parse_mac(bad)
-    text = render_hosts([HostsEntry(name="a", loopback=("1.1.1.1",), segments={"lan": ("10.0.0.1",)})])
-    assert text.splitlines()[2:] == ["1.1.1.1 a", "10.0.0.1 a a.lan"]
+    text = render_entry(HostsEntry(name="a", loopback=("1.1.1.1",), segments={"lan": ("10.0.0.1",)}))
+    assert text.splitlines() == ["1.1.1.1 a", "10.0.0.1 a a.lan"]

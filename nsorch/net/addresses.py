@@ -37,8 +37,9 @@ class Segment:
     def __init__(self, networks: Iterable[IPNetwork], where: str) -> None:
         self.networks = tuple(networks)
         self._where = where
-        self._owners: dict[IPAddress, str] = {}
-        self._reserved: dict[str, list[IPInterface]] = {}  # for a gateway that comes later
+        # By packed addresses: the garbage collector needn't look at these.
+        self._owners: dict[bytes, str] = {}
+        self._kept: dict[bytes, str] = {}  # for a gateway that comes later
         self._next = {network: _first(network) for network in self.networks}
         if len({network.version for network in self.networks}) < len(self.networks):
             raise AddressError(f"{where}: more than one subnet of a family: {', '.join(map(str, self.networks))}")
@@ -60,22 +61,22 @@ class Segment:
             raise AddressError(f"{self._where}: {ip} of {owner} is outside of the subnet {names}")
         if not _first(network) <= int(ip) <= _last(network):
             raise AddressError(f"{self._where}: {ip} of {owner} is no host's address in {network}")
-        if ip in self._owners:
-            raise AddressError(f"{self._where}: {ip} of {owner} is used by {self._owners[ip]} already")
-        self._owners[ip] = owner
-        return ip_interface(f"{ip}/{network.prefixlen}")
+        if ip.packed in self._owners:
+            raise AddressError(f"{self._where}: {ip} of {owner} is used by {self._owners[ip.packed]} already")
+        self._owners[ip.packed] = owner
+        return _interface(network, int(ip))
 
     def is_free(self, ip: IPAddress) -> bool:
         """Whether it could be reserved."""
-        return ip not in self._owners and any(
+        return ip.packed not in self._owners and any(
             ip in network and _first(network) <= int(ip) <= _last(network) for network in self.networks
         )
 
     def reserve_first(self, gateway: str) -> tuple[IPInterface, ...]:
         """Keep the first address of each subnet for worker *gateway*, whenever it comes."""
-        kept = [self.reserve(network[_first_offset(network)], gateway) for network in self.networks]
-        self._reserved[gateway] = kept
-        return tuple(kept)
+        kept = tuple(self.reserve(network[_first_offset(network)], gateway) for network in self.networks)
+        self._kept.update((address.packed, gateway) for address in kept)
+        return kept
 
     def allocate(
         self, owner: str, *, gateway: str | None = None, without: Collection[int] = ()
@@ -86,19 +87,21 @@ class Segment:
         :raises SubnetFullError: there is none
         """
         given: list[IPInterface] = []
-        if gateway is not None and (kept := self._reserved.get(gateway)):
-            for address in kept:
-                if address.version not in without and self._owners[address.ip] == gateway:
-                    self._owners[address.ip] = owner
-                    given.append(address)
-        have = {*without, *(address.version for address in given)}
+        have = set(without)
+        for network in self.networks:
+            first = _first(network)
+            packed = _packed(network, first)
+            free = gateway is not None and self._kept.get(packed) == self._owners.get(packed) == gateway
+            if free and network.version not in have:
+                self._owners[packed] = owner
+                given.append(_interface(network, first))
+                have.add(network.version)
         try:
             for network in self.networks:
                 if network.version not in have:
                     given.append(self._allocate(network, owner))  # noqa: PERF401 - what is given counts after an error
         except SubnetFullError:
-            for address in given:
-                del self._owners[address.ip]
+            self.release(given)
             raise
         return tuple(given)
 
@@ -108,31 +111,40 @@ class Segment:
         number = self._next[network]
         for wrapped in (False, True):
             while number <= last:
-                ip = network[number - int(network.network_address)]
+                packed = _packed(network, number)
                 number += 1
-                if ip not in self._owners:
-                    self._owners[ip] = owner
+                if packed not in self._owners:
+                    self._owners[packed] = owner
                     self._next[network] = number
-                    return ip_interface(f"{ip}/{network.prefixlen}")
+                    return _interface(network, number - 1)
             if not wrapped:
                 # Once round: addresses that were given back.
                 number = first
         raise SubnetFullError(f"{self._where}: no address is left in {network} for {owner}")
 
-    def release(self, owner: str) -> None:
-        """Take back all that *owner* has."""
-        kept = {address.ip: gateway for gateway, addresses in self._reserved.items() for address in addresses}
-        for ip in [ip for ip, other in self._owners.items() if other == owner]:
-            if ip in kept:  # for the next worker of the gateway's name
-                self._owners[ip] = kept[ip]
+    def release(self, addresses: Iterable[IPInterface]) -> None:
+        """Take back *addresses* that were given; a gateway's are kept for the next worker of its name."""
+        for address in addresses:
+            packed = address.packed
+            if packed in self._kept:
+                self._owners[packed] = self._kept[packed]
                 continue
-            del self._owners[ip]
+            del self._owners[packed]
             for network in self.networks:
-                if ip in network:
-                    self._next[network] = min(self._next[network], int(ip))
-            for network in self.networks:
-                if ip in network:
-                    self._next[network] = min(self._next[network], int(ip))
+                if address.ip in network:
+                    self._next[network] = min(self._next[network], int(address))
+
+
+def _packed(network: IPNetwork, number: int) -> bytes:
+    return number.to_bytes(network.max_prefixlen // 8)
+
+
+def _interface(network: IPNetwork, number: int) -> IPInterface:
+    """Address *number*, that is in *network*."""
+    make = IPv4Interface if network.version == 4 else IPv6Interface
+    interface: IPInterface = make((number, network.prefixlen))
+    interface.network = network  # equal to its own, but one for all
+    return interface
 
 
 def _first_offset(network: IPNetwork) -> int:

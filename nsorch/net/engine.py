@@ -133,7 +133,7 @@ class Engine:
             requests.append(
                 Request(messages.set_link(index, no_ipv6_addresses=True), "turn off IPv6 addresses of", end.ifname)
             )
-            # First up: for addresses that were there before, the kernel adds routes later, and without a word if it can't.
+            # First up: of addresses that were there before, the kernel adds routes later, without a word if it can't.
             requests.append(Request(messages.set_link(index, up=True), "set up", end.ifname))
             requests += [_add(index, address, end.ifname) for address in end.addresses]
             if end.ipv6 and end.mac is not None:

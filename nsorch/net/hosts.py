@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 from attrs import field, frozen
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Mapping
 
-_HEAD = "127.0.0.1 localhost\n::1 localhost ip6-localhost ip6-loopback\n"
+HEAD = "127.0.0.1 localhost\n::1 localhost ip6-localhost ip6-loopback\n"
 
 
 @frozen(kw_only=True)
@@ -25,11 +25,9 @@ class HostsEntry:
     segments: Mapping[str, tuple[str, ...]] = field(factory=dict)
 
 
-def render_hosts(entries: Iterable[HostsEntry]) -> str:
-    """A name lists all its addresses; ``web.lan`` is the one on ``lan``."""
-    lines = [_HEAD]
-    for entry in entries:
-        lines += [f"{address} {entry.name}\n" for address in entry.loopback]
-        for segment, addresses in entry.segments.items():
-            lines += [f"{address} {entry.name} {entry.name}.{segment}\n" for address in addresses]
+def render_entry(entry: HostsEntry) -> str:
+    """Its lines: the name lists all its addresses, ``web.lan`` is the one on ``lan``."""
+    lines = [f"{address} {entry.name}\n" for address in entry.loopback]
+    for segment, addresses in entry.segments.items():
+        lines += [f"{address} {entry.name} {entry.name}.{segment}\n" for address in addresses]
     return "".join(lines)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import collections
+import errno
+import fcntl
 import math
 import os
 import select
@@ -18,12 +20,14 @@ import anyio
 from attrs import frozen
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Iterator
+    from collections.abc import Awaitable, Callable, Iterable, Iterator
 
 _ECHO = struct.Struct("!BBHHH")
 _REQUEST_4, _REPLY_4, _REQUEST_6, _REPLY_6 = 8, 0, 128, 129
 _SOL_RAW, _ICMP_FILTER, _SOL_ICMPV6, _ICMP6_FILTER = 255, 1, 58, 1
 _PAYLOAD = b"nsorch--"
+# struct arpreq of linux/if_arp.h: protocol address, hardware address, flags, netmask, interface
+_ARPREQ, _SIOCDARP = struct.Struct("=H2x4s8x16xi16x16s"), 0x8953
 # How long the loop may be held at a time.
 _SLICE = 0.0005
 
@@ -205,6 +209,33 @@ class Reachability:
         }
 
 
+def hear_replies_only(sock: socket.socket) -> None:
+    """A raw socket would get a copy of every other ICMP message, too."""
+    if sock.family == socket.AF_INET6:
+        mask = bytearray(b"\xff" * 32)
+        mask[_REPLY_6 // 8] &= ~(1 << _REPLY_6 % 8) & 0xFF
+        # 32-bit words in the machine's order, see linux/icmpv6.h
+        words = struct.unpack("<8I", mask)
+        sock.setsockopt(_SOL_ICMPV6, _ICMP6_FILTER, struct.pack("=8I", *words))
+    else:
+        sock.setsockopt(_SOL_RAW, _ICMP_FILTER, struct.pack("=I", ~(1 << _REPLY_4) & 0xFFFFFFFF))
+
+
+def forget_neighbours(entries: Iterable[tuple[socket.socket, str, IPv4Address]]) -> None:
+    """Drop addresses that interfaces have asked for, each by a socket in the interface's network namespace: arp(7).
+    Those that aren't there are no error. Blocks.
+
+    :raises PermissionError: this process may not change network namespaces
+    """
+    for sock, ifname, address in entries:
+        request = _ARPREQ.pack(socket.AF_INET, address.packed, 0, ifname.encode())
+        try:
+            fcntl.ioctl(sock, _SIOCDARP, request)
+        except OSError as exc:
+            if exc.errno not in (errno.ENXIO, errno.ENODEV, errno.ENOENT):
+                raise
+
+
 class _Source:
     """One raw socket and the probes that it waits for, by sequence number."""
 
@@ -214,15 +245,6 @@ class _Source:
         self.identifier = int.from_bytes(os.urandom(2))
         self.sequence = 0
         self.waiting: dict[int, int] = {}  # sequence number to number of the probe
-        # Only echo replies: a raw socket would get a copy of every other ICMP message.
-        if self.ipv6:
-            mask = bytearray(b"\xff" * 32)
-            mask[_REPLY_6 // 8] &= ~(1 << _REPLY_6 % 8) & 0xFF
-            # 32-bit words in the machine's order, see linux/icmpv6.h
-            words = struct.unpack("<8I", mask)
-            sock.setsockopt(_SOL_ICMPV6, _ICMP6_FILTER, struct.pack("=8I", *words))
-        else:
-            sock.setsockopt(_SOL_RAW, _ICMP_FILTER, struct.pack("=I", ~(1 << _REPLY_4) & 0xFFFFFFFF))
 
     def send(self, address: IPv4Address | IPv6Address) -> int:
         self.sequence = self.sequence % 0xFFFF + 1
@@ -259,7 +281,8 @@ async def ping_pairs(
 ) -> Outcome:
     """Send an echo request for each of *probes*, and again where none answers.
 
-    :param sockets: raw, non-blocking ICMP or ICMPv6 sockets by (source, address family); they stay their owner's
+    :param sockets: raw, non-blocking ICMP or ICMPv6 sockets by (source, address family), which only hear replies; they
+        stay their owner's
     :param timeout: seconds to wait for the answer to one attempt
     :param window: how many are under way at a time
     :param report: called now and then with how many are done
@@ -281,11 +304,10 @@ class _Engine:
         attempts: int,
         probes: Sequence[Probe],
     ) -> None:
-        self._sources = {key: _Source(sock) for key, sock in sockets.items()}
-        self._by_fd = {source.sock.fileno(): source for source in self._sources.values()}
+        self._sockets = sockets
+        self._sources: dict[tuple[str, int], _Source] = {}  # of the probes so far
+        self._by_fd: dict[int, _Source] = {}
         self._poll = poll
-        for fd in self._by_fd:
-            poll.register(fd, select.EPOLLIN)
         self._timeout = timeout
         self._attempts = attempts
         self._probes = probes
@@ -327,7 +349,14 @@ class _Engine:
         return self._sent[number] + self._timeout
 
     def _source(self, probe: Probe) -> _Source:
-        return self._sources[probe.source, socket.AF_INET if probe.address.version == 4 else socket.AF_INET6]
+        key = probe.source, socket.AF_INET if probe.address.version == 4 else socket.AF_INET6
+        source = self._sources.get(key)
+        if source is None:
+            source = self._sources[key] = _Source(self._sockets[key])
+            fd = source.sock.fileno()
+            self._by_fd[fd] = source
+            self._poll.register(fd, select.EPOLLIN)
+        return source
 
     def _ask(self, number: int) -> None:
         probe = self._probes[number]

@@ -105,10 +105,10 @@ async def move(
         await wiring.ensure([bridge])
     except BaseException:
         part.ports -= 1
-        bridge._segment.release(side.owner)
+        bridge._segment.release(new)
         raise
     await _leave(wiring, side, port)
-    side.segment.release(side.owner)
+    side.segment.release(side.addresses)
     assert port.part is not None
     port.part.ports -= 1
     port.bridge, port.part, side.segment, side.gateway = bridge, part, bridge._segment, None
@@ -141,16 +141,18 @@ def _reserve(
     """Those given; else those it has, if they fit; else the next free ones. Nothing is taken if one can't be had."""
     assert side.worker is not None
     had = side.addresses if side.segment is segment else ()
-    segment.release(side.owner)
+    segment.release(had)
+    found: list[IPv4Interface | IPv6Interface] = []
     try:
-        found = [segment.reserve(address, side.owner) for address in addresses]
+        for address in addresses:
+            found.append(segment.reserve(address, side.owner))  # noqa: PERF401 - what is reserved counts after an error
         for address in keep:
             if address.version not in {own.version for own in found} and segment.is_free(address.ip):
                 found.append(segment.reserve(address.ip, side.owner))
         families = {address.version for address in found}
         return (*found, *segment.allocate(side.owner, gateway=side.worker.name, without=families))
     except BaseException:
-        segment.release(side.owner)
+        segment.release(found)
         for address in had:
             segment.reserve(address.ip, side.owner)
         raise

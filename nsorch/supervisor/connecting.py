@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 
 import anyio
 
+from nsorch.supervisor.turns import in_turns
+
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
@@ -21,16 +23,21 @@ _AT_ONCE = 48
 class Connecting:
     """Makes the planned links of *workers*, each as soon as its ends are there."""
 
-    def __init__(self, wiring: Wiring, workers: Iterable[Worker]) -> None:
+    def __init__(self, wiring: Wiring, links_left: dict[Worker, int]) -> None:
         self._wiring = wiring
-        self._unmade = set(workers)
-        self._links_left = {
-            worker: sum(link._state == "planned" for link in wiring.links_of.get(worker.name, ()))
-            for worker in self._unmade
-        }
+        self._unmade = set(links_left)
+        self._links_left = links_left
         self._complete: list[Worker] = []
         self._ready: deque[Link] = deque()
         self._changed = anyio.Event()
+
+    @classmethod
+    async def of(cls, wiring: Wiring, workers: Iterable[Worker]) -> Connecting:
+        left = {
+            worker: sum(link._state == "planned" for link in wiring.links_of.get(worker.name, ()))
+            async for worker in in_turns(workers)
+        }
+        return cls(wiring, left)
 
     def made(self, worker: Worker) -> None:
         """Its network namespace exists."""

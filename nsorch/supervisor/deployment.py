@@ -8,9 +8,11 @@ from typing import TYPE_CHECKING
 import anyio
 from attrs import evolve
 
-from nsorch.errors import UnsupportedError
+from nsorch.errors import TopologyError, UnsupportedError
 from nsorch.supervisor.routes import ShortestPaths
+from nsorch.supervisor.turns import in_turns
 from nsorch.topology import To, Topology
+from nsorch.topology.checks import checks, emulations
 from nsorch.topology.difference import as_link, difference, links_of
 
 if TYPE_CHECKING:
@@ -22,9 +24,6 @@ if TYPE_CHECKING:
     from nsorch.supervisor.worker import Worker
     from nsorch.topology import BridgeSpec, LinkSpec
     from nsorch.topology.difference import Difference, LinkKey
-
-# Links to be planned, or looked at, between two turns of the event loop.
-_SLICE, _MANY = 10, 200
 
 
 class Deployment:
@@ -64,7 +63,8 @@ class Deployment:
         :raises UnsupportedError: it asks for emulation, or another kind of routing
         :raises ExceptionGroup: of errors that name each failed worker
         """
-        _check(topology)
+        topology = topology.copy()
+        await _check(topology)
         async with self._changing:
             found = await anyio.to_thread.run_sync(difference, self.topology, topology)
             if self.topology.routing != topology.routing:
@@ -122,7 +122,8 @@ class Deployment:
 
 
 async def deploy(supervisor: Supervisor, topology: Topology) -> Deployment:
-    _check(topology)
+    topology = topology.copy()  # the caller may go on with theirs
+    await _check(topology)
     deployment = Deployment(supervisor, topology)
     addition = _Addition(deployment, topology, await _links_of(topology), {})
     addition.workers = set(topology.workers)
@@ -133,17 +134,15 @@ async def deploy(supervisor: Supervisor, topology: Topology) -> Deployment:
 
 
 async def _links_of(topology: Topology) -> dict[LinkKey, LinkSpec | To]:
-    found = {}
-    for number, (key, spec) in enumerate(links_of(topology)):
-        found[key] = spec
-        if not number % _MANY:
-            await anyio.lowlevel.checkpoint()
-    return found
+    return {key: spec async for key, spec in in_turns(links_of(topology))}
 
 
-def _check(topology: Topology) -> None:
-    topology.validate()
-    if emulated := topology.emulated():
+async def _check(topology: Topology) -> None:
+    problems = [problem async for problem in in_turns(checks(topology)) if problem is not None]
+    if problems:
+        raise TopologyError(*problems)
+    emulated = [path async for path in in_turns(emulations(topology)) if path is not None]
+    if emulated:
         raise UnsupportedError(f"{', '.join(emulated)}: link emulation is not in this version of nsorch", stage="link")
 
 
@@ -224,16 +223,15 @@ class _Addition:
             self._wiring.arrange(list(deployment._links.values()))
 
     async def _plan(self) -> None:
-        planned = {name: iter(list(self._wiring.links_of.get(name, ()))) for name in self.workers}
+        links_of = self._wiring.links_of
+        planned = {name: iter(tuple(links_of.get(name, ()))) async for name in in_turns(self.workers)}
         routed = self._topology.routing == "shortest-path"
-        for number, key in enumerate(self.links_to_add):
+        async for key in in_turns(self.links_to_add):
             spec = self.specs[key]
             if isinstance(spec, To) and key[0] in self.workers:  # planned with the worker
                 self._links[key] = next(planned[key[0]])
             else:
                 self._links[key] = self._wiring.plan_link(as_link(key, spec), routed=routed)
-            if number % _SLICE == _SLICE - 1:
-                await anyio.lowlevel.checkpoint()
         if routed:
             await self._plan_routes({link: self.specs[key] for key, link in self._links.items()})
 

@@ -12,7 +12,7 @@ from nsorch.supervisor.changing import end_of, move, set_addresses, set_mac
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Collection, Iterable, Sequence
+    from collections.abc import Collection, Sequence
     from ipaddress import IPv4Address, IPv4Interface, IPv4Network, IPv6Address, IPv6Interface, IPv6Network
 
     from nsorch.net.addresses import Segment
@@ -97,7 +97,7 @@ class Bridge:
         self._parts = parts
         self._ends: dict[Side, Side] = {}  # of links that exist: the worker's, and the port
         self._new: list[Side] = []  # of these, which others may know otherwise
-        self._owners: dict[IPv4Address | IPv6Address, bytes] = {}  # hardware addresses, as they were last
+        self._owners: dict[bytes, bytes] = {}  # hardware addresses as they were last, by packed address
         self._answers = arp == "static"
         self._introduced: dict[Side, set[Side]] = {}  # to the gateway
         self._retired = False
@@ -114,15 +114,14 @@ class Bridge:
         self._ends[side] = port
         self._new.append(side)
 
-    def _note_owners(self, sides: Iterable[Side]) -> list[IPv4Address | IPv6Address]:
-        """The addresses of *sides* that belonged to others before."""
+    def _note_owner(self, side: Side) -> list[IPv4Address | IPv6Address]:
+        """The addresses of *side* that belonged to others before."""
         changed = []
-        for side in sides:
-            if side.mac is not None:
-                for address in side.addresses:
-                    if self._owners.get(address.ip, side.mac) != side.mac:
-                        changed.append(address.ip)
-                    self._owners[address.ip] = side.mac
+        if side.mac is not None:
+            for address in side.addresses:
+                if self._owners.get(address.packed, side.mac) != side.mac:
+                    changed.append(address.ip)
+                self._owners[address.packed] = side.mac
         return changed
 
     def _leaves(self, side: Side, dying: Collection[str]) -> bool:
@@ -167,6 +166,9 @@ class Link:
     def interfaces(self) -> Sequence[Interface]:
         """Its ends in workers."""
         return [self._interface(side, other) for side, other in self._both() if side.worker is not None]
+
+    def _interface_named(self, worker: Worker, name: str) -> Interface:
+        return next(self._interface(s, o) for s, o in self._both() if s.worker is worker and s.ifname == name)
 
     def _both(self) -> tuple[tuple[Side, Side], tuple[Side, Side]]:
         a, b = self._sides

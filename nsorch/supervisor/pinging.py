@@ -8,19 +8,27 @@ from typing import TYPE_CHECKING
 import anyio
 
 from nsorch.errors import UnsupportedError
-from nsorch.net.ping import Outcome, Probes, Reachability, Results, ping_pairs
+from nsorch.net.ping import (
+    Outcome,
+    Probes,
+    Reachability,
+    Results,
+    forget_neighbours,
+    hear_replies_only,
+    ping_pairs,
+)
+from nsorch.supervisor.turns import in_turns
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Iterable
+    from collections.abc import AsyncIterator, Callable, Iterable, Mapping
     from ipaddress import IPv4Address, IPv6Address
 
+    from nsorch.supervisor.network import Side
     from nsorch.supervisor.supervisor import Supervisor
     from nsorch.supervisor.worker import Worker
 
 _OPENING = 32
 _NEIGHBOURS = 400
-# So many small steps between two turns of the event loop.
-_SLICE = 50
 
 
 async def ping_all(
@@ -35,10 +43,11 @@ async def ping_all(
     supervisor._check_running()
     probes = Probes()
     if pairs is None:
-        reachable = [worker for worker in supervisor.workers.values() if _has(worker, version)]
+        everyone = list(supervisor.workers.values())
+        reachable = [worker async for worker in in_turns(everyone) if _has(worker, version)]
         pairs = ((source, target) for source in reachable for target in reachable if source is not target)
     own: dict[str, IPv4Address | IPv6Address] = {}  # of those whose address is one for all
-    for number, (first, second) in enumerate(pairs):
+    async for first, second in in_turns(pairs):
         source, target = supervisor._worker(first), supervisor._worker(second)
         address = own.get(target.name)
         if address is None:
@@ -46,8 +55,6 @@ async def ping_all(
             if supervisor._wiring.is_routed(target):
                 own[target.name] = address
         probes.add(source.name, target.name, address)
-        if number % _SLICE == _SLICE - 1:
-            await anyio.lowlevel.checkpoint()
     sockets: dict[tuple[str, int], socket.socket] = {}
     outcome = Outcome()
     try:
@@ -61,13 +68,11 @@ async def ping_all(
 
             outcome.extend(await ping_pairs(sockets, chunk, timeout=timeout, attempts=attempts, report=report))
             if len(chunk) < len(probes):
-                await supervisor._wiring.forget_neighbours(known)
+                await _forget(supervisor, known, sockets)
     finally:
-        for number, sock in enumerate(sockets.values()):
-            sock.close()
-            if number % _SLICE == _SLICE - 1:
-                with anyio.CancelScope(shield=True):
-                    await anyio.lowlevel.checkpoint()
+        with anyio.CancelScope(shield=True):
+            async for sock in in_turns(sockets.values()):
+                sock.close()
     results = Results(probes, outcome)
     await results.number(anyio.lowlevel.checkpoint)
     return Reachability(results)
@@ -89,7 +94,8 @@ def _address(supervisor: Supervisor, source: Worker, target: Worker, version: in
     return addresses[0].ip
 
 
-Neighbours = dict["Worker", list[tuple[int, "IPv4Address | IPv6Address"]]]
+# By worker: interfaces, and who they have asked for.
+Neighbours = dict["Worker", list[tuple["Side", "IPv4Address | IPv6Address"]]]
 
 
 async def _chunks(supervisor: Supervisor, probes: Probes) -> AsyncIterator[tuple[Probes, Neighbours]]:
@@ -103,13 +109,11 @@ async def _chunks(supervisor: Supervisor, probes: Probes) -> AsyncIterator[tuple
         return
     known: Neighbours = {}
     start = count = 0
-    for number, probe in enumerate(probes):
-        if number % _SLICE == _SLICE - 1:
-            await anyio.lowlevel.checkpoint()
+    async for number, probe in in_turns(enumerate(probes)):
         source, target = supervisor.workers[probe.source], supervisor.workers[probe.target]
-        index = supervisor._wiring.neighbour_of(source, probe.address)
-        if index is not None:
-            known.setdefault(source, []).append((index, probe.address))
+        side = supervisor._wiring.neighbour_of(source, probe.address)
+        if side is not None:
+            known.setdefault(source, []).append((side, probe.address))
             for address in source.addresses:
                 back = supervisor._wiring.neighbour_of(target, address.ip)
                 if back is not None and address.version == probe.address.version:
@@ -122,12 +126,26 @@ async def _chunks(supervisor: Supervisor, probes: Probes) -> AsyncIterator[tuple
         yield probes.part(start, len(probes)), known
 
 
+async def _forget(supervisor: Supervisor, known: Neighbours, sockets: Mapping[tuple[str, int], socket.socket]) -> None:
+    """Make room in the neighbour tables, which all network namespaces share."""
+    wiring = supervisor._wiring
+    near: list[tuple[socket.socket, str, IPv4Address]] = []
+    far: dict[Worker, list[tuple[int | str, IPv4Address | IPv6Address]]] = {}
+    async for worker, neighbours in in_turns(known.items()):
+        sock = sockets.get((worker.name, socket.AF_INET))
+        for side, address in neighbours:
+            if sock is not None and address.version == 4:
+                near.append((sock, side.ifname, address))
+            else:
+                far.setdefault(worker, []).append((side.index or side.ifname, address))
+    await wiring.in_thread(forget_neighbours, near)
+    await wiring.forget_neighbours(far)
+
+
 async def _open_sockets(supervisor: Supervisor, probes: Probes, sockets: dict[tuple[str, int], socket.socket]) -> None:
     found: dict[tuple[str, int], None] = {}
-    for number, probe in enumerate(probes):
+    async for probe in in_turns(probes):
         found[probe.source, probe.address.version] = None
-        if number % 1000 == 999:
-            await anyio.lowlevel.checkpoint()
     wanted = iter(found)
     failures: list[Exception] = []
 
@@ -142,6 +160,7 @@ async def _open_sockets(supervisor: Supervisor, probes: Probes, sockets: dict[tu
                 failures.append(exc)
                 return
             sockets[name, family] = sock
+            hear_replies_only(sock)
 
     async with anyio.create_task_group() as tasks:
         for _ in range(_OPENING):

@@ -17,7 +17,9 @@ from nsorch.supervisor.commands import build_command, check_user, encode_environ
 from nsorch.supervisor.connecting import Connecting
 from nsorch.supervisor.entry import open_sources
 from nsorch.supervisor.main_process import MainProcess, Setup, end
+from nsorch.supervisor.turns import in_turns
 from nsorch.supervisor.worker import Worker
+from nsorch.topology.checks import find_loop, joined_names
 from nsorch.topology.namespaces import NamespaceSet
 
 if TYPE_CHECKING:
@@ -120,7 +122,7 @@ class Starter:
             if errors:
                 await self._undo(workers)
             else:
-                self._declare_passive(workers)
+                await self._declare_passive(workers)
         except BaseException:
             await self._undo(workers)
             raise
@@ -134,7 +136,7 @@ class Starter:
         errors: list[Exception],
     ) -> None:
         """The links of those that are made are made while the spawner makes others."""
-        connecting = Connecting(self._supervisor._wiring, workers)
+        connecting = await Connecting.of(self._supervisor._wiring, workers)
 
         async def connect() -> None:
             try:
@@ -165,9 +167,12 @@ class Starter:
         supervisor._check_running()
         _check_names(specs, supervisor)
         _check_loops(specs)
-        supervisor._wiring.check(specs)
+        async for spec in in_turns(specs):
+            supervisor._wiring.check(spec)
         descriptors.make_room(_DESCRIPTORS * len(specs))
-        for number, spec in enumerate(specs):
+        async for spec in in_turns(specs):
+            supervisor._check_running()
+            _check_names([spec], supervisor)  # somebody may have been faster
             if supervisor.rootless:
                 check_user(spec.user, spec.name)
             worker = Worker(supervisor, spec, next(supervisor._orders))
@@ -175,9 +180,6 @@ class Starter:
             workers.append(worker)
             supervisor._wiring.admit(worker)
             supervisor._bus.publish(events.WorkerRequested(worker=spec.name))
-            if number % _SLICE == _SLICE - 1:
-                await anyio.lowlevel.checkpoint()
-                supervisor._check_running()
 
     # -- one worker
 
@@ -273,8 +275,8 @@ class Starter:
         assert worker._main is not None
         await worker._main.become_ready()
 
-    def _declare_passive(self, workers: Iterable[Worker]) -> None:
-        for worker in workers:
+    async def _declare_passive(self, workers: Iterable[Worker]) -> None:
+        async for worker in in_turns(workers):
             if worker.spec.command is None:
                 worker._state = State.IDLE
                 self._supervisor._bus.publish(events.WorkerReady(worker=worker.name, namespaces=dict(worker._inodes)))
@@ -341,16 +343,16 @@ class Starter:
     async def remove(self, workers: Sequence[Worker]) -> None:
         """Kill, disconnect, let go of the namespaces, and free the names. Shield it."""
         supervisor = self._supervisor
-        for worker in workers:
+        async for worker in in_turns(workers):
             worker.kill()
-        for worker in workers:
+        async for worker in in_turns(workers):
             await worker._ended()
             await worker._unpin()
         await supervisor._wiring.disconnect(workers)
-        fds = [fd for worker in workers for fd in worker._take_descriptors()]
+        fds = [fd async for worker in in_turns(workers) for fd in worker._take_descriptors()]
         if fds:
             await anyio.to_thread.run_sync(descriptors.close, fds)
-        for worker in workers:
+        async for worker in in_turns(workers):
             if supervisor._workers.get(worker.name) is worker:
                 worker._removed()
                 del supervisor._workers[worker.name]
@@ -392,48 +394,27 @@ def _check_names(specs: Sequence[WorkerSpec], supervisor: Supervisor) -> None:
         seen.add(spec.name)
 
 
-def _joined_names(spec: WorkerSpec) -> set[str]:
-    return NamespaceSet.parse(spec.namespaces, passive=spec.command is None).joined()
-
-
 def _check_loops(specs: Sequence[WorkerSpec]) -> None:
-    joined = {spec.name: _joined_names(spec) for spec in specs if spec.namespaces is not None}
+    joined = {spec.name: others for spec in specs if (others := joined_names(spec))}
     done: set[str] = set()
-    for start in joined:
-        path: list[str] = []
-        _follow(start, joined, path, done)
-
-
-def _follow(name: str, joined: Mapping[str, set[str]], path: list[str], done: set[str]) -> None:
-    if name in path:
-        loop = " → ".join([*path[path.index(name) :], name])
-        raise TopologyError(f"workers.{name}.namespaces: a loop of joined namespaces: {loop}")
-    if name in done:
-        return
-    path.append(name)
-    for other in sorted(joined.get(name, ())):
-        _follow(other, joined, path, done)
-    path.pop()
-    done.add(name)
+    for name in joined:
+        if loop := find_loop(name, joined, done):
+            raise TopologyError(f"workers.{name}.namespaces: a loop of joined namespaces: {' → '.join(loop)}")
 
 
 def _ranks(workers: Sequence[Worker]) -> list[list[Worker]]:
     """Those who join others come after them."""
-    by_name = {worker.name: worker for worker in workers}
-    rank: dict[str, int] = {}
-
-    def of(name: str) -> int:
-        if name not in rank:
-            others = [other for other in _joined_names(by_name[name].spec) if other in by_name]
-            rank[name] = 1 + max(map(of, others), default=-1)
-        return rank[name]
-
-    ranks: list[list[Worker]] = []
+    joined = {worker.name: others for worker in workers if (others := joined_names(worker.spec))}
+    if not joined:
+        return [list(workers)]
+    rank = {worker.name: 0 for worker in workers if worker.name not in joined}
+    while len(rank) < len(workers):
+        for name, others in joined.items():
+            if name not in rank and all(other in rank for other in others if other in joined):
+                rank[name] = 1 + max(rank.get(other, -1) for other in others)
+    ranks: list[list[Worker]] = [[] for _ in range(1 + max(rank.values()))]
     for worker in workers:
-        number = 0 if worker.spec.namespaces is None else of(worker.name)
-        while len(ranks) <= number:
-            ranks.append([])
-        ranks[number].append(worker)
+        ranks[rank[worker.name]].append(worker)
     return ranks
 
 

@@ -29,7 +29,9 @@ from nsorch.supervisor.hosts import HostsFile
 from nsorch.supervisor.network import Bridge, Counter, Link, Side
 from nsorch.supervisor.routes import default_routes, given_routes
 from nsorch.supervisor.segments import FABRIC, MANY, Parts, news
+from nsorch.supervisor.turns import in_turns
 from nsorch.topology import BridgeSpec, Emulation, End, LinkSpec, To
+from nsorch.topology.checks import joined_names
 from nsorch.topology.namespaces import NamespaceSet, New, OfWorker, Shared
 
 if TYPE_CHECKING:
@@ -50,8 +52,6 @@ U = TypeVar("U")
 _LEFT, _LATER = 50, 2.0
 # So many ends are told of at a time.
 _TOLD = 200
-# So many small plans between two turns of the event loop.
-_SLICE = 8
 
 
 @define(eq=False, kw_only=True)
@@ -82,14 +82,14 @@ class Wiring:
         self._doomed: list[int] = []  # interfaces of the fabric, by index
         self._deleting: anyio.Lock
         self._rewriting: anyio.Lock  # of the hosts file
-        self._hosts_stale = False
         self._bridges: dict[str, Bridge] = {}
         self._links: dict[str, Link] = {}
         self._of: dict[str, list[Link]] = {}  # links of each worker
         self._loopbacks: dict[str, tuple[IPv4Interface | IPv6Interface, ...]] = {}
         self._groups: dict[str, tuple[RouteGroup, ...]] = {}  # routes of routed workers
         self._unrouted: set[str] = set()  # those that haven't got them yet
-        self._ifnames: dict[str, set[str]] = {}  # of each network namespace, by its owner
+        self._ifnames: set[tuple[str, str]] = set()  # with the owner of their network namespace
+        self._guests: dict[str, set[str]] = {}  # workers that share another's network namespace, by its owner
         self._pool = PointToPointPool()
         self.loopback_pool = LoopbackPool()
         self._indices = Counter(10)
@@ -136,8 +136,8 @@ class Wiring:
         """Of each worker, also those that are only planned."""
         return self._of
 
-    def neighbour_of(self, source: Worker, address: IPv4Address | IPv6Address) -> int | None:
-        """The ifindex of *source* behind which *address* is a bridge's neighbour that it has to ask for, or None."""
+    def neighbour_of(self, source: Worker, address: IPv4Address | IPv6Address) -> Side | None:
+        """The end of a link of *source* that has to ask for *address*, a neighbour on its bridge; or None."""
         for link in self._of.get(source.name, ()):
             for side, other in link._both():
                 if (
@@ -147,16 +147,18 @@ class Wiring:
                     and address not in (gateway.ip for gateway in other.bridge._gateway_addresses)
                     and any(address in a.network for a in side.addresses)
                 ):
-                    return side.index
+                    return side
         return None
 
-    async def forget_neighbours(self, known: Mapping[Worker, Sequence[tuple[int, IPv4Address | IPv6Address]]]) -> None:
-        """Make room in the neighbour tables, which all network namespaces share."""
+    async def forget_neighbours(
+        self, known: Mapping[Worker, Sequence[tuple[int | str, IPv4Address | IPv6Address]]]
+    ) -> None:
+        """Of interfaces, by index or name."""
         for worker, neighbours in known.items():
             sock = await worker.open_socket(socket.AF_NETLINK, socket.SOCK_RAW, socket.NETLINK_ROUTE)
             with sock:
                 handle = NetnsHandle(fd=worker._held[CLONE_NEWNET], sock=sock, name=worker.name)
-                await self._in_thread(self.engine.forget_neighbours, handle, neighbours)
+                await self.in_thread(self.engine.forget_neighbours, handle, neighbours)
 
     def is_routed(self, worker: Worker) -> bool:
         """Whether it has loopback addresses, to which the others have routes."""
@@ -252,20 +254,24 @@ class Wiring:
 
     # -- planning links: names and addresses are reserved, nothing is made
 
-    def check(self, specs: Iterable[WorkerSpec]) -> None:
+    def check(self, spec: WorkerSpec) -> None:
         """Refuse links that can't be made, before any worker is admitted.
 
         :raises TopologyError: a bridge that doesn't exist
         :raises UnsupportedError: link emulation
         """
-        for spec in specs:
-            for number, to in enumerate(spec.links):
-                where = f"workers.{spec.name}.links[{number}]"
-                self._bridge(to.bridge, where)
-                _refuse_emulation(to.emulation, where)
+        for number, to in enumerate(spec.links):
+            where = f"workers.{spec.name}.links[{number}]"
+            self._bridge(to.bridge, where)
+            _refuse_emulation(to, where)
 
     def admit(self, worker: Worker) -> None:
         """Plan the links of *worker*'s description."""
+        if joined_names(worker.spec):
+            with contextlib.suppress(UnsupportedError):
+                owner, _ = self._owner_of_netns(worker)
+                if owner is not worker:
+                    self._guests.setdefault(owner.name, set()).add(worker.name)
         for number, to in enumerate(worker.spec.links):
             where = f"workers.{worker.name}.links[{number}]"
             bridge = self._bridge(to.bridge, where)
@@ -275,7 +281,7 @@ class Wiring:
     def plan_link(self, spec: LinkSpec, *, routed: bool = False) -> Link:
         """Plan a link between workers, or a worker and a bridge. The ends of a *routed* one know each other's MAC."""
         where = "links." + "-".join((spec.a.worker, spec.b.worker))
-        for emulation in (spec.emulation, spec.a.emulation, spec.b.emulation):
+        for emulation in (spec, spec.a, spec.b):
             _refuse_emulation(emulation, where)
         if spec.a.worker in self._bridges and spec.b.worker not in self._bridges:
             a, b = spec.b, spec.a
@@ -307,10 +313,11 @@ class Wiring:
         if worker is None:
             raise TopologyError(f'{where}: there is no worker or bridge "{end.worker}"')
         owner, fresh = self._owner_of_netns(worker)
-        taken = self._ifnames.setdefault(owner.name, set())
-        if end.name in taken:
+        if (owner.name, end.name) in self._ifnames:
             raise NameInUseError(f'{where}: the worker has an interface "{end.name}" already', worker=worker.name)
-        ifname = end.name or next(name for number in itertools.count() if (name := f"eth{number}") not in taken)
+        ifname = end.name or next(
+            name for number in itertools.count() if (owner.name, name := f"eth{number}") not in self._ifnames
+        )
         mac = derive_mac(worker.name, ifname) if end.mac is None else parse_mac(end.mac)
         side = Side(
             worker=worker,
@@ -323,11 +330,12 @@ class Wiring:
         )
         side.segment = segment
         side.netns = owner.name
-        taken.add(ifname)
+        self._ifnames.add((side.netns, ifname))
         try:
-            given = tuple(segment.reserve(address, side.owner) for address in end.address)
-            families = {address.version for address in given}
-            side.addresses = (*given, *segment.allocate(side.owner, gateway=worker.name, without=families))
+            for address in end.address:
+                side.addresses += (segment.reserve(address, side.owner),)
+            families = {address.version for address in side.addresses}
+            side.addresses += segment.allocate(side.owner, gateway=worker.name, without=families)
         except BaseException:
             self._release(side)
             raise
@@ -420,9 +428,7 @@ class Wiring:
             ),
             workers=workers,
             links=links,
-            bridges=list(
-                dict.fromkeys((*bridges, *(s.bridge for link in links for s in link._sides if s.bridge is not None)))
-            ),
+            bridges=list(dict.fromkeys((*bridges, *_bridges_of(links)))),
             rise=rise,
         )
         if links or order.bridges or any(node.loopback or node.routes for node in order.batch.nodes):
@@ -431,17 +437,18 @@ class Wiring:
         bus = self._supervisor._bus
         for bridge in bridges:
             self.announce_bridge(bridge)
-        for number, link in enumerate(links):
+        async for link in in_turns(links):
             self.note_interfaces(link)
-            bus.publish(events.LinkCreated(link=link.name, ends=link.ends))
-            bus.publish(events.LinkUp(link=link.name, ends=link.ends))
-            if number % _SLICE == _SLICE - 1:
-                await anyio.lowlevel.checkpoint()
+            ends = link.ends
+            bus.publish(events.LinkCreated(link=link.name, ends=ends))
+            bus.publish(events.LinkUp(link=link.name, ends=ends))
 
     async def finish(self, workers: Iterable[Worker], bridges: Sequence[Bridge]) -> None:
         """After the last :meth:`make` without *rise*: set up the *bridges* of *workers*, and write down their names."""
-        of_links = (side.bridge for worker in workers for link in self._of.get(worker.name, ()) for side in link._sides)
-        order = _Order(batch=Batch(), bridges=list(dict.fromkeys((*bridges, *(b for b in of_links if b is not None)))))
+        linked = dict.fromkeys(bridges)
+        async for worker in in_turns(workers):
+            linked.update(dict.fromkeys(_bridges_of(self._of.get(worker.name, ()))))
+        order = _Order(batch=Batch(), bridges=list(linked))
         if order.bridges:
             await self._carry_out(order)
         for bridge in bridges:
@@ -470,12 +477,7 @@ class Wiring:
     @staticmethod
     async def _in_slices(make: Callable[[T], U], items: Iterable[T]) -> list[U]:
         """What *make* makes of *items*; the loop gets its turn between."""
-        made = []
-        for number, item in enumerate(items):
-            made.append(make(item))
-            if number % _SLICE == _SLICE - 1:
-                await anyio.lowlevel.checkpoint()
-        return made
+        return [make(item) async for item in in_turns(items)]
 
     def _node_plan(
         self, worker: Worker, links: Collection[Link], complete: Container[Worker] | None = None
@@ -503,6 +505,7 @@ class Wiring:
         self._loopbacks[name] = loopbacks
         self._groups[name] = groups
         self._unrouted.add(name)
+        self._hosts.stale.add(name)
 
     def arrange(self, order: Sequence[Link]) -> None:
         """Have each worker's links, and so its addresses, in this *order*, and any others behind."""
@@ -580,7 +583,7 @@ class Wiring:
         )
         workers = dict.fromkeys(worker for order in orders for worker in order.workers)
         async with self._handles(workers) as handles:
-            await self._in_thread(self.engine.execute, batch, handles)
+            await self.in_thread(self.engine.execute, batch, handles)
         for _, part in missing:
             part.made = True
         for part in lower:
@@ -625,7 +628,7 @@ class Wiring:
                 new = [(side, port) for side, port in ends.items() if side not in part.told]
                 for start in range(0, len(new), _TOLD):
                     some = new[start : start + _TOLD]
-                    await self._in_thread(self._announce, part, news(part, some, answers=bridge._answers))
+                    await self.in_thread(self._announce, part, news(part, some, answers=bridge._answers))
                     part.told.update(side for side, _ in some)
         await self._correct(bridge, gateway)
         if gateway is not None:
@@ -634,9 +637,9 @@ class Wiring:
     async def _correct(self, bridge: Bridge, gateway: Side | None) -> None:
         """Have the others forget who had the addresses of new ends before."""
         new, bridge._new = bridge._new, []
-        stale = bridge._note_owners(side for side in new if side is not gateway)
+        stale = [ip async for side in in_turns(new) if side is not gateway for ip in bridge._note_owner(side)]
         if stale:
-            for side in [side for side in bridge._ends if side not in new]:
+            for side in [side for side in bridge._ends if side not in set(new)]:
                 index = side.index or side.ifname
                 await self.with_handle(side, self.engine.forget_neighbours, [(index, ip) for ip in stale])
 
@@ -676,8 +679,8 @@ class Wiring:
             if old:
                 known = news(part, old, answers=bridge._answers)
                 elsewhere = news(part, [end for end in old if stays or end[1].part is not part], answers=False)
-                await self._in_thread(self.engine.forward, RTM_DELNEIGH, elsewhere.forwarding)
-                await self._in_thread(self.engine.tell_neighbours, None, RTM_DELNEIGH, part.index, known.neighbours)
+                await self.in_thread(self.engine.forward, RTM_DELNEIGH, elsewhere.forwarding)
+                await self.in_thread(self.engine.tell_neighbours, None, RTM_DELNEIGH, part.index, known.neighbours)
         for side in gone:
             bridge._introduced.pop(side, None)
         for gateway, told in bridge._introduced.items():
@@ -688,7 +691,8 @@ class Wiring:
                 index = gateway.index or gateway.ifname
                 await self.with_handle(gateway, self.engine.tell_neighbours, RTM_DELNEIGH, index, known_addresses)
 
-    async def _in_thread(self, func: Any, *args: Any) -> Any:
+    async def in_thread(self, func: Any, *args: Any) -> Any:
+        """Call *func* in the one thread that waits for the kernel. Cancelled, it is waited for all the same."""
         with anyio.CancelScope(shield=True):
             return await anyio.to_thread.run_sync(func, *args, limiter=self._thread)
 
@@ -718,9 +722,10 @@ class Wiring:
 
     def note_interfaces(self, link: Link) -> None:
         """Write down what its ends are."""
-        for interface, side in zip(link.interfaces, (side for side in link._sides if side.worker), strict=True):
-            assert side.worker is not None
-            side.worker._interfaces[interface.name] = interface
+        for side in link._sides:
+            if side.worker is not None:
+                side.worker._interfaces[side.ifname] = link
+                self._hosts.stale.add(side.worker.name)
 
     def publish(self, event: events.Event) -> None:
         self._supervisor._bus.publish(event)
@@ -736,7 +741,7 @@ class Wiring:
     async def in_netns(self, worker: Worker, func: Callable[..., Any], *args: Any) -> None:
         """Call *func* with a handle of *worker*'s network namespace."""
         async with self._handles([worker]) as handles:
-            await self._in_thread(func, handles[_key(worker)], *args)
+            await self.in_thread(func, handles[_key(worker)], *args)
 
     def rename(self, link: Link) -> None:
         """After its ends: one of them is another now."""
@@ -758,9 +763,7 @@ class Wiring:
         made = [link for link in links if link._state in ("up", "down")]
         if made and not self._supervisor._helper.died:
             await self._delete(made, dying)
-        for number, link in enumerate(links):
-            if number % _SLICE == _SLICE - 1:
-                await anyio.lowlevel.checkpoint()
+        async for link in in_turns(links):
             if link._state == "removed":
                 continue
             was_made, link._state = link._state != "planned", "removed"
@@ -769,6 +772,7 @@ class Wiring:
                 self._release(side)
                 if side.worker is not None:
                     side.worker._interfaces.pop(side.ifname, None)
+                    self._hosts.stale.add(side.worker.name)
                     self._of.get(side.worker.name, [link]).remove(link)
             if was_made:
                 self._supervisor._bus.publish(events.LinkRemoved(link=link.name, ends=link.ends))
@@ -777,21 +781,21 @@ class Wiring:
     async def _delete(self, links: Sequence[Link], dying: Collection[str]) -> None:
         """From the fabric, or from as few network namespaces as may be: those in one go together."""
         on: dict[Bridge, list[tuple[Side, Side]]] = {}
-        for side, port in (pair for link in links for pair in link._both()):
+        ports = []
+        async for side, port in in_turns(pair for link in links for pair in link._both()):
             if port.bridge is not None:
                 on.setdefault(port.bridge, []).append((side, port))
-        ports = [
-            port.index
-            for bridge, ends in on.items()
-            for side, port in ends
-            if port.index and not bridge._leaves(side, dying)
-        ]
+                if port.index and not port.bridge._leaves(side, dying):
+                    ports.append(port.index)
         if ports:
             await self._delete_in_fabric(ports)
         for bridge, ends in on.items():
             await self.forget(bridge, [side for side, _ in ends], dying)
-        between = [link._sides for link in links if all(side.bridge is None for side in link._sides)]
-        living = [sides for sides in between if any(side.netns not in dying for side in sides)]
+        living = [
+            link._sides
+            async for link in in_turns(links)
+            if all(side.bridge is None for side in link._sides) and any(side.netns not in dying for side in link._sides)
+        ]
         count = collections.Counter(side.netns for sides in living for side in sides)
         there: dict[str, list[Side]] = {}
         for sides in living:
@@ -808,35 +812,43 @@ class Wiring:
         async with self._deleting:
             if self._doomed:
                 doomed, self._doomed = self._doomed, []
-                await self._in_thread(self.engine.delete_links, None, doomed)
+                await self.in_thread(self.engine.delete_links, None, doomed)
 
     async def disconnect(self, workers: Sequence[Worker]) -> None:
         """Remove all that concerns *workers*. Shield it."""
-        links = list(dict.fromkeys(link for worker in workers for link in self._of.get(worker.name, ())))
+        links: dict[Link, None] = {}
+        async for worker in in_turns(workers):
+            links.update(dict.fromkeys(self._of.get(worker.name, ())))
         if links:
-            await self.remove_links(links, dying=self._owners_among(workers))
-        for worker in workers:
+            await self.remove_links(list(links), dying=await self._owners_among(workers))
+        async for worker in in_turns(workers):
             self._of.pop(worker.name, None)
             self._groups.pop(worker.name, None)
             self._unrouted.discard(worker.name)
-            self._ifnames.pop(worker.name, None)
             self._loopbacks.pop(worker.name, None)
+            self._guests.pop(worker.name, None)
+            if joined_names(worker.spec):
+                for guests in self._guests.values():
+                    guests.discard(worker.name)
+            self._hosts.stale.add(worker.name)
+        await self.rewrite_hosts()
 
-    def _owners_among(self, workers: Sequence[Worker]) -> set[str]:
+    async def _owners_among(self, workers: Sequence[Worker]) -> set[str]:
         """Of network namespaces that no others than *workers* share."""
-        owners = {True: set[str](), False: set[str]()}
-        going = set(workers)
-        for worker in self._supervisor._workers.values():
+        going = {worker.name for worker in workers}
+        found = set()
+        async for worker in in_turns(workers):
             with contextlib.suppress(UnsupportedError):
                 owner, fresh = self._owner_of_netns(worker)
-                owners[worker in going and fresh].add(owner.name)
-        return owners[True] - owners[False]
+                if owner is worker and fresh and self._guests.get(worker.name, set()) <= going:
+                    found.add(worker.name)
+        return found
 
     def _release(self, side: Side) -> None:
         if side.segment is not None:
-            side.segment.release(side.owner)
+            side.segment.release(side.addresses)
             side.segment = None
-            self._ifnames.get(side.netns, set()).discard(side.ifname)
+            self._ifnames.discard((side.netns, side.ifname))
         if side.part is not None:
             side.part.ports -= 1
             side.part = None
@@ -864,23 +876,23 @@ class Wiring:
         """Call *func* with where *side* is: a handle of the worker's network namespace, or None for the fabric."""
         with anyio.CancelScope(shield=True):
             if side.worker is None:
-                await self._in_thread(lambda: func(None, *args, **options))
+                await self.in_thread(lambda: func(None, *args, **options))
                 return
             worker = side.worker
             sock = await worker.open_socket(socket.AF_NETLINK, socket.SOCK_RAW, socket.NETLINK_ROUTE)
             with sock:
                 handle = NetnsHandle(fd=worker._held[CLONE_NEWNET], sock=sock, name=worker.name)
-                await self._in_thread(lambda: func(handle, *args, **options))
+                await self.in_thread(lambda: func(handle, *args, **options))
 
     async def rewrite_hosts(self) -> None:
         """Once for all who want it meanwhile."""
-        self._hosts_stale = self._hosts.writable
         async with self._rewriting:
-            if not self._hosts_stale:
-                return
-            self._hosts_stale = False
-            entries = await self._in_slices(self._host_entry, list(self._supervisor._workers))
-            await self._in_thread(self._hosts.write, [entry for entry in entries if entry is not None])
+            if self._hosts.stale:
+                with anyio.CancelScope(shield=True):
+                    stale, self._hosts.stale = self._hosts.stale, set()
+                    async for name in in_turns(stale):
+                        self._hosts.note(name, self._host_entry(name))
+                    await self.in_thread(self._hosts.write)
 
     def addresses_by_name(self, name: str) -> list[IPv4Address | IPv6Address]:
         """What the hosts file says of *name*: of a worker, or ``worker.segment``; none if it doesn't know it."""
@@ -927,6 +939,10 @@ def _addresses_in(link: Link, worker: Worker) -> Iterable[IPv4Interface | IPv6In
     for side in link._sides:
         if side.worker is worker:
             yield from side.addresses
+
+
+def _bridges_of(links: Iterable[Link]) -> Iterator[Bridge]:
+    return (side.bridge for link in links for side in link._sides if side.bridge is not None)
 
 
 def _end(value: Any) -> End:

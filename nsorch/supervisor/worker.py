@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from nsorch.events import Exit
     from nsorch.supervisor.entry import Entry
     from nsorch.supervisor.main_process import MainProcess
-    from nsorch.supervisor.network import Interface
+    from nsorch.supervisor.network import Interface, Link
     from nsorch.supervisor.supervisor import Supervisor
     from nsorch.topology import WorkerSpec
 
@@ -77,7 +77,7 @@ class Worker:
         self._held: dict[int, int] = {}  # descriptor by CLONE_NEW*
         self._netlink: socket.socket | None = None  # in its network namespace, until it is wired
         self._inodes: dict[str, int] = {}
-        self._interfaces: dict[str, Interface] = {}
+        self._interfaces: dict[str, Link] = {}  # by the name of its end here
         self._main: MainProcess | None = None
         self._pins: tuple[str, ...] = ()
         self._indices = 1  # of the latest interface; 1 is the loopback's
@@ -118,7 +118,7 @@ class Worker:
     @property
     def interfaces(self) -> Mapping[str, Interface]:
         """Its ends of links, by interface name."""
-        return MappingProxyType(self._interfaces)
+        return {name: link._interface_named(self, name) for name, link in self._interfaces.items()}
 
     @property
     def addresses(self) -> tuple[IPv4Interface | IPv6Interface, ...]:

@@ -6,15 +6,16 @@ import json
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
+from attrs import evolve
+
 from nsorch.errors import NameInUseError, TopologyError
-from nsorch.topology.namespaces import NamespaceSet
+from nsorch.topology.checks import checks, emulations
 from nsorch.topology.routing import connected
 from nsorch.topology.specs import BridgeSpec, LinkSpec, To, WorkerSpec
 
 if TYPE_CHECKING:
     import os
     from collections.abc import Iterable, Mapping
-    from ipaddress import IPv4Interface, IPv4Network, IPv6Interface, IPv6Network
 
 ROUTING = ("none", "shortest-path")
 METRICS = ("weight", "hops", "delay")
@@ -183,6 +184,28 @@ class Topology:
         self.add(spec)
         return spec
 
+    def copy(self) -> Topology:
+        """One with the same parts, to be changed without changing this one."""
+        other = Topology(self.name, routing=self.routing, metric=self.metric)
+        other.notes = self.notes
+        other._workers, other._bridges, other._links = dict(self._workers), dict(self._bridges), list(self._links)
+        return other
+
+    def remove(self, name: str) -> None:
+        """Remove a worker or a bridge, with all links to it.
+
+        :raises KeyError: there is none of this name
+        """
+        if name in self._workers:
+            del self._workers[name]
+        else:
+            del self._bridges[name]
+            for worker in self._workers.values():
+                if any(to.bridge == name for to in worker.links):
+                    links = [to for to in worker.links if to.bridge != name]
+                    self._workers[worker.name] = evolve(worker, links=links)
+        self._links = [link for link in self._links if name not in (link.a.worker, link.b.worker)]
+
     # -- looking
 
     def adjacent(self) -> list[tuple[str, str]]:
@@ -197,16 +220,7 @@ class Topology:
 
     def emulated(self) -> list[str]:
         """Paths of the links that ask for emulation."""
-        paths = [
-            f"workers.{name}.links[{number}]"
-            for name, worker in self._workers.items()
-            for number, to in enumerate(worker.links)
-            if to.emulation.active
-        ]
-        for number, link in enumerate(self._links):
-            if link.emulation.active or link.a.emulation.active or link.b.emulation.active:
-                paths.append(f"links[{number}]")
-        return paths
+        return [path for path in emulations(self) if path is not None]
 
     def cost(self, link: LinkSpec | To, sender: str) -> float:
         """What the routing counts for *link*, in the direction that *sender* sends in; out of a bridge nothing but
@@ -234,76 +248,7 @@ class Topology:
             raise TopologyError(*problems)
 
     def problems(self) -> list[str]:
-        return [*self._dangling(), *self._joins(), *self._address_problems()]
-
-    def _dangling(self) -> list[str]:
-        found = []
-        for name, worker in self._workers.items():
-            for number, to in enumerate(worker.links):
-                if to.bridge not in self._bridges:
-                    found.append(f'workers.{name}.links[{number}]: there is no bridge "{to.bridge}"')
-        for number, link in enumerate(self._links):
-            ends = (link.a.worker, link.b.worker)
-            found += [
-                f'links[{number}].ends: there is no worker or bridge "{end}"'
-                for end in ends
-                if end not in self._workers and end not in self._bridges
-            ]
-            if all(end in self._bridges for end in ends):
-                found.append(f"links[{number}].ends: {ends[0]} and {ends[1]} are both bridges")
-        for name, bridge in self._bridges.items():
-            if bridge.gateway is None:
-                continue
-            if bridge.gateway not in self._workers:
-                found.append(f'bridges.{name}.gateway: there is no worker "{bridge.gateway}"')
-            elif not self._is_on(bridge.gateway, name):
-                found.append(f'bridges.{name}.gateway: "{bridge.gateway}" has no link to it')
-        return found
-
-    def _is_on(self, worker: str, bridge: str) -> bool:
-        return (worker, bridge) in self.adjacent() or (bridge, worker) in self.adjacent()
-
-    def _joins(self) -> list[str]:
-        joined = {
-            name: NamespaceSet.parse(worker.namespaces, passive=worker.command is None).joined()
-            for name, worker in self._workers.items()
-        }
-        found = [
-            f'workers.{name}.namespaces: there is no worker "{other}"'
-            for name, others in joined.items()
-            for other in sorted(others)
-            if other not in self._workers
-        ]
-        state: dict[str, int] = {}
-        for name in joined:
-            loop = _find_loop(name, joined, state, [])
-            if loop:
-                found.append(f"workers.{name}.namespaces: a loop of joined namespaces: {' → '.join(loop)}")
-        return found
-
-    def _address_problems(self) -> list[str]:
-        """Addresses outside of their subnet, used twice, or more ends than addresses."""
-        found: list[str] = []
-        for name, bridge in self._bridges.items():
-            given = [
-                (f"workers.{worker.name}.links[{number}]", to.address)
-                for worker in self._workers.values()
-                for number, to in enumerate(worker.links)
-                if to.bridge == name
-            ]
-            for number, link in enumerate(self._links):
-                ends = (link.a, link.b)
-                if name in (ends[0].worker, ends[1].worker):
-                    given += [(f"links[{number}]", end.address) for end in ends if end.worker != name]
-            found += _check_addresses(f"bridges.{name}", bridge.subnet, given)
-        for number, link in enumerate(self._links):
-            if link.a.worker in self._bridges or link.b.worker in self._bridges:
-                if link.subnet:
-                    found.append(f"links[{number}].subnet: the bridge has its own")
-            elif link.subnet:
-                ends_given = [(f"links[{number}].ends[{end}]", e.address) for end, e in enumerate((link.a, link.b))]
-                found += _check_addresses(f"links[{number}]", link.subnet, ends_given)
-        return found
+        return [problem for problem in checks(self) if problem is not None]
 
     # -- files
 
@@ -560,40 +505,3 @@ def _positive(number: int) -> int:
     if isinstance(number, bool) or not isinstance(number, int) or number < 1:
         raise TopologyError(f"{number!r} is not a whole number above 0")
     return number
-
-
-def _find_loop(name: str, joined: Mapping[str, set[str]], state: dict[str, int], path: list[str]) -> list[str] | None:
-    if state.get(name) == 2:
-        return None
-    if name in path:
-        return [*path[path.index(name) :], name]
-    path.append(name)
-    loop = None
-    for other in sorted(joined.get(name, ())):
-        loop = loop or _find_loop(other, joined, state, path)
-    path.pop()
-    state[name] = 2
-    return loop
-
-
-def _check_addresses(
-    where: str,
-    subnets: tuple[IPv4Network | IPv6Network, ...],
-    given: list[tuple[str, tuple[IPv4Interface | IPv6Interface, ...]]],
-) -> list[str]:
-    found = []
-    taken: dict[object, str] = {}
-    for path, addresses in given:
-        for address in addresses:
-            if not any(address.ip in subnet for subnet in subnets):
-                names = " and ".join(map(str, subnets)) or "(none)"
-                found.append(f"{path}.address: {address.ip} is outside of the subnet {names}")
-            elif address.ip in taken:
-                found.append(f"{path}.address: {address.ip} is used by {taken[address.ip]} already")
-            else:
-                taken[address.ip] = path
-    for subnet in subnets:
-        hosts = subnet.num_addresses - (2 if subnet.version == 4 and subnet.prefixlen < 31 else 0)
-        if len(given) > hosts:
-            found.append(f"{where}.subnet: {subnet} has {hosts} addresses for {len(given)} ends")
-    return found

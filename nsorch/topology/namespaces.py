@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING
@@ -92,16 +93,18 @@ class NamespaceSet:
             return _PASSIVE if passive else _USUAL
         if isinstance(value, str) or not isinstance(value, Iterable):
             raise TopologyError(f"namespaces: {value!r} is not a collection of {', '.join(KINDS)}")
-        sources = {}
         for kind in value:
             if kind not in KINDS:
                 raise TopologyError(f'namespaces: there is no "{kind}", only {", ".join(KINDS)}')
-            sources[kind] = _source(kind, value[kind]) if isinstance(value, Mapping) else New()
-        if passive and isinstance(sources.get("pid"), New):
+        if isinstance(value, Mapping):
+            found = cls(**{kind: _source(kind, value[kind]) for kind in value})
+        else:
+            found = _all_new(frozenset(value))
+        if passive and isinstance(found.pid, New):
             raise TopologyError(
                 "namespaces.pid: a pid namespace can't be without a process, and the worker has no command"
             )
-        return cls(**sources)
+        return found
 
     def joined(self) -> set[str]:
         """Names of the workers that it joins."""
@@ -111,6 +114,11 @@ class NamespaceSet:
 KINDS = tuple(field.name for field in fields(NamespaceSet))
 _PASSIVE = NamespaceSet(net=New(), mnt=New(), uts=New(), ipc=New())
 _USUAL = NamespaceSet(net=New(), mnt=New(), uts=New(), ipc=New(), pid=New())
+
+
+@functools.cache
+def _all_new(kinds: frozenset[str]) -> NamespaceSet:
+    return NamespaceSet(**dict.fromkeys(kinds, New()))
 
 
 def _source(kind: str, value: Any) -> Source:

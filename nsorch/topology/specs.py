@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from ipaddress import IPv4Interface, IPv4Network, IPv6Interface, IPv6Network, ip_address, ip_interface, ip_network
+from operator import attrgetter
 from typing import Any, TypeVar
 
 from attrs import field, fields, frozen
@@ -161,10 +162,12 @@ class Emulation:
 
     @property
     def active(self) -> bool:
-        return any(getattr(self, item.name) is not None for item in fields(Emulation))
+        return _emulation(self) != _NO_EMULATION
 
 
 EMULATION_KEYS = tuple(item.name for item in fields(Emulation))
+_emulation = attrgetter(*EMULATION_KEYS)
+_NO_EMULATION = (None,) * len(EMULATION_KEYS)
 
 
 @frozen(kw_only=True)

@@ -1,0 +1,39 @@
+"""Long rows of small steps, with the event loop's turn between."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Generic, TypeVar
+
+import anyio
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+T = TypeVar("T")
+
+# Seconds that the loop is kept at a time.
+_TURN = 0.0005
+
+
+class in_turns(Generic[T]):  # noqa: N801 - reads as a word of the loop: async for item in in_turns(items)
+    """*items*, for an ``async for`` that is a checkpoint whenever the loop has waited long enough. Who changes the
+    collection meanwhile gives a copy."""
+
+    __slots__ = ("_end", "_items")
+
+    def __init__(self, items: Iterable[T]) -> None:
+        self._items = iter(items)
+        self._end = time.perf_counter() + _TURN
+
+    def __aiter__(self) -> in_turns[T]:
+        return self
+
+    async def __anext__(self) -> T:
+        if time.perf_counter() > self._end:
+            await anyio.lowlevel.checkpoint()
+            self._end = time.perf_counter() + _TURN
+        try:
+            return next(self._items)
+        except StopIteration:
+            raise StopAsyncIteration from None

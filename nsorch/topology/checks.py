@@ -1,0 +1,147 @@
+"""What one part of a topology says of another, one step after the other: for those who may not be kept long."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+from nsorch.topology.namespaces import NamespaceSet
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Iterator
+    from ipaddress import IPv4Interface, IPv4Network, IPv6Interface, IPv6Network
+
+    from nsorch.topology.model import Topology
+    from nsorch.topology.specs import WorkerSpec
+
+    Given = list[tuple[str, tuple[IPv4Interface | IPv6Interface, ...]]]
+
+
+def checks(topology: Topology) -> Iterator[str | None]:
+    """All problems, each with the path of what is wrong, and None for a step without one."""
+    found = _Ends(topology)
+    yield from found.dangling()
+    yield from _joins(topology)
+    yield from found.addresses()
+
+
+def emulations(topology: Topology) -> Iterator[str | None]:
+    """Paths of the links that ask for emulation, and None for those that don't."""
+    for name, worker in topology.workers.items():
+        for number, to in enumerate(worker.links):
+            yield f"workers.{name}.links[{number}]" if to.active else None
+    for number, link in enumerate(topology.links):
+        yield f"links[{number}]" if link.active or link.a.active or link.b.active else None
+
+
+def joined_names(worker: WorkerSpec) -> set[str]:
+    """Of the workers whose namespaces it joins."""
+    if not isinstance(worker.namespaces, Mapping | NamespaceSet):  # a collection of kinds is all new ones
+        return set()
+    return NamespaceSet.parse(worker.namespaces, passive=worker.command is None).joined()
+
+
+class _Ends:
+    """Who is on which bridge."""
+
+    def __init__(self, topology: Topology) -> None:
+        self._topology = topology
+        self._workers: dict[str, set[str]] = {name: set() for name in topology.bridges}
+        self._given: dict[str, Given] = {name: [] for name in topology.bridges}
+
+    def dangling(self) -> Iterator[str | None]:
+        topology = self._topology
+        for name, worker in topology.workers.items():
+            for number, to in enumerate(worker.links):
+                path = f"workers.{name}.links[{number}]"
+                if to.bridge in topology.bridges:
+                    self._workers[to.bridge].add(name)
+                    self._given[to.bridge].append((path, to.address))
+                    yield None
+                else:
+                    yield f'{path}: there is no bridge "{to.bridge}"'
+        for number, link in enumerate(topology.links):
+            yield None
+            for end, other in ((link.a, link.b), (link.b, link.a)):
+                if end.worker in topology.bridges:
+                    self._workers[end.worker].add(other.worker)
+                    self._given[end.worker].append((f"links[{number}]", other.address))
+                elif end.worker not in topology.workers:
+                    yield f'links[{number}].ends: there is no worker or bridge "{end.worker}"'
+            if link.a.worker in topology.bridges and link.b.worker in topology.bridges:
+                yield f"links[{number}].ends: {link.a.worker} and {link.b.worker} are both bridges"
+        for name, bridge in topology.bridges.items():
+            if bridge.gateway is None:
+                continue
+            if bridge.gateway not in topology.workers:
+                yield f'bridges.{name}.gateway: there is no worker "{bridge.gateway}"'
+            elif bridge.gateway not in self._workers[name]:
+                yield f'bridges.{name}.gateway: "{bridge.gateway}" has no link to it'
+
+    def addresses(self) -> Iterator[str | None]:
+        """Those outside of their subnet or used twice, and more ends than addresses. After :meth:`dangling`."""
+        topology = self._topology
+        for name, bridge in topology.bridges.items():
+            yield from _check_addresses(f"bridges.{name}", bridge.subnet, self._given[name])
+        for number, link in enumerate(topology.links):
+            if link.a.worker in topology.bridges or link.b.worker in topology.bridges:
+                if link.subnet:
+                    yield f"links[{number}].subnet: the bridge has its own"
+            elif link.subnet:
+                given = [(f"links[{number}].ends[{end}]", e.address) for end, e in enumerate((link.a, link.b))]
+                yield from _check_addresses(f"links[{number}]", link.subnet, given)
+
+
+def _joins(topology: Topology) -> Iterator[str | None]:
+    joined: dict[str, set[str]] = {}
+    for name, worker in topology.workers.items():
+        others = joined_names(worker)
+        if others:
+            joined[name] = others
+        yield None
+    for name, others in joined.items():
+        for other in sorted(others - topology.workers.keys()):
+            yield f'workers.{name}.namespaces: there is no worker "{other}"'
+    done: set[str] = set()
+    for name in joined:
+        if loop := find_loop(name, joined, done):
+            yield f"workers.{name}.namespaces: a loop of joined namespaces: {' → '.join(loop)}"
+
+
+def find_loop(start: str, joined: Mapping[str, Collection[str]], done: set[str]) -> list[str]:
+    """The first loop among those that *start* joins, and these join in turn; empty if there is none.
+
+    :param done: those that were looked at, and are from here on
+    """
+    path: dict[str, Iterator[str]] = {start: iter(sorted(joined.get(start, ())))}
+    while path and start not in done:
+        name = next(reversed(path))
+        other = next(path[name], None)
+        if other is None:
+            del path[name]
+            done.add(name)
+        elif other in path:
+            done.update(path)
+            names = list(path)
+            return [*names[names.index(other) :], other]
+        elif other not in done:
+            path[other] = iter(sorted(joined.get(other, ())))
+    return []
+
+
+def _check_addresses(where: str, subnets: tuple[IPv4Network | IPv6Network, ...], given: Given) -> Iterator[str | None]:
+    taken: dict[object, str] = {}
+    for path, addresses in given:
+        yield None
+        for address in addresses:
+            if not any(address.ip in subnet for subnet in subnets):
+                names = " and ".join(map(str, subnets)) or "(none)"
+                yield f"{path}.address: {address.ip} is outside of the subnet {names}"
+            elif address.ip in taken:
+                yield f"{path}.address: {address.ip} is used by {taken[address.ip]} already"
+            else:
+                taken[address.ip] = path
+    for subnet in subnets:
+        hosts = subnet.num_addresses - (2 if subnet.version == 4 and subnet.prefixlen < 31 else 0)
+        if len(given) > hosts:
+            yield f"{where}.subnet: {subnet} has {hosts} addresses for {len(given)} ends"
