@@ -886,6 +886,8 @@ class Wiring:
 
     async def rewrite_hosts(self) -> None:
         """Once for all who want it meanwhile."""
+        if not self._hosts.stale:
+            return
         async with self._rewriting:
             if self._hosts.stale:
                 with anyio.CancelScope(shield=True):
