@@ -152,7 +152,7 @@ async def test_families_have_paths_of_their_own() -> None:
 
 def hops_between(sup: nsorch.Supervisor, source: str, target: str) -> list[NextHop]:
     own = [address.ip.packed for address in sup.workers[target].addresses[:2]]
-    groups = sup._wiring._groups[source]
+    groups = sup._wiring.routing.groups_of(source)
     return [hop for group in groups for hop in group.nexthops if any(key in group.destinations for key in own)]
 
 

@@ -10,7 +10,9 @@ from attrs import evolve
 from nsorch import events
 from nsorch.errors import NetlinkError, TopologyError, UnsupportedError
 from nsorch.net.mac import parse_mac
+from nsorch.supervisor.planning import end_plan
 from nsorch.supervisor.routes import default_routes, given_routes
+from nsorch.supervisor.telling import forget, tell
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -49,13 +51,17 @@ async def set_mac(wiring: Wiring, link: Link, side: Side, other: Side, mac: str)
     if new == side.mac:
         return
     await _leave(wiring, side, other)
-    await wiring.with_handle(side, wiring.engine.change_mac, wiring.end_plan(link, side), new)
+    await wiring.kernel.with_handle(
+        side, wiring.kernel.engine.change_mac, end_plan(link, side, wiring.record.links_of), new
+    )
     side.mac = new
     side.gateway = None  # the kernel has dropped what the interface knew of others
     await _come(wiring, side, other)
     if other.bridge is None:
         for end in (side, other):
-            await wiring.with_handle(end, wiring.engine.restore_end, wiring.end_plan(link, end))
+            await wiring.kernel.with_handle(
+                end, wiring.kernel.engine.restore_end, end_plan(link, end, wiring.record.links_of)
+            )
     _record(wiring, link, mac=new.hex(":"))
 
 
@@ -70,7 +76,7 @@ async def set_addresses(
     worker = side.worker
     assert worker is not None
     assert side.segment is not None
-    if any(end.worker is not None and wiring.is_routed(end.worker) for end in (side, other)):
+    if any(end.worker is not None and end.worker.name in wiring.routing for end in (side, other)):
         raise UnsupportedError("the shortest paths of others go by its addresses", worker=worker.name, stage="link")
     new = _reserve(side.segment, side, addresses, keep=side.addresses)
     before = _routes(wiring, worker, link)
@@ -79,7 +85,7 @@ async def set_addresses(
     await _come(wiring, side, other)
     await _reroute(wiring, worker, link, before)
     _record(wiring, link, address=", ".join(str(address.ip) for address in new))
-    await wiring.rewrite_hosts()
+    await wiring.names.rewrite()
 
 
 async def move(
@@ -94,7 +100,7 @@ async def move(
     assert side.segment is not None
     if port.bridge is None:
         raise TopologyError(f"links.{link.name}: it is on no bridge that it could be moved from")
-    if wiring.is_routed(worker):
+    if worker.name in wiring.routing:
         raise UnsupportedError("the shortest paths of others go by its addresses", worker=worker.name, stage="link")
     if port.bridge is bridge:
         return
@@ -112,19 +118,19 @@ async def move(
     assert port.part is not None
     port.part.ports -= 1
     port.bridge, port.part, side.segment, side.gateway = bridge, part, bridge._segment, None
-    await wiring.with_handle(port, wiring.engine.set_link, port.ifname, master=part.index)
+    await wiring.kernel.with_handle(port, wiring.kernel.engine.set_link, port.ifname, master=part.index)
     await _readdress(wiring, side, new)
     await _come(wiring, side, port)
     old_name = link.name
-    wiring.rename(link)
+    wiring.record.rename(link)
     await _reroute(wiring, worker, link, before)
     _record(wiring, link, bridge=bridge.name, address=", ".join(str(a.ip) for a in new), was=old_name)
-    await wiring.rewrite_hosts()
+    await wiring.names.rewrite()
 
 
 async def set_routes(wiring: Wiring, worker: Worker, routes: Iterable[Route]) -> None:
     """:raises TopologyError: a gateway is on none of its links"""
-    links = wiring.links_of.get(worker.name, ())
+    links = wiring.record.links_of.get(worker.name, ())
     old, spec = given_routes(worker, links, links), worker._spec
     worker._spec = evolve(spec, routes=tuple(routes))
     try:
@@ -160,24 +166,24 @@ def _reserve(
 
 async def _leave(wiring: Wiring, side: Side, other: Side) -> None:
     if other.bridge is not None:
-        await wiring.forget(other.bridge, [side], stays=True)
+        await forget(wiring.kernel, other.bridge, [side], stays=True)
 
 
 async def _come(wiring: Wiring, side: Side, other: Side) -> None:
     if other.bridge is not None:
         other.bridge._add_end(side, other)
-        await wiring.tell(other.bridge)
+        await tell(wiring.kernel, other.bridge)
 
 
 async def _readdress(wiring: Wiring, side: Side, new: Interfaces) -> None:
     add = [address for address in new if address not in side.addresses]
     remove = [address for address in side.addresses if address not in new]
-    await wiring.with_handle(side, wiring.engine.change_addresses, side.ifname, add=add, remove=remove)
+    await wiring.kernel.with_handle(side, wiring.kernel.engine.change_addresses, side.ifname, add=add, remove=remove)
     side.addresses = new
 
 
 def _routes(wiring: Wiring, worker: Worker, link: Link) -> list[RoutePlan]:
-    links = wiring.links_of.get(worker.name, ())
+    links = wiring.record.links_of.get(worker.name, ())
     try:
         return [*default_routes(worker, [link], links), *given_routes(worker, [link], links)]
     except TopologyError:  # a gateway that is on none of its links any more
@@ -197,12 +203,12 @@ async def _change_routes(
     gone = [route for route in before if route.destination not in destinations]
     for route in gone:
         try:
-            await wiring.in_netns(worker, wiring.engine.remove_routes, [route])
+            await wiring.kernel.in_netns(worker, wiring.kernel.engine.remove_routes, [route])
         except NetlinkError as exc:
             if exc.errno not in (3, 2):  # ESRCH, ENOENT: the kernel was faster
                 raise
     if after:
-        await wiring.in_netns(worker, wiring.engine.add_routes, after)
+        await wiring.kernel.in_netns(worker, wiring.kernel.engine.add_routes, after)
 
 
 def _record(wiring: Wiring, link: Link, **changes: str) -> None:

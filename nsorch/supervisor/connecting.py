@@ -34,7 +34,7 @@ class Connecting:
     @classmethod
     async def of(cls, wiring: Wiring, workers: Iterable[Worker]) -> Connecting:
         left = {
-            worker: sum(link._state == "planned" for link in wiring.links_of.get(worker.name, ()))
+            worker: sum(link._state == "planned" for link in wiring.record.links_of.get(worker.name, ()))
             async for worker in in_turns(workers)
         }
         return cls(wiring, left)
@@ -44,7 +44,7 @@ class Connecting:
         self._unmade.discard(worker)
         if not self._links_left[worker]:
             self._complete.append(worker)
-        for link in dict.fromkeys(self._wiring.links_of.get(worker.name, ())):
+        for link in dict.fromkeys(self._wiring.record.links_of.get(worker.name, ())):
             if link._state == "planned" and not any(side.worker in self._unmade for side in link._sides):
                 self._ready.append(link)
         self._changed.set()

@@ -208,7 +208,7 @@ class _Addition:
             if left:
                 await self._wiring.connect([], left)
             for name, groups in self._routes.items():
-                await self._wiring.reroute(self._supervisor._worker(name), groups, anew=name in self.touched)
+                await self._wiring.routing.reroute(self._supervisor._worker(name), groups, anew=name in self.touched)
         except BaseException:
             with anyio.CancelScope(shield=True):
                 new = [link for key, link in self._links.items() if key not in self._kept]
@@ -220,10 +220,10 @@ class _Addition:
         deployment._workers.update((worker.name, worker) for worker in made_workers)
         deployment._bridges.update((bridge.name, bridge) for bridge in made_bridges)
         if self._kept:
-            self._wiring.arrange(list(deployment._links.values()))
+            self._wiring.record.arrange(list(deployment._links.values()))
 
     async def _plan(self) -> None:
-        links_of = self._wiring.links_of
+        links_of = self._wiring.record.links_of
         planned = {name: iter(tuple(links_of.get(name, ()))) async for name in in_turns(self.workers)}
         routed = self._topology.routing == "shortest-path"
         async for key in in_turns(self.links_to_add):
@@ -231,13 +231,15 @@ class _Addition:
             if isinstance(spec, To) and key[0] in self.workers:  # planned with the worker
                 self._links[key] = next(planned[key[0]])
             else:
-                self._links[key] = self._wiring.plan_link(as_link(key, spec), routed=routed)
+                self._links[key] = self._wiring.record.plan_link(as_link(key, spec), routed=routed)
         if routed:
             await self._plan_routes({link: self.specs[key] for key, link in self._links.items()})
 
     async def _plan_routes(self, specs: Mapping[Link, LinkSpec | To]) -> None:
         wiring, topology = self._wiring, self._topology
-        loopbacks = {name: wiring.loopbacks_of(name) or wiring.loopback_pool.take(name) for name in topology.workers}
+        loopbacks = {
+            name: wiring.routing.loopbacks_of(name) or wiring.routing.pool.take(name) for name in topology.workers
+        }
 
         def cost(link: Link, side: Side) -> float:
             node = side.bridge if side.worker is None else side.worker
@@ -245,10 +247,10 @@ class _Addition:
             return topology.cost(specs[link], node.name)
 
         await anyio.lowlevel.checkpoint()
-        paths = ShortestPaths(topology, wiring.links_of, loopbacks, cost)
+        paths = ShortestPaths(topology, wiring.record.links_of, loopbacks, cost)
         for name in topology.workers:
             await anyio.lowlevel.checkpoint()
             if name in self.workers:
-                wiring.set_routing(name, loopbacks[name], paths.routes_of(name))
+                wiring.routing.plan(name, loopbacks[name], paths.routes_of(name))
             else:
                 self._routes[name] = paths.routes_of(name)

@@ -1,24 +1,30 @@
-"""The lab's hosts file, which every worker sees as /etc/hosts."""
+"""The names of a lab, and its hosts file, which every worker sees as /etc/hosts."""
 
 from __future__ import annotations
 
 import os
+from ipaddress import ip_address
 from typing import TYPE_CHECKING
 
-from nsorch.net.hosts import HEAD, render_entry
+import anyio
+
+from nsorch.net.hosts import HEAD, HostsEntry, render_entry
+from nsorch.supervisor.turns import in_turns
 
 if TYPE_CHECKING:
-    from nsorch.net.hosts import HostsEntry
+    from collections.abc import Mapping
+    from ipaddress import IPv4Address, IPv6Address
+
+    from nsorch.supervisor.kernel import Kernel
+    from nsorch.supervisor.record import Record
+    from nsorch.supervisor.routing import Routing
+    from nsorch.supervisor.worker import Worker
 
 
 class HostsFile:
-    """Written in place: a rename would not be seen through the bind mounts.
-
-    :ivar stale: names of workers of which it may tell something else now
-    """
+    """Written in place: a rename would not be seen through the bind mounts."""
 
     def __init__(self) -> None:
-        self.stale: set[str] = set()
         self._fd = -1
         self._texts: dict[str, str] = {}
 
@@ -39,3 +45,63 @@ class HostsFile:
             # One write, and the end last: who reads meanwhile finds whole lines.
             os.pwrite(self._fd, text, 0)
             os.ftruncate(self._fd, len(text))
+
+
+class Names:
+    """Which addresses each name of the lab has.
+
+    :ivar stale: names of workers of which the hosts file tells something else now
+    """
+
+    def __init__(self, workers: Mapping[str, Worker], record: Record, routing: Routing, kernel: Kernel) -> None:
+        self.stale: set[str] = set()
+        self._file = HostsFile()
+        self._workers = workers
+        self._record = record
+        self._routing = routing
+        self._kernel = kernel
+        self._rewriting: anyio.Lock
+
+    def open(self, fd: int) -> None:
+        """*fd*: of the hosts file; it stays its owner's. -1 where the host has none to be replaced."""
+        self._file.open(fd)
+        self._rewriting = anyio.Lock()
+
+    async def rewrite(self) -> None:
+        """Once for all who want it meanwhile."""
+        if not self.stale:
+            return
+        async with self._rewriting:
+            if self.stale:
+                with anyio.CancelScope(shield=True):
+                    stale, self.stale = self.stale, set()
+                    async for name in in_turns(stale):
+                        self._file.note(name, self._entry(name))
+                    await self._kernel.in_thread(self._file.write)
+
+    def addresses(self, name: str) -> list[IPv4Address | IPv6Address]:
+        """What the hosts file says of *name*: of a worker, or ``worker.segment``; none if it doesn't know it."""
+        worker, _, segment = name.partition(".")
+        if worker not in self._workers:
+            return []
+        entry = self._entry(worker)
+        if entry is None:
+            return []
+        found = entry.segments.get(segment, ())
+        if not segment:
+            found = (*entry.loopback, *(text for texts in entry.segments.values() for text in texts))
+        return [ip_address(text) for text in found]
+
+    def _entry(self, name: str) -> HostsEntry | None:
+        """Of a worker that has addresses."""
+        by_segment: dict[str, tuple[str, ...]] = {}
+        for link in self._record.links_of.get(name, ()):
+            for side, other in link._both():
+                if side.worker is not None and side.worker.name == name and link._state != "planned":
+                    segment = other.bridge.name if other.bridge is not None else other.worker.name  # type: ignore[union-attr]
+                    addresses = tuple(str(address.ip) for address in side.addresses)
+                    by_segment[segment] = (*by_segment.get(segment, ()), *addresses)
+        loopback = tuple(str(address.ip) for address in self._routing.loopbacks_of(name))
+        if not by_segment and not loopback:
+            return None
+        return HostsEntry(name=name, loopback=loopback, segments=by_segment)

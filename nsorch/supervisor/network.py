@@ -234,7 +234,7 @@ class Link:
         if mtu is not None and mtu < 68:
             raise TopologyError(f"{where}.mtu: {mtu} is below 68 bytes")
         addresses = [] if address is None else [address] if isinstance(address, str) else list(address)
-        to = None if bridge is None else self._wiring.bridge_named(bridge, where)
+        to = None if bridge is None else self._wiring.record.bridge(bridge, where)
         ends = end_of(self, end) if mac is not None or addresses else None
         with anyio.CancelScope(shield=True):
             if mtu is not None:

@@ -52,7 +52,7 @@ async def ping_all(
         address = own.get(target.name)
         if address is None:
             address = _address(supervisor, source, target, version)
-            if supervisor._wiring.is_routed(target):
+            if target.name in supervisor._wiring.routing:
                 own[target.name] = address
         probes.add(source.name, target.name, address)
     sockets: dict[tuple[str, int], socket.socket] = {}
@@ -85,7 +85,7 @@ def _has(worker: Worker, version: int | None) -> bool:
 def _address(supervisor: Supervisor, source: Worker, target: Worker, version: int | None) -> IPv4Address | IPv6Address:
     """The address that *target*'s name stands for first; without one, the one on a segment that both share."""
     addresses = [address for address in target.addresses if version in (None, address.version)]
-    if not supervisor._wiring.is_routed(target):
+    if target.name not in supervisor._wiring.routing:
         networks = {address.network for address in source.addresses}
         addresses.sort(key=lambda address: address.network not in networks)
     if not addresses:
@@ -111,11 +111,11 @@ async def _chunks(supervisor: Supervisor, probes: Probes) -> AsyncIterator[tuple
     start = count = 0
     async for number, probe in in_turns(enumerate(probes)):
         source, target = supervisor.workers[probe.source], supervisor.workers[probe.target]
-        side = supervisor._wiring.neighbour_of(source, probe.address)
+        side = supervisor._wiring.record.neighbour_of(source, probe.address)
         if side is not None:
             known.setdefault(source, []).append((side, probe.address))
             for address in source.addresses:
-                back = supervisor._wiring.neighbour_of(target, address.ip)
+                back = supervisor._wiring.record.neighbour_of(target, address.ip)
                 if back is not None and address.version == probe.address.version:
                     known.setdefault(target, []).append((back, address.ip))
             count += 1
@@ -128,7 +128,7 @@ async def _chunks(supervisor: Supervisor, probes: Probes) -> AsyncIterator[tuple
 
 async def _forget(supervisor: Supervisor, known: Neighbours, sockets: Mapping[tuple[str, int], socket.socket]) -> None:
     """Make room in the neighbour tables, which all network namespaces share."""
-    wiring = supervisor._wiring
+    kernel = supervisor._wiring.kernel
     near: list[tuple[socket.socket, str, IPv4Address]] = []
     far: dict[Worker, list[tuple[int | str, IPv4Address | IPv6Address]]] = {}
     async for worker, neighbours in in_turns(known.items()):
@@ -138,8 +138,9 @@ async def _forget(supervisor: Supervisor, known: Neighbours, sockets: Mapping[tu
                 near.append((sock, side.ifname, address))
             else:
                 far.setdefault(worker, []).append((side.index or side.ifname, address))
-    await wiring.in_thread(forget_neighbours, near)
-    await wiring.forget_neighbours(far)
+    await kernel.in_thread(forget_neighbours, near)
+    for worker, neighbours_of_it in far.items():
+        await kernel.in_netns(worker, kernel.engine.forget_neighbours, neighbours_of_it)
 
 
 async def _open_sockets(supervisor: Supervisor, probes: Probes, sockets: dict[tuple[str, int], socket.socket]) -> None:

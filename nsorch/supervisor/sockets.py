@@ -39,7 +39,7 @@ def resolve(worker: Worker, host: Worker | str | IPAddress) -> list[IPAddress]:
         return [ip_address(name)]
     except ValueError:
         pass
-    found: Sequence[IPAddress] = worker._supervisor._wiring.addresses_by_name(name)
+    found: Sequence[IPAddress] = worker._supervisor._wiring.names.addresses(name)
     if not found and name in ("localhost", worker.name):
         found = _LOCALHOST
     if not found:

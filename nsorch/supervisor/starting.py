@@ -82,7 +82,7 @@ class Starter:
         errors: list[Exception] = []
         try:
             self._supervisor._check_running()
-            made += [wiring.plan_bridge(spec) for spec in bridges]
+            made += [wiring.record.plan_bridge(spec) for spec in bridges]
             workers = await self._bring_up(specs, errors, made, plan)
             if errors:
                 _raise_if_died(errors)
@@ -166,9 +166,9 @@ class Starter:
         supervisor = self._supervisor
         supervisor._check_running()
         _check_names(specs, supervisor)
-        _check_loops(specs)
+        _check_joined(specs, supervisor)
         async for spec in in_turns(specs):
-            supervisor._wiring.check(spec)
+            supervisor._wiring.record.check(spec)
         descriptors.make_room(_DESCRIPTORS * len(specs))
         async for spec in in_turns(specs):
             supervisor._check_running()
@@ -178,8 +178,9 @@ class Starter:
             worker = Worker(supervisor, spec, next(supervisor._orders))
             supervisor._workers[spec.name] = worker
             workers.append(worker)
-            supervisor._wiring.admit(worker)
             supervisor._bus.publish(events.WorkerRequested(worker=spec.name))
+        async for worker in in_turns(workers):  # when all are known: one may join the namespaces of another
+            supervisor._wiring.record.admit(worker)
 
     # -- one worker
 
@@ -394,8 +395,13 @@ def _check_names(specs: Sequence[WorkerSpec], supervisor: Supervisor) -> None:
         seen.add(spec.name)
 
 
-def _check_loops(specs: Sequence[WorkerSpec]) -> None:
+def _check_joined(specs: Sequence[WorkerSpec], supervisor: Supervisor) -> None:
     joined = {spec.name: others for spec in specs if (others := joined_names(spec))}
+    known = {spec.name for spec in specs} if joined else set()
+    for name, others in joined.items():
+        for other in sorted(others - known):
+            if other not in supervisor._workers:
+                raise TopologyError(f'workers.{name}.namespaces: there is no worker "{other}"')
     done: set[str] = set()
     for name in joined:
         if loop := find_loop(name, joined, done):

@@ -1,0 +1,114 @@
+"""What is to be made, together with what others want made at the same time."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import anyio
+from attrs import define, field
+
+from nsorch.errors import ClosedError, NsorchError
+from nsorch.net.plan import Batch
+from nsorch.supervisor.telling import tell
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Sequence
+
+    from nsorch.supervisor.kernel import Kernel
+    from nsorch.supervisor.network import Bridge, Link
+    from nsorch.supervisor.worker import Worker
+
+
+@define(eq=False, kw_only=True)
+class Order:
+    """Something to be made that somebody waits for.
+
+    :ivar bridges: those of the links, and others that are to exist
+    :ivar rise: whether this is all for now, so that new bridges are set up
+    """
+
+    batch: Batch
+    workers: Sequence[Worker] = ()
+    links: Sequence[Link] = ()
+    bridges: Sequence[Bridge] = ()
+    rise: bool = True
+    done: anyio.Event = field(factory=anyio.Event)
+    failure: Exception | None = None
+
+
+class Orders:
+    """:param start_soon: runs a small task until the supervisor ends"""
+
+    def __init__(self, kernel: Kernel, start_soon: Callable[[Callable[[], Awaitable[Any]]], None]) -> None:
+        self._kernel = kernel
+        self._start_soon = start_soon
+        self._orders: list[Order] = []
+        self._draining = False
+
+    async def carry_out(self, order: Order) -> None:
+        """Have the thread do it, together with what others want at the same time."""
+        self._orders.append(order)
+        if not self._draining:
+            self._draining = True
+            self._start_soon(self._drain)
+        with anyio.CancelScope(shield=True):  # the kernel can't be told to stop half-way
+            await order.done.wait()
+        if order.failure is not None:
+            raise order.failure
+        await anyio.lowlevel.checkpoint()
+
+    async def _drain(self) -> None:
+        orders: list[Order] = []
+        try:
+            while self._orders:
+                orders, self._orders = self._orders, []
+                try:
+                    await self._execute(orders)
+                except NsorchError as exc:
+                    if len(orders) == 1:
+                        orders[0].failure = exc
+                    else:
+                        await self._execute_singly(orders)
+                for order in orders:
+                    order.done.set()
+        finally:
+            self._draining = False
+            for order in (*orders, *self._orders):
+                if not order.done.is_set():
+                    order.failure = ClosedError("the supervisor has ended")
+                    order.done.set()
+
+    async def _execute_singly(self, orders: Sequence[Order]) -> None:
+        """One of them failed and all are undone: find out whose fault it is."""
+        for order in orders:
+            try:
+                await self._execute([order])
+            except NsorchError as exc:
+                order.failure = exc
+
+    async def _execute(self, orders: Sequence[Order]) -> None:
+        bridges = dict.fromkeys(bridge for order in orders for bridge in order.bridges)
+        missing = [(bridge, part) for bridge in bridges for part in bridge._parts.all if not part.made]
+        rising = dict.fromkeys(bridge for order in orders if order.rise for bridge in order.bridges)
+        lower = [part for bridge in rising for part in bridge._parts.all if not part.up]
+        trunks = [trunk for bridge, part in missing if (trunk := part.plan_trunk(bridge.name, bridge.mtu))]
+        batch = Batch(
+            bridges=tuple(part.plan(bridge.name, bridge.mtu) for bridge, part in missing),
+            links=(*trunks, *(item for order in orders for item in order.batch.links)),
+            nodes=tuple(item for order in orders for item in order.batch.nodes),
+            raised=tuple(index for part in lower for index in part.interfaces),
+        )
+        workers = dict.fromkeys(worker for order in orders for worker in order.workers)
+        async with self._kernel.handles(workers) as handles:
+            await self._kernel.in_thread(self._kernel.engine.execute, batch, handles)
+        for _, part in missing:
+            part.made = True
+        for part in lower:
+            part.up = True
+        for link in (link for order in orders for link in order.links):
+            link._state = "up"
+            for side, other in link._both():
+                if other.bridge is not None:
+                    other.bridge._add_end(side, other)
+        for bridge in rising:
+            await tell(self._kernel, bridge)

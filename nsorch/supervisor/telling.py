@@ -1,0 +1,102 @@
+"""What bridges and gateways are told of the workers on a segment, so that nobody's question floods it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from nsorch.net.messages import RTM_DELNEIGH, RTM_NEWNEIGH
+from nsorch.supervisor.planning import as_neighbour
+from nsorch.supervisor.segments import MANY, news
+from nsorch.supervisor.turns import in_turns
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Sequence
+
+    from nsorch.net.engine import Engine
+    from nsorch.supervisor.kernel import Kernel
+    from nsorch.supervisor.network import Bridge, Side
+    from nsorch.supervisor.segments import News, Part
+
+# So many ends are told of at a time.
+_TOLD = 200
+
+
+async def tell(kernel: Kernel, bridge: Bridge) -> None:
+    """Who is new, so that no question for it floods the segment."""
+    ends = bridge._ends
+    gateway = next((side for side in ends if side.worker is not None and side.worker.name == bridge.gateway), None)
+    if not bridge._answers and bridge.arp == "auto" and len(ends) >= MANY:
+        bridge._answers = True
+        for part in bridge._parts.all:
+            part.told.clear()
+    if bridge._answers or gateway is not None:
+        for part in bridge._parts.all:
+            new = [(side, port) for side, port in ends.items() if side not in part.told]
+            for start in range(0, len(new), _TOLD):
+                some = new[start : start + _TOLD]
+                await kernel.in_thread(_announce, kernel.engine, part, news(part, some, answers=bridge._answers))
+                part.told.update(side for side, _ in some)
+    await _correct(kernel, bridge, gateway)
+    if gateway is not None:
+        await _introduce(kernel, bridge, gateway)
+
+
+async def _correct(kernel: Kernel, bridge: Bridge, gateway: Side | None) -> None:
+    """Have the others forget who had the addresses of new ends before."""
+    new, bridge._new = bridge._new, []
+    stale = [ip async for side in in_turns(new) if side is not gateway for ip in bridge._note_owner(side)]
+    if stale:
+        for side in [side for side in bridge._ends if side not in set(new)]:
+            index = side.index or side.ifname
+            await kernel.with_handle(side, kernel.engine.forget_neighbours, [(index, ip) for ip in stale])
+
+
+def _announce(engine: Engine, part: Part, told: News) -> None:
+    """In the thread."""
+    engine.forward(RTM_NEWNEIGH, told.forwarding)
+    engine.tell_neighbours(None, RTM_NEWNEIGH, part.index, told.neighbours)
+    engine.answer_arp(told.answering)
+
+
+async def _introduce(kernel: Kernel, bridge: Bridge, gateway: Side) -> None:
+    """The gateway to the others, and these to it."""
+    told = bridge._introduced.setdefault(gateway, set())
+    new = [side for side in bridge._ends if side is not gateway and side not in told]
+    index: int | str = gateway.index or gateway.ifname
+    for start in range(0, len(new), _TOLD):
+        some = new[start : start + _TOLD]
+        known = [(address.ip, side.mac) for side in some if side.mac is not None for address in side.addresses]
+        await kernel.with_handle(gateway, kernel.engine.tell_neighbours, RTM_NEWNEIGH, index, known)
+        told.update(some)
+    for side in bridge._ends:
+        if side is not gateway and side.gateway != gateway.mac:
+            side.gateway = gateway.mac
+            known = list(as_neighbour(gateway, side))
+            index = side.index or side.ifname
+            await kernel.with_handle(side, kernel.engine.tell_neighbours, RTM_NEWNEIGH, index, known)
+
+
+async def forget(
+    kernel: Kernel, bridge: Bridge, gone: Sequence[Side], dying: Collection[str] = (), *, stays: bool = False
+) -> None:
+    """The opposite of :meth:`tell`, when the ends are removed, or change but *stay*."""
+    ends = [(side, bridge._ends.pop(side)) for side in gone if side in bridge._ends]
+    if bridge._retired:
+        return
+    for part in bridge._parts.all:
+        old = [end for end in ends if end[0] in part.told]
+        part.told.difference_update(gone)
+        if old:
+            known = news(part, old, answers=bridge._answers)
+            elsewhere = news(part, [end for end in old if stays or end[1].part is not part], answers=False)
+            await kernel.in_thread(kernel.engine.forward, RTM_DELNEIGH, elsewhere.forwarding)
+            await kernel.in_thread(kernel.engine.tell_neighbours, None, RTM_DELNEIGH, part.index, known.neighbours)
+    for side in gone:
+        bridge._introduced.pop(side, None)
+    for gateway, told in bridge._introduced.items():
+        old_ones = told.intersection(gone)
+        told -= old_ones
+        known_addresses = [(a.ip, side.mac) for side in old_ones if side.mac is not None for a in side.addresses]
+        if known_addresses and gateway.netns not in dying:
+            index = gateway.index or gateway.ifname
+            await kernel.with_handle(gateway, kernel.engine.tell_neighbours, RTM_DELNEIGH, index, known_addresses)
