@@ -51,6 +51,7 @@ from nsorch.events import (
     WorkerStopping,
     WorkerUnhealthy,
 )
+from nsorch.host import Capacity, Feature, HostReport, probe
 from nsorch.net.packets import Packet
 from nsorch.net.ping import ProbeResult, Reachability
 from nsorch.supervisor.capture import Capture
@@ -84,6 +85,7 @@ __all__ = [
     "BridgeCreated",
     "BridgeRemoved",
     "BridgeSpec",
+    "Capacity",
     "Capture",
     "Change",
     "ClosedError",
@@ -95,7 +97,9 @@ __all__ = [
     "Event",
     "ExecReady",
     "Exit",
+    "Feature",
     "Gap",
+    "HostReport",
     "Interface",
     "Link",
     "LinkChanged",
@@ -148,5 +152,6 @@ __all__ = [
     "WorkerStopping",
     "WorkerUnhealthy",
     "exec_ready",
+    "probe",
     "tcp_ready",
 ]

@@ -119,12 +119,16 @@ def test_signals(number: signal.Signals, inside: bool, tmp_path: pathlib.Path, m
 
 
 def test_doctor() -> None:
-    done = subprocess.run(
-        [sys.executable, "-m", "nsorch", "doctor", "--json"], capture_output=True, text=True, check=False
-    )
-    findings = {finding["what"]: finding for finding in json.loads(done.stdout)}
-    assert (done.returncode, findings["labs"]["ok"], findings["a lab without root"]["ok"]) == (0, True, True)
-    assert (findings["a lab as root"]["ok"] is None) == (os.geteuid() != 0)
-    text = subprocess.run([sys.executable, "-m", "nsorch", "doctor"], capture_output=True, text=True, check=True).stdout
-    assert len(text.splitlines()) == len(findings)
-    assert "ok  kernel: " in text
+    done = nsorch("doctor", "--json")
+    assert (done.returncode, done.stderr) == (0, "")
+    document = json.loads(done.stdout)
+    labs = {lab["name"]: lab["works"] for lab in document["labs"]}
+    assert labs["a lab without root"] is True
+    assert (labs["a lab as root"] is None) == (os.geteuid() != 0)
+    features = {feature["name"]: feature for feature in document["features"]}
+    text = nsorch("doctor").stdout
+    for name, feature in features.items():
+        mark = "ok" if feature["available"] else "NO" if feature["needed"] else "no"
+        assert f"\n{mark}  {name}, for" in text
+        assert feature["remedy"] in text
+    assert f"{document['workers']:7} workers in all" in text

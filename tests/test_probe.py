@@ -1,0 +1,183 @@
+"""What the probe says of this host, against what is done here by other means."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import pathlib
+import subprocess
+import sys
+
+import anyio
+import pytest
+
+import nsorch
+from nsorch.core.spawner import cgroups
+from nsorch.host import catalogue
+
+pytestmark = pytest.mark.anyio
+TRIED = {each.name: each for each in catalogue.TRIED}
+
+
+async def test_probe(anyio_backend: str) -> None:
+    host = await nsorch.probe()
+    assert host.ready
+    assert host.rootless == (os.geteuid() != 0)
+    for name, feature in host.features.items():
+        assert (feature.name, bool(feature.purpose)) == (name, True)
+        assert feature.available == (not feature.forbidden_by), name
+        assert not (feature.available and feature.remedy)
+    for kind in ("net", "mnt", "uts", "ipc", "pid"):
+        assert host.has(f"{kind} namespace")
+    assert host.has("veth")
+    assert host.has("bridge")
+    with pytest.raises(KeyError):
+        host.has("flux capacitor")
+
+
+async def test_interfaces_as_ip_says(anyio_backend: str) -> None:
+    """iproute2, in a worker of its own, makes exactly what the probe says can be made."""
+    host = await nsorch.probe()
+    if not host.has("ip"):
+        pytest.skip("needs iproute2")
+    commands = {
+        "dummy": "ip link add x0 type dummy",
+        "bond": "ip link add x0 type bond",
+        "vrf": "ip link add x0 type vrf table 10",
+        "vlan": "ip link add v type veth && ip link add link v name x0 type vlan id 5",
+        "vxlan": "ip link add x0 type vxlan id 5 dstport 4789",
+        "macvlan": "ip link add v type veth && ip link add link v name x0 type macvlan mode bridge",
+        "ipvlan": "ip link add v type veth && ip link add link v name x0 type ipvlan",
+        "wireguard": "ip link add x0 type wireguard",
+        "ifb": "ip link add x0 type ifb",
+        "tun": "ip tuntap add x0 mode tap",
+        "netem": "tc qdisc add dev lo root netem delay 1ms",
+        "tbf": "tc qdisc add dev lo root tbf rate 1mbit burst 5000 limit 10000",
+        "htb": "tc qdisc add dev lo root htb default 1",
+    }
+    async with nsorch.Supervisor() as sup:
+        for number, (name, command) in enumerate(commands.items()):
+            worker = await sup.start(f"w{number}")
+            done = await worker.run(command, check=False)
+            assert (done.returncode == 0) == host.has(name), (name, done.stderr)
+
+
+async def test_the_loop_goes_on(anyio_backend: str) -> None:
+    async with anyio.create_task_group() as tasks:
+        ended = anyio.Event()
+        turns = 0
+
+        async def count() -> None:
+            nonlocal turns
+            while not ended.is_set():
+                await anyio.sleep(0.001)
+                turns += 1
+
+        tasks.start_soon(count)
+        await nsorch.probe()
+        ended.set()
+    assert turns > 10
+
+
+async def test_capacity(anyio_backend: str) -> None:
+    host = await nsorch.probe()
+    counted = {name: each.workers for name, each in host.capacity.items() if each.workers is not None}
+    assert host.workers == min(n for name, n in counted.items() if not host.capacity[name].advisory)
+    assert {"open files", "processes", "net namespaces", "memory"} <= counted.keys()
+    assert host.capacity["net namespaces"].limit == int(pathlib.Path("/proc/sys/user/max_net_namespaces").read_text())
+
+
+LIMITED = """
+import resource, anyio, nsorch
+resource.setrlimit(resource.RLIMIT_NOFILE, (1000, 1000))
+print(anyio.run(nsorch.probe).capacity["open files"].workers)
+"""
+
+
+def test_a_limit_of_this_process() -> None:
+    done = subprocess.run([sys.executable, "-c", LIMITED], capture_output=True, text=True, check=True)
+    assert int(done.stdout) == (1000 - 256) // 6
+
+
+FORBIDDEN = """
+import anyio, nsorch
+with open("/proc/sys/user/max_user_namespaces", "w") as file: file.write("0")
+with open("/proc/sys/user/max_net_namespaces", "w") as file: file.write("0")
+host = anyio.run(nsorch.probe)
+print(host.rootless, host.ready)
+for name in ("net namespace", "user namespace"):
+    print(host.features[name].forbidden_by, "|", host.features[name].remedy)
+"""
+
+
+def test_a_limit_of_namespaces() -> None:
+    """In a user namespace of its own, whose limits its root may set."""
+    libc = ctypes.CDLL(None, use_errno=True)
+
+    def enter() -> None:
+        uid, gid = os.geteuid(), os.getegid()
+        assert libc.unshare(0x10000000) == 0
+        for file, text in (("setgroups", "deny"), ("uid_map", f"0 {uid} 1"), ("gid_map", f"0 {gid} 1")):
+            with open(f"/proc/self/{file}", "w") as target:
+                target.write(text)
+
+    done = subprocess.run(
+        [sys.executable, "-c", FORBIDDEN], capture_output=True, text=True, check=False, preexec_fn=enter
+    )
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    assert lines[0] == "False False"
+    assert lines[1] == "user.max_net_namespaces = 0 is reached | sysctl -w user.max_net_namespaces=15000"
+
+
+@pytest.mark.parametrize(
+    ("name", "number", "where", "rootless", "expected"),
+    [
+        ("tun", 13, "", True, "/dev/net/tun"),
+        ("tun", 19, "there is no /dev/net/tun", False, "mknod"),
+        ("libpcap", 2, "libpcap.so.1", False, "apt-get install libpcap0.8"),
+        ("fresh /proc", 1, "mount /proc", True, "masks parts of /proc"),
+        ("net namespace", 28, "unshare", False, "user.max_net_namespaces"),
+        ("mount_setattr", 38, "", False, "too old"),
+    ],
+)
+def test_explanations(name: str, number: int, where: str, rootless: bool, expected: str) -> None:
+    assert expected in " ".join(catalogue.explain(TRIED[name], number, where, rootless=rootless))
+
+
+MOUNTS = """\
+31 23 0:28 / /sys/fs/cgroup rw - tmpfs tmpfs rw
+41 31 0:38 / {here}/hybrid rw,relatime shared:9 - cgroup2 cgroup2 rw
+42 31 0:38 /docker/abc {here}/with\\040space rw - cgroup2 cgroup2 rw
+"""
+
+
+@pytest.mark.parametrize(
+    ("own", "expected"),
+    [
+        ("0::/user.slice/a.scope\n", "hybrid/user.slice/a.scope"),
+        ("1:name=systemd:/x\n0::/docker/abc/inner\n", "with space/inner"),
+        ("0::/../elsewhere\n", None),
+        ("1:cpu:/\n", None),
+        ("0::/not/shown\n", None),
+    ],
+)
+def test_hierarchy_is_found(own: str, expected: str | None, tmp_path: pathlib.Path) -> None:
+    for folder in ("hybrid/user.slice/a.scope", "with space/inner"):
+        (tmp_path / folder).mkdir(parents=True)
+        (tmp_path / folder / "cgroup.procs").touch()
+    found = cgroups.parse_hierarchy(own, MOUNTS.format(here=tmp_path))
+    assert (None if found is None else found.own) == (None if expected is None else f"{tmp_path}/{expected}")
+
+
+def test_the_place_with_most_controllers_is_best() -> None:
+    def place(path: str, *controllers: str, free: bool = True, marked: bool = False) -> cgroups.Place:
+        return cgroups.Place(path, frozenset(controllers), free, marked)
+
+    own, slice_, root = place("/a/b", "memory", free=False), place("/a", "memory"), place("/", "memory", "io")
+    assert cgroups.best([own, slice_, root]) == root
+    assert cgroups.best([own, slice_]) == slice_
+    assert cgroups.best([own, place("/a")]) == own
+    marked = place("/a", "memory", marked=True)
+    assert cgroups.best([place("/a/b", "memory"), marked]) == marked
+    assert cgroups.best([]) is None
