@@ -92,10 +92,20 @@ class Bus:
         :raises ClosedError: after :class:`SupervisorStopped` or :meth:`close`
         :raises ValueError: if the event was published before, or is a Gap or Snapshot, which belong to one subscriber
         """
-        if self._closed:
-            raise ClosedError(f"{event.kind} published after the last event", worker=event.worker)
         if event.seq or isinstance(event, (Gap, Snapshot)):
             raise ValueError(f"{event!r} can't be published")
+        return self._publish(event)
+
+    def publish_gap(self) -> Gap:
+        """Tell all who follow links that events of other programs' changes are missing here, nobody knows how many.
+
+        :raises ClosedError: as :meth:`publish`
+        """
+        return self._publish(Gap(first=self._seq + 1, last=self._seq + 1))
+
+    def _publish(self, event: E) -> E:
+        if self._closed:
+            raise ClosedError(f"{event.kind} published after the last event", worker=event.worker)
         self._seq += 1
         now, mono = self._clock()
         # The one mutation of a frozen event, before anybody else has seen it.

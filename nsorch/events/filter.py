@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from attrs import frozen
 
-from nsorch.events.types import EVENT_TYPES, Event
+from nsorch.events.types import EVENT_TYPES, Event, Gap, LinkChanged, LinkDown, LinkRemoved, LinkUp
 
 if TYPE_CHECKING:
     from collections.abc import Collection
@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     Kinds = Kind | Collection[Kind] | None
     Names = str | Collection[str] | None
 
+# What a published Gap may stand for.
+_MISSED = {Gap, LinkUp, LinkDown, LinkChanged, LinkRemoved}
 _ALL: tuple[type[Event], ...] = (Event, *EVENT_TYPES)
 _BY_NAME: dict[str, type[Event]] = {cls.__name__: cls for cls in _ALL}
 
@@ -31,6 +33,8 @@ class Filter:
     workers: frozenset[str] | None
 
     def accepts(self, event: Event) -> bool:
+        if type(event) is Gap:
+            return self.workers is None and (self.kinds is None or not self.kinds.isdisjoint(_MISSED))
         return (self.kinds is None or type(event) in self.kinds) and (
             self.workers is None or event.worker in self.workers
         )

@@ -218,30 +218,41 @@ class LinkCreated(Event):
 
 @_event
 class LinkUp(Event):
-    """Both ends have carrier."""
+    """Both ends have carrier.
+
+    :ivar by: ``"nsorch"``; or ``"kernel"``, which told of what another program did
+    """
 
     link: str
     ends: tuple[str, ...]
+    by: str = "nsorch"
 
 
 @_event
 class LinkDown(Event):
+    """An end has no carrier. :ivar by: as of :class:`LinkUp`."""
+
     link: str
     ends: tuple[str, ...]
+    by: str = "nsorch"
 
 
 @_event
 class LinkChanged(Event):
-    """:ivar changes: pairs of an option's name and its new value."""
+    """:ivar changes: pairs of an option's name and its new value; :ivar by: as of :class:`LinkUp`."""
 
     link: str
     changes: tuple[tuple[str, str], ...]
+    by: str = "nsorch"
 
 
 @_event
 class LinkRemoved(Event):
+    """:ivar by: as of :class:`LinkUp`."""
+
     link: str
     ends: tuple[str, ...]
+    by: str = "nsorch"
 
 
 @_event
@@ -259,6 +270,9 @@ class NetError(Event):
 @_event
 class Gap(Event):
     """Stands, in one subscriber's stream, for one run of events that it didn't get. It has no ``seq`` of its own (0).
+
+    One other kind is published for all who follow links: when the kernel had more to tell of other programs' changes
+    than could be heard, what was missed has one ``seq``, which is also *first* and *last*. The differences follow.
 
     :ivar first: ``seq`` of the first event missed
     :ivar last: ``seq`` of the last one; none between the two is delivered, and those the filter let through are lost
