@@ -46,10 +46,13 @@ EXAMPLES = [
     (ev.BridgeCreated(bridge="lan"), {"bridge": "lan"}),
     (ev.BridgeRemoved(bridge="lan"), {"bridge": "lan"}),
     (ev.LinkCreated(link="l", ends=("a:eth0", "b:eth0")), {"link": "l", "ends": ["a:eth0", "b:eth0"]}),
-    (ev.LinkUp(link="l", ends=("a", "b")), {"link": "l", "ends": ["a", "b"]}),
-    (ev.LinkDown(link="l", ends=("a", "b")), {"link": "l", "ends": ["a", "b"]}),
-    (ev.LinkChanged(link="l", changes=(("mtu", "9000"),)), {"link": "l", "changes": [["mtu", "9000"]]}),
-    (ev.LinkRemoved(link="l", ends=("a", "b")), {"link": "l", "ends": ["a", "b"]}),
+    (ev.LinkUp(link="l", ends=("a", "b")), {"link": "l", "ends": ["a", "b"], "by": "nsorch"}),
+    (ev.LinkDown(link="l", ends=("a", "b")), {"link": "l", "ends": ["a", "b"], "by": "nsorch"}),
+    (
+        ev.LinkChanged(link="l", changes=(("mtu", "9000"),), by="kernel"),
+        {"link": "l", "changes": [["mtu", "9000"]], "by": "kernel"},
+    ),
+    (ev.LinkRemoved(link="l", ends=("a", "b")), {"link": "l", "ends": ["a", "b"], "by": "nsorch"}),
     (
         ev.NetError(operation="add route", errno=113, detail="x"),
         {"operation": "add route", "errno": 113, "detail": "x"},

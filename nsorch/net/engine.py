@@ -316,7 +316,10 @@ class Engine:
         requests = [
             Request(messages.address(RTM_DELADDR, index, address), f"remove {address} of", name) for address in remove
         ]
-        netlink.execute([*requests, *(_add(index, address, name) for address in add)])
+        requests += [_add(index, address, name) for address in add]
+        # Another program may have been faster.
+        done = (errno.EADDRNOTAVAIL, errno.EEXIST)
+        _raise_first([error for error in netlink.transact(requests) if error.errno not in done])
 
     def forget_neighbours(self, handle: NetnsHandle, neighbours: Iterable[tuple[int | str, IPAddress]]) -> None:
         """Drop (interface, address) from the neighbour tables; those that aren't there are no error."""

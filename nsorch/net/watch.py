@@ -36,6 +36,7 @@ _LINK = struct.Struct("=BxHiII")
 _ADDRESS = struct.Struct("=BBBBI")
 _INDEX = struct.Struct("=4xI")  # of the interface, in the bodies of both
 _ID = struct.Struct("=i")
+_SO_RCVBUFFORCE = 33
 _BUFFER = 4 << 20  # bytes, where the caller may have so many
 
 #: (namespace's id, ifindex, kind of message, its body)
@@ -52,10 +53,9 @@ class Listener:
         sock.bind((0, 0))  # unbound, it hears nothing
         sock.setsockopt(_SOL_NETLINK, _LISTEN_ALL_NSID, 1)
         try:
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUFFORCE, _BUFFER)
+            sock.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, _BUFFER)
         except PermissionError:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _BUFFER)
-        self.listen()
 
     def listen(self) -> None:
         for group in _GROUPS:
@@ -78,15 +78,12 @@ class Listener:
         netns = _ID.unpack(ancillary[0][2])[0] if ancillary else -1
         return netns, _INDEX.unpack_from(data, _HEADER.size)[0], kind, data[_HEADER.size :]
 
-    def close(self) -> None:
-        self.sock.close()
-
 
 class Enquiry:
     """Gives namespaces their ids, and asks about them by these. Blocks: for a thread."""
 
     def __init__(self, sock: socket.socket) -> None:
-        self._sock = sock
+        self.sock = sock
         self._netlink = Netlink(sock)
         sock.setsockopt(_SOL_NETLINK, _GET_STRICT_CHK, 1)  # for the dumps of other namespaces
 
@@ -120,27 +117,26 @@ class Enquiry:
                 return None
             raise
 
-    def addresses(self, netns: int, name: str) -> dict[int, list[IPInterface]]:
+    def addresses(self, netns: int, name: str) -> dict[int, set[IPInterface]]:
         """All addresses there, by the index of their interface; none if the namespace is gone."""
         attributes = messages.attribute(_IFA_TARGET_NETNSID, _ID.pack(netns))
         data = messages.message(RTM_GETADDR, NLM_F_DUMP, _ADDRESS.pack(0, 0, 0, 0, 0) + attributes)
-        found: dict[int, list[IPInterface]] = {}
+        found: dict[int, set[IPInterface]] = {}
         try:
             for body in self._netlink.dump(Request(data, "list addresses of", name), RTM_NEWADDR):
                 if (address := parse_address(body)) is not None:
-                    found.setdefault(_INDEX.unpack_from(body)[0], []).append(address)
+                    found.setdefault(_INDEX.unpack_from(body)[0], set()).add(address)
         except NetlinkError as exc:
             if exc.errno not in _GONE:
                 raise
         return found
 
-    def close(self) -> None:
-        self._sock.close()
-
 
 def _netns(kind: int, fd: int, wanted: int | None) -> bytes:
     body = bytes(4) + messages.attribute(_NETNSA_FD, struct.pack("=I", fd))
-    return messages.message(kind, 0, body if wanted is None else body + messages.attribute(_NETNSA_NSID, _ID.pack(wanted)))
+    return messages.message(
+        kind, 0, body if wanted is None else body + messages.attribute(_NETNSA_NSID, _ID.pack(wanted))
+    )
 
 
 def parse_address(body: bytes) -> IPInterface | None:

@@ -54,7 +54,15 @@ async def set_mac(wiring: Wiring, link: Link, side: Side, other: Side, mac: str)
     await wiring.kernel.with_handle(
         side, wiring.kernel.engine.change_mac, end_plan(link, side, wiring.record.links_of), new
     )
-    side.mac = new
+    await note_mac(wiring, link, side, new)
+    record(wiring, link, mac=new.hex(":"))
+
+
+async def note_mac(wiring: Wiring, link: Link, side: Side, mac: bytes) -> None:
+    """An end has another hardware address: others are to know it."""
+    other = next(other for other in link._sides if other is not side)
+    await _leave(wiring, side, other)
+    side.mac = mac
     side.gateway = None  # the kernel has dropped what the interface knew of others
     await _come(wiring, side, other)
     if other.bridge is None:
@@ -62,7 +70,6 @@ async def set_mac(wiring: Wiring, link: Link, side: Side, other: Side, mac: str)
             await wiring.kernel.with_handle(
                 end, wiring.kernel.engine.restore_end, end_plan(link, end, wiring.record.links_of)
             )
-    _record(wiring, link, mac=new.hex(":"))
 
 
 async def set_addresses(
@@ -84,7 +91,7 @@ async def set_addresses(
     await _readdress(wiring, side, new)
     await _come(wiring, side, other)
     await _reroute(wiring, worker, link, before)
-    _record(wiring, link, address=", ".join(str(address.ip) for address in new))
+    record(wiring, link, address=", ".join(str(address.ip) for address in new))
     await wiring.names.rewrite()
 
 
@@ -124,7 +131,7 @@ async def move(
     old_name = link.name
     wiring.record.rename(link)
     await _reroute(wiring, worker, link, before)
-    _record(wiring, link, bridge=bridge.name, address=", ".join(str(a.ip) for a in new), was=old_name)
+    record(wiring, link, bridge=bridge.name, address=", ".join(str(a.ip) for a in new), was=old_name)
     await wiring.names.rewrite()
 
 
@@ -176,8 +183,8 @@ async def _come(wiring: Wiring, side: Side, other: Side) -> None:
 
 
 async def _readdress(wiring: Wiring, side: Side, new: Interfaces) -> None:
-    add = [address for address in new if address not in side.addresses]
-    remove = [address for address in side.addresses if address not in new]
+    add = [address for address in new if address not in side.present]
+    remove = [address for address in side.addresses if address not in new and address not in side.missing]
     await wiring.kernel.with_handle(side, wiring.kernel.engine.change_addresses, side.ifname, add=add, remove=remove)
     side.addresses = new
 
@@ -211,6 +218,7 @@ async def _change_routes(
         await wiring.kernel.in_netns(worker, wiring.kernel.engine.add_routes, after)
 
 
-def _record(wiring: Wiring, link: Link, **changes: str) -> None:
+def record(wiring: Wiring, link: Link, *, by: str = "nsorch", **changes: str) -> None:
+    """Something of it is another now."""
     wiring.note_interfaces(link)
-    wiring.publish(events.LinkChanged(link=link.name, changes=tuple(changes.items())))
+    wiring.publish(events.LinkChanged(link=link.name, changes=tuple(changes.items()), by=by))

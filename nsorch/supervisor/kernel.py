@@ -56,7 +56,7 @@ class Kernel:
     async def in_netns(self, worker: Worker, func: Callable[..., Any], *args: Any, **options: Any) -> None:
         """Call *func* with a handle of *worker*'s network namespace."""
         with anyio.CancelScope(shield=True):
-            sock = await worker.open_socket(socket.AF_NETLINK, socket.SOCK_RAW, socket.NETLINK_ROUTE)
+            sock = await worker._open_socket(socket.AF_NETLINK, socket.SOCK_RAW, socket.NETLINK_ROUTE)
             with sock:
                 handle = NetnsHandle(fd=worker._held[CLONE_NEWNET], sock=sock, name=worker.name)
                 await self.in_thread(lambda: func(handle, *args, **options))
@@ -70,7 +70,7 @@ class Kernel:
             for worker in workers:
                 sock = worker._netlink
                 if sock is None:
-                    sock = await worker.open_socket(socket.AF_NETLINK, socket.SOCK_RAW, socket.NETLINK_ROUTE)
+                    sock = await worker._open_socket(socket.AF_NETLINK, socket.SOCK_RAW, socket.NETLINK_ROUTE)
                     opened.append(sock)
                 handles[netns_key(worker)] = NetnsHandle(fd=worker._held[CLONE_NEWNET], sock=sock, name=worker.name)
             yield handles

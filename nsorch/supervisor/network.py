@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-import anyio
 from attrs import define, field, frozen
 
 from nsorch.errors import ClosedError, TopologyError
@@ -57,6 +56,14 @@ class Side:
     netns: str = ""  #: the worker whose network namespace it is in
     part: Part | None = None  #: of the bridge, that it is a port of
     gateway: bytes | None = None  #: hardware address of the gateway, that it knows for good
+    heard: int | None = None  #: id of its network namespace, where the watcher hears what becomes of it
+    missing: frozenset[IPv4Interface | IPv6Interface] = frozenset()  #: of the addresses, that another program removed
+    foreign: tuple[IPv4Interface | IPv6Interface, ...] = ()  #: addresses that another program added
+
+    @property
+    def present(self) -> tuple[IPv4Interface | IPv6Interface, ...]:
+        """The addresses that it has in fact."""
+        return (*(address for address in self.addresses if address not in self.missing), *self.foreign)
 
     @property
     def owner(self) -> str:
@@ -149,6 +156,7 @@ class Link:
         self._sides = (a, b)
         self._state = "planned"
         self._static = False  # its ends know each other's hardware address
+        self._busy = 0  # changes of nsorch's own that are under way
 
     def __repr__(self) -> str:
         return f"<Link {self.name} {self._state}>"
@@ -182,7 +190,7 @@ class Link:
             peer=None if other.worker is None else other.worker.name,
             mac="" if side.mac is None else side.mac.hex(":"),
             mtu=side.mtu,
-            addresses=side.addresses,
+            addresses=side.present,
         )
 
     def _check(self) -> None:
@@ -190,21 +198,25 @@ class Link:
             raise ClosedError(f"the link {self.name} was removed")
 
     async def up(self) -> None:
-        """Set it up, and wait for carrier.
+        """Set it up, and wait for carrier. Cancelled, it is done all the same.
 
         :raises ClosedError: it was removed
         :raises NetlinkError: the kernel refused
         """
         self._check()
-        await self._wiring.set_up(self, up=True)
+        async with self._wiring.watcher.own(self):
+            await self._wiring.set_up(self, up=True)
 
     async def down(self) -> None:
         """Set it down: both ends lose their carrier. Addresses stay; the kernel drops routes, :meth:`up` adds them.
 
+        Cancelled, it is done all the same.
+
         :raises ClosedError: it was removed
         """
         self._check()
-        await self._wiring.set_up(self, up=False)
+        async with self._wiring.watcher.own(self):
+            await self._wiring.set_up(self, up=False)
 
     async def set(
         self,
@@ -236,7 +248,7 @@ class Link:
         addresses = [] if address is None else [address] if isinstance(address, str) else list(address)
         to = None if bridge is None else self._wiring.record.bridge(bridge, where)
         ends = end_of(self, end) if mac is not None or addresses else None
-        with anyio.CancelScope(shield=True):
+        async with self._wiring.watcher.own(self):
             if mtu is not None:
                 await self._wiring.set_mtu(self, mtu)
             if mac is not None and ends is not None:
@@ -245,7 +257,6 @@ class Link:
                 await move(self._wiring, self, to, addresses)
             elif addresses and ends is not None:
                 await set_addresses(self._wiring, self, *ends, addresses)
-        await anyio.lowlevel.checkpoint()
 
     def capture(
         self,

@@ -18,7 +18,7 @@ from nsorch.topology.checks import joined_names
 from nsorch.topology.namespaces import NamespaceSet, New, OfWorker, Shared
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
     from ipaddress import IPv4Address, IPv6Address
 
     from nsorch.supervisor.supervisor import Supervisor
@@ -86,10 +86,9 @@ class Record:
     def admit(self, worker: Worker) -> None:
         """Plan the links of *worker*'s description."""
         if joined_names(worker.spec):
-            with contextlib.suppress(UnsupportedError):
-                owner, _ = self._owner_of_netns(worker)
-                if owner is not worker:
-                    self._guests.setdefault(owner.name, set()).add(worker.name)
+            owner = self.owner_of_netns(worker)
+            if owner not in (None, worker):
+                self._guests.setdefault(owner.name, set()).add(worker.name)
         for number, to in enumerate(worker.spec.links):
             where = f"workers.{worker.name}.links[{number}]"
             bridge = self.bridge(to.bridge, where)
@@ -165,6 +164,17 @@ class Record:
         port.part = bridge._parts.plug()
         return port
 
+    def owner_of_netns(self, worker: Worker) -> Worker | None:
+        """Whose network namespace *worker* has: its own, or that of a worker it has joined. None: the host's."""
+        with contextlib.suppress(UnsupportedError):
+            return self._owner_of_netns(worker)[0]
+        return None
+
+    def links_in(self, owner: Worker) -> Iterator[Link]:
+        """Of all workers that have *owner*'s network namespace."""
+        for name in (owner.name, *self._guests.get(owner.name, ())):
+            yield from self.links_of.get(name, ())
+
     def _owner_of_netns(self, worker: Worker) -> tuple[Worker, bool]:
         """Whose network namespace it is, and whether the supervisor has made it.
 
@@ -215,6 +225,19 @@ class Record:
         del self.links[link.name]
         link.name = "{}-{}".format(*link.ends)
         self.links[link.name] = link
+
+    def rename_end(self, link: Link, side: Side, ifname: str) -> None:
+        """Its interface has another name now, and so has the link."""
+        assert side.worker is not None
+        side.worker._interfaces.pop(side.ifname, None)
+        self._ifnames.discard((side.netns, side.ifname))
+        self._ifnames.add((side.netns, ifname))
+        if side.segment is not None:
+            side.segment.release(side.addresses)
+            side.ifname = ifname
+            for address in side.addresses:
+                side.segment.reserve(address.ip, side.owner)
+        self.rename(link)
 
     def drop(self, link: Link) -> None:
         """It is gone: its names and addresses are free."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import collections
 from functools import partial
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import anyio
 
@@ -22,6 +22,7 @@ from nsorch.supervisor.routes import default_routes, given_routes
 from nsorch.supervisor.routing import Routing
 from nsorch.supervisor.telling import forget
 from nsorch.supervisor.turns import in_turns
+from nsorch.supervisor.watching import Watcher
 from nsorch.topology import BridgeSpec, End, LinkSpec, To
 
 if TYPE_CHECKING:
@@ -43,6 +44,7 @@ class Wiring:
     :ivar record: what is there, and what is planned
     :ivar routing: shortest paths
     :ivar names: and their addresses
+    :ivar watcher: of what other programs do to links
     """
 
     def __init__(self, supervisor: Supervisor) -> None:
@@ -51,14 +53,17 @@ class Wiring:
         self.record = Record(supervisor, self)
         self.routing = Routing(self.kernel)
         self.names = Names(supervisor._workers, self.record, self.routing, self.kernel)
+        self.watcher = Watcher(supervisor, self)
         self._orders = Orders(self.kernel, supervisor._start_soon)
 
     def open(self, facts: Facts) -> None:
         # The descriptors stay the helper's.
         self.kernel.open(facts.descriptors["rtnetlink"])
         self.names.open(facts.descriptors.get("hosts", -1))
+        self.watcher.open()
 
     def close(self) -> None:
+        self.watcher.close()
         self.kernel.close()
 
     def publish_removed(self) -> None:
@@ -218,6 +223,9 @@ class Wiring:
             ends = link.ends
             bus.publish(events.LinkCreated(link=link.name, ends=ends))
             bus.publish(events.LinkUp(link=link.name, ends=ends))
+        await self.watcher.follow(links)
+        if rise:
+            await self.watcher.hear(workers)
 
     async def finish(self, workers: Iterable[Worker], bridges: Sequence[Bridge]) -> None:
         """After the last :meth:`make` without *rise*: set up the *bridges* of *workers*, and write down their names."""
@@ -229,6 +237,7 @@ class Wiring:
             await self._orders.carry_out(order)
         for bridge in bridges:
             self.announce_bridge(bridge)
+        await self.watcher.hear(workers)
         await self.names.rewrite()
 
     def _node_plan(
@@ -287,15 +296,21 @@ class Wiring:
             await self.remove_links([link])
         await anyio.lowlevel.checkpoint()
 
-    async def remove_links(self, links: Sequence[Link], *, dying: Collection[str] = ()) -> None:
+    async def remove_links(
+        self, links: Sequence[Link], *, dying: Collection[str] = (), by: Literal["nsorch", "kernel"] = "nsorch"
+    ) -> None:
         """Those that exist and those that are planned. Shield it.
 
         :param dying: owners of network namespaces that end next. Links among them are left to the kernel, which takes
             down all of them at once; one by one, each costs tens of milliseconds
+        :param by: ``"kernel"``: they are gone already
         """
+        self.watcher.leave(links)
         made = [link for link in links if link._state in ("up", "down")]
         if made and not self._supervisor._helper.died:
-            await self._delete(made, dying)
+            if by == "nsorch":
+                await self._delete(made, dying)
+            await self._forget(made, dying)
         async for link in in_turns(links):
             if link._state == "removed":
                 continue
@@ -303,22 +318,18 @@ class Wiring:
             self.record.drop(link)
             self.names.stale.update(side.worker.name for side in link._sides if side.worker is not None)
             if was_made:
-                self._supervisor._bus.publish(events.LinkRemoved(link=link.name, ends=link.ends))
+                self._supervisor._bus.publish(events.LinkRemoved(link=link.name, ends=link.ends, by=by))
         await self.names.rewrite()
 
     async def _delete(self, links: Sequence[Link], dying: Collection[str]) -> None:
         """From the fabric, or from as few network namespaces as may be: those in one go together."""
-        on: dict[Bridge, list[tuple[Side, Side]]] = {}
-        ports = []
-        async for side, port in in_turns(pair for link in links for pair in link._both()):
-            if port.bridge is not None:
-                on.setdefault(port.bridge, []).append((side, port))
-                if port.index and not port.bridge._leaves(side, dying):
-                    ports.append(port.index)
+        ports = [
+            port.index
+            async for side, port in in_turns(pair for link in links for pair in link._both())
+            if port.bridge is not None and port.index and not port.bridge._leaves(side, dying)
+        ]
         if ports:
             await self.kernel.delete_in_fabric(ports)
-        for bridge, ends in on.items():
-            await forget(self.kernel, bridge, [side for side, _ in ends], dying)
         living = [
             link._sides
             async for link in in_turns(links)
@@ -334,6 +345,15 @@ class Wiring:
         for some in there.values():
             await self.kernel.with_handle(some[0], self.kernel.engine.delete_links, [side.ifname for side in some])
 
+    async def _forget(self, links: Sequence[Link], dying: Collection[str]) -> None:
+        """What bridges and gateways know of their ends."""
+        on: dict[Bridge, list[Side]] = {}
+        async for side, port in in_turns(pair for link in links for pair in link._both()):
+            if port.bridge is not None:
+                on.setdefault(port.bridge, []).append(side)
+        for bridge, sides in on.items():
+            await forget(self.kernel, bridge, sides, dying)
+
     async def disconnect(self, workers: Sequence[Worker]) -> None:
         """Remove all that concerns *workers*. Shield it."""
         links: dict[Link, None] = {}
@@ -344,6 +364,7 @@ class Wiring:
         async for worker in in_turns(workers):
             self.record.drop_worker(worker)
             self.routing.drop(worker.name)
+            self.watcher.drop_worker(worker)
             self.names.stale.add(worker.name)
         await self.names.rewrite()
 

@@ -258,6 +258,7 @@ class Worker:
         supervisor._check_running()
         if self._state is State.REMOVED:
             raise ClosedError("the worker was removed", worker=self.name)
+        await supervisor._wiring.watcher.enter(self)
         entry = self._entry
         assert entry is not None
         make, proc, mode = 0, 0, Mode.RUNNER
@@ -318,6 +319,11 @@ class Worker:
         :raises UnsupportedError: the worker has the host's network namespace, and nsorch isn't root
         :raises ClosedError: the worker is gone
         """
+        if family == socket.AF_NETLINK:
+            await self._supervisor._wiring.watcher.enter(self)
+        return await self._open_socket(family, type, proto)
+
+    async def _open_socket(self, family: int, type: int, proto: int = 0) -> socket.socket:  # noqa: A002
         supervisor = self._supervisor
         supervisor._check_running()
         if self._state is State.REMOVED:
@@ -523,6 +529,7 @@ class Worker:
         path = f"{folder.rstrip('/')}/{name}"
         if not path.startswith("/"):
             raise ValueError(f"{folder!r} is not an absolute path")
+        await self._supervisor._wiring.watcher.enter(self)
         await self._supervisor._helper.pin(os.fsencode(path), b"/proc/%d/fd/%d" % (os.getpid(), netns), self.name)
         self._pins += (path,)
         return path
