@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check -q install
 
-.PHONY: demo test check bench clean
+.PHONY: demo test test-vm check bench clean
 
 demo: $(VENV)/installed
 	$(BIN)/nsorch run examples/office.toml --check
@@ -13,6 +13,10 @@ demo: $(VENV)/installed
 test: $(VENV)/tests
 	@status=0; $(BIN)/python -m pytest -q || status=$$?; \
 	if [ "$$(id -u)" = 0 ]; then sh tests/as_user.sh || status=$$?; fi; exit $$status
+
+# The tests marked vm, under Debian's kernels in a virtual machine: docs/vm-tier.md.
+test-vm: $(VENV)/tests
+	@tests/vm/run.sh
 
 check: $(VENV)/dev
 	$(BIN)/ruff check .
@@ -23,7 +27,7 @@ bench: $(VENV)/installed
 	$(BIN)/python -m bench
 
 clean:
-	rm -rf $(VENV) .mypy_cache .ruff_cache .hypothesis build dist *.egg-info
+	rm -rf $(VENV) .vm .mypy_cache .ruff_cache .hypothesis build dist *.egg-info
 
 $(VENV)/bin/python:
 	@test -n "$(PYTHON)" || { echo "nsorch needs Python 3.11 or newer: make PYTHON=/path/to/python3"; exit 1; }
