@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from attrs import frozen
 
 from nsorch.errors import NetlinkError
-from nsorch.net import messages
+from nsorch.net import messages, nftables
 from nsorch.net.messages import NLM_F_ACK, NLM_F_DUMP_INTR, NLMSG_DONE, NLMSG_ERROR, attributes
 
 if TYPE_CHECKING:
@@ -30,6 +30,8 @@ _DATAGRAM_BYTES = 16 * 1024
 _DATAGRAM_MESSAGES = 32
 #: the kernel needs about 12 µs for a route
 _COPIES = 128
+# Longer datagrams need more than the kernel's usual net.core.wmem_default.
+_USUAL_SEND_BUFFER = 64 * 1024
 _TIMEOUT = struct.pack("@ll", 30, 0)
 
 
@@ -43,7 +45,7 @@ class Request:
 
 
 class Netlink:
-    """Around a NETLINK_ROUTE socket, which stays its owner's. Blocks: for a thread of its own."""
+    """Around a NETLINK_ROUTE or NETLINK_NETFILTER socket, which stays its owner's. Blocks: for a thread of its own."""
 
     def __init__(self, sock: socket.socket, worker: str | None = None) -> None:
         self._sock = sock
@@ -74,11 +76,7 @@ class Netlink:
 
     def execute(self, requests: Sequence[Request]) -> None:
         """Carry out all; raise the first error, the others as its notes."""
-        errors = self.transact(requests)
-        if errors:
-            for other in errors[1:]:
-                errors[0].add_note(str(other))
-            raise errors[0]
+        _raise_all(self.transact(requests))
 
     def _send(self, requests: Sequence[Request]) -> list[NetlinkError]:
         pending: dict[int, Request] = {}
@@ -104,6 +102,41 @@ class Netlink:
             request = next(iter(pending.values()))
             raise self._error(request, _number(exc), "the netlink socket failed") from exc
         return errors
+
+    def commit(self, requests: Sequence[Request]) -> None:
+        """Carry out all at once, or nothing: a batch of nf_tables, in one datagram.
+
+        :raises NetlinkError: the first, the others as its notes
+        """
+        first = self._sequence + 1 & 0x7FFFFFFF
+        last = self._sequence = first + len(requests) + 1
+        edges = [nftables.batch_edge(kind) for kind in (nftables.BATCH_BEGIN, nftables.BATCH_END)]
+        datagram = bytearray()
+        for number, data in enumerate([edges[0], *(request.data for request in requests), edges[1]]):
+            at = len(datagram)
+            datagram += data
+            if number == len(requests):  # one is enough: the kernel answers in order, and for each that failed
+                _FLAGS.pack_into(datagram, at + 6, _FLAGS.unpack_from(datagram, at + 6)[0] | NLM_F_ACK)
+            _SEQUENCE.pack_into(datagram, at + 8, first + number)
+        whole = Request(b"", "commit", "rules")
+        errors: list[NetlinkError] = []
+        try:
+            if len(datagram) > _USUAL_SEND_BUFFER:
+                self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 2 * len(datagram))
+            self._sock.send(datagram)
+            over = False
+            while not over:
+                for kind, flags, sequence, body in self._receive():
+                    if kind == NLMSG_ERROR and first <= sequence <= last:
+                        number = -_SEQUENCE_SIGNED.unpack_from(body)[0]
+                        if number:
+                            inside = first < sequence < last
+                            request = requests[sequence - first - 1] if inside else whole
+                            errors.append(self._error(request, number, _explanation(flags, body)))
+                        over |= sequence in (first, last - 1)
+        except OSError as exc:
+            raise self._error(whole, _number(exc), "the netlink socket failed") from exc
+        _raise_all(errors)
 
     def send_copies(
         self, template: bytes, fields: Sequence[Field], operation: str, name: Callable[[int], str]
@@ -207,6 +240,13 @@ class Netlink:
 
 
 _SEQUENCE_SIGNED = struct.Struct("=i")
+
+
+def _raise_all(errors: Sequence[NetlinkError]) -> None:
+    if errors:
+        for other in errors[1:]:
+            errors[0].add_note(str(other))
+        raise errors[0]
 
 
 def _explanation(flags: int, body: bytes) -> str:

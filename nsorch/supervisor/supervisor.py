@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from nsorch.supervisor.deployment import Deployment
     from nsorch.supervisor.network import Bridge, Link
     from nsorch.supervisor.worker import Worker
-    from nsorch.topology import End, ExecReady, Route, TcpReady, To, Topology
+    from nsorch.topology import End, ExecReady, Firewall, Nat, Route, TcpReady, To, Topology
 
 # The kernel kills at once; thousands of processes take their time to be reaped.
 _KILL_DEADLINE = 10.0
@@ -282,6 +282,8 @@ class Supervisor:
         sysctls: Mapping[str, str | int] | None = None,
         routes: Iterable[Route] = (),
         forward: bool = False,
+        nat: Nat | Mapping[str, Any] | str | None = None,
+        firewall: Firewall | Mapping[str, Any] | str | None = None,
         label: str | None = None,
     ) -> Worker:
         """Start a worker: its namespaces, its links, then its command. Without *command* it is passive.
@@ -305,6 +307,8 @@ class Supervisor:
         :param sysctls: to be set from inside, such as ``{"net.ipv4.ip_forward": 1}``
         :param routes: additional routes
         :param forward: forward packets between its links
+        :param nat: :class:`nsorch.Nat`, or only the interface to the outside; it implies *forward*
+        :param firewall: :class:`nsorch.Firewall`, or only the name of a preset
         :raises NameInUseError: the name is taken
         :raises TopologyError: the description is wrong
         :raises CommandNotFoundError: there is no such command
@@ -331,6 +335,8 @@ class Supervisor:
             sysctls=sysctls or {},
             routes=routes,
             forward=forward,
+            nat=nat,
+            firewall=firewall,
             label=label,
         )
         return await self._starter.start(spec)

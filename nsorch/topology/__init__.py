@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from nsorch.topology.difference import Change, Difference
+from nsorch.topology.filters import Firewall, Forward, Nat, Rule
 from nsorch.topology.model import Topology
 from nsorch.topology.namespaces import NamespaceSet, Pid
 from nsorch.topology.specs import (
@@ -26,10 +27,14 @@ __all__ = [
     "Emulation",
     "End",
     "ExecReady",
+    "Firewall",
+    "Forward",
     "LinkSpec",
     "NamespaceSet",
+    "Nat",
     "Pid",
     "Route",
+    "Rule",
     "TcpReady",
     "To",
     "Topology",

@@ -23,7 +23,7 @@ Spec = TypeVar("Spec", BridgeSpec, WorkerSpec)
 
 # What a worker can be given while it lives; anything else makes another worker of it.
 _RESTARTED = {"command", "env", "cwd", "user", "ready", "stdin", "stdout", "stderr"}
-_FREE = {"label", "links", "routes"}
+_FREE = {"label", "links", "routes", "nat", "firewall"}
 _SETTABLE = {"mtu"}
 
 

@@ -120,6 +120,8 @@ class Topology:
         sysctls: Mapping[str, str | int] | None = None,
         routes: Any = (),
         forward: bool = False,
+        nat: Any = None,
+        firewall: Any = None,
         label: str | None = None,
     ) -> WorkerSpec:
         """Add a worker; see :meth:`nsorch.Supervisor.start`."""
@@ -141,6 +143,8 @@ class Topology:
             sysctls=sysctls or {},
             routes=routes,
             forward=forward,
+            nat=nat,
+            firewall=firewall,
             label=label,
         )
         self.add(spec)

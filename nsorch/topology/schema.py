@@ -6,6 +6,7 @@ import json
 import os
 from typing import Any
 
+from nsorch.topology.filters import ACTIONS, CHAINS, FIREWALL_PRESETS, NAT_KINDS, POLICIES, PROTOCOLS, TRANSPORTS
 from nsorch.topology.model import METRICS, ROUTING
 from nsorch.topology.namespaces import KINDS
 from nsorch.topology.specs import ARP
@@ -55,6 +56,72 @@ _EMULATION: dict[str, Any] = {
 }
 _SUBNET = {**_ONE_OR_MORE, "description": "a network of a family, or one of each"}
 _STREAM = {"type": "string", "description": "null, inherit, or a file"}
+
+
+_PORT = {
+    "anyOf": [
+        {"type": "integer", "minimum": 1, "maximum": 65535},
+        {"type": "string", "pattern": "^[0-9]{1,5}(-[0-9]{1,5})?$"},
+    ],
+    "description": "a port, or a range such as 8000-8010",
+}
+
+
+def _closed(properties: dict[str, Any], *required: str) -> dict[str, Any]:
+    return {
+        "type": "object",
+        "properties": properties,
+        "additionalProperties": False,
+        **({"required": list(required)} if required else {}),
+    }
+
+
+_FORWARD = _closed(
+    {
+        "port": _PORT,
+        "to": {"type": "string", "description": "a worker or an address, with another port: web:8080"},
+        "protocol": {"enum": list(TRANSPORTS), "default": "tcp"},
+    },
+    "port",
+    "to",
+)
+_OUTSIDE = {**_ONE_OR_MORE, "description": "interfaces to the outside, or what their links lead to"}
+_NAT = _closed(
+    {
+        "outside": _OUTSIDE,
+        "kind": {"enum": list(NAT_KINDS), "default": "masquerade"},
+        "forwards": {"type": "array", "items": _FORWARD},
+        "ipv6": {**_FLAG, "default": False, "description": "translate IPv6 addresses, too"},
+        "prefixes": {
+            "type": "object",
+            "additionalProperties": _TEXT,
+            "description": "IPv6 prefixes inside, and what they are outside (NPTv6)",
+        },
+        "timeout": {**_DURATION, "default": 300},
+    },
+    "outside",
+)
+_RULE = _closed(
+    {
+        "action": {"enum": list(ACTIONS)},
+        "chain": {"enum": list(CHAINS), "default": "input"},
+        "protocol": {"enum": list(PROTOCOLS)},
+        "port": _PORT,
+        "source": _ONE_OR_MORE,
+        "destination": _ONE_OR_MORE,
+        "incoming": _TEXT,
+        "outgoing": _TEXT,
+    },
+    "action",
+)
+_FIREWALL = _closed(
+    {
+        "preset": {"enum": list(FIREWALL_PRESETS)},
+        "outside": _OUTSIDE,
+        **{chain: {"enum": list(POLICIES)} for chain in CHAINS},
+        "rules": {"type": "array", "items": _RULE},
+    }
+)
 
 
 def _table(names: str, values: dict[str, Any]) -> dict[str, Any]:
@@ -114,6 +181,8 @@ _VALUES: dict[str, dict[str, Any]] = {
         "ready": {"$ref": "#/$defs/ready"},
         "sysctls": {"type": "object", "additionalProperties": {"type": ["string", "integer"]}},
         "routes": {"type": "array", "items": {"$ref": "#/$defs/route"}},
+        "nat": {"anyOf": [_ONE_OR_MORE, {"$ref": "#/$defs/nat"}]},
+        "firewall": {"anyOf": [{"enum": list(FIREWALL_PRESETS)}, {"$ref": "#/$defs/firewall"}]},
         "cwd": _TEXT,
         "hostname": _TEXT,
         "label": _TEXT,
@@ -166,6 +235,7 @@ def make_schema() -> dict[str, Any]:
     """JSON Schema, draft 2020-12, of what :meth:`Topology.load` reads; it can't say what one part means for another."""
     parts = {part: _object(part, keys) for part, keys in KEYS.items()}
     parts["ready"]["oneOf"] = [{"required": ["tcp"]}, {"required": ["exec"]}]
+    parts |= {"nat": _NAT, "firewall": _FIREWALL}
     values = {"bridges": "bridge", "workers": "worker", "links": "link"}
     parts["defaults"] = _closed(
         {kind: _closed({key: _VALUES[values[kind]][key] for key in keys}) for kind, keys in DEFAULT_KEYS.items()}
@@ -182,10 +252,6 @@ def make_schema() -> dict[str, Any]:
 def _object(part: str, keys: tuple[str, ...]) -> dict[str, Any]:
     made = _closed({key: _VALUES[part][key] for key in keys})
     return made | ({"required": _REQUIRED[part]} if part in _REQUIRED else {})
-
-
-def _closed(properties: dict[str, Any]) -> dict[str, Any]:
-    return {"type": "object", "properties": properties, "additionalProperties": False}
 
 
 def text() -> str:

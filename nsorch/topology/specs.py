@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 from attrs import field, fields, frozen
 
 from nsorch.errors import AddressError, TopologyError
+from nsorch.topology.filters import Firewall, Nat, to_firewall, to_nat
 from nsorch.topology.names import interface_problem, name_problem
 from nsorch.topology.namespaces import NamespaceSet
 from nsorch.topology.units import count, duration, fraction, rate
@@ -334,9 +335,13 @@ class WorkerSpec:
     sysctls: Mapping[str, str | int] = field(factory=dict)
     routes: tuple[Route, ...] = field(default=(), converter=_routes)
     forward: bool = False
+    nat: Nat | None = field(default=None, converter=to_nat)
+    firewall: Firewall | None = field(default=None, converter=to_firewall)
     label: str | None = None
 
     def __attrs_post_init__(self) -> None:
+        if self.nat is not None:  # there is nothing to translate where nothing is forwarded
+            object.__setattr__(self, "forward", True)
         try:
             NamespaceSet.parse(self.namespaces, passive=self.command is None)
         except TopologyError as exc:

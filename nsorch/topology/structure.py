@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from attrs import evolve
 
 from nsorch.errors import NsorchError, TopologyError
+from nsorch.topology.filters import to_plain
 from nsorch.topology.model import Topology
 from nsorch.topology.specs import (
     EMULATION_KEYS,
@@ -48,6 +49,8 @@ _WORKER_KEYS = (
     "ready",
     "sysctls",
     "routes",
+    "nat",
+    "firewall",
     *_TEXT,
     *_FLAGS,
 )
@@ -223,7 +226,7 @@ class _Reader:
             self.refuse(f"{path}.user", f"{_shown(table['user'])} is neither a name nor a uid")
         for key in ("stdin", "stdout", "stderr"):
             table[key] = _stream(table.get(key))
-        self.check_each(path, ("command", "env"), table, lambda **part: WorkerSpec(name="x", **part))
+        self.check_each(path, ("command", "env", "nat", "firewall"), table, lambda **part: WorkerSpec(name="x", **part))
         if len(self.problems) > before:
             return None
         spec: WorkerSpec | None = self.build(path, lambda: WorkerSpec(name=name, **table))
@@ -441,6 +444,8 @@ def _worker(spec: WorkerSpec) -> dict[str, Any]:
         stderr=_stream_name(spec.stderr, f"{path}.stderr"),
         sysctls=dict(spec.sysctls),
         routes=[_set(to=str(r.to), via=None if r.via is None else str(r.via), dev=r.dev) for r in spec.routes] or None,
-        forward=spec.forward or None,
+        forward=(spec.forward and spec.nat is None) or None,
+        nat=to_plain(spec.nat),
+        firewall=to_plain(spec.firewall),
         label=spec.label,
     )

@@ -1,0 +1,371 @@
+"""What a router does to packets: address translation and a firewall, as frozen values that have been checked."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
+
+from attrs import NOTHING, Attribute, field, fields_dict, frozen
+
+from nsorch.errors import TopologyError
+from nsorch.topology.names import interface_problem, name_problem
+from nsorch.topology.units import duration
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+T = TypeVar("T")
+
+NAT_KINDS = ("masquerade", "full-cone", "address-restricted", "port-restricted", "symmetric")
+FIREWALL_PRESETS = ("home", "web-only", "closed")
+ACTIONS = ("accept", "drop", "reject")
+CHAINS = ("input", "forward", "output")
+POLICIES = ("accept", "drop")
+PROTOCOLS = ("tcp", "udp", "icmp", "icmpv6")
+TRANSPORTS = ("tcp", "udp")
+
+
+def _one_of(choices: Sequence[str], *, empty: bool = False) -> Callable[[Any, Attribute[Any], Any], None]:
+    def check(_: Any, attribute: Attribute[Any], value: Any) -> None:
+        if value not in choices and not (empty and value is None):
+            raise TopologyError(f'{attribute.name}: "{value}" is none of {", ".join(choices)}')
+
+    return check
+
+
+def _many(value: Any) -> list[Any]:
+    if value is None:
+        return []
+    return list(value) if isinstance(value, list | tuple | set | frozenset) else [value]
+
+
+def _named(key: str, convert: Callable[[Any], T]) -> Callable[[Any], T]:
+    def converted(value: Any) -> T:
+        try:
+            return convert(value)
+        except TopologyError as exc:
+            raise TopologyError(f"{key}: {exc}") from None
+
+    return converted
+
+
+def _interface(value: Any) -> str:
+    """Of a worker, or the name of what its link leads to."""
+    name = value if isinstance(value, str) else getattr(value, "name", value)
+    if not isinstance(name, str) or (interface_problem(name) and name_problem(name)):
+        raise TopologyError(f'"{name}" is neither an interface nor a bridge or worker')
+    return name
+
+
+def _interfaces(value: Any) -> tuple[str, ...]:
+    return tuple(_interface(item) for item in _many(value))
+
+
+def _ports(value: Any) -> tuple[int, int]:
+    """From 80, or ``"8000-8010"``."""
+    parts = value if isinstance(value, tuple) else str(value).split("-")
+    try:
+        first, last = int(parts[0]), int(parts[-1])
+        fine = not isinstance(value, bool) and len(parts) <= 2 and 1 <= first <= last <= 65535
+    except (ValueError, IndexError):
+        fine = False
+    if not fine:
+        raise TopologyError(f'port: "{value}" is neither a port from 1 to 65535 nor a range such as 8000-8010')
+    return first, last
+
+
+def _split_target(text: str) -> tuple[str, int | None]:
+    """``host``, ``host:80``, an address, ``10.0.0.1:80`` or ``[fd00::1]:80``."""
+    try:
+        return str(ip_address(text)), None
+    except ValueError:
+        pass
+    host, colon, port = text.rpartition(":")
+    if not colon:
+        host, port = text, ""
+    elif not port.isdecimal() or not 1 <= int(port) <= 65535:
+        raise TopologyError(f'to: "{port}" is not a port from 1 to 65535')
+    host = host[1:-1] if host.startswith("[") and host.endswith("]") else host
+    try:
+        host = str(ip_address(host))
+    except ValueError:
+        if name_problem(host):
+            raise TopologyError(f'to: "{host}" is neither an address nor the name of a worker') from None
+    return host, int(port) if port else None
+
+
+@frozen
+class Forward:
+    """New connections to a port of the outside go inside: ``nsorch.Forward(80, to="web:8080")``.
+
+    :ivar port: of the outside, or a range such as ``"8000-8010"``
+    :ivar to: a worker or an address, with another port where that differs (a range keeps its ports)
+    """
+
+    port: tuple[int, int] = field(converter=_ports)
+    to: str = field(converter=str)
+    protocol: str = field(default="tcp", validator=_one_of(TRANSPORTS))
+
+    def __attrs_post_init__(self) -> None:
+        _, port = _split_target(self.to)
+        if port is not None and self.port[0] != self.port[1]:
+            raise TopologyError(f'to: "{self.to}" has a port, but a range of ports keeps its own')
+
+    @property
+    def host(self) -> str:
+        """Name of a worker, or an address."""
+        return _split_target(self.to)[0]
+
+    @property
+    def to_port(self) -> int | None:
+        """Another port than that of the outside."""
+        return _split_target(self.to)[1]
+
+
+def _prefixes(value: Any) -> tuple[tuple[IPv6Network, IPv6Network], ...]:
+    pairs = value.items() if isinstance(value, Mapping) else value
+    return tuple((_prefix(inside), _prefix(outside)) for inside, outside in pairs)
+
+
+def _prefix(value: Any) -> IPv6Network:
+    try:
+        network = IPv6Network(value)
+    except ValueError as exc:
+        raise TopologyError(f'prefixes: "{value}" is not an IPv6 network: {exc}') from None
+    if network.prefixlen > 64:
+        raise TopologyError(f"prefixes: {network} is longer than 64 bits, which the kernel's NPTv6 doesn't translate")
+    return network
+
+
+def _forwards(value: Any) -> tuple[Forward, ...]:
+    return _read_many("forwards", Forward, value)
+
+
+def _timeout(value: Any) -> float:
+    try:
+        seconds = duration(value)
+    except ValueError as exc:
+        raise TopologyError(f"timeout: {exc}") from None
+    if not 0.001 <= seconds <= 86400:
+        raise TopologyError(f"timeout: {value!r} is not from 1 ms to a day")
+    return seconds
+
+
+@frozen
+class Nat:
+    """Address translation by a worker: ``nsorch.Nat("up0", kind="full-cone", forwards=[nsorch.Forward(80, to="web")])``.
+
+    :ivar outside: its interfaces to the outside: their names, or the names of what their links lead to
+    :ivar kind: how outside ports are given out and who may answer (RFC 4787): ``"masquerade"`` as Linux does it,
+        ``"full-cone"``, ``"address-restricted"``, ``"port-restricted"``, ``"symmetric"``
+    :ivar forwards: ports of the outside that lead inside
+    :ivar ipv6: translate IPv6 addresses in the same way; else they are only routed
+    :ivar prefixes: IPv6 prefixes of the inside and what they are outside (NPTv6, RFC 6296)
+    :ivar timeout: seconds that an unused UDP mapping of a cone lives
+    """
+
+    outside: tuple[str, ...] = field(converter=_named("outside", _interfaces))
+    kind: str = field(default="masquerade", kw_only=True, validator=_one_of(NAT_KINDS))
+    forwards: tuple[Forward, ...] = field(default=(), kw_only=True, converter=_forwards)
+    ipv6: bool = field(default=False, kw_only=True)
+    prefixes: tuple[tuple[IPv6Network, IPv6Network], ...] = field(default=(), kw_only=True, converter=_prefixes)
+    timeout: float = field(default=300.0, kw_only=True, converter=_timeout)
+
+    def __attrs_post_init__(self) -> None:
+        if not self.outside:
+            raise TopologyError("outside: the interface to the outside is missing")
+        if not isinstance(self.ipv6, bool):
+            raise TopologyError(f"ipv6: {self.ipv6!r} is neither true nor false")
+        for inside, outside in self.prefixes:
+            if inside.prefixlen != outside.prefixlen:
+                raise TopologyError(f"prefixes: {inside} and {outside} are not of one length")
+
+
+def _ends(value: Any) -> tuple[str, ...]:
+    """Networks as their text, and names."""
+    return tuple(_end(item) for item in _many(value))
+
+
+def _end(value: Any) -> str:
+    name = value if isinstance(value, str | IPv4Network | IPv6Network) else getattr(value, "name", value)
+    try:
+        return str(ip_network(str(name)))
+    except ValueError:
+        if name_problem(name):
+            raise TopologyError(f'"{name}" is neither a network nor a worker or bridge') from None
+    return str(name)
+
+
+def _optional_interface(value: Any) -> str | None:
+    return None if value is None else _interface(value)
+
+
+def _optional_ports(value: Any) -> tuple[int, int] | None:
+    return None if value is None else _ports(value)
+
+
+@frozen
+class Rule:
+    """What happens to packets that all of it matches: ``nsorch.Rule("accept", protocol="tcp", port=22)``.
+
+    :ivar action: ``"accept"``, ``"drop"``, or ``"reject"`` with an answer
+    :ivar chain: packets to the worker itself (``"input"``), through it (``"forward"``) or from it (``"output"``)
+    :ivar port: of the destination, or a range such as ``"8000-8010"``, of *protocol* tcp or udp
+    :ivar source: networks, workers or bridges, of which one has to match
+    :ivar incoming: interface that they came by, or what its link leads to
+    """
+
+    action: str = field(validator=_one_of(ACTIONS))
+    chain: str = field(default="input", kw_only=True, validator=_one_of(CHAINS))
+    protocol: str | None = field(default=None, kw_only=True, validator=_one_of(PROTOCOLS, empty=True))
+    port: tuple[int, int] | None = field(default=None, kw_only=True, converter=_optional_ports)
+    source: tuple[str, ...] = field(default=(), kw_only=True, converter=_named("source", _ends))
+    destination: tuple[str, ...] = field(default=(), kw_only=True, converter=_named("destination", _ends))
+    incoming: str | None = field(default=None, kw_only=True, converter=_named("incoming", _optional_interface))
+    outgoing: str | None = field(default=None, kw_only=True, converter=_named("outgoing", _optional_interface))
+
+    def __attrs_post_init__(self) -> None:
+        if self.port is not None and self.protocol not in TRANSPORTS:
+            raise TopologyError("port: only tcp and udp have ports: say which protocol")
+        if self.chain == "output" and self.incoming is not None:
+            raise TopologyError("incoming: what the worker sends has come by no interface")
+        if self.chain == "input" and self.outgoing is not None:
+            raise TopologyError("outgoing: what the worker receives leaves by no interface")
+
+
+def _rules(value: Any) -> tuple[Rule, ...]:
+    return _read_many("rules", Rule, value)
+
+
+@frozen
+class Firewall:
+    """Which packets a worker lets pass: ``nsorch.Firewall("home", outside="up0", rules=[…])``.
+
+    It keeps account of connections: what belongs to one that was let pass, passes. IPv6's neighbour discovery does, too.
+
+    :ivar preset: ``"home"`` lets nothing in from the outside that wasn't asked for, or forwarded by the NAT; ``"web-only"``
+        besides lets out only HTTP, HTTPS, DNS and NTP; ``"closed"`` lets nothing in and nothing through
+    :ivar outside: interfaces that the preset is about; the NAT's if empty
+    :ivar input: what happens to packets that no rule speaks of, ``"accept"`` or ``"drop"``; the preset's if None
+    :ivar rules: the first that matches decides; those of the preset come behind
+    """
+
+    preset: str | None = field(default=None, validator=_one_of(FIREWALL_PRESETS, empty=True))
+    outside: tuple[str, ...] = field(default=(), kw_only=True, converter=_named("outside", _interfaces))
+    input: str | None = field(default=None, kw_only=True, validator=_one_of(POLICIES, empty=True))
+    forward: str | None = field(default=None, kw_only=True, validator=_one_of(POLICIES, empty=True))
+    output: str | None = field(default=None, kw_only=True, validator=_one_of(POLICIES, empty=True))
+    rules: tuple[Rule, ...] = field(default=(), kw_only=True, converter=_rules)
+
+    @property
+    def needs_outside(self) -> bool:
+        return self.preset in ("home", "web-only")
+
+    def policy(self, chain: Literal["input", "forward", "output"]) -> str:
+        given: str | None = getattr(self, chain)
+        return given or ("drop" if self.preset == "closed" and chain != "output" else "accept")
+
+    def rules_for(self, outside: Sequence[str]) -> Iterator[Rule]:
+        """All of them, the preset's for interfaces *outside*."""
+        yield from self.rules
+        if self.preset == "web-only":
+            for name in outside:
+                for protocol, port in (("tcp", 80), ("tcp", 443), ("udp", 443), ("udp", 53), ("tcp", 53), ("udp", 123)):
+                    yield Rule("accept", chain="forward", protocol=protocol, port=port, outgoing=name)
+                yield Rule("reject", chain="forward", outgoing=name)
+        if self.needs_outside:
+            for name in outside:
+                # Answers to a DHCPv6 client come from another address than it asked (RFC 8415).
+                yield Rule("accept", protocol="udp", port=546, source="fe80::/10", incoming=name)
+                yield Rule("drop", incoming=name)
+                yield Rule("drop", chain="forward", incoming=name)
+
+
+# -- from plain mappings
+
+
+def _read(path: str, kind: Callable[..., T], value: Any, first: str) -> T:
+    """A *kind* from a mapping of its fields, or from the value of its *first* one.
+
+    :raises TopologyError: with every wrong key, and the path of each below *path*
+    """
+    if isinstance(value, kind):  # type: ignore[arg-type]
+        return value
+    if not isinstance(value, Mapping):
+        value = {first: value}
+    known = fields_dict(kind)  # type: ignore[arg-type]
+    given = {first: None} if known[first].default is None else {}
+    problems = []
+    for key, item in value.items():
+        if key in known:
+            given[key] = item
+            problems += [f"{path}.{problem}" for problem in _problems(known[key], item)]
+        else:
+            problems.append(f"{path}.{key}: unknown key")
+    problems += [f"{path}.{key}: is missing" for key, item in known.items() if item.default is NOTHING and key not in given]
+    if not problems:
+        try:
+            return kind(**given)
+        except TopologyError as exc:
+            problems += [f"{path}.{problem}" for problem in exc.problems]
+    raise TopologyError(*problems)
+
+
+def _problems(attribute: Attribute[Any], value: Any) -> Sequence[str]:
+    try:
+        if attribute.converter is not None:
+            value = attribute.converter(value)  # type: ignore[operator]
+        if attribute.validator is not None:
+            attribute.validator(None, attribute, value)
+    except TopologyError as exc:
+        return exc.problems
+    except (TypeError, ValueError) as exc:
+        return [f"{attribute.name}: {exc}"]
+    return ()
+
+
+def _read_many(path: str, kind: Callable[..., T], value: Any) -> tuple[T, ...]:
+    made: list[T] = []
+    problems: list[str] = []
+    if isinstance(value, str | Mapping) or not hasattr(value, "__iter__"):
+        raise TopologyError(f"{path}: {value!r} is not a list")
+    for number, item in enumerate(value):
+        try:
+            made.append(_read(f"{path}[{number}]", kind, item, next(iter(fields_dict(kind)))))  # type: ignore[arg-type]
+        except TopologyError as exc:
+            problems += exc.problems
+    if problems:
+        raise TopologyError(*problems)
+    return tuple(made)
+
+
+def to_nat(value: Any) -> Nat | None:
+    return None if value is None else _read("nat", Nat, value, "outside")
+
+
+def to_firewall(value: Any) -> Firewall | None:
+    return None if value is None else _read("firewall", Firewall, value, "preset")
+
+
+def to_plain(value: Forward | Nat | Rule | Firewall | None) -> Any:
+    """As a file has it: plain types, defaults left out; the first key alone as its value."""
+    if value is None:
+        return None
+    plain = {
+        name: _plain(name, item)
+        for name, attribute in fields_dict(type(value)).items()
+        if (item := getattr(value, name)) != attribute.default
+    }
+    first = next(iter(fields_dict(type(value))))
+    return plain[first] if plain.keys() == {first} and isinstance(value, Nat | Firewall) else plain
+
+
+def _plain(name: str, value: Any) -> Any:
+    if name == "port":
+        return value[0] if value[0] == value[1] else f"{value[0]}-{value[1]}"
+    if name == "prefixes":
+        return {str(inside): str(outside) for inside, outside in value}
+    if name in ("outside", "source", "destination"):
+        return value[0] if len(value) == 1 else list(value)
+    return [to_plain(item) for item in value] if isinstance(value, tuple) else value
