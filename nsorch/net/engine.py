@@ -166,6 +166,18 @@ class Engine:
                     raise NetlinkError("wait for carrier of", end.ifname, errno=errno.ETIMEDOUT, worker=handle.name)
                 time.sleep(0.001)
 
+    def await_ports(self, ports: Iterable[int]) -> None:
+        """A bridge lets nothing through a port before the kernel's own notice of its carrier."""
+        deadline = time.monotonic() + _CARRIER_DEADLINE
+        for index in ports:
+            request = Request(messages.get_link(index), "look at", str(index))
+            with contextlib.suppress(NetlinkError):  # it may be gone already
+                while time.monotonic() < deadline:
+                    state = messages.parse_link(self._fabric.ask(request))
+                    if state.running or not (state.up and state.carrier):
+                        break
+                    time.sleep(0.001)
+
     def _undo(self, made: list[Request], failure: NetlinkError) -> None:
         for request in reversed(made):
             netlink = self._fabric

@@ -28,8 +28,9 @@ _DESTINATION_NAT, _MANGLE, _FILTER, _SOURCE_NAT, _AFTER_NAT = -100, -150, 0, 100
 _UNSPECIFIED = IPv6Network("::/0")
 _PROTOCOLS = {"tcp": nft.TCP, "udp": nft.UDP, "icmp": nft.ICMP, "icmpv6": nft.ICMPV6}
 R0, R1, R2 = nft.R0, nft.R0 + 1, nft.R0 + 2
-# Of the sets of a cone: outside port to inside end, the other way, and who was spoken to from an outside port.
-_INBOUND, _OUTBOUND, _PEERS = "inbound", "outbound", "peers"
+# Of the sets of a cone: outside port to inside end, the other way, who was spoken to from an outside port, and the
+# ports alone: kernels before 6.5 can't ask a map whether it has a key.
+_INBOUND, _OUTBOUND, _PEERS, _PORTS = "inbound", "outbound", "peers", "ports"
 
 Expressions = list[bytes]
 
@@ -131,8 +132,8 @@ def _nat(plan: NatPlan) -> Iterator[Request]:
             what = f"a port forward of {forward.protocol} {forward.first}"
             yield Request(_NAT.add_rule("prerouting", expressions), "add", what)
     rules: list[tuple[str, Expressions]] = []
-    if plan.kind in ("full-cone", "address-restricted"):
-        rules += [("prerouting", _let_in(plan, name)) for name in plan.outside]
+    if cone:
+        rules += [("prerouting", expressions) for name in plan.outside for expressions in _let_in(plan, name)]
     if plan.forwards and plan.addresses:
         rules.append(("postrouting", _hairpin(plan)))
     for name in plan.outside:
@@ -140,8 +141,8 @@ def _nat(plan: NatPlan) -> Iterator[Request]:
     for chain, expressions in rules:
         yield Request(_NAT.add_rule(chain, expressions), "add", f"a rule of {plan.kind} NAT")
     if cone:
-        chain = _NAT.add_chain("mappings", kind="filter", hook=nft.POSTROUTING, priority=_AFTER_NAT)
-        yield Request(chain, "add", "chain mappings")
+        mappings = _NAT.add_chain("mappings", kind="filter", hook=nft.POSTROUTING, priority=_AFTER_NAT)
+        yield Request(mappings, "add", "chain mappings")
         for name in plan.outside:
             for expressions in _remember(plan, name):
                 yield Request(_NAT.add_rule("mappings", expressions), "add", f"a rule of {plan.kind} NAT")
@@ -152,6 +153,7 @@ def _cone_sets(plan: NatPlan) -> Iterator[bytes]:
     yield _NAT.add_set(_INBOUND, number=1, key=port, value=inside, timeout=plan.timeout)
     yield _NAT.add_set(_OUTBOUND, number=2, key=inside, value=port, timeout=plan.timeout)
     yield _NAT.add_set(_PEERS, number=3, key=port + nft.ADDRESS, timeout=plan.timeout)
+    yield _NAT.add_set(_PORTS, number=4, key=port, timeout=plan.timeout)
 
 
 def _forward(plan: NatPlan, forward: ForwardPlan) -> Iterator[Expressions]:
@@ -190,12 +192,17 @@ def _udp4(match: Expressions) -> Expressions:
     return [*match, *nft.family(nft.IPV4), *nft.protocol(nft.UDP)]
 
 
-def _let_in(plan: NatPlan, name: str) -> Expressions:
+def _let_in(plan: NatPlan, name: str) -> Iterator[Expressions]:
     """What comes to a port that is mapped goes inside, whoever sends it, or only from those spoken to."""
     rule = [*_udp4(nft.incoming(name)), nft.load_destination_port(R0)]
+    mapped = [nft.look_up(_INBOUND, key=R0, value=R1), nft.change_destination(4, R1, R2)]
+    if plan.kind == "full-cone":
+        yield [*rule, *mapped]
+        return
     if plan.kind == "address-restricted":
-        rule += [nft.load_source(4, R1), nft.look_up(_PEERS, key=R0)]
-    return [*rule, nft.look_up(_INBOUND, key=R0, value=R1), nft.change_destination(4, R1, R2)]
+        yield [*rule, nft.load_source(4, R1), nft.look_up(_PEERS, key=R0), *mapped]
+    # Were it let through to the router itself, it would be a connection, and its sender not to be had by the same port.
+    yield [*rule, nft.look_up(_PORTS, key=R0), nft.verdict(nft.DROP)]
 
 
 def _translate(plan: NatPlan, name: str) -> Iterator[Expressions]:
@@ -206,7 +213,7 @@ def _translate(plan: NatPlan, name: str) -> Iterator[Expressions]:
         # The port that this inside end has already; its own if that is free; else any.
         inside = [nft.load_source(4, R0), nft.load_source_port(R1)]
         yield [*udp, *inside, nft.look_up(_OUTBOUND, key=R0, value=R0), nft.masquerade(port=R0)]
-        yield [*udp, nft.load_source_port(R0), nft.look_up(_INBOUND, key=R0, absent=True), nft.masquerade()]
+        yield [*udp, nft.load_source_port(R0), nft.look_up(_PORTS, key=R0, absent=True), nft.masquerade()]
         yield [*udp, nft.masquerade(flags=nft.FULLY_RANDOM)]
     flags = nft.FULLY_RANDOM if plan.kind == "symmetric" else 0
     yield [*ipv4, nft.masquerade(flags=flags)]
@@ -225,6 +232,7 @@ def _remember(plan: NatPlan, name: str) -> Iterator[Expressions]:
         ]
         yield [*udp, port, *inside, nft.renew(_INBOUND, key=R0, value=R1)]
         yield [*udp, port, *inside, nft.renew(_OUTBOUND, key=R1, value=R0)]
+        yield [*udp, port, nft.renew(_PORTS, key=R0)]
         if plan.kind == "address-restricted":
             yield [*udp, port, nft.load_destination(4, R1), nft.renew(_PEERS, key=R0)]
 
@@ -265,7 +273,10 @@ def _chain(plan: FirewallPlan, name: str, hook: int) -> Iterator[Request]:
     code = nft.ACCEPT if policy == "accept" else nft.DROP
     yield Request(_FIREWALL.add_chain(name, kind="filter", hook=hook, priority=_FILTER, policy=code), "add", name)
     # Answers, and ICMP errors about what was sent; what belongs to no connection; and what IPv6 can't live without.
-    always = [[*nft.connection_state(nft.ESTABLISHED | nft.RELATED), accept], [*nft.connection_state(nft.INVALID), drop]]
+    always = [
+        [*nft.connection_state(nft.ESTABLISHED | nft.RELATED), accept],
+        [*nft.connection_state(nft.INVALID), drop],
+    ]
     if name == "forward":
         always.append([*nft.connection_status(nft.DESTINATION_CHANGED), accept])
     else:

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     IPNetwork = IPv4Network | IPv6Network
 
 _SUBSYSTEM = 10
+NETLINK_NETFILTER = 12  # not in the socket module
 BATCH_BEGIN, BATCH_END = 0x10, 0x11
 _NEWTABLE, _DELTABLE, _NEWCHAIN, _NEWRULE, _NEWSET = 0, 2, 3, 6, 9
 _CREATE, _APPEND = 0x400, 0x800
@@ -265,7 +266,7 @@ def load_connection_source_port(which: int, register: int = R0) -> bytes:
 
 
 def look_up(name: str, *, key: int = R0, value: int | None = None, absent: bool = False) -> bytes:
-    """Match where set *name* has the key, or hasn't; a map's value goes to register *value*."""
+    """Match where set *name* has the key, or (*absent*) hasn't; a map's value goes to register *value*."""
     parts = [_text(1, name), _u32(2, key)]
     if value is not None:
         parts.append(_u32(3, value))

@@ -108,6 +108,7 @@ class Deployment:
             described = topology.workers[name]
             if worker.spec.routes != described.routes:
                 await worker.set_routes(described.routes)
+            await self._supervisor._wiring.filters.apply(worker, described)
             worker._spec = described
         for name in found.of("worker", "restart"):
             await self._workers[name].restart()

@@ -12,7 +12,8 @@ from nsorch.net.hosts import HEAD, HostsEntry, render_entry
 from nsorch.supervisor.turns import in_turns
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Awaitable, Callable, Mapping
+    from collections.abc import Set as AbstractSet
     from ipaddress import IPv4Address, IPv6Address
 
     from nsorch.supervisor.kernel import Kernel
@@ -53,13 +54,22 @@ class Names:
     :ivar stale: names of workers of which the hosts file tells something else now
     """
 
-    def __init__(self, workers: Mapping[str, Worker], record: Record, routing: Routing, kernel: Kernel) -> None:
+    def __init__(
+        self,
+        workers: Mapping[str, Worker],
+        record: Record,
+        routing: Routing,
+        kernel: Kernel,
+        changed: Callable[[AbstractSet[str]], Awaitable[None]],
+    ) -> None:
+        """:param changed: is told the names of workers whose addresses are others now"""
         self.stale: set[str] = set()
         self._file = HostsFile()
         self._workers = workers
         self._record = record
         self._routing = routing
         self._kernel = kernel
+        self._changed = changed
         self._rewriting: anyio.Lock
 
     def open(self, fd: int) -> None:
@@ -78,6 +88,7 @@ class Names:
                     async for name in in_turns(stale):
                         self._file.note(name, self._entry(name))
                     await self._kernel.in_thread(self._file.write)
+                    await self._changed(stale)
 
     def addresses(self, name: str) -> list[IPv4Address | IPv6Address]:
         """What the hosts file says of *name*: of a worker, or ``worker.segment``; none if it doesn't know it."""

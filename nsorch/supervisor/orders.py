@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import TYPE_CHECKING, Any
 
 import anyio
@@ -17,6 +18,9 @@ if TYPE_CHECKING:
     from nsorch.supervisor.kernel import Kernel
     from nsorch.supervisor.network import Bridge, Link
     from nsorch.supervisor.worker import Worker
+
+# So many ports are looked at before a bridge is said to be ready.
+_LATEST = 32
 
 
 @define(eq=False, kw_only=True)
@@ -111,4 +115,11 @@ class Orders:
                 if other.bridge is not None:
                     other.bridge._add_end(side, other)
         for bridge in rising:
+            await self._kernel.in_thread(self._kernel.engine.await_ports, _last_ports(bridge))
             await tell(self._kernel, bridge)
+
+
+def _last_ports(bridge: Bridge) -> list[int]:
+    """The kernel takes notice of one after the other: where the last ones are ready, all are."""
+    latest = itertools.islice(reversed(bridge._ends.values()), _LATEST)
+    return [port.index for port in latest if port.index is not None]

@@ -106,7 +106,7 @@ class Starter:
             await self._admit(specs, workers)
             if plan is not None:
                 await plan()
-            linked = plan is not None or any(spec.links for spec in specs)
+            linked = plan is not None or any(spec.links or spec.nat or spec.firewall for spec in specs)
             environment = encode_environment(None)  # of all who give none
             make = partial(self._make if linked else self._make_and_execute, environment=environment)
             if linked:
@@ -137,6 +137,7 @@ class Starter:
     ) -> None:
         """The links of those that are made are made while the spawner makes others."""
         connecting = await Connecting.of(self._supervisor._wiring, workers)
+        filters = self._supervisor._wiring.filters
 
         async def connect() -> None:
             try:
@@ -146,6 +147,7 @@ class Starter:
 
         async def make_one(worker: Worker) -> None:
             await make(worker)
+            await filters.apply(worker, worker.spec)  # before its first link: no packet passes that is not to
             connecting.made(worker)
 
         async with anyio.create_task_group() as tasks:
@@ -167,8 +169,10 @@ class Starter:
         supervisor._check_running()
         _check_names(specs, supervisor)
         _check_joined(specs, supervisor)
+        coming = {spec.name for spec in specs}
         async for spec in in_turns(specs):
             supervisor._wiring.record.check(spec)
+            supervisor._wiring.filters.check(spec, coming)
         descriptors.make_room(_DESCRIPTORS * len(specs))
         async for spec in in_turns(specs):
             supervisor._check_running()

@@ -13,6 +13,7 @@ from nsorch import events
 from nsorch.core.spawner.syscalls import CLONE_NEWNET
 from nsorch.net.plan import Batch, NodePlan
 from nsorch.supervisor.capture import Capture
+from nsorch.supervisor.filtering import Filters
 from nsorch.supervisor.hosts import Names
 from nsorch.supervisor.kernel import Kernel
 from nsorch.supervisor.orders import Order, Orders
@@ -45,6 +46,7 @@ class Wiring:
     :ivar routing: shortest paths
     :ivar names: and their addresses
     :ivar watcher: of what other programs do to links
+    :ivar filters: NAT and firewalls
     """
 
     def __init__(self, supervisor: Supervisor) -> None:
@@ -52,8 +54,9 @@ class Wiring:
         self.kernel = Kernel()
         self.record = Record(supervisor, self)
         self.routing = Routing(self.kernel)
-        self.names = Names(supervisor._workers, self.record, self.routing, self.kernel)
         self.watcher = Watcher(supervisor, self)
+        self.filters = Filters(supervisor, self, self.kernel)
+        self.names = Names(supervisor._workers, self.record, self.routing, self.kernel, self.filters.refresh)
         self._orders = Orders(self.kernel, supervisor._start_soon)
 
     def open(self, facts: Facts) -> None:
@@ -358,6 +361,7 @@ class Wiring:
         """Remove all that concerns *workers*. Shield it."""
         links: dict[Link, None] = {}
         async for worker in in_turns(workers):
+            self.filters.drop(worker)
             links.update(dict.fromkeys(self.record.links_of.get(worker.name, ())))
         if links:
             await self.remove_links(list(links), dying=await self.record.owners_among(workers))

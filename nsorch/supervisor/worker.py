@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     from nsorch.supervisor.main_process import MainProcess
     from nsorch.supervisor.network import Interface, Link
     from nsorch.supervisor.supervisor import Supervisor
-    from nsorch.topology import WorkerSpec
+    from nsorch.topology import Firewall, Nat, WorkerSpec
 
     IPAddress = IPv4Address | IPv6Address
 
@@ -496,6 +496,49 @@ class Worker:
         made = [route if isinstance(route, Route) else Route(**route) for route in routes]
         with anyio.CancelScope(shield=True):
             await set_routes(self._supervisor._wiring, self, made)
+        await anyio.lowlevel.checkpoint()
+
+    async def set_nat(self, nat: Nat | Mapping[str, Any] | str | None) -> None:
+        """Give it another address translation, or none, in one step. Connections that exist keep theirs, see
+        :meth:`flush_connections`. Cancelled, it is done all the same.
+
+        :raises TopologyError: it names what doesn't exist
+        :raises UnsupportedError: the worker was started without forwarding, or the kernel lacks a part of nf_tables
+        :raises NetlinkError: the kernel refused; what was there stays
+        """
+        if nat is not None and not self._spec.forward:
+            raise UnsupportedError("it doesn't forward: start it with forward=True", worker=self.name, stage="nat")
+        await self._filter(evolve(self._spec, nat=nat))
+
+    async def set_firewall(self, firewall: Firewall | Mapping[str, Any] | str | None) -> None:
+        """Give it another firewall, or none, in one step. Cancelled, it is done all the same.
+
+        :raises TopologyError: it names what doesn't exist, or lacks its outside
+        :raises UnsupportedError: the kernel lacks a part of nf_tables
+        :raises NetlinkError: the kernel refused; what was there stays
+        """
+        await self._filter(evolve(self._spec, firewall=firewall))
+
+    async def _filter(self, spec: WorkerSpec) -> None:
+        self._supervisor._check_running()
+        if self._state is State.REMOVED:
+            raise ClosedError("the worker was removed", worker=self.name)
+        filters = self._supervisor._wiring.filters
+        filters.check(spec)
+        with anyio.CancelScope(shield=True):
+            await filters.apply(self, spec)
+            self._spec = spec
+        await anyio.lowlevel.checkpoint()
+
+    async def flush_connections(self) -> None:
+        """Have its NAT and firewall forget all connections and port mappings, as a router does that is switched off and
+        on. Cancelled, it is done all the same.
+
+        :raises UnsupportedError: the kernel lacks nf_conntrack_netlink
+        :raises ClosedError: the worker is gone
+        """
+        self._supervisor._check_running()
+        await self._supervisor._wiring.filters.flush(self)
         await anyio.lowlevel.checkpoint()
 
     async def remove(self) -> None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
+from nsorch.topology.filters import filter_names, interface_names, outside_problem
 from nsorch.topology.namespaces import NamespaceSet
 
 if TYPE_CHECKING:
@@ -22,6 +24,7 @@ def checks(topology: Topology) -> Iterator[str | None]:
     found = _Ends(topology)
     yield from found.dangling()
     yield from _joins(topology)
+    yield from _filters(topology)
     yield from found.addresses()
 
 
@@ -90,6 +93,44 @@ class _Ends:
             elif link.subnet:
                 given = [(f"links[{number}].ends[{end}]", e.address) for end, e in enumerate((link.a, link.b))]
                 yield from _check_addresses(f"links[{number}]", link.subnet, given)
+
+
+def _filters(topology: Topology) -> Iterator[str | None]:
+    """What NAT and firewalls refer to."""
+    interfaces: dict[str, set[str]] | None = None
+    for name, worker in topology.workers.items():
+        yield None
+        nat, firewall = worker.nat, worker.firewall
+        if nat is None and firewall is None:
+            continue
+        if interfaces is None:
+            interfaces = _interfaces(topology)
+        if problem := outside_problem(nat, firewall):
+            yield f"workers.{name}.{problem}"
+        for path, other in filter_names(nat, firewall):
+            is_bridge = other in topology.bridges and path.startswith("firewall")
+            if other not in topology.workers and not is_bridge:
+                kinds = "worker" if path.startswith("nat") else "worker or bridge"
+                yield f'workers.{name}.{path}: there is no {kinds} "{other}"'
+        for path, interface in interface_names(nat, firewall):
+            if interface not in interfaces[name]:
+                there = ", ".join(sorted(interfaces[name])) or "no link"
+                yield f'workers.{name}.{path}: it has no interface "{interface}" and no link to such: it has {there}'
+
+
+def _interfaces(topology: Topology) -> dict[str, set[str]]:
+    """Of each worker: the names of its interfaces, in the order in which they are given out, and of what is behind."""
+    names: dict[str, set[str]] = {name: set() for name in topology.workers}
+    behind: dict[str, set[str]] = {name: set() for name in topology.workers}
+    ends = [(worker.name, to.name, to.bridge) for worker in topology.workers.values() for to in worker.links]
+    for link in topology.links:
+        ends += [(a.worker, a.name, b.worker) for a, b in ((link.a, link.b), (link.b, link.a))]
+    for worker, name, other in ends:
+        if worker in names:
+            taken = names[worker]
+            taken.add(name or next(eth for number in itertools.count() if (eth := f"eth{number}") not in taken))
+            behind[worker].add(other)
+    return {name: names[name] | behind[name] for name in names}
 
 
 def _joins(topology: Topology) -> Iterator[str | None]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, get_args
 
 from attrs import NOTHING, Attribute, field, fields_dict, frozen
 
@@ -17,13 +17,17 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-NAT_KINDS = ("masquerade", "full-cone", "address-restricted", "port-restricted", "symmetric")
-FIREWALL_PRESETS = ("home", "web-only", "closed")
-ACTIONS = ("accept", "drop", "reject")
-CHAINS = ("input", "forward", "output")
-POLICIES = ("accept", "drop")
-PROTOCOLS = ("tcp", "udp", "icmp", "icmpv6")
-TRANSPORTS = ("tcp", "udp")
+NatKind = Literal["masquerade", "full-cone", "address-restricted", "port-restricted", "symmetric"]
+Preset = Literal["home", "web-only", "closed"]
+Action = Literal["accept", "drop", "reject"]
+Chain = Literal["input", "forward", "output"]
+Policy = Literal["accept", "drop"]
+Protocol = Literal["tcp", "udp", "icmp", "icmpv6"]
+Transport = Literal["tcp", "udp"]
+
+NAT_KINDS, FIREWALL_PRESETS, ACTIONS, CHAINS, POLICIES, PROTOCOLS, TRANSPORTS = map(
+    get_args, (NatKind, Preset, Action, Chain, Policy, Protocol, Transport)
+)
 
 
 def _one_of(choices: Sequence[str], *, empty: bool = False) -> Callable[[Any, Attribute[Any], Any], None]:
@@ -40,14 +44,11 @@ def _many(value: Any) -> list[Any]:
     return list(value) if isinstance(value, list | tuple | set | frozenset) else [value]
 
 
-def _named(key: str, convert: Callable[[Any], T]) -> Callable[[Any], T]:
-    def converted(value: Any) -> T:
-        try:
-            return convert(value)
-        except TopologyError as exc:
-            raise TopologyError(f"{key}: {exc}") from None
-
-    return converted
+def _below(key: str, convert: Callable[[Any], T], value: Any) -> T:
+    try:
+        return convert(value)
+    except TopologyError as exc:
+        raise TopologyError(f"{key}: {exc}") from None
 
 
 def _interface(value: Any) -> str:
@@ -60,6 +61,10 @@ def _interface(value: Any) -> str:
 
 def _interfaces(value: Any) -> tuple[str, ...]:
     return tuple(_interface(item) for item in _many(value))
+
+
+def _outside(value: Any) -> tuple[str, ...]:
+    return _below("outside", _interfaces, value)
 
 
 def _ports(value: Any) -> tuple[int, int]:
@@ -105,7 +110,7 @@ class Forward:
 
     port: tuple[int, int] = field(converter=_ports)
     to: str = field(converter=str)
-    protocol: str = field(default="tcp", validator=_one_of(TRANSPORTS))
+    protocol: Transport = field(default="tcp", validator=_one_of(TRANSPORTS))
 
     def __attrs_post_init__(self) -> None:
         _, port = _split_target(self.to)
@@ -154,7 +159,7 @@ def _timeout(value: Any) -> float:
 
 @frozen
 class Nat:
-    """Address translation by a worker: ``nsorch.Nat("up0", kind="full-cone", forwards=[nsorch.Forward(80, to="web")])``.
+    """Address translation by a worker: ``nsorch.Nat("up0", kind="full-cone", forwards=[nsorch.Forward(80, to="a")])``.
 
     :ivar outside: its interfaces to the outside: their names, or the names of what their links lead to
     :ivar kind: how outside ports are given out and who may answer (RFC 4787): ``"masquerade"`` as Linux does it,
@@ -165,8 +170,8 @@ class Nat:
     :ivar timeout: seconds that an unused UDP mapping of a cone lives
     """
 
-    outside: tuple[str, ...] = field(converter=_named("outside", _interfaces))
-    kind: str = field(default="masquerade", kw_only=True, validator=_one_of(NAT_KINDS))
+    outside: tuple[str, ...] = field(converter=_outside)
+    kind: NatKind = field(default="masquerade", kw_only=True, validator=_one_of(NAT_KINDS))
     forwards: tuple[Forward, ...] = field(default=(), kw_only=True, converter=_forwards)
     ipv6: bool = field(default=False, kw_only=True)
     prefixes: tuple[tuple[IPv6Network, IPv6Network], ...] = field(default=(), kw_only=True, converter=_prefixes)
@@ -197,8 +202,20 @@ def _end(value: Any) -> str:
     return str(name)
 
 
-def _optional_interface(value: Any) -> str | None:
-    return None if value is None else _interface(value)
+def _source(value: Any) -> tuple[str, ...]:
+    return _below("source", _ends, value)
+
+
+def _destination(value: Any) -> tuple[str, ...]:
+    return _below("destination", _ends, value)
+
+
+def _incoming(value: Any) -> str | None:
+    return None if value is None else _below("incoming", _interface, value)
+
+
+def _outgoing(value: Any) -> str | None:
+    return None if value is None else _below("outgoing", _interface, value)
 
 
 def _optional_ports(value: Any) -> tuple[int, int] | None:
@@ -216,14 +233,14 @@ class Rule:
     :ivar incoming: interface that they came by, or what its link leads to
     """
 
-    action: str = field(validator=_one_of(ACTIONS))
-    chain: str = field(default="input", kw_only=True, validator=_one_of(CHAINS))
-    protocol: str | None = field(default=None, kw_only=True, validator=_one_of(PROTOCOLS, empty=True))
+    action: Action = field(validator=_one_of(ACTIONS))
+    chain: Chain = field(default="input", kw_only=True, validator=_one_of(CHAINS))
+    protocol: Protocol | None = field(default=None, kw_only=True, validator=_one_of(PROTOCOLS, empty=True))
     port: tuple[int, int] | None = field(default=None, kw_only=True, converter=_optional_ports)
-    source: tuple[str, ...] = field(default=(), kw_only=True, converter=_named("source", _ends))
-    destination: tuple[str, ...] = field(default=(), kw_only=True, converter=_named("destination", _ends))
-    incoming: str | None = field(default=None, kw_only=True, converter=_named("incoming", _optional_interface))
-    outgoing: str | None = field(default=None, kw_only=True, converter=_named("outgoing", _optional_interface))
+    source: tuple[str, ...] = field(default=(), kw_only=True, converter=_source)
+    destination: tuple[str, ...] = field(default=(), kw_only=True, converter=_destination)
+    incoming: str | None = field(default=None, kw_only=True, converter=_incoming)
+    outgoing: str | None = field(default=None, kw_only=True, converter=_outgoing)
 
     def __attrs_post_init__(self) -> None:
         if self.port is not None and self.protocol not in TRANSPORTS:
@@ -242,28 +259,28 @@ def _rules(value: Any) -> tuple[Rule, ...]:
 class Firewall:
     """Which packets a worker lets pass: ``nsorch.Firewall("home", outside="up0", rules=[…])``.
 
-    It keeps account of connections: what belongs to one that was let pass, passes. IPv6's neighbour discovery does, too.
+    It keeps account of connections: what belongs to one that was let pass, passes; IPv6's neighbour discovery, too.
 
-    :ivar preset: ``"home"`` lets nothing in from the outside that wasn't asked for, or forwarded by the NAT; ``"web-only"``
-        besides lets out only HTTP, HTTPS, DNS and NTP; ``"closed"`` lets nothing in and nothing through
+    :ivar preset: ``"home"`` lets nothing in from the outside that wasn't asked for, or forwarded by the NAT;
+        ``"web-only"`` besides lets out only HTTP, HTTPS, DNS and NTP; ``"closed"`` lets nothing in and nothing through
     :ivar outside: interfaces that the preset is about; the NAT's if empty
     :ivar input: what happens to packets that no rule speaks of, ``"accept"`` or ``"drop"``; the preset's if None
     :ivar rules: the first that matches decides; those of the preset come behind
     """
 
-    preset: str | None = field(default=None, validator=_one_of(FIREWALL_PRESETS, empty=True))
-    outside: tuple[str, ...] = field(default=(), kw_only=True, converter=_named("outside", _interfaces))
-    input: str | None = field(default=None, kw_only=True, validator=_one_of(POLICIES, empty=True))
-    forward: str | None = field(default=None, kw_only=True, validator=_one_of(POLICIES, empty=True))
-    output: str | None = field(default=None, kw_only=True, validator=_one_of(POLICIES, empty=True))
+    preset: Preset | None = field(default=None, validator=_one_of(FIREWALL_PRESETS, empty=True))
+    outside: tuple[str, ...] = field(default=(), kw_only=True, converter=_outside)
+    input: Policy | None = field(default=None, kw_only=True, validator=_one_of(POLICIES, empty=True))
+    forward: Policy | None = field(default=None, kw_only=True, validator=_one_of(POLICIES, empty=True))
+    output: Policy | None = field(default=None, kw_only=True, validator=_one_of(POLICIES, empty=True))
     rules: tuple[Rule, ...] = field(default=(), kw_only=True, converter=_rules)
 
     @property
     def needs_outside(self) -> bool:
         return self.preset in ("home", "web-only")
 
-    def policy(self, chain: Literal["input", "forward", "output"]) -> str:
-        given: str | None = getattr(self, chain)
+    def policy(self, chain: Chain) -> Policy:
+        given: Policy | None = getattr(self, chain)
         return given or ("drop" if self.preset == "closed" and chain != "output" else "accept")
 
     def rules_for(self, outside: Sequence[str]) -> Iterator[Rule]:
@@ -271,8 +288,10 @@ class Firewall:
         yield from self.rules
         if self.preset == "web-only":
             for name in outside:
-                for protocol, port in (("tcp", 80), ("tcp", 443), ("udp", 443), ("udp", 53), ("tcp", 53), ("udp", 123)):
-                    yield Rule("accept", chain="forward", protocol=protocol, port=port, outgoing=name)
+                for port in (80, 443, 53):
+                    yield Rule("accept", chain="forward", protocol="tcp", port=port, outgoing=name)
+                for port in (443, 53, 123):
+                    yield Rule("accept", chain="forward", protocol="udp", port=port, outgoing=name)
                 yield Rule("reject", chain="forward", outgoing=name)
         if self.needs_outside:
             for name in outside:
@@ -285,12 +304,12 @@ class Firewall:
 # -- from plain mappings
 
 
-def _read(path: str, kind: Callable[..., T], value: Any, first: str) -> T:
+def _read(path: str, kind: type[T], value: Any, first: str) -> T:
     """A *kind* from a mapping of its fields, or from the value of its *first* one.
 
     :raises TopologyError: with every wrong key, and the path of each below *path*
     """
-    if isinstance(value, kind):  # type: ignore[arg-type]
+    if isinstance(value, kind):
         return value
     if not isinstance(value, Mapping):
         value = {first: value}
@@ -303,7 +322,9 @@ def _read(path: str, kind: Callable[..., T], value: Any, first: str) -> T:
             problems += [f"{path}.{problem}" for problem in _problems(known[key], item)]
         else:
             problems.append(f"{path}.{key}: unknown key")
-    problems += [f"{path}.{key}: is missing" for key, item in known.items() if item.default is NOTHING and key not in given]
+    problems += [
+        f"{path}.{key}: is missing" for key, item in known.items() if item.default is NOTHING and key not in given
+    ]
     if not problems:
         try:
             return kind(**given)
@@ -325,7 +346,7 @@ def _problems(attribute: Attribute[Any], value: Any) -> Sequence[str]:
     return ()
 
 
-def _read_many(path: str, kind: Callable[..., T], value: Any) -> tuple[T, ...]:
+def _read_many(path: str, kind: type[T], value: Any) -> tuple[T, ...]:
     made: list[T] = []
     problems: list[str] = []
     if isinstance(value, str | Mapping) or not hasattr(value, "__iter__"):
@@ -369,3 +390,38 @@ def _plain(name: str, value: Any) -> Any:
     if name in ("outside", "source", "destination"):
         return value[0] if len(value) == 1 else list(value)
     return [to_plain(item) for item in value] if isinstance(value, tuple) else value
+
+
+# -- what they refer to
+
+
+def filter_names(nat: Nat | None, firewall: Firewall | None) -> Iterator[tuple[str, str]]:
+    """(path, name) of all workers and bridges whose addresses the rules go by."""
+    for number, forward in enumerate(() if nat is None else nat.forwards):
+        if not name_problem(forward.host):
+            yield f"nat.forwards[{number}].to", forward.host
+    for number, rule in enumerate(() if firewall is None else firewall.rules):
+        for key in ("source", "destination"):
+            for name in getattr(rule, key):
+                if not name_problem(name):
+                    yield f"firewall.rules[{number}].{key}", name
+
+
+def interface_names(nat: Nat | None, firewall: Firewall | None) -> Iterator[tuple[str, str]]:
+    """(path, name) of all interfaces, or of what these lead to."""
+    for part, names in (
+        ("nat", () if nat is None else nat.outside),
+        ("firewall", firewall.outside if firewall else ()),
+    ):
+        yield from ((f"{part}.outside", name) for name in names)
+    for number, rule in enumerate(() if firewall is None else firewall.rules):
+        for key in ("incoming", "outgoing"):
+            if (name := getattr(rule, key)) is not None:
+                yield f"firewall.rules[{number}].{key}", name
+
+
+def outside_problem(nat: Nat | None, firewall: Firewall | None) -> str | None:
+    """Why a firewall doesn't know its outside, or None."""
+    if firewall is not None and firewall.needs_outside and not firewall.outside and nat is None:
+        return f'firewall.outside: the preset "{firewall.preset}" has to know the interface to the outside'
+    return None

@@ -13,7 +13,7 @@ from attrs import field, fields, frozen
 from nsorch.errors import AddressError, TopologyError
 from nsorch.topology.filters import Firewall, Nat, to_firewall, to_nat
 from nsorch.topology.names import interface_problem, name_problem
-from nsorch.topology.namespaces import NamespaceSet
+from nsorch.topology.namespaces import NamespaceSet, New
 from nsorch.topology.units import count, duration, fraction, rate
 
 T = TypeVar("T")
@@ -343,9 +343,12 @@ class WorkerSpec:
         if self.nat is not None:  # there is nothing to translate where nothing is forwarded
             object.__setattr__(self, "forward", True)
         try:
-            NamespaceSet.parse(self.namespaces, passive=self.command is None)
+            namespaces = NamespaceSet.parse(self.namespaces, passive=self.command is None)
         except TopologyError as exc:
             raise TopologyError(*(f"workers.{self.name}.{problem}" for problem in exc.problems)) from None
+        for key in ("nat", "firewall"):
+            if getattr(self, key) is not None and not isinstance(namespaces.net, New):
+                raise TopologyError(f"workers.{self.name}.{key}: only in a network namespace of its own")
         if self.ready is not None and self.command is None:
             raise TopologyError(f"workers.{self.name}.ready: a worker without a command is never ready")
         if self.hostname is not None and not 0 < len(os.fsencode(self.hostname)) <= 64:
