@@ -125,8 +125,10 @@ class Engine:
     ) -> None:
         """One datagram, where the indices are known in advance."""
         netlink = Netlink(handle.sock, handle.name)
-        requests = [Request(messages.set_link(_LOOPBACK, up=True), "set up", "lo")]
-        requests += [_add(_LOOPBACK, address, "lo") for address in (() if node is None else node.loopback)]
+        requests = []
+        if node is not None and node.loopback:  # up already, unless the namespace is somebody else's
+            requests.append(Request(messages.set_link(_LOOPBACK, up=True), "set up", "lo"))
+            requests += [_add(_LOOPBACK, address, "lo") for address in node.loopback]
         indices = {}
         for end in ends:
             index = indices[end.ifname] = end.index or self._index(netlink, end.ifname)
