@@ -509,3 +509,50 @@ def test_emulation_from_a_graph_is_refused_until_it_works() -> None:
     graph.add_edge(0, 1)
     assert Topology.from_networkx(graph, delay="geo").emulated() == ["links[0]"]
     assert not nsorch.Topology.from_networkx(graph).emulated()
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "expected"),
+    [
+        ("x.json", '{"workers": {"a": {}, "a": {"forward": true}}}', ": workers.a: is given twice"),
+        ("x.yaml", "workers:\n  a: {}\n  a: {forward: true}\n", ":3: workers.a: is given twice"),
+        ("x.yaml", "workers: {a: {env: {x: '1', x: '2'}}}\n", ":1: workers.a.env.x: is given twice"),
+        ("x.clab.yml", "topology:\n  nodes: {a: {kind: linux}, a: {kind: bridge}}\n", "topology.nodes.a: is given twice"),
+        ("x.yaml", "a: !!timestamp foo", ':1: "foo" is not a YAML timestamp'),
+        ("x.yaml", "\nname: !!int ''", ':2: "" is not a YAML int'),
+        ("x.yaml", "name: !!bool foo", "is not a YAML bool"),
+        ("x.yaml", "name: !!python/object/apply:os.system [true]", ":1: could not determine a constructor"),
+        ("x.yaml", "name: a\0b", "not allowed"),
+        ("x.yaml", "a: &a [1]\nb: *a", ":2: aliases are not allowed"),
+        ("x.clab.yml", "topology: {nodes: &n [*n]}", "nested too deeply"),
+        ("x.clab.yml", "a0: &a0 [x]\n" + "".join(f"a{n + 1}: &a{n + 1} [{f'*a{n}, ' * 9}]\n" for n in range(9)), "1000000 values"),
+        ("x.json", '{"name": "a\\u0000b"}', "name: null character"),
+        ("x.json", '{"workers": {"a": {"label": "\\ud800", "env": {"\\udfff": ""}}}}', "workers.a.label: '\\ud800' is not Unicode"),
+        ("x.json", '{"workers": {"a": {}, "b": {}}, "links": [{"ends": ["a", "b"], "delay": 1' + "0" * 400 + "}]}", "links[0].delay"),
+        ("x.toml", "name = 0x" + "f" * 5000, "name: a huge number is not a string"),
+        ("x.toml", "".join(f"[workers.a{n}]\ncount = 50000\n" for n in range(3)), ":6: workers.a2.count: with the others'"),
+        ("x.toml", "name = 'x'\nbridges = ?", ":2: Invalid value"),
+        ("x.json", '{\n"name": }', ":2: Expecting value"),
+        ("x.toml", "[workers.a]\nsysctls = { 'vm.swappiness' = 1 }", "workers.a.sysctls.vm.swappiness: belongs to no namespace"),
+    ],
+)  # fmt: skip
+def test_refused_with_its_place(name: str, text: str, expected: str, tmp_path: pathlib.Path) -> None:
+    (tmp_path / name).write_text(text)
+    with pytest.raises(TopologyError) as caught:
+        Topology.load(tmp_path / name)
+    assert expected in str(caught.value)
+    assert str(tmp_path / name) in str(caught.value)
+
+
+def test_what_no_file_can_hold_is_not_dumped(tmp_path: pathlib.Path) -> None:
+    for command in ([b"\xff"], ["echo", "\ud800"], ["a", pathlib.Path("/\udcff")]):
+        topology = Topology()
+        topology.worker("a", command)
+        (tmp_path / "x.toml").write_text("kept")
+        with pytest.raises(TopologyError, match=r"workers\.a\.command: .* can't be written to a file"):
+            topology.dump(tmp_path / "x.toml")
+        assert (tmp_path / "x.toml").read_text() == "kept"
+    topology = Topology()
+    topology.worker("a", [b"echo", pathlib.Path("/x")])
+    topology.dump(tmp_path / "x.toml")
+    assert Topology.load(tmp_path / "x.toml").workers["a"].command == ("echo", "/x")

@@ -267,7 +267,7 @@ def test_munet(tmp_path: pathlib.Path) -> None:
         ),
         (Topology.from_containerlab, 'topology: {nodes: {a: {kind: linux, cmd: "\'"}}}', "topology.nodes.a.cmd"),
         (Topology.from_containerlab, "topology: {nodes: {a: {kind: linux, cmd: 5}}}", "topology.nodes.a.cmd: 5 is not"),
-        (Topology.from_containerlab, "{", "line"),
+        (Topology.from_containerlab, "{", "expected the node content"),
     ],
 )
 def test_wrong_files(reader: Any, text: str, problem: str, tmp_path: pathlib.Path) -> None:

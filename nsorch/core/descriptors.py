@@ -7,6 +7,7 @@ A descriptor of a namespace keeps the namespace alive, with all its interfaces. 
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import resource
 import threading
@@ -24,6 +25,17 @@ registering = threading.RLock()
 def own(fds: Iterable[int]) -> None:
     """From now on these are closed in every child that Python forks. Call it with :data:`registering` held."""
     _open.update(fds)
+
+
+def duplicate(fd: int) -> int:
+    """Another descriptor of the same, owned, and none of the standard streams.
+
+    :raises OSError: *fd* isn't open
+    """
+    with registering:
+        copy = fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 3)
+        own([copy])
+    return copy
 
 
 def disown(fd: int) -> None:

@@ -112,6 +112,7 @@ class Streams:
         """Make the pipes that are asked for.
 
         :raises TypeError: something that is no stream
+        :raises OSError: a descriptor that isn't open
         """
         streams = cls()
         try:
@@ -130,6 +131,12 @@ class Streams:
     def _add(self, fd: int) -> None:
         self.sources.append(len(self.fds))
         self.fds.append(fd)
+
+    def _add_copy(self, fd: int) -> None:
+        """Of a descriptor that may be closed before the request is sent."""
+        copy = descriptors.duplicate(fd)
+        self._ours.append(copy)
+        self._add(copy)
 
     def _add_input(self, source: object) -> None:
         if source == subprocess.PIPE:
@@ -155,9 +162,9 @@ class Streams:
         elif source == subprocess.DEVNULL:
             self.sources.append(Stream.NULL)
         elif isinstance(source, int) and source >= 0:
-            self._add(source)
+            self._add_copy(source)
         elif hasattr(source, "fileno"):
-            self._add(source.fileno())
+            self._add_copy(source.fileno())
         else:
             raise TypeError(f"a standard stream is PIPE, DEVNULL, None, a descriptor or a file, not {source!r}")
 

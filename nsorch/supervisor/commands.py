@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import grp
 import marshal
 import os
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import anyio
 
+from nsorch.core.failures import translate
 from nsorch.core.process import Streams
 from nsorch.core.spawner.protocol import Command
 from nsorch.errors import PermissionDeniedError, SetupError
@@ -42,11 +44,12 @@ async def build_command(
     argv = tuple(os.fsencode(argument) for argument in arguments)
     if not argv or not argv[0]:
         raise ValueError("a command needs a program")
-    _refuse_null_bytes(argv)
+    directory = _current_directory() if cwd is None else os.fsencode(cwd)
+    _refuse_null_bytes((*argv, directory))
     return Command(
         argv=argv,
         env=env,
-        cwd=_current_directory() if cwd is None else os.fsencode(cwd),
+        cwd=directory,
         cwd_required=cwd is not None,
         streams=(0, 0, 0),
         mode=mode,
@@ -58,10 +61,12 @@ async def build_command(
 def encode_environment(env: Mapping[str, str] | None) -> bytes:
     """A whole environment as the clone core wants it; the application's own if *env* is None.
 
-    :raises ValueError: a null byte
+    :raises ValueError: a null byte, or a name that is empty or holds "="
     """
     pairs = dict(os.environb) if env is None else {os.fsencode(key): os.fsencode(value) for key, value in env.items()}
     _refuse_null_bytes((*pairs.keys(), *pairs.values()))
+    if env is not None and (wrong := [name for name in pairs if not name or b"=" in name]):
+        raise ValueError(f"{wrong[0]!r} can't be the name of an environment variable")
     return marshal.dumps(pairs)
 
 
@@ -82,21 +87,26 @@ def _find_user(user: str | int, worker: str) -> tuple[int, int, tuple[int, ...]]
     """(uid, gid, groups) of a name, a uid, or ``uid:gid``."""
     name, _, group = str(user).partition(":")
     try:
-        entry = pwd.getpwuid(int(name)) if name.isdigit() else pwd.getpwnam(name)
+        entry = pwd.getpwuid(int(name)) if _is_id(name) else pwd.getpwnam(name)
         uid, gid = entry.pw_uid, entry.pw_gid
         groups = tuple(os.getgrouplist(entry.pw_name, gid))
-    except KeyError:
-        if not name.isdigit():
+    except (KeyError, ValueError):
+        if not _is_id(name):
             raise SetupError(f'there is no user "{name}"', worker=worker, stage="user") from None
         uid = gid = int(name)
         groups = ()
     if group:
         try:
-            gid = int(group) if group.isdigit() else grp.getgrnam(group).gr_gid
-        except KeyError:
+            gid = int(group) if _is_id(group) else grp.getgrnam(group).gr_gid
+        except (KeyError, ValueError):
             raise SetupError(f'there is no group "{group}"', worker=worker, stage="user") from None
         groups = ()
     return uid, gid, groups
+
+
+def _is_id(text: str) -> bool:
+    """Whether it is a uid or gid: 32 bits, but for the one that means none (credentials(7))."""
+    return text.isascii() and text.isdecimal() and len(text) <= 10 and int(text) < 2**32 - 1
 
 
 def check_user(user: str | int | None, worker: str) -> None:
@@ -136,10 +146,10 @@ class OpenedStreams:
         self._streams.close()
 
 
-async def open_streams(stdin: object, stdout: object, stderr: object) -> OpenedStreams:
+async def open_streams(stdin: object, stdout: object, stderr: object, *, worker: str) -> OpenedStreams:
     """Make pipes, and open the files that are given by path: for appending, in a thread.
 
-    :raises OSError: a file can't be opened
+    :raises NsorchError: of stage ``"streams"``: a file can't be opened, or a descriptor isn't open
     """
     files: list[int] = []
     sources: list[object] = []
@@ -154,7 +164,9 @@ async def open_streams(stdin: object, stdout: object, stderr: object) -> OpenedS
             else:
                 sources.append(source)
         return OpenedStreams(Streams.make(*sources), files)
-    except BaseException:
+    except BaseException as exc:
         for fd in files:
             os.close(fd)
+        if isinstance(exc, OSError):
+            raise translate("streams", exc.errno or errno.EIO, exc.filename or "", worker) from None
         raise

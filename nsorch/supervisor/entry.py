@@ -92,17 +92,10 @@ def _join_worker(joined: dict[int, int], kind: int, other: str, held: Held, work
         raise TopologyError(
             f'workers.{worker}.namespaces.{NS_FILES[kind]}: "{other}" has no {NS_FILES[kind]} namespace of its own'
         )
-    joined[kind] = duplicate(held[other][kind])
+    joined[kind] = descriptors.duplicate(held[other][kind])
     # Whoever enters a namespace needs rights in the user namespace that owns it.
     if CLONE_NEWUSER in held[other] and CLONE_NEWUSER not in joined:
-        joined[CLONE_NEWUSER] = duplicate(held[other][CLONE_NEWUSER])
-
-
-def duplicate(fd: int) -> int:
-    with descriptors.registering:
-        copy = fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 3)
-        descriptors.own([copy])
-    return copy
+        joined[CLONE_NEWUSER] = descriptors.duplicate(held[other][CLONE_NEWUSER])
 
 
 def _open(source: Source, name: str, kind: int, worker: str) -> int:
@@ -110,7 +103,7 @@ def _open(source: Source, name: str, kind: int, worker: str) -> int:
     try:
         if isinstance(source, OfDescriptor):
             path = f"descriptor {source.fd}"
-            fd = duplicate(source.fd)
+            fd = descriptors.duplicate(source.fd)
         else:
             path = f"/proc/{source.pid}/ns/{name}" if isinstance(source, OfPid) else str(source.path)  # type: ignore[union-attr]
             with descriptors.registering:

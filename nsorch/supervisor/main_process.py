@@ -113,6 +113,7 @@ class MainProcess:
             subprocess.DEVNULL if spec.stdin is None else spec.stdin,
             spec.stdout,
             subprocess.PIPE if capture else spec.stderr,
+            worker=worker.name,
         )
         self.incarnation += 1
         self.exit, self._stopping = None, False

@@ -21,6 +21,7 @@ from nsorch.supervisor.turns import in_turns
 from nsorch.supervisor.worker import Worker
 from nsorch.topology.checks import find_loop, joined_names
 from nsorch.topology.namespaces import NamespaceSet
+from nsorch.topology.sysctls import sysctl_path
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
@@ -438,10 +439,4 @@ def _network_sysctls(spec: WorkerSpec, inherited: Mapping[str, str]) -> list[tup
 
 
 def _sysctls(spec: WorkerSpec) -> list[tuple[str, str]]:
-    pairs = []
-    for name, value in spec.sysctls.items():
-        path = name if "/" in name else name.replace(".", "/")
-        if ".." in path.split("/") or not path:
-            raise TopologyError(f'workers.{spec.name}.sysctls: "{name}" is not the name of a sysctl')
-        pairs.append((f"/proc/sys/{path.lstrip('/')}", str(value)))
-    return pairs
+    return [(f"/proc/sys/{sysctl_path(name)}", str(value)) for name, value in spec.sysctls.items()]

@@ -281,7 +281,7 @@ class Worker:
             session=session,
             worker=self.name,
         )
-        streams = await open_streams(*sources)
+        streams = await open_streams(*sources, worker=self.name)
         job: Job | None = None
         try:
             job = supervisor._helper.spawn(
@@ -570,7 +570,7 @@ class Worker:
         if name in ("", ".", "..") or "/" in name or "\0" in name or len(os.fsencode(name)) > 255:
             raise ValueError(f"{name!r} is not the name of a pin")
         path = f"{folder.rstrip('/')}/{name}"
-        if not path.startswith("/"):
+        if not path.startswith("/") or "\0" in path:
             raise ValueError(f"{folder!r} is not an absolute path")
         await self._supervisor._wiring.watcher.enter(self)
         await self._supervisor._helper.pin(os.fsencode(path), b"/proc/%d/fd/%d" % (os.getpid(), netns), self.name)

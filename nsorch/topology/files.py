@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import json
 import os
-import tomllib
 from typing import TYPE_CHECKING, Any
 
 from nsorch.errors import TopologyError
+from nsorch.topology.reading import read_json, read_text, read_toml, read_yaml
 from nsorch.topology.structure import from_dict
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from nsorch.topology.model import Topology
-
-_MAX_BYTES = 64 * 1024 * 1024
+    from nsorch.topology.reading import Read
 
 
 def load(path: str | os.PathLike[str], **options: Any) -> Topology:
@@ -35,19 +34,19 @@ def load(path: str | os.PathLike[str], **options: Any) -> Topology:
     if options.get("delay") is not None or options.get("rate") is not None:
         raise TopologyError("delay and rate are read from the attributes of GraphML alone", source=name)
     try:
-        data = _READERS[suffix](text)
-    except TopologyError as exc:
-        raise TopologyError(*exc.problems, source=name) from None
+        data, problems = _READERS[suffix](text)
     except RecursionError:
         raise TopologyError("nested too deeply", source=name) from None
-    except ValueError as exc:
-        raise TopologyError(str(exc), source=name) from None
+    except TopologyError as exc:
+        raise TopologyError(*exc.problems, source=name, lines=exc.lines) from None
     try:
         topology = from_dict(data)
     except RecursionError:
         raise TopologyError("nested too deeply", source=name) from None
     except TopologyError as exc:
-        raise TopologyError(*exc.problems, source=name, lines=_lines(exc.problems, text, suffix)) from None
+        problems += exc.problems
+    if problems:
+        raise TopologyError(*problems, source=name, lines=_lines(problems, text, suffix))
     if topology.name is None:
         topology.name = os.path.splitext(os.path.basename(name))[0]
     return topology
@@ -70,50 +69,9 @@ def _lines(problems: Sequence[str], text: str, suffix: str) -> list[int | None]:
     return [find_line(problem, lines) for problem in problems]
 
 
-def read_text(name: str) -> str:
-    try:
-        with open(name, "rb") as file:
-            data = file.read(_MAX_BYTES + 1)
-    except OSError as exc:
-        raise TopologyError(f"can't be read: {exc.strerror}", source=name) from None
-    if len(data) > _MAX_BYTES:
-        raise TopologyError(f"is larger than {_MAX_BYTES} bytes", source=name)
-    try:
-        return data.decode("utf-8-sig")
-    except UnicodeDecodeError as exc:
-        line = data.count(b"\n", 0, exc.start) + 1
-        raise TopologyError(f"is not UTF-8: byte 0x{data[exc.start]:02x} in line {line}", source=name) from None
-
-
-def read_yaml(text: str, *, aliases: bool = False) -> Any:
-    import yaml
-
-    class Loader(yaml.SafeLoader):
-        """Without aliases, by which a small file can be a huge one, and without keys given twice."""
-
-        def compose_node(self, parent: Any, index: Any) -> Any:
-            if not aliases and self.check_event(yaml.events.AliasEvent):
-                event = self.peek_event()  # type: ignore[no-untyped-call]
-                raise TopologyError(f"line {event.start_mark.line + 1}: aliases are not allowed")
-            return super().compose_node(parent, index)
-
-    try:
-        return yaml.load(text, Loader)  # noqa: S506 - it is a safe loader
-    except yaml.YAMLError as exc:
-        raise TopologyError(" ".join(str(exc).split())) from None
-
-
-def _no_constant(name: str) -> Any:
-    raise ValueError(f"{name} is not a number in JSON")
-
-
-def _read_json(text: str) -> Any:
-    return json.loads(text, parse_constant=_no_constant)
-
-
-_READERS: dict[str, Callable[[str], Any]] = {
-    ".toml": tomllib.loads,
-    ".json": _read_json,
+_READERS: dict[str, Callable[[str], Read]] = {
+    ".toml": read_toml,
+    ".json": read_json,
     ".yaml": read_yaml,
     ".yml": read_yaml,
 }
@@ -133,8 +91,9 @@ def dump(topology: Topology, path: str | os.PathLike[str]) -> None:
         text = to_toml(data)
     else:
         raise TopologyError(f'"{suffix}" is none of .toml, .yaml, .yml, .json', source=name)
-    with open(name, "w", encoding="utf-8") as file:
-        file.write(text)
+    encoded = text.encode()  # before the file is emptied
+    with open(name, "wb") as file:
+        file.write(encoded)
 
 
 def to_toml(data: dict[str, Any]) -> str:

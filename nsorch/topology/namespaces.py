@@ -133,13 +133,19 @@ def _source(kind: str, value: Any) -> Source:
     if isinstance(value, Source):
         return value
     if isinstance(value, Pid):
+        if isinstance(value.number, bool) or not isinstance(value.number, int) or not 0 < value.number < 1 << 31:
+            raise TopologyError(f"namespaces.{kind}: {value.number!r} is not a pid")
         return OfPid(value.number)
     if isinstance(value, int):
+        if not 0 <= value < 1 << 31:
+            raise TopologyError(f"namespaces.{kind}: {value} is not a descriptor")
         return OfDescriptor(value)
     if isinstance(value, str) and value.startswith("worker:"):
         return OfWorker(value.removeprefix("worker:"))
     if isinstance(value, os.PathLike) or (isinstance(value, str) and "/" in value):
-        return AtPath(os.fspath(value))
+        if "\0" in (path := os.fspath(value)):
+            raise TopologyError(f"namespaces.{kind}: null character in {path!r}")
+        return AtPath(path)
     if isinstance(name := getattr(value, "name", None), str):
         return OfWorker(name)
     raise TopologyError(

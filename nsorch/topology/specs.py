@@ -14,6 +14,7 @@ from nsorch.errors import AddressError, TopologyError
 from nsorch.topology.filters import Firewall, Nat, to_firewall, to_nat
 from nsorch.topology.names import interface_problem, name_problem
 from nsorch.topology.namespaces import NamespaceSet, New
+from nsorch.topology.sysctls import sysctl_problems
 from nsorch.topology.units import count, duration, fraction, rate
 
 T = TypeVar("T")
@@ -344,6 +345,10 @@ class WorkerSpec:
             object.__setattr__(self, "forward", True)
         try:
             namespaces = NamespaceSet.parse(self.namespaces, passive=self.command is None)
+            if self.sysctls and (problems := sysctl_problems(self.sysctls, namespaces)):
+                raise TopologyError(*problems)
+            if self.hostname is not None and not isinstance(namespaces.uts, New):
+                raise TopologyError("hostname: would be set outside: the worker has no uts namespace of its own")
         except TopologyError as exc:
             raise TopologyError(*(f"workers.{self.name}.{problem}" for problem in exc.problems)) from None
         for key in ("nat", "firewall"):
@@ -353,6 +358,9 @@ class WorkerSpec:
             raise TopologyError(f"workers.{self.name}.ready: a worker without a command is never ready")
         if self.hostname is not None and not 0 < len(os.fsencode(self.hostname)) <= 64:
             raise TopologyError(f'workers.{self.name}.hostname: "{self.hostname}" is not 1 to 64 bytes long')
+        for key in ("cwd", "hostname", "stdin", "stdout", "stderr"):
+            if isinstance(text := getattr(self, key), str) and "\0" in text:
+                raise TopologyError(f"workers.{self.name}.{key}: null character in {text!r}")
         taken: set[str] = set()
         for number, to in enumerate(self.links):
             if to.name is not None and to.name in taken:

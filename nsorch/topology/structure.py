@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import os
 import re
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
@@ -12,6 +13,7 @@ from attrs import evolve
 from nsorch.errors import NsorchError, TopologyError
 from nsorch.topology.filters import to_plain
 from nsorch.topology.model import Topology
+from nsorch.topology.reading import walk
 from nsorch.topology.specs import (
     EMULATION_KEYS,
     BridgeSpec,
@@ -106,7 +108,7 @@ class _Reader:
 
     def table(self, value: Any, path: str, keys: Iterable[str] | None = None) -> dict[str, Any]:
         if not isinstance(value, Mapping):
-            self.refuse(path, f"{_shown(value)} is not a table")
+            self.refuse(path, f"{shown(value)} is not a table")
             return {}
         for key in value:
             if keys is not None and key not in keys:
@@ -117,7 +119,7 @@ class _Reader:
 
     def sequence(self, value: Any, path: str) -> list[Any]:
         if not isinstance(value, list | tuple):
-            self.refuse(path, f"{_shown(value)} is not a list")
+            self.refuse(path, f"{shown(value)} is not a list")
             return []
         return list(value)
 
@@ -127,7 +129,7 @@ class _Reader:
         top = self.table(data, "", _TOP_KEYS)
         name = top.get("name")
         if name is not None and not isinstance(name, str):
-            self.refuse("name", f"{_shown(name)} is not a string")
+            self.refuse("name", f"{shown(name)} is not a string")
             name = None
         options: dict[str, Any] = {key: top[key] for key in ("routing", "metric") if key in top}
         for key, value in options.items():
@@ -177,7 +179,10 @@ class _Reader:
             return [] if spec is None else [spec]
         copies = table.pop("count")
         if isinstance(copies, bool) or not isinstance(copies, int) or not 1 <= copies <= MOST_COPIES:
-            self.refuse(f"{path}.count", f"{_shown(copies)} is not a whole number from 1 to {MOST_COPIES}")
+            self.refuse(f"{path}.count", f"{shown(copies)} is not a whole number from 1 to {MOST_COPIES}")
+            return []
+        if copies + sum(self.templates.values()) > MOST_COPIES:
+            self.refuse(f"{path}.count", f"with the others' these are more than {MOST_COPIES} workers")
             return []
         spec = self.worker(name, table)
         if spec is None or not self._may_be_copied(path, spec):
@@ -204,7 +209,7 @@ class _Reader:
         self._texts(table, path, _TEXT)
         for key in _FLAGS:
             if key in table and not isinstance(table[key], bool):
-                self.refuse(f"{path}.{key}", f"{_shown(table[key])} is neither true nor false")
+                self.refuse(f"{path}.{key}", f"{shown(table[key])} is neither true nor false")
         table["links"] = tuple(
             link
             for number, item in enumerate(self.sequence(table.get("links", []), f"{path}.links"))
@@ -221,9 +226,9 @@ class _Reader:
             table["sysctls"] = self.table(table["sysctls"], f"{path}.sysctls")
             for key, item in table["sysctls"].items():
                 if isinstance(item, bool) or not isinstance(item, str | int):
-                    self.refuse(f"{path}.sysctls.{key}", f"{_shown(item)} is neither a string nor a number")
+                    self.refuse(f"{path}.sysctls.{key}", f"{shown(item)} is neither a string nor a number")
         if "user" in table and (isinstance(table["user"], bool) or not isinstance(table["user"], str | int)):
-            self.refuse(f"{path}.user", f"{_shown(table['user'])} is neither a name nor a uid")
+            self.refuse(f"{path}.user", f"{shown(table['user'])} is neither a name nor a uid")
         for key in ("stdin", "stdout", "stderr"):
             table[key] = _stream(table.get(key))
         self.check_each(path, ("command", "env", "nat", "firewall"), table, lambda **part: WorkerSpec(name="x", **part))
@@ -235,7 +240,7 @@ class _Reader:
     def _texts(self, table: Mapping[str, Any], path: str, keys: Iterable[str]) -> bool:
         wrong = [key for key in keys if table.get(key) is not None and not isinstance(table[key], str)]
         for key in wrong:
-            self.refuse(f"{path}.{key}", f"{_shown(table[key])} is not a string")
+            self.refuse(f"{path}.{key}", f"{shown(table[key])} is not a string")
         return not wrong
 
     def to(self, path: str, value: Any) -> To | None:
@@ -310,9 +315,28 @@ def _below(path: str, problem: str) -> str:
     return f"{path}{problem[own.end() :]}" if own[0] == last else f"{path}.{problem}"
 
 
-def _shown(value: Any) -> str:
+def shown(value: Any) -> str:
+    """For an error: not all of it, where it is long."""
+    if isinstance(value, int) and value.bit_length() > 256:
+        return "a huge number"
     text = f'"{value}"' if isinstance(value, str) else repr(value)
     return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+def _unwritable(data: Any) -> list[str]:
+    """Texts that no file, command line or file name can hold."""
+    problems = []
+    for path, value in walk(data):
+        for what, text in [(path, value)] if isinstance(value, str) else [(path, key) for key in _keys(value)]:
+            if "\0" in text:
+                problems.append(f"{what}: null character in {text!r}" if what else f"null character in {text!r}")
+            elif not text.isascii() and any("\ud800" <= letter <= "\udfff" for letter in text):
+                problems.append(f"{what}: {text!r} is not Unicode" if what else f"{text!r} is not Unicode")
+    return problems
+
+
+def _keys(value: Any) -> list[str]:
+    return [key for key in value if isinstance(key, str)] if isinstance(value, Mapping) else []
 
 
 def _stream(value: Any) -> Any:
@@ -323,6 +347,8 @@ def _stream(value: Any) -> Any:
 
 def from_dict(data: Mapping[str, Any]) -> Topology:
     """See :meth:`Topology.from_dict`."""
+    if problems := _unwritable(data):
+        raise TopologyError(*problems)
     reader = _Reader()
     topology = reader.topology(data)
     if reader.problems:
@@ -405,6 +431,13 @@ def _ready(ready: TcpReady | ExecReady | None) -> Any:
     return {"exec": list(ready.command), "timeout": ready.timeout, "interval": ready.interval}
 
 
+def _text(value: Any, path: str) -> str:
+    text = os.fsdecode(value)
+    if not _unwritable(text):
+        return text
+    raise TopologyError(f"{path}: {value!r} can't be written to a file")
+
+
 def _stream_name(value: Any, path: str) -> Any:
     from subprocess import DEVNULL
 
@@ -429,11 +462,11 @@ def _namespaces(value: Any, path: str) -> Any:
 def _worker(spec: WorkerSpec) -> dict[str, Any]:
     path = f"workers.{spec.name}"
     return _set(
-        command=None if spec.command is None else [str(item) for item in spec.command],
+        command=None if spec.command is None else [_text(item, f"{path}.command") for item in spec.command],
         links=[_to(to) for to in spec.links] or None,
         namespaces=_namespaces(spec.namespaces, f"{path}.namespaces"),
         env=spec.env,
-        cwd=None if spec.cwd is None else str(spec.cwd),
+        cwd=None if spec.cwd is None else _text(spec.cwd, f"{path}.cwd"),
         user=spec.user,
         hostname=spec.hostname,
         init=None if spec.init else False,

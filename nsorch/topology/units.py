@@ -31,6 +31,8 @@ _BITS = {
 def _split(value: object, what: str) -> tuple[float, str]:
     if isinstance(value, bool) or not isinstance(value, str | int | float):
         raise ValueError(f"{value!r} is not {what}")
+    if isinstance(value, int) and value.bit_length() > 256:
+        raise ValueError(f"a huge number is not {what}")  # no float has room for it
     if not isinstance(value, str):
         number, unit = float(value), ""
     else:

@@ -58,10 +58,11 @@ def resolve(command: Command) -> bytes:
 
 def enter_directory(command: Command) -> None:
     try:
-        os.chdir(command.cwd)
-    except OSError as exc:
+        with stage("cwd", os.fsdecode(command.cwd)):
+            os.chdir(command.cwd)
+    except StageError:
         if command.cwd_required:
-            raise StageError("cwd", exc.errno or errno.EIO, os.fsdecode(command.cwd)) from None
+            raise
         os.chdir("/")
 
 

@@ -6,6 +6,7 @@ It is a forked copy of the spawner, and does as little as it can: each page it t
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import signal
 from typing import TYPE_CHECKING
@@ -58,8 +59,8 @@ def supervise(
     except StageError as exc:
         protocol.send(report, (Event.FAILED, job, exc.stage, exc.number, exc.detail))
         return 125
-    except OSError as exc:
-        protocol.send(report, (Event.FAILED, job, "init", exc.errno or 5, ""))
+    except (OSError, ValueError, OverflowError) as exc:
+        protocol.send(report, (Event.FAILED, job, "init", getattr(exc, "errno", None) or errno.EINVAL, str(exc)))
         return 125
     return os.WEXITSTATUS(status) if os.WIFEXITED(status) else 128 + os.WTERMSIG(status)
 

@@ -138,18 +138,31 @@ class Server:
 
     def _serve_request(self, message: tuple[Any, ...], fds: list[int]) -> None:
         operation, *values = message
+        request = protocol.OPERATIONS[operation](*values)
         try:
-            request = protocol.OPERATIONS[operation](*values)
-            if isinstance(request, Spawn):
-                self._spawn(request, fds)
-            elif isinstance(request, OpenSocket):
-                self._open_socket(request, fds[0])
-            elif isinstance(request, protocol.Pin):
-                self._pin(request)
-            else:
-                self._kill(request)
+            # One request that can't be served must not end all workers.
+            with stage(operation):
+                if isinstance(request, Spawn):
+                    self._spawn(request, fds)
+                elif isinstance(request, OpenSocket):
+                    self._open_socket(request, fds[0])
+                elif isinstance(request, protocol.Pin):
+                    self._pin(request)
+                else:
+                    self._kill(request)
+        except StageError as exc:
+            self._abandon(request.job)
+            self._fail(request.job, exc)
         finally:
             _close(fds)
+
+    def _abandon(self, number: int) -> None:
+        """Kill what was started for a job that fails nevertheless; its exit is nobody's business."""
+        job = self._jobs.pop(number, None)
+        if job is not None:
+            job.forget()
+            if job.pid:
+                os.kill(job.pid, signal.SIGKILL)
 
     def _answer(self, message: tuple[Any, ...], fds: list[int]) -> None:
         """Queue an answer: a full socket must not stop the reaping. *fds* are closed when it is sent."""
@@ -190,7 +203,7 @@ class Server:
         else:
             self._answer((Event.SOCKET, request.job), [opened.detach()])
         finally:
-            setns(self._home.namespaces[CLONE_NEWNET], CLONE_NEWNET)
+            self._return(CLONE_NEWNET)
 
     def _pin(self, request: protocol.Pin) -> None:
         try:
@@ -319,9 +332,12 @@ class Server:
                 unshare(made)
 
     def _return(self, kinds: int) -> None:
-        for kind, fd in self._home.namespaces.items():
-            if kinds & kind:
-                setns(fd, kind)
+        try:
+            for kind, fd in self._home.namespaces.items():
+                if kinds & kind:
+                    setns(fd, kind)
+        except OSError:
+            os._exit(1)  # what followed would be done in the wrong place
 
     def _prepare(self, request: Spawn) -> None:
         """What a new namespace needs, done from inside of it."""

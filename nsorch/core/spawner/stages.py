@@ -22,8 +22,11 @@ class StageError(Exception):
 
 @contextlib.contextmanager
 def stage(name: str, detail: str = "") -> Iterator[None]:
-    """Give an OSError of the block the name of the step that it stopped."""
+    """Give an OSError of the block the name of the step that it stopped; and what Python refuses before it asks the
+    kernel, such as a null byte, or a number that C has no room for."""
     try:
         yield
     except OSError as exc:
         raise StageError(name, exc.errno or errno.EIO, detail) from None
+    except (ValueError, OverflowError) as exc:
+        raise StageError(name, errno.EINVAL, f"{detail}: {exc}" if detail else str(exc)) from None

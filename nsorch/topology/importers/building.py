@@ -7,9 +7,10 @@ from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 from nsorch.errors import NsorchError, TopologyError
-from nsorch.topology.files import read_text, read_yaml
 from nsorch.topology.model import Topology
 from nsorch.topology.names import name_problem
+from nsorch.topology.reading import read_text, read_yaml
+from nsorch.topology.structure import shown
 
 Table = Mapping[str, Any]
 _LISTED = 10
@@ -54,7 +55,7 @@ class Building:
         if value is None:
             return {}
         if not isinstance(value, Mapping):
-            self.refuse(path, f"{value!r} is not a table")
+            self.refuse(path, f"{shown(value)} is not a table")
             return {}
         return {str(key): item for key, item in value.items()}
 
@@ -62,14 +63,14 @@ class Building:
         if value is None:
             return []
         if not isinstance(value, list | tuple):
-            self.refuse(path, f"{value!r} is not a list")
+            self.refuse(path, f"{shown(value)} is not a list")
             return []
         return list(value)
 
     def text(self, value: Any, path: str) -> str | None:
         if value is None or isinstance(value, str):
             return value
-        self.refuse(path, f"{value!r} is not a string")
+        self.refuse(path, f"{shown(value)} is not a string")
         return None
 
     def add(self, path: str, make: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
@@ -98,11 +99,13 @@ def read(path: str) -> dict[str, Any]:
     :raises TopologyError: it can't be read, or holds none
     """
     try:
-        data = read_yaml(read_text(path), aliases=True)
+        data, problems = read_yaml(read_text(path), aliases=True)
     except TopologyError as exc:
-        raise TopologyError(*exc.problems, source=path) from None
+        raise TopologyError(*exc.problems, source=path, lines=exc.lines) from None
     except RecursionError:
         raise TopologyError("nested too deeply", source=path) from None
+    if problems:
+        raise TopologyError(*problems, source=path)
     if not isinstance(data, Mapping):
         raise TopologyError("holds no table", source=path)
     return {str(key): item for key, item in data.items()}
