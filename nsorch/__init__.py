@@ -7,6 +7,7 @@ from nsorch.errors import (
     AddressError,
     ClosedError,
     CommandNotFoundError,
+    ImageError,
     NameInUseError,
     NetlinkError,
     NotReadyError,
@@ -52,6 +53,7 @@ from nsorch.events import (
     WorkerUnhealthy,
 )
 from nsorch.host import Capacity, Feature, HostReport, probe
+from nsorch.images import ImageConfig, Unpacked, unpack
 from nsorch.net.packets import Packet
 from nsorch.net.ping import ProbeResult, Reachability
 from nsorch.supervisor.capture import Capture
@@ -106,6 +108,8 @@ __all__ = [
     "Forward",
     "Gap",
     "HostReport",
+    "ImageConfig",
+    "ImageError",
     "Interface",
     "Link",
     "LinkChanged",
@@ -141,6 +145,7 @@ __all__ = [
     "To",
     "Topology",
     "TopologyError",
+    "Unpacked",
     "UnsupportedError",
     "Usage",
     "Worker",
@@ -162,4 +167,5 @@ __all__ = [
     "exec_ready",
     "probe",
     "tcp_ready",
+    "unpack",
 ]

@@ -115,6 +115,17 @@ class TopologyError(NsorchError, ValueError):
         return texts
 
 
+class ImageError(NsorchError, ValueError):
+    """An image or archive is damaged, of no known form, or has an entry that leads outside. Nothing of it is left.
+
+    :ivar entry: the name of the entry that is wrong, as the archive has it, or ``""``
+    """
+
+    def __init__(self, message: str, *, entry: str = "", detail: str = "") -> None:
+        super().__init__(message, stage="unpack", detail=detail)
+        self.entry = entry
+
+
 class UnsupportedError(NsorchError):
     """This host, or this version of nsorch, can't do what was asked; the message names what is missing."""
 

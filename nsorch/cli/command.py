@@ -13,6 +13,7 @@ from nsorch.cli.convert import KINDS, convert
 from nsorch.cli.doctor import report
 from nsorch.cli.graph import FORMATS, write_graph
 from nsorch.cli.run import Options, run_topology
+from nsorch.cli.unpack import unpack_image
 from nsorch.cli.validate import validate_files
 from nsorch.cli.watch import Watched, state_of
 
@@ -116,6 +117,23 @@ def graph(file: str, form: str | None, output: str | None) -> None:
 def doctor(as_json: bool) -> None:
     """Say what this host can do, and what forbids the rest. Exit status 1 if no lab can run."""
     sys.exit(_guarded(lambda: report(as_json)))
+
+
+@nsorch.command()
+@click.argument("image", type=click.Path())
+@click.argument("directory", type=click.Path())
+@click.option("--tag", help="Which image of a layout.")
+@click.option("--platform", help="Such as linux/arm64/v8 instead of this machine's.")
+@click.option("--squash/--keep-owners", default=None, help="By default owners are kept as root alone.")
+@click.option("--json", "as_json", is_flag=True, help="Print the result as a JSON document.")
+def unpack(
+    image: str, directory: str, tag: str | None, platform: str | None, squash: bool | None, as_json: bool
+) -> None:
+    """Unpack IMAGE, an OCI image layout or a tarball of a root file system, into DIRECTORY, which must not exist or
+    be empty. An entry that leads outside is refused, and nothing is left then."""
+    sys.exit(
+        _guarded(lambda: unpack_image(image, directory, tag=tag, platform=platform, squash=squash, as_json=as_json))
+    )
 
 
 @nsorch.command("import")

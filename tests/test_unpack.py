@@ -1,0 +1,243 @@
+"""Images and tarballs become directories, layer by layer."""
+
+from __future__ import annotations
+
+import bz2
+import gzip
+import json
+import lzma
+import os
+import pathlib
+import stat
+import subprocess
+import sys
+import tarfile
+
+import anyio
+import pytest
+from images_support import Layout, entry, hard, link, tarball
+
+import nsorch
+
+pytestmark = pytest.mark.anyio
+ROOT = os.geteuid() == 0
+
+
+def listed(top: pathlib.Path) -> dict[str, str]:
+    """Each path with what it is: the contents of a file, the target of a link."""
+    found = {}
+    for path in sorted(top.rglob("*")):
+        name = str(path.relative_to(top))
+        if path.is_symlink():
+            found[name] = f"-> {os.readlink(path)}"
+        elif path.is_dir():
+            found[name] = "/"
+        else:
+            found[name] = path.read_text() if path.is_file() else "node"
+    return found
+
+
+@pytest.fixture
+def target(tmp_path: pathlib.Path) -> pathlib.Path:
+    (tmp_path / "out").mkdir()
+    return tmp_path / "out" / "rootfs"
+
+
+def image(tmp_path: pathlib.Path, *layers: bytes) -> pathlib.Path:
+    layout = Layout(tmp_path / "image")
+    return layout.add(layout.manifest(*layers)).write()
+
+
+async def test_layers(anyio_backend: str, tmp_path: pathlib.Path, target: pathlib.Path) -> None:
+    lower = tarball(
+        entry("./"), entry("./etc"), entry("./etc/old", b"old"), entry("./etc/kept", b"kept"), entry("usr/lib/a", b"a"),
+        link("lib", "usr/lib"), link("var/run", "/run"), entry("run"), entry("opaque/x/deep", b"x"), entry("gone/b", b"b"),
+        entry("file", b"a file"), entry("folder/in", b"in"), link("link", "file"),
+    )  # fmt: skip
+    upper = tarball(
+        entry("etc/.wh.old", b""), entry("lib/b", b"b"), entry("var/run/pid", b"1"), entry("opaque/new", b"new"),
+        entry("opaque/.wh..wh..opq", b""), entry(".wh.gone", b""), entry("file"), entry("folder", b"now a file"),
+        entry("link", b"no link any more"), hard("etc/hard", "etc/kept"), entry("nowhere/.wh.x", b""),
+        entry(".wh..wh.plnk", b""),
+    )  # fmt: skip
+    done = await nsorch.unpack(image(tmp_path, lower, upper), target)
+    assert (done.layers, done.directory, done.notes) == (2, str(target), ())
+    assert listed(target) == {
+        "etc": "/", "etc/kept": "kept", "etc/hard": "kept", "usr": "/", "usr/lib": "/", "usr/lib/a": "a",
+        "usr/lib/b": "b", "lib": "-> usr/lib", "var": "/", "var/run": "-> /run", "run": "/", "run/pid": "1",
+        "opaque": "/", "opaque/new": "new", "file": "/", "folder": "now a file", "link": "no link any more",
+    }  # fmt: skip
+    assert (target / "etc" / "hard").stat().st_ino == (target / "etc" / "kept").stat().st_ino
+    assert os.listdir(target.parent) == ["rootfs"]
+
+
+async def test_a_whiteout_spares_its_own_layer(
+    anyio_backend: str, tmp_path: pathlib.Path, target: pathlib.Path
+) -> None:
+    lower = tarball(entry("d/low", b"low"), entry("d/both", b"low"), entry("d/s/low", b"low"), entry("e/low", b"low"))
+    upper = tarball(
+        entry("d/both", b"high"), entry("d/s/high", b"high"), entry("d/.wh..wh..opq", b""),
+        entry("e", mode=0o700), entry("e/high", b"high"), entry(".wh.e", b""),
+    )  # fmt: skip
+    await nsorch.unpack(image(tmp_path, lower, upper), target)
+    assert listed(target) == {
+        "d": "/", "d/both": "high", "d/s": "/", "d/s/high": "high", "e": "/", "e/high": "high",
+    }  # fmt: skip
+    assert stat.S_IMODE((target / "e").stat().st_mode) == 0o700
+
+
+async def test_metadata(anyio_backend: str, tmp_path: pathlib.Path, target: pathlib.Path) -> None:
+    pax = {"SCHILY.xattr.user.color": "blue", "SCHILY.xattr.trusted.overlay.opaque": "y", "mtime": "1700000000.25"}
+    source = tmp_path / "rootfs.tar"
+    source.write_bytes(
+        tarball(
+            entry("shut", mode=0o555, mtime=5), entry("shut/in", b"in", mode=0o400), entry("shut/sub/deep", b"d"),
+            entry("su", b"su", mode=0o4755, uid=0, gid=0), entry("user", b"u", uid=1234, gid=2345, pax_headers=pax),
+            entry("fifo", b"", type=tarfile.FIFOTYPE), link("l", "nowhere"), entry("tmp", mode=0o1777),
+            entry("null", b"", type=tarfile.CHRTYPE, devmajor=1, devminor=3, mode=0o666),
+        )
+    )  # fmt: skip
+    done = await nsorch.unpack(source, target)
+    shut = (target / "shut").stat()
+    assert (stat.S_IMODE(shut.st_mode), shut.st_mtime) == (0o555, 5)
+    assert stat.S_IMODE((target / "shut" / "in").stat().st_mode) == 0o400
+    assert stat.S_IMODE((target / "tmp").stat().st_mode) == 0o1777
+    assert stat.S_IMODE(target.stat().st_mode) == 0o755
+    assert stat.S_ISFIFO((target / "fifo").stat().st_mode)
+    user = (target / "user").stat()
+    assert user.st_mtime == 1700000000.25
+    assert os.listxattr(target / "user") in (["user.color"], [])  # a file system without them
+    assert done.config is None
+    if ROOT:
+        assert (user.st_uid, user.st_gid) == (1234, 2345)
+        assert (target / "su").stat().st_mode & stat.S_ISUID
+        assert (target / "null").stat().st_rdev == os.makedev(1, 3)
+        squashed = await nsorch.unpack(source, target.with_name("squashed"), squash=True)
+        target, done = target.with_name("squashed"), squashed
+    assert {path.lstat().st_uid for path in target.rglob("*")} == {os.geteuid()}
+    assert not (target / "su").stat().st_mode & stat.S_ISUID
+    assert not (target / "null").exists()
+    notes = " ".join(done.notes)
+    assert "1 device nodes left out: null" in notes
+    assert "set-user-id" in notes
+    for path in (target / "shut", target.with_name("rootfs") / "shut"):
+        path.chmod(0o755)  # for pytest, to remove it
+
+
+@pytest.mark.parametrize("suffix", ["", ".gz", ".xz", ".bz2", ".zst"])
+@pytest.mark.parametrize("form", [tarfile.PAX_FORMAT, tarfile.GNU_FORMAT, tarfile.USTAR_FORMAT])
+async def test_tarballs(
+    suffix: str, form: int, anyio_backend: str, tmp_path: pathlib.Path, target: pathlib.Path
+) -> None:
+    data = tarball(entry("etc/hostname", b"x" * 100_000), link("a", "etc/hostname"), form=form)
+    if suffix == ".zst":
+        data = pytest.importorskip("zstandard").compress(data)
+    else:
+        data = {"": bytes, ".gz": gzip.compress, ".xz": lzma.compress, ".bz2": bz2.compress}[suffix](data)
+    (tmp_path / "rootfs").write_bytes(data)
+    done = await nsorch.unpack(tmp_path / "rootfs", target)
+    assert (done.size, done.layers, done.entries) == (100_000, 1, 2)
+    assert (target / "a").stat().st_size == 100_000
+
+
+async def test_what_gnu_tar_writes(anyio_backend: str, tmp_path: pathlib.Path, target: pathlib.Path) -> None:
+    """A tree with long names, hard links, holes and odd bytes comes back as it was."""
+    source = tmp_path / "source"
+    deep = source / ("d" * 100) / ("e" * 100)
+    deep.mkdir(parents=True)
+    (deep / ("f" * 200)).write_bytes(b"long")
+    os.link(deep / ("f" * 200), source / "second")
+    (source / os.fsdecode(b"odd \xff\n")).write_bytes(b"odd")
+    with open(source / "holes", "wb") as file:
+        file.seek(5_000_000)
+        file.write(b"end")
+    (source / "empty").touch()
+    for flags in (["-S", "--format=gnu"], ["-S", "--format=posix"]):
+        subprocess.run(["tar", *flags, "-cf", tmp_path / "x.tar", "-C", source, "."], check=True)
+        out = target.with_name(flags[1])
+        await nsorch.unpack(tmp_path / "x.tar", out)
+        assert listed_bytes(out) == listed_bytes(source)
+        assert (out / "holes").stat().st_blocks * 512 < 1_000_000
+        assert (out / "second").stat().st_nlink == 2
+
+
+def listed_bytes(top: pathlib.Path) -> dict[bytes, bytes]:
+    return {os.fsencode(p.relative_to(top)): p.read_bytes() for p in top.rglob("*") if p.is_file()}
+
+
+async def test_images_of_several(anyio_backend: str, tmp_path: pathlib.Path, target: pathlib.Path) -> None:
+    layout = Layout(tmp_path / "image")
+    nested = Layout(tmp_path / "nested")
+    nested.path = layout.path
+    for number, platform in enumerate(
+        ("linux/amd64", "linux/arm64/v8", "linux/arm/v6", "linux/arm/v7", "unknown/unknown")
+    ):
+        config = {"Entrypoint": ["/bin/sh"], "Cmd": ["-c", "true"], "Env": ["PATH=/bin", "E="], "WorkingDir": "/w"}
+        made = layout.manifest(tarball(entry(f"for-{number}", b"")), config=config)
+        nested.add(made, platform=platform)
+    descriptor = layout.blob(nested.index(), "application/vnd.oci.image.index.v1+json")
+    layout.add(descriptor, tag="all").add(layout.manifest(tarball(entry("other", b""))), tag="one").write()
+    for wanted, name in (("arm64", "for-1"), ("linux/arm/v7", "for-3"), ("linux/arm/v6", "for-2"), ("amd64", "for-0")):
+        out = target.with_name(wanted.replace("/", "-"))
+        done = await nsorch.unpack(layout.path, out, tag="all", platform=wanted)
+        assert os.listdir(out) == [name]
+    assert done.config is not None
+    assert done.config.command == ("/bin/sh", "-c", "true")
+    assert (dict(done.config.env), done.config.cwd) == ({"PATH": "/bin", "E": ""}, "/w")
+    await nsorch.unpack(layout.path, target, tag="one")
+    assert os.listdir(target) == ["other"]
+    for tag, platform, text in (
+        (None, None, "choose a tag: all, one"),
+        ("none", None, 'no tag "none"'),
+        ("all", "linux/s390x", "no image for linux/s390x"),
+        ("all", "a/b/c/d", "is not such as"),
+    ):
+        with pytest.raises(nsorch.ImageError, match=text):
+            await nsorch.unpack(layout.path, target.with_name("no"), tag=tag, platform=platform)
+
+
+async def test_what_skopeo_leaves_by_dir(anyio_backend: str, tmp_path: pathlib.Path, target: pathlib.Path) -> None:
+    layout = Layout(tmp_path / "image")
+    descriptor = layout.manifest(tarball(entry("a", b"a")))
+    flat = tmp_path / "flat"
+    (layout.path / "blobs" / "sha256").rename(flat)
+    (flat / descriptor["digest"].partition(":")[2]).rename(flat / "manifest.json")
+    (flat / "version").write_text("Directory Transport Version: 1.1\n")
+    done = await nsorch.unpack(flat, target)
+    assert (os.listdir(target), done.digest) == (["a"], descriptor["digest"])
+
+
+async def test_target(anyio_backend: str, tmp_path: pathlib.Path, target: pathlib.Path) -> None:
+    source = tmp_path / "x.tar"
+    source.write_bytes(tarball(entry("a", b"a")))
+    target.mkdir()
+    await nsorch.unpack(source, target)  # an empty one
+    with pytest.raises(OSError, match="not empty"):
+        await nsorch.unpack(source, target)
+    with pytest.raises(FileNotFoundError):
+        await nsorch.unpack(source, tmp_path / "missing" / "x")
+    assert listed(target) == {"a": "a"}
+
+
+async def test_cancelled(anyio_backend: str, tmp_path: pathlib.Path, target: pathlib.Path) -> None:
+    source = tmp_path / "fifo.tar.gz"
+    # 20,000 files: by far more work than what is done until the first is seen.
+    source.write_bytes(gzip.compress(tarball(*(entry(f"d/{n}", b"x" * 4000) for n in range(20_000))), 1))
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(nsorch.unpack, source, target)
+        while not [name for name in os.listdir(target.parent) if name.endswith(".unpacking")]:
+            await anyio.sleep(0.001)
+        tasks.cancel_scope.cancel()
+    assert os.listdir(target.parent) == []
+
+
+def test_command_line(tmp_path: pathlib.Path, target: pathlib.Path) -> None:
+    source = image(tmp_path, tarball(entry("a", b"abc")))
+    command = [sys.executable, "-m", "nsorch", "unpack", str(source)]
+    done = subprocess.run([*command, str(target), "--json"], capture_output=True, text=True, check=True)
+    document = json.loads(done.stdout)
+    assert (document["layers"], document["size"], document["directory"]) == (1, 3, str(target))
+    again = subprocess.run([*command, str(target)], capture_output=True, text=True, check=False)
+    assert again.returncode == 125
+    assert again.stderr.startswith("nsorch: ")
+    assert "not empty" in again.stderr
