@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check -q install
 
-.PHONY: demo test test-vm check bench clean
+.PHONY: demo test test-vm check bench bench-peers clean
 
 demo: $(VENV)/installed
 	$(BIN)/nsorch run examples/office.toml --check
@@ -26,8 +26,17 @@ check: $(VENV)/dev
 bench: $(VENV)/installed
 	$(BIN)/python -m bench
 
+# The other tools of row 16: Debian's packages are only unpacked, nothing of the system is changed.
+bench-peers: $(VENV)/installed
+	mkdir -p .peers/debian
+	cd .peers && apt-get download mininet bridge-utils net-tools && \
+		for package in *.deb; do dpkg -x "$$package" debian && rm "$$package"; done
+	/usr/bin/python3 -m venv --without-pip .peers/venv
+	$(BIN)/python -m pip --disable-pip-version-check -q --python .peers/venv/bin/python install munet
+	@command -v pgrep >/dev/null || echo "munet also needs pgrep, of the package procps"
+
 clean:
-	rm -rf $(VENV) .vm .mypy_cache .ruff_cache .hypothesis build dist *.egg-info
+	rm -rf $(VENV) .vm .peers .mypy_cache .ruff_cache .hypothesis build dist *.egg-info
 
 $(VENV)/bin/python:
 	@test -n "$(PYTHON)" || { echo "nsorch needs Python 3.11 or newer: make PYTHON=/path/to/python3"; exit 1; }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import statistics
+import subprocess
 import tempfile
 from functools import partial
 from typing import TYPE_CHECKING
@@ -14,6 +15,7 @@ from . import jobs
 from .figure import Figure, Limit
 from .jobs import measure
 from .networks import ROUTERS
+from .peers import peers
 from .processes import settle
 
 if TYPE_CHECKING:
@@ -358,6 +360,47 @@ def connection_row(setting: Setting) -> Iterator[Figure]:
     )
 
 
+_LONG = 15.0
+"""Seconds. What takes so long is measured once."""
+
+
+def peer_row(setting: Setting) -> Iterator[Figure]:
+    """Row 16: the same star by other tools."""
+    for n in sorted({min(size, setting.n) for size in (100, 300)}):
+        for peer in peers():
+            what = f"star of {n:,}, " + ("a process each" if peer.processes else "passive")
+            if peer.missing:
+                yield Figure(row=16, what=what, skipped=f"{peer.name}: {peer.missing}")
+                continue
+            shape = "exec" if peer.processes else "passive"
+            ours: list[dict[str, float]] = []
+            theirs: list[dict[str, float]] = []
+            for number in range(setting.pairs):
+                settle()
+                ours.append(measure(jobs.star, n, shape, backend=_BACKENDS[number % 2]))
+                settle()
+                try:
+                    theirs.append(peer.star(n))
+                except subprocess.CalledProcessError as exc:
+                    yield Figure(row=16, what=what, failed=f"{peer.name} ended with status {exc.returncode}")
+                    break
+                if theirs[-1]["created"] > _LONG:
+                    break
+            if len(theirs) < len(ours):
+                continue
+            for part, key in (("made", "created"), ("gone", "gone")):
+                measured, beside, ratio = _medians([(a[key], b[key]) for a, b in zip(ours, theirs, strict=True)])
+                yield Figure(
+                    row=16,
+                    what=f"{what}: {part}",
+                    unit="ms",
+                    measured=measured * 1e3,
+                    beside=beside * 1e3,
+                    beside_what=peer.name,
+                    ratio=ratio,
+                )
+
+
 def import_row(setting: Setting) -> Iterator[Figure]:
     """Row 9: what the import adds."""
     with tempfile.TemporaryDirectory(prefix="bench-") as cache:
@@ -396,4 +439,5 @@ ROWS: dict[int, Callable[[Setting], Iterator[Figure]]] = {
     13: partial(star_row, _STARS[1]),
     14: partial(star_row, _STARS[2]),
     15: connection_row,
+    16: peer_row,
 }
