@@ -62,7 +62,10 @@ from nsorch.supervisor.network import Bridge, Interface, Link
 from nsorch.supervisor.supervisor import Supervisor
 from nsorch.supervisor.worker import Worker
 from nsorch.topology import (
+    Bind,
     BridgeSpec,
+    Capabilities,
+    CapabilityChange,
     Change,
     Difference,
     Emulation,
@@ -72,25 +75,33 @@ from nsorch.topology import (
     Forward,
     LinkSpec,
     Nat,
+    Overlay,
     Pid,
     Route,
     Rule,
     TcpReady,
+    Tmpfs,
     To,
     Topology,
     WorkerSpec,
+    bind,
     exec_ready,
+    overlay,
     tcp_ready,
+    tmpfs,
 )
 
 __version__ = "0.1.0"
 
 __all__ = [
     "AddressError",
+    "Bind",
     "Bridge",
     "BridgeCreated",
     "BridgeRemoved",
     "BridgeSpec",
+    "Capabilities",
+    "CapabilityChange",
     "Capacity",
     "Capture",
     "Change",
@@ -124,6 +135,7 @@ __all__ = [
     "NetlinkError",
     "NotReadyError",
     "NsorchError",
+    "Overlay",
     "Packet",
     "PermissionDeniedError",
     "Pid",
@@ -142,6 +154,7 @@ __all__ = [
     "SupervisorStopped",
     "SupervisorStopping",
     "TcpReady",
+    "Tmpfs",
     "To",
     "Topology",
     "TopologyError",
@@ -164,8 +177,11 @@ __all__ = [
     "WorkerStatus",
     "WorkerStopping",
     "WorkerUnhealthy",
+    "bind",
     "exec_ready",
+    "overlay",
     "probe",
     "tcp_ready",
+    "tmpfs",
     "unpack",
 ]

@@ -160,6 +160,8 @@ class Facts:
 
     descriptors: dict[str, int]  #: "home net" (the fabric), "host net", "rtnetlink", "hosts", …
     sysctls: dict[str, str]  #: what a new network namespace has inherited
+    capabilities: int  #: bits of those that its workers can have
+    ids: tuple[tuple[tuple[int, int, int], ...], ...]  #: ranges of the uids and gids of its user namespace
     pid: int  #: of the stub
 
 
@@ -220,6 +222,8 @@ class Helper:
         return Facts(
             dict(zip(names, self._owned, strict=True)),
             self._facts["sysctls"],
+            self._facts["capabilities"],
+            self._facts["ids"],
             self._launched.pid,
         )
 

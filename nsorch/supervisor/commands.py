@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import errno
-import grp
 import marshal
 import os
-import pwd
 from typing import TYPE_CHECKING
 
 import anyio
@@ -14,12 +12,14 @@ import anyio
 from nsorch.core.failures import translate
 from nsorch.core.process import Streams
 from nsorch.core.spawner.protocol import Command
-from nsorch.errors import PermissionDeniedError, SetupError
+from nsorch.supervisor.confining import check_mapped
+from nsorch.supervisor.users import find_user
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
     from nsorch.core.streams import PipeReceiveStream, PipeSendStream
+    from nsorch.supervisor.confining import Confined
 
 Argument = str | bytes | os.PathLike[str]
 
@@ -33,10 +33,14 @@ async def build_command(
     mode: int,
     session: bool,
     worker: str,
+    confined: Confined,
+    unconfined: bool = False,
 ) -> Command:
     """The command without its streams. A *command* that is one string is a line for ``/bin/sh``.
 
     :param env: see :func:`encode_environment`
+    :param user: the worker's if None
+    :param unconfined: with the supervisor's privileges and as its user, unless *user* says otherwise
     :raises SetupError: there is no such user
     :raises ValueError: there is no program, or a null byte
     """
@@ -44,8 +48,13 @@ async def build_command(
     argv = tuple(os.fsencode(argument) for argument in arguments)
     if not argv or not argv[0]:
         raise ValueError("a command needs a program")
-    directory = _current_directory() if cwd is None else os.fsencode(cwd)
+    default = b"/" if confined.root else _current_directory()
+    directory = default if cwd is None else os.fsencode(cwd)
     _refuse_null_bytes((*argv, directory))
+    become = None if unconfined else confined.user
+    if user is not None:
+        become = await anyio.to_thread.run_sync(find_user, user, (), confined.rootfs, worker)
+        check_mapped(become, confined.mapped, worker)
     return Command(
         argv=argv,
         env=env,
@@ -54,7 +63,9 @@ async def build_command(
         streams=(0, 0, 0),
         mode=mode,
         session=session,
-        user=None if user is None else await anyio.to_thread.run_sync(_find_user, user, worker),
+        user=become,
+        confinement=b"" if unconfined else confined.confinement,
+        guarded=confined.guarded,
     )
 
 
@@ -81,46 +92,6 @@ def _current_directory() -> bytes:
         return os.getcwdb()
     except FileNotFoundError:
         return b"/"
-
-
-def _find_user(user: str | int, worker: str) -> tuple[int, int, tuple[int, ...]]:
-    """(uid, gid, groups) of a name, a uid, or ``uid:gid``."""
-    name, _, group = str(user).partition(":")
-    try:
-        entry = pwd.getpwuid(int(name)) if _is_id(name) else pwd.getpwnam(name)
-        uid, gid = entry.pw_uid, entry.pw_gid
-        groups = tuple(os.getgrouplist(entry.pw_name, gid))
-    except (KeyError, ValueError):
-        if not _is_id(name):
-            raise SetupError(f'there is no user "{name}"', worker=worker, stage="user") from None
-        uid = gid = int(name)
-        groups = ()
-    if group:
-        try:
-            gid = int(group) if _is_id(group) else grp.getgrnam(group).gr_gid
-        except (KeyError, ValueError):
-            raise SetupError(f'there is no group "{group}"', worker=worker, stage="user") from None
-        groups = ()
-    return uid, gid, groups
-
-
-def _is_id(text: str) -> bool:
-    """Whether it is a uid or gid: 32 bits, but for the one that means none (credentials(7))."""
-    return text.isascii() and text.isdecimal() and len(text) <= 10 and int(text) < 2**32 - 1
-
-
-def check_user(user: str | int | None, worker: str) -> None:
-    """Refuse early what only root can do.
-
-    :raises PermissionDeniedError: another user than root, of whom there is one in the supervisor's user namespace
-    """
-    if user is not None and str(user) not in ("0", "root", "0:0"):
-        raise PermissionDeniedError(
-            f'become user "{user}"',
-            worker=worker,
-            stage="user",
-            detail="without root, a supervisor's user namespace has the caller alone, as uid 0",
-        )
 
 
 class OpenedStreams:

@@ -13,6 +13,7 @@ from attrs import field, frozen
 from nsorch.core import descriptors
 from nsorch.core.failures import translate
 from nsorch.core.spawner.syscalls import (
+    CLONE_NEWCGROUP,
     CLONE_NEWIPC,
     CLONE_NEWNET,
     CLONE_NEWNS,
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
 
     from nsorch.topology.namespaces import NamespaceSet, Source
 
-KINDS = {name: kind for kind, name in NS_FILES.items() if name in ("user", "net", "mnt", "uts", "ipc", "pid")}
+KINDS = {name: kind for kind, name in NS_FILES.items()}
 _NS_GET_NSTYPE = 0xB703
 _HOSTS_OWN = CLONE_NEWNET | CLONE_NEWUTS | CLONE_NEWIPC
 
@@ -173,11 +174,11 @@ class Home:
 def home_of(opened: Mapping[str, int], rootless: bool) -> Home:
     """*opened* as :class:`nsorch.core.helper.Facts` has it."""
     return Home(
-        descriptors={kind: opened[f"home {name}"] for name, kind in KINDS.items()},
+        descriptors={kind: opened[f"home {name}"] for name, kind in KINDS.items() if f"home {name}" in opened},
         hosts={kind: opened[f"host {name}"] for name, kind in KINDS.items() if f"host {name}" in opened},
         rootless=rootless,
     )
 
 
-#: of those that a worker without its main process still has
-PERSISTENT = CLONE_NEWUSER | CLONE_NEWNET | CLONE_NEWNS | CLONE_NEWUTS | CLONE_NEWIPC
+#: of those that need a process to be in them
+OF_PROCESSES = CLONE_NEWPID | CLONE_NEWCGROUP

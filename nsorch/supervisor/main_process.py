@@ -12,11 +12,12 @@ from attrs import frozen
 
 from nsorch import events
 from nsorch.core.spawner.protocol import Mode, Spawn
-from nsorch.core.spawner.syscalls import CLONE_NEWNS, CLONE_NEWPID, NS_FILES
+from nsorch.core.spawner.syscalls import CLONE_NEWCGROUP, CLONE_NEWNS, CLONE_NEWPID, NS_FILES
 from nsorch.core.streams import Tail
 from nsorch.errors import ClosedError, NotReadyError, WorkerExitedError
 from nsorch.events import Exit, State, Usage
 from nsorch.supervisor.commands import build_command, encode_environment, open_streams
+from nsorch.supervisor.entry import OF_PROCESSES
 from nsorch.supervisor.readiness import wait_until_ready
 
 if TYPE_CHECKING:
@@ -90,24 +91,27 @@ class MainProcess:
         """
         spec, supervisor, worker = self._worker.spec, self._supervisor, self._worker
         assert spec.command is not None
-        make = entry.make if setup is not None else entry.make & CLONE_NEWPID
-        hold = make & ~CLONE_NEWPID
+        confined = worker._confined
+        make = entry.make if setup is not None else entry.make & OF_PROCESSES
+        hold = make & ~OF_PROCESSES
         joins = supervisor._home.joins(entry.joined if setup is not None else worker._held, entry.host)
         mode = Mode.EXEC
         if spec.init:
             mode = Mode.INIT if make & CLONE_NEWPID else Mode.KEEPER
-        proc = 0
-        if make & CLONE_NEWPID and entry.make & CLONE_NEWNS and (spec.init or spec.user is not None):
-            proc = 1 if self.incarnation == 0 else 2
         line = await build_command(
             spec.command,
-            env=environment if spec.env is None else encode_environment(spec.env),
+            env=environment if spec.env is confined.env is None else encode_environment(spec.env or confined.env),
             cwd=spec.cwd,
             user=spec.user,
             mode=mode,
             session=True,
             worker=worker.name,
+            confined=confined,
         )
+        proc = 0
+        forks = spec.init or line.user is not None or line.confinement or line.guarded or confined.own.guarded
+        if make & CLONE_NEWPID and entry.make & CLONE_NEWNS and forks:
+            proc = 1 if self.incarnation == 0 else 2
         capture = spec.ready is not None and spec.stderr is None
         streams = await open_streams(
             subprocess.DEVNULL if spec.stdin is None else spec.stdin,
@@ -131,9 +135,13 @@ class MainProcess:
                     first.sysctls,
                     first.loopback,
                     False,
-                    proc,
+                    tuple(confined.own._replace(proc=proc, cgroup=bool(make & CLONE_NEWCGROUP))),
                     line._replace(streams=streams.numbers),
                     None,
+                    confined.domainname if setup is not None else None,
+                    confined.time_offsets,
+                    confined.root if setup is not None else b"",
+                    confined.id_maps,
                 ),
                 [*(fd for _, fd in joins), *streams.fds],
                 worker=worker.name,

@@ -10,17 +10,17 @@ import anyio
 from nsorch import events
 from nsorch.core import descriptors
 from nsorch.core.spawner.protocol import Mode, Spawn
-from nsorch.core.spawner.syscalls import CLONE_NEWNET, CLONE_NEWPID, CLONE_NEWUTS, NS_FILES
+from nsorch.core.spawner.syscalls import CLONE_NEWCGROUP, CLONE_NEWNET, CLONE_NEWPID, CLONE_NEWUTS, NS_FILES
 from nsorch.errors import NameInUseError, SpawnerDiedError, TopologyError
 from nsorch.events import State
-from nsorch.supervisor.commands import build_command, check_user, encode_environment
+from nsorch.supervisor.commands import build_command, encode_environment
+from nsorch.supervisor.confining import confined_of, reconfined
 from nsorch.supervisor.connecting import Connecting
-from nsorch.supervisor.entry import open_sources
+from nsorch.supervisor.entry import OF_PROCESSES, open_sources
 from nsorch.supervisor.main_process import MainProcess, Setup, end
 from nsorch.supervisor.turns import in_turns
 from nsorch.supervisor.worker import Worker
 from nsorch.topology.checks import find_loop, joined_names
-from nsorch.topology.namespaces import NamespaceSet
 from nsorch.topology.sysctls import sysctl_path
 
 if TYPE_CHECKING:
@@ -63,6 +63,7 @@ class Starter:
 
     async def run_main(self, worker: Worker) -> None:
         """Begin another incarnation, up to its readiness."""
+        worker._confined = await reconfined(worker._confined, worker.spec, self._supervisor._facts)
         if worker._main is None:
             worker._main = MainProcess(self._supervisor, worker)
         assert worker._entry is not None
@@ -171,16 +172,16 @@ class Starter:
         _check_names(specs, supervisor)
         _check_joined(specs, supervisor)
         coming = {spec.name for spec in specs}
+        confined = []
         async for spec in in_turns(specs):
             supervisor._wiring.record.check(spec)
             supervisor._wiring.filters.check(spec, coming)
+            confined.append(await confined_of(spec, supervisor._facts, rootless=supervisor.rootless))
         descriptors.make_room(_DESCRIPTORS * len(specs))
-        async for spec in in_turns(specs):
+        async for spec, how in in_turns(zip(specs, confined, strict=True)):
             supervisor._check_running()
             _check_names([spec], supervisor)  # somebody may have been faster
-            if supervisor.rootless:
-                check_user(spec.user, spec.name)
-            worker = Worker(supervisor, spec, next(supervisor._orders))
+            worker = Worker(supervisor, spec, next(supervisor._orders), how)
             supervisor._workers[spec.name] = worker
             workers.append(worker)
             supervisor._bus.publish(events.WorkerRequested(worker=spec.name))
@@ -203,11 +204,12 @@ class Starter:
         supervisor, spec = self._supervisor, worker.spec
         entry = self._enter(worker)
         worker._entry = entry
-        make = entry.make & ~CLONE_NEWPID
+        confined = worker._confined
+        make = entry.make & ~OF_PROCESSES
         joins = supervisor._home.joins(entry.joined, 0)
         setup = self._setup(worker, entry)
         check = None
-        if spec.command is not None:
+        if spec.command is not None and not confined.root:
             check = await build_command(
                 spec.command,
                 env=environment if spec.env is None else encode_environment(spec.env),
@@ -216,6 +218,7 @@ class Starter:
                 mode=Mode.EXEC,
                 session=True,
                 worker=spec.name,
+                confined=confined,
             )
         if not make and not check:
             worker._adopt({}, entry)
@@ -238,9 +241,13 @@ class Starter:
                     setup.sysctls,
                     setup.loopback,
                     netlink,
-                    0,
+                    (),
                     None,
                     check,
+                    confined.domainname,
+                    confined.time_offsets,
+                    confined.root,
+                    confined.id_maps,
                 ),
                 [fd for _, fd in joins],
                 worker=spec.name,
@@ -254,8 +261,7 @@ class Starter:
 
     def _enter(self, worker: Worker) -> Entry:
         supervisor = self._supervisor
-        namespaces = NamespaceSet.parse(worker.spec.namespaces, passive=worker.spec.command is None)
-        entry = open_sources(namespaces, _Held(supervisor._workers), worker.name)
+        entry = open_sources(worker._confined.namespaces, _Held(supervisor._workers), worker.name)
         worker._held = dict(entry.joined)  # so that they are closed whatever happens
         supervisor._home.check(entry, worker.name, has_command=worker.spec.command is not None)
         return entry
@@ -387,6 +393,8 @@ class _Held:
         alive = None if main is None else main.alive
         if alive is not None and worker._entry is not None and worker._entry.make & CLONE_NEWPID:
             held[CLONE_NEWPID] = alive.pidfd
+        if alive is not None and worker._entry is not None and worker._entry.make & CLONE_NEWCGROUP:
+            held[CLONE_NEWCGROUP] = alive.pidfd
         return held
 
 
@@ -432,11 +440,11 @@ def _ranks(workers: Sequence[Worker]) -> list[list[Worker]]:
 def _network_sysctls(spec: WorkerSpec, inherited: Mapping[str, str]) -> list[tuple[str, str]]:
     """Forwarding as asked for, and no reverse path filter: a new network namespace may have inherited the host's."""
     wanted = {"ip_forward": "1" if spec.forward else "0", "conf/all/rp_filter": "0", "conf/default/rp_filter": "0"}
-    pairs = [(f"/proc/sys/net/ipv4/{name}", value) for name, value in wanted.items() if inherited[name] != value]
+    pairs = [(f"sys/net/ipv4/{name}", value) for name, value in wanted.items() if inherited[name] != value]
     if spec.forward and inherited.get("ipv6"):
-        pairs.append(("/proc/sys/net/ipv6/conf/all/forwarding", "1"))
+        pairs.append(("sys/net/ipv6/conf/all/forwarding", "1"))
     return pairs
 
 
 def _sysctls(spec: WorkerSpec) -> list[tuple[str, str]]:
-    return [(f"/proc/sys/{sysctl_path(name)}", str(value)) for name, value in spec.sysctls.items()]
+    return [(f"sys/{sysctl_path(name)}", str(value)) for name, value in spec.sysctls.items()]

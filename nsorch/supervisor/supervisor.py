@@ -32,6 +32,8 @@ if TYPE_CHECKING:
     from nsorch.supervisor.network import Bridge, Link
     from nsorch.supervisor.worker import Worker
     from nsorch.topology import End, ExecReady, Firewall, Nat, Route, TcpReady, To, Topology
+    from nsorch.topology.mounts import Mount, Overlay
+    from nsorch.topology.privileges import Capabilities
 
 # The kernel kills at once; thousands of processes take their time to be reaped.
 _KILL_DEADLINE = 10.0
@@ -272,6 +274,23 @@ class Supervisor:
         env: Mapping[str, str] | None = None,
         cwd: str | os.PathLike[str] | None = None,
         user: str | int | None = None,
+        groups: Iterable[str | int] = (),
+        isolation: str = "network",
+        rootfs: str | os.PathLike[str] | Overlay | None = None,
+        mounts: Iterable[Mount] = (),
+        readonly_root: bool | None = None,
+        masked: Iterable[str] | None = None,
+        readonly_paths: Iterable[str] | None = None,
+        capabilities: Capabilities | Iterable[str] | None = None,
+        no_new_privs: bool | None = None,
+        seccomp: str | bytes | int | os.PathLike[str] | None = None,
+        rlimits: Mapping[str, int | str | tuple[int | str, int | str]] | None = None,
+        oom_score_adj: int | None = None,
+        cgroup_namespace: bool | None = None,
+        time_offsets: Mapping[str, float] | None = None,
+        uid_map: Iterable[tuple[int, int, int]] = (),
+        gid_map: Iterable[tuple[int, int, int]] = (),
+        domainname: str | None = None,
         hostname: str | None = None,
         init: bool = True,
         ready: TcpReady | ExecReady | None = None,
@@ -296,7 +315,27 @@ class Supervisor:
         :param namespaces: those of its own (net, mnt, uts, ipc, and with a command pid), see the guide
         :param env: the whole environment; the application's if None
         :param cwd: working directory; the application's if None, or ``/`` where the worker has no such directory
-        :param user: name, uid, or ``uid:gid`` of the command; only root can change it
+        :param user: name, uid, or ``uid:gid`` of the command; names are those of its *rootfs*, if it has one
+        :param groups: its supplementary groups; those of *user* where that is a name alone
+        :param isolation: ``"network"``, ``"container"`` or ``"sandbox"``: what the following are where they are None,
+            see the guide
+        :param rootfs: directory, or :func:`nsorch.overlay`, to be its root file system
+        :param mounts: :func:`nsorch.bind` and :func:`nsorch.tmpfs`, in this order
+        :param readonly_root: its root file system can't be written to, but for *mounts*
+        :param masked: paths that appear empty; those that don't exist are left out
+        :param readonly_paths: paths that can't be written to
+        :param capabilities: names, of all that it has; or changes of the preset's (``"+NET_RAW"``, ``"-CHOWN"``); or
+            ``"all"``; or :class:`nsorch.Capabilities` for the five sets
+        :param no_new_privs: no exec gives it more than it has
+        :param seccomp: ``"default"``, ``"unconfined"``, or a BPF program: its bytes, a descriptor, a path
+        :param rlimits: limit, or (soft, hard), by name such as ``nofile``; ``"unlimited"``
+        :param oom_score_adj: from -1000 to 1000, see proc(5)
+        :param cgroup_namespace: its cgroup is the root of what it sees of them
+        :param time_offsets: seconds that its ``"monotonic"`` and ``"boottime"`` clocks are ahead
+        :param uid_map: of a user namespace of its own: (first id inside, first id outside, how many), where outside is
+            the supervisor's user namespace; without, one id is mapped
+        :param gid_map: the same for groups
+        :param domainname: NIS domain name in its uts namespace
         :param hostname: in its uts namespace; its name if None
         :param init: an init is PID 1 of its pid namespace, reaps orphans and passes signals on; False: the command is
         :param ready: :func:`nsorch.tcp_ready` or :func:`nsorch.exec_ready`
@@ -325,6 +364,23 @@ class Supervisor:
             env=env,
             cwd=cwd,
             user=user,
+            groups=groups,
+            isolation=isolation,
+            rootfs=rootfs,
+            mounts=mounts,
+            readonly_root=readonly_root,
+            masked=masked,
+            readonly_paths=readonly_paths,
+            capabilities=capabilities,
+            no_new_privs=no_new_privs,
+            seccomp=seccomp,
+            rlimits=rlimits,
+            oom_score_adj=oom_score_adj,
+            cgroup_namespace=cgroup_namespace,
+            time_offsets=time_offsets,
+            uid_map=uid_map,
+            gid_map=gid_map,
+            domainname=domainname,
             hostname=hostname,
             init=init,
             ready=ready,

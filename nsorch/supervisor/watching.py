@@ -102,7 +102,7 @@ class Watcher:
     async def _open(self) -> None:
         """In a network namespace of its own, which the two sockets keep."""
         helper = self._supervisor._helper
-        spawn = Spawn(0, CLONE_NEWNET, (), CLONE_NEWNET, None, (), False, False, 0, None, None)
+        spawn = Spawn(0, CLONE_NEWNET, (), CLONE_NEWNET, None, (), False, False, (), None, None)
         (netns,) = await helper.spawn(lambda number: spawn._replace(job=number), [], worker=None).created()
         try:
             sockets = [

@@ -17,7 +17,7 @@ from attrs import evolve
 from nsorch.core import descriptors
 from nsorch.core.process import Process
 from nsorch.core.spawner.protocol import Mode, Spawn
-from nsorch.core.spawner.syscalls import CLONE_NEWNET, CLONE_NEWNS, CLONE_NEWPID, NS_FILES
+from nsorch.core.spawner.syscalls import CLONE_NEWCGROUP, CLONE_NEWNET, CLONE_NEWNS, CLONE_NEWPID, NS_FILES
 from nsorch.errors import ClosedError, NsorchError, SetupError, UnsupportedError
 from nsorch.events import State, WorkerRemoved
 from nsorch.supervisor import sockets
@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 
     from nsorch.core.helper import Job
     from nsorch.events import Exit
+    from nsorch.supervisor.confining import Confined
     from nsorch.supervisor.entry import Entry
     from nsorch.supervisor.main_process import MainProcess
     from nsorch.supervisor.network import Interface, Link
@@ -54,6 +55,7 @@ class Worker:
     """
 
     __slots__ = (
+        "_confined",
         "_entry",
         "_held",
         "_indices",
@@ -68,9 +70,10 @@ class Worker:
         "order",
     )
 
-    def __init__(self, supervisor: Supervisor, spec: WorkerSpec, order: int) -> None:
+    def __init__(self, supervisor: Supervisor, spec: WorkerSpec, order: int, confined: Confined) -> None:
         self._supervisor = supervisor
         self._spec = spec
+        self._confined = confined
         self.order = order  #: its place among all starts
         self._state = State.STARTING
         self._entry: Entry | None = None
@@ -160,6 +163,7 @@ class Worker:
         env: Mapping[str, str] | None = None,
         cwd: str | os.PathLike[str] | None = None,
         user: str | int | None = None,
+        confined: bool = True,
     ) -> subprocess.CompletedProcess[bytes]:
         """Run *command* in its namespaces, and wait for its end; conventions of :func:`anyio.run_process`.
 
@@ -170,7 +174,10 @@ class Worker:
         :param input: what the command reads, instead of *stdin*
         :param check: raise where the exit status isn't 0
         :param env: its whole environment; the application's if None
-        :param cwd: its working directory; the application's if None, or ``/`` where the worker has no such directory
+        :param cwd: its working directory; the application's if None, or ``/`` where the worker has no such directory or
+            another root file system
+        :param user: as in :meth:`nsorch.Supervisor.start`; the worker's if None
+        :param confined: see :meth:`popen`
         :raises subprocess.CalledProcessError: the exit status isn't 0
         :raises TimeoutError: it took longer than *timeout*
         :raises CommandNotFoundError: there is no such command
@@ -184,6 +191,7 @@ class Worker:
             env=env,
             cwd=cwd,
             user=user,
+            confined=confined,
         )
         output: dict[str, bytes | None] = {"stdout": None, "stderr": None}
 
@@ -219,6 +227,7 @@ class Worker:
         env: Mapping[str, str] | None = None,
         cwd: str | os.PathLike[str] | None = None,
         user: str | int | None = None,
+        confined: bool = True,
         start_new_session: bool = True,
     ) -> Process:
         """Start *command* in its namespaces; conventions of :func:`anyio.open_process`. Returns when it is executed.
@@ -226,6 +235,10 @@ class Worker:
         While the worker has a live process, the command shares its pid namespace; else it gets a fresh one, with an
         init, and none of its descendants outlives it. Cancelled, nothing of it is left.
 
+        :param env: its whole environment; as the worker's own process has it if None, see the guide
+        :param user: as in :meth:`nsorch.Supervisor.start`; the worker's if None
+        :param confined: False: with the supervisor's privileges, as its user, and without a seccomp filter; only the
+            namespaces and the root file system are the worker's
         :param start_new_session: False for a command that shares the caller's terminal
         :raises CommandNotFoundError: there is no such command
         :raises ClosedError: the worker is gone
@@ -234,7 +247,14 @@ class Worker:
             alive = None if self._main is None else self._main.alive
             try:
                 return await self._start_command(
-                    alive, command, (stdin, stdout, stderr), env=env, cwd=cwd, user=user, session=start_new_session
+                    alive,
+                    command,
+                    (stdin, stdout, stderr),
+                    env=env,
+                    cwd=cwd,
+                    user=user,
+                    session=start_new_session,
+                    confined=confined,
                 )
             except SetupError as exc:
                 if alive is None or exc.errno != errno.ESRCH:
@@ -253,6 +273,7 @@ class Worker:
         cwd: str | os.PathLike[str] | None,
         user: str | int | None,
         session: bool,
+        confined: bool,
     ) -> Process:
         supervisor = self._supervisor
         supervisor._check_running()
@@ -270,16 +291,23 @@ class Worker:
             held.pop(CLONE_NEWPID, None)  # another worker's, which a fresh one can't be below of
         elif entry.make & CLONE_NEWPID:
             held[CLONE_NEWPID] = alive.pidfd
+        if entry.make & CLONE_NEWCGROUP:
+            if alive is None:
+                make |= CLONE_NEWCGROUP
+            else:
+                held[CLONE_NEWCGROUP] = alive.pidfd
         host = entry.host & ~make
         joins = supervisor._home.joins(held, host)
         line = await build_command(
             command,
-            env=encode_environment(env),
+            env=encode_environment(self._confined.env if env is None else env),
             cwd=cwd,
             user=user,
             mode=mode,
             session=session,
             worker=self.name,
+            confined=self._confined,
+            unconfined=not confined,
         )
         streams = await open_streams(*sources, worker=self.name)
         job: Job | None = None
@@ -294,7 +322,7 @@ class Worker:
                     (),
                     False,
                     False,
-                    proc,
+                    tuple(self._confined.own._replace(proc=proc, cgroup=bool(make & CLONE_NEWCGROUP))),
                     line._replace(streams=streams.numbers),
                     None,
                 ),

@@ -5,7 +5,9 @@ from __future__ import annotations
 from nsorch.topology.difference import Change, Difference
 from nsorch.topology.filters import Firewall, Forward, Nat, Rule
 from nsorch.topology.model import Topology
+from nsorch.topology.mounts import Bind, Overlay, Tmpfs, bind, overlay, tmpfs
 from nsorch.topology.namespaces import NamespaceSet, Pid
+from nsorch.topology.privileges import Capabilities, CapabilityChange
 from nsorch.topology.specs import (
     BridgeSpec,
     Emulation,
@@ -21,7 +23,10 @@ from nsorch.topology.specs import (
 )
 
 __all__ = [
+    "Bind",
     "BridgeSpec",
+    "Capabilities",
+    "CapabilityChange",
     "Change",
     "Difference",
     "Emulation",
@@ -32,13 +37,18 @@ __all__ = [
     "LinkSpec",
     "NamespaceSet",
     "Nat",
+    "Overlay",
     "Pid",
     "Route",
     "Rule",
     "TcpReady",
+    "Tmpfs",
     "To",
     "Topology",
     "WorkerSpec",
+    "bind",
     "exec_ready",
+    "overlay",
     "tcp_ready",
+    "tmpfs",
 ]

@@ -22,7 +22,10 @@ LinkKey = tuple[str, str | None, str, str | None, int]
 Spec = TypeVar("Spec", BridgeSpec, WorkerSpec)
 
 # What a worker can be given while it lives; anything else makes another worker of it.
-_RESTARTED = {"command", "env", "cwd", "user", "ready", "stdin", "stdout", "stderr"}
+_RESTARTED = {
+    *("command", "env", "cwd", "user", "groups", "ready", "stdin", "stdout", "stderr"),
+    *("capabilities", "no_new_privs", "seccomp", "rlimits", "oom_score_adj"),
+}
 _FREE = {"label", "links", "routes", "nat", "firewall"}
 _SETTABLE = {"mtu"}
 
@@ -153,5 +156,7 @@ def _worker_change(name: str, old: WorkerSpec, new: WorkerSpec) -> Change | None
     if set(keys) - _RESTARTED - _FREE or (old.command is None) != (new.command is None):
         return Change(action="replace", kind="worker", name=name, details=keys)
     if set(keys) & _RESTARTED:
+        if new.command is None:
+            return Change(action="replace", kind="worker", name=name, details=keys)
         return Change(action="restart", kind="worker", name=name, details=keys)
     return Change(action="set", kind="worker", name=name, details=keys)

@@ -17,6 +17,9 @@ if TYPE_CHECKING:
     import os
     from collections.abc import Iterable, Mapping
 
+    from nsorch.topology.mounts import Mount, Overlay
+    from nsorch.topology.privileges import Capabilities
+
 ROUTING = ("none", "shortest-path")
 METRICS = ("weight", "hops", "delay")
 # Of a link without delay, for the routing: among such links the hops decide.
@@ -110,6 +113,23 @@ class Topology:
         env: Mapping[str, str] | None = None,
         cwd: Any = None,
         user: str | int | None = None,
+        groups: Iterable[str | int] = (),
+        isolation: str = "network",
+        rootfs: str | os.PathLike[str] | Overlay | None = None,
+        mounts: Iterable[Mount] = (),
+        readonly_root: bool | None = None,
+        masked: Iterable[str] | None = None,
+        readonly_paths: Iterable[str] | None = None,
+        capabilities: Capabilities | Iterable[str] | None = None,
+        no_new_privs: bool | None = None,
+        seccomp: str | bytes | int | os.PathLike[str] | None = None,
+        rlimits: Mapping[str, int | str | tuple[int | str, int | str]] | None = None,
+        oom_score_adj: int | None = None,
+        cgroup_namespace: bool | None = None,
+        time_offsets: Mapping[str, float] | None = None,
+        uid_map: Iterable[tuple[int, int, int]] = (),
+        gid_map: Iterable[tuple[int, int, int]] = (),
+        domainname: str | None = None,
         hostname: str | None = None,
         init: bool = True,
         ready: Any = None,
@@ -133,6 +153,23 @@ class Topology:
             env=env,
             cwd=cwd,
             user=user,
+            groups=groups,
+            isolation=isolation,
+            rootfs=rootfs,
+            mounts=mounts,
+            readonly_root=readonly_root,
+            masked=masked,
+            readonly_paths=readonly_paths,
+            capabilities=capabilities,
+            no_new_privs=no_new_privs,
+            seccomp=seccomp,
+            rlimits=rlimits,
+            oom_score_adj=oom_score_adj,
+            cgroup_namespace=cgroup_namespace,
+            time_offsets=time_offsets,
+            uid_map=uid_map,
+            gid_map=gid_map,
+            domainname=domainname,
             hostname=hostname,
             init=init,
             ready=ready,

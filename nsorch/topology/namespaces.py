@@ -7,7 +7,7 @@ import os
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING
 
-from attrs import fields, frozen
+from attrs import evolve, fields, frozen
 
 from nsorch.errors import TopologyError
 
@@ -78,6 +78,12 @@ class NamespaceSet:
     ipc: Source = Shared()
     pid: Source = Shared()
     user: Source = Shared()
+    cgroup: Source = Shared()
+    time: Source = Shared()
+
+    def evolve(self, **sources: Source) -> NamespaceSet:
+        """The same but for the kinds that are given."""
+        return evolve(self, **sources)
 
     @classmethod
     def parse(cls, value: Any, *, passive: bool) -> NamespaceSet:

@@ -8,7 +8,10 @@ from typing import Any
 
 from nsorch.topology.filters import ACTIONS, CHAINS, FIREWALL_PRESETS, NAT_KINDS, POLICIES, PROTOCOLS, TRANSPORTS
 from nsorch.topology.model import METRICS, ROUTING
+from nsorch.topology.mounts import MOUNT_KEYS, PROPAGATIONS
 from nsorch.topology.namespaces import KINDS
+from nsorch.topology.presets import PRESETS
+from nsorch.topology.privileges import CAPABILITIES, CAPABILITY_SETS, CLOCKS, RLIMITS
 from nsorch.topology.specs import ARP
 from nsorch.topology.structure import DEFAULT_KEYS, KEYS, MOST_COPIES
 
@@ -56,6 +59,92 @@ _EMULATION: dict[str, Any] = {
 }
 _SUBNET = {**_ONE_OR_MORE, "description": "a network of a family, or one of each"}
 _STREAM = {"type": "string", "description": "null, inherit, or a file"}
+_SIZE = {"anyOf": [{"type": "integer", "minimum": 1}, {"type": "string"}], "description": "bytes, or such as 64m"}
+_PATHS = {"type": "array", "items": {"type": "string", "pattern": "^/"}}
+_ID = {"type": "integer", "minimum": 0}
+_ID_MAP = {
+    "type": "array",
+    "items": {"type": "array", "items": _ID, "minItems": 3, "maxItems": 3},
+    "description": "first id inside, first id outside, how many",
+}
+_CAPABILITY = {"type": "string", "pattern": f"^(?:CAP_)?(?:{'|'.join(CAPABILITIES)})$"}
+_CAPABILITY_SET = {"anyOf": [{"const": "all"}, {"type": "array", "items": _CAPABILITY}]}
+_CAPABILITY_CHANGE = {"type": "string", "pattern": f"^[+-](?:CAP_)?(?:{'|'.join(CAPABILITIES)})$"}
+_LIMIT = {"anyOf": [{"type": "integer", "minimum": 0}, {"const": "unlimited"}]}
+_MOUNT: dict[str, Any] = {
+    "src": {**_TEXT, "description": "on the host"},
+    "dst": {"type": "string", "pattern": "^/", "description": "in the worker"},
+    "read_only": {**_FLAG, "default": False},
+    "recursive": {**_FLAG, "default": True, "description": "with what is mounted below"},
+    "propagation": {"enum": list(PROPAGATIONS), "default": "private"},
+    "size": _SIZE,
+    "mode": {"type": ["string", "integer"], "description": "such as 1777"},
+    "exec": {**_FLAG, "default": True, "description": "whether programs may be run from it"},
+}
+_ISOLATION: dict[str, Any] = {
+    "isolation": {"enum": list(PRESETS), "default": "network"},
+    "rootfs": {
+        "anyOf": [
+            _TEXT,
+            {
+                "type": "object",
+                "properties": {"lower": _ONE_OR_MORE, "upper": _TEXT, "work": _TEXT, "size": _SIZE},
+                "required": ["lower"],
+                "additionalProperties": False,
+            },
+        ],
+        "description": "a directory, or the layers of an overlay, the topmost first",
+    },
+    "mounts": {
+        "type": "array",
+        "items": {
+            "anyOf": [
+                {
+                    "type": "object",
+                    "properties": {"type": {"const": kind}, **{key: _MOUNT[key] for key in keys if key != "type"}},
+                    "required": [key for key in ("type", "src", "dst") if key in keys],
+                    "additionalProperties": False,
+                }
+                for kind, keys in MOUNT_KEYS.items()
+            ]
+        },
+    },
+    "readonly_root": _FLAG,
+    "masked": {**_PATHS, "description": "paths that appear empty"},
+    "readonly_paths": _PATHS,
+    "groups": {"type": "array", "items": {"type": ["string", "integer"]}, "description": "supplementary groups"},
+    "capabilities": {
+        "anyOf": [
+            *_CAPABILITY_SET["anyOf"],
+            {"type": "array", "items": _CAPABILITY_CHANGE, "description": "more or less than the preset's"},
+            {
+                "type": "object",
+                "properties": dict.fromkeys(CAPABILITY_SETS, _CAPABILITY_SET),
+                "additionalProperties": False,
+            },
+        ]
+    },
+    "no_new_privs": _FLAG,
+    "seccomp": {**_TEXT, "description": "default, unconfined, or the path of a BPF program"},
+    "rlimits": {
+        "type": "object",
+        "propertyNames": {"enum": list(RLIMITS)},
+        "additionalProperties": {
+            "anyOf": [_LIMIT, {"type": "array", "items": _LIMIT, "minItems": 2, "maxItems": 2}],
+            "description": "a limit, or the soft and the hard one",
+        },
+    },
+    "oom_score_adj": {"type": "integer", "minimum": -1000, "maximum": 1000},
+    "cgroup_namespace": _FLAG,
+    "time_offsets": {
+        "type": "object",
+        "propertyNames": {"enum": list(CLOCKS)},
+        "additionalProperties": {"type": "number", "description": "seconds"},
+    },
+    "uid_map": _ID_MAP,
+    "gid_map": _ID_MAP,
+    "domainname": _TEXT,
+}
 
 
 _PORT = {
@@ -192,6 +281,7 @@ _VALUES: dict[str, dict[str, Any]] = {
         "init": {**_FLAG, "default": True, "description": "a small init is PID 1, and the command its child"},
         "critical": {**_FLAG, "default": False, "description": "an unexpected end ends the lab"},
         "forward": {**_FLAG, "default": False, "description": "forward packets between links"},
+        **_ISOLATION,
     },
     "link": {
         "ends": {

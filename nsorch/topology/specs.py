@@ -12,8 +12,27 @@ from attrs import field, fields, frozen
 
 from nsorch.errors import AddressError, TopologyError
 from nsorch.topology.filters import Firewall, Nat, to_firewall, to_nat
+from nsorch.topology.mounts import Mount, Overlay, to_masked, to_mounts, to_readonly_paths, to_rootfs
 from nsorch.topology.names import interface_problem, name_problem
 from nsorch.topology.namespaces import NamespaceSet, New
+from nsorch.topology.presets import PRESETS, is_plain, isolation_of
+from nsorch.topology.privileges import (
+    Capabilities,
+    CapabilityChange,
+    IdRange,
+    to_capabilities,
+    to_cgroup_namespace,
+    to_gid_map,
+    to_groups,
+    to_no_new_privs,
+    to_readonly_root,
+    to_rlimits,
+    to_score,
+    to_seccomp,
+    to_time_offsets,
+    to_uid_map,
+    to_user,
+)
 from nsorch.topology.sysctls import sysctl_problems
 from nsorch.topology.units import count, duration, fraction, rate
 
@@ -325,7 +344,24 @@ class WorkerSpec:
     namespaces: Any = None
     env: Mapping[str, str] | None = field(default=None, converter=_environment)
     cwd: Any = None
-    user: str | int | None = None
+    user: str | int | None = field(default=None, converter=to_user)
+    groups: tuple[str | int, ...] = field(default=(), converter=to_groups)
+    isolation: str = "network"
+    rootfs: str | Overlay | None = field(default=None, converter=to_rootfs)
+    mounts: tuple[Mount, ...] = field(default=(), converter=to_mounts)
+    readonly_root: bool | None = field(default=None, converter=to_readonly_root)
+    masked: tuple[str, ...] | None = field(default=None, converter=to_masked)
+    readonly_paths: tuple[str, ...] | None = field(default=None, converter=to_readonly_paths)
+    capabilities: Capabilities | CapabilityChange | None = field(default=None, converter=to_capabilities)
+    no_new_privs: bool | None = field(default=None, converter=to_no_new_privs)
+    seccomp: str | bytes | int | None = field(default=None, converter=to_seccomp)
+    rlimits: Mapping[str, tuple[int, int]] = field(factory=dict, converter=to_rlimits)
+    oom_score_adj: int | None = field(default=None, converter=to_score)
+    cgroup_namespace: bool | None = field(default=None, converter=to_cgroup_namespace)
+    time_offsets: Mapping[str, float] = field(factory=dict, converter=to_time_offsets)
+    uid_map: tuple[IdRange, ...] = field(default=(), converter=to_uid_map)
+    gid_map: tuple[IdRange, ...] = field(default=(), converter=to_gid_map)
+    domainname: str | None = None
     hostname: str | None = None
     init: bool = True
     ready: TcpReady | ExecReady | None = None
@@ -349,6 +385,10 @@ class WorkerSpec:
                 raise TopologyError(*problems)
             if self.hostname is not None and not isinstance(namespaces.uts, New):
                 raise TopologyError("hostname: would be set outside: the worker has no uts namespace of its own")
+            if self.isolation not in PRESETS:
+                raise TopologyError(f'isolation: "{self.isolation}" is none of {", ".join(PRESETS)}')
+            if not is_plain(self):
+                isolation_of(self)
         except TopologyError as exc:
             raise TopologyError(*(f"workers.{self.name}.{problem}" for problem in exc.problems)) from None
         for key in ("nat", "firewall"):
@@ -356,9 +396,11 @@ class WorkerSpec:
                 raise TopologyError(f"workers.{self.name}.{key}: only in a network namespace of its own")
         if self.ready is not None and self.command is None:
             raise TopologyError(f"workers.{self.name}.ready: a worker without a command is never ready")
-        if self.hostname is not None and not 0 < len(os.fsencode(self.hostname)) <= 64:
-            raise TopologyError(f'workers.{self.name}.hostname: "{self.hostname}" is not 1 to 64 bytes long')
-        for key in ("cwd", "hostname", "stdin", "stdout", "stderr"):
+        for key in ("hostname", "domainname"):
+            text = getattr(self, key)
+            if text is not None and not 0 < len(os.fsencode(text)) <= 64:
+                raise TopologyError(f'workers.{self.name}.{key}: "{text}" is not 1 to 64 bytes long')
+        for key in ("cwd", "hostname", "domainname", "stdin", "stdout", "stderr"):
             if isinstance(text := getattr(self, key), str) and "\0" in text:
                 raise TopologyError(f"workers.{self.name}.{key}: null character in {text!r}")
         taken: set[str] = set()

@@ -12,6 +12,7 @@ from attrs import evolve
 
 from nsorch.errors import NsorchError, TopologyError
 from nsorch.topology.filters import to_plain
+from nsorch.topology.isolation import ISOLATION_KEYS, OWN_KEYS, TEXT_KEYS, check_tables, isolation_to_dict
 from nsorch.topology.model import Topology
 from nsorch.topology.reading import walk
 from nsorch.topology.specs import (
@@ -55,6 +56,7 @@ _WORKER_KEYS = (
     "firewall",
     *_TEXT,
     *_FLAGS,
+    *ISOLATION_KEYS,
 )
 # What differs from one to the next can't be a default.
 DEFAULT_KEYS = {
@@ -206,7 +208,8 @@ class _Reader:
     def worker(self, name: str, table: dict[str, Any]) -> WorkerSpec | None:
         path = f"workers.{name}"
         before = len(self.problems)
-        self._texts(table, path, _TEXT)
+        self._texts(table, path, (*_TEXT, *TEXT_KEYS))
+        self.problems += check_tables(table, path)
         for key in _FLAGS:
             if key in table and not isinstance(table[key], bool):
                 self.refuse(f"{path}.{key}", f"{shown(table[key])} is neither true nor false")
@@ -231,7 +234,8 @@ class _Reader:
             self.refuse(f"{path}.user", f"{shown(table['user'])} is neither a name nor a uid")
         for key in ("stdin", "stdout", "stderr"):
             table[key] = _stream(table.get(key))
-        self.check_each(path, ("command", "env", "nat", "firewall"), table, lambda **part: WorkerSpec(name="x", **part))
+        keys = ("command", "env", "nat", "firewall", *OWN_KEYS)
+        self.check_each(path, keys, table, lambda **part: WorkerSpec(name="x", **part))
         if len(self.problems) > before:
             return None
         spec: WorkerSpec | None = self.build(path, lambda: WorkerSpec(name=name, **table))
@@ -381,6 +385,11 @@ def _set(**items: Any) -> dict[str, Any]:
     return {key: value for key, value in items.items() if value is not None and value != () and value != {}}
 
 
+def _present(items: dict[str, Any]) -> dict[str, Any]:
+    """An empty list says something else than none."""
+    return {key: value for key, value in items.items() if value is not None}
+
+
 def _addresses(values: tuple[Any, ...]) -> Any:
     """One as a string, several as a list; a host's own length is left out."""
     texts = [str(value.ip) if value.network.num_addresses == 1 else str(value) for value in values]
@@ -481,4 +490,4 @@ def _worker(spec: WorkerSpec) -> dict[str, Any]:
         nat=to_plain(spec.nat),
         firewall=to_plain(spec.firewall),
         label=spec.label,
-    )
+    ) | _present(isolation_to_dict(spec, path))

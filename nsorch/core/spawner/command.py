@@ -9,13 +9,17 @@ import os
 import signal
 from typing import NoReturn
 
-from .mounts import mount_proc
-from .protocol import Command, Stream
+from .confinement import confine, decode, filter_calls
+from .mountapi import RESOLVE_NO_MAGICLINKS, openat2
+from .mounts import make_own
+from .protocol import Command, Own, Stream
 from .stages import StageError, stage
-from .syscalls import clone3, set_parent_death_signal
+from .syscalls import clone3
 
 # What Python ignores: nothing else is, and handlers end with the exec.
 _IGNORED = (int(signal.SIGPIPE), int(signal.SIGXFSZ))
+_AT_FDCWD = -100
+_MOST_INTERPRETERS = 6  # the kernel follows 5 (fs/exec.c)
 _PIDFD_GET_PID_NAMESPACE = 0xFF05  # linux/pidfd.h
 _DEFAULT_PATH = b"/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
@@ -59,11 +63,44 @@ def resolve(command: Command) -> bytes:
 def enter_directory(command: Command) -> None:
     try:
         with stage("cwd", os.fsdecode(command.cwd)):
-            os.chdir(command.cwd)
+            if command.guarded:
+                _enter_inside(command.cwd)
+            else:
+                os.chdir(command.cwd)
     except StageError:
         if command.cwd_required:
             raise
         os.chdir("/")
+
+
+def _enter_inside(path: bytes) -> None:
+    """No way through a descriptor of ours to a directory of the host's (CVE-2024-21626)."""
+    folder = openat2(_AT_FDCWD, path, os.O_PATH | os.O_DIRECTORY, RESOLVE_NO_MAGICLINKS)
+    try:
+        os.fchdir(folder)
+        os.getcwd()  # fails where that is not below the root
+    finally:
+        os.close(folder)
+
+
+def check_program(program: bytes) -> None:
+    """Refuse a program, or the interpreter of a script, that a magic link of ``/proc`` leads to: the file that *this*
+    process runs would be executed, and could be written to afterwards (CVE-2019-5736).
+
+    :raises StageError: of stage ``"exec"`` with ELOOP
+    """
+    for _ in range(_MOST_INTERPRETERS):
+        with stage("exec", os.fsdecode(program)):
+            os.close(openat2(_AT_FDCWD, program, os.O_PATH, RESOLVE_NO_MAGICLINKS))
+        try:
+            with open(openat2(_AT_FDCWD, program, os.O_RDONLY | os.O_NONBLOCK, RESOLVE_NO_MAGICLINKS), "rb") as file:
+                first = file.read(256).partition(b"\n")[0]
+        except OSError:  # may be executed, not read
+            return
+        words = first[2:].split()
+        if not first.startswith(b"#!") or not words:
+            return
+        program = words[0]
 
 
 def spawn(command: Command, program: bytes, streams: tuple[int, int, int]) -> int:
@@ -85,19 +122,25 @@ def spawn(command: Command, program: bytes, streams: tuple[int, int, int]) -> in
         )
 
 
-def start(command: Command, program: bytes, streams: tuple[int, int, int], proc: int = 0) -> int:
+_NOTHING = Own()
+
+
+def start(command: Command, program: bytes, streams: tuple[int, int, int], own: Own = _NOTHING) -> int:
     """Run *program* in a child, its exec confirmed on return. Changes the caller's working directory.
 
     :raises StageError: the child is gone
     """
-    if command.user is None and not proc:
+    if command.user is None and own == _NOTHING and not command.confinement and not command.guarded:
         return spawn(command, program, streams)
     # The end of file on a close-on-exec pipe, with nothing read, confirms the exec.
     ours, theirs = os.pipe()
+    if theirs <= 2:  # an init has no standard streams, and the command's would overwrite it
+        low, theirs = theirs, fcntl.fcntl(theirs, fcntl.F_DUPFD_CLOEXEC, 3)
+        os.close(low)
     pid, _ = clone3(0)
     if pid == 0:
         try:
-            mount_proc(proc)
+            make_own(own)
             become(command, program, streams, theirs)
         except StageError as exc:
             os.write(theirs, marshal.dumps((exc.stage, exc.number, exc.detail)))
@@ -117,24 +160,23 @@ def become(command: Command, program: bytes, streams: tuple[int, int, int], *kee
 
     :raises StageError: naming the step; nothing of the caller's state is restored
     """
+    confinement = decode(command.confinement)
     if command.session:
         os.setsid()
     enter_directory(command)
     # All are above 2, see Server: none is overwritten before it is duplicated.
     for number, fd in enumerate(streams):
         os.dup2(fd, number)
-    if command.user is not None:
-        uid, gid, groups = command.user
-        with stage("user", f"uid {uid}, gid {gid}"):
-            os.setgroups(groups)
-            os.setresgid(gid, gid, gid)
-            os.setresuid(uid, uid, uid)
-        # A change of credentials cleared it.
-        set_parent_death_signal(signal.SIGKILL)
+    if command.user is not None or command.confinement:
+        confine(confinement, command.user)
     close_all_but(0, 1, 2, *keep)
     for number in _IGNORED:
         signal.signal(number, signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_SETMASK, ())
+    if command.guarded:
+        check_program(program)
+    if confinement.no_new_privs:
+        filter_calls(confinement)
     with stage("exec", os.fsdecode(program)):
         os.execve(program, command.argv, environment(command))
     raise AssertionError("unreachable")

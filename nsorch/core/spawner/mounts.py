@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import os
+from typing import TYPE_CHECKING
 
+from .hiding import mount_own_proc
 from .stages import StageError, stage
 from .syscalls import (
+    CLONE_NEWCGROUP,
     CLONE_NEWNS,
     MNT_DETACH,
     MS_BIND,
@@ -23,11 +26,28 @@ from .syscalls import (
     unshare,
 )
 
+if TYPE_CHECKING:
+    from .protocol import Own
+
 _PROC_FLAGS = MS_NOSUID | MS_NODEV | MS_NOEXEC
 _HOSTS = "/etc/hosts"
 
 
-def mount_proc(how: int) -> None:
+def make_own(own: Own) -> None:
+    """The first steps of a child, in its cgroup and its pid namespace."""
+    if own.cgroup:
+        with stage("unshare", "cgroup"):
+            unshare(CLONE_NEWCGROUP)
+    if not own.guarded:
+        _mount_proc(own.proc)
+    elif own.proc:
+        if own.proc >= 3:
+            with stage("mount /proc"):
+                _part(own.proc)
+        mount_own_proc(own.masked, own.readonly, replace=own.proc < 3)
+
+
+def _mount_proc(how: int) -> None:
     if not how:
         return
     try:
@@ -35,17 +55,23 @@ def mount_proc(how: int) -> None:
             # The one of the pid namespace that is gone. In a nested user namespace it may be locked: mount above it.
             with contextlib.suppress(OSError):
                 umount("/proc", MNT_DETACH)
-        elif how == 3:
-            # A passive worker keeps its mounts: what a command mounts must reach them, its /proc must not. So both
-            # mount namespaces are peers, but for /proc.
-            mount("", "/", "", MS_REC | MS_SHARED)
-            unshare(CLONE_NEWNS)
-            mount("", "/proc", "", MS_PRIVATE)
-        elif how == 4:
-            unshare(CLONE_NEWNS)
+        elif how >= 3:
+            _part(how)
         mount("proc", "/proc", "proc", _PROC_FLAGS)
     except OSError as exc:
         raise StageError("mount /proc", exc.errno or 5, "") from None
+
+
+def _part(how: int) -> None:
+    """Leave a passive worker's mount namespace for one in which ``/proc`` may be another."""
+    if how == 4:
+        unshare(CLONE_NEWNS)
+        return
+    # A passive worker keeps its mounts: what a command mounts must reach them, its /proc must not. So both mount
+    # namespaces are peers, but for /proc.
+    mount("", "/", "", MS_REC | MS_SHARED)
+    unshare(CLONE_NEWNS)
+    mount("", "/proc", "", MS_PRIVATE)
 
 
 def mount_home() -> int:
@@ -64,5 +90,5 @@ def mount_home() -> int:
             mount("/proc/hosts", _HOSTS, "", MS_BIND)
             mount("", _HOSTS, "", MS_REMOUNT | MS_BIND | MS_RDONLY | MS_NOSUID | MS_NODEV | MS_NOEXEC)
             umount("/proc", MNT_DETACH)
-    mount_proc(1)
+    _mount_proc(1)
     return hosts

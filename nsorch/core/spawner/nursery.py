@@ -11,6 +11,8 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import functools
+import operator
 import os
 import socket
 import time
@@ -23,6 +25,8 @@ from .syscalls import CLONE_NEWPID, CLONE_PARENT, NS_FILES, clone3, set_parent_d
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
+    from .homing import Namespaces
+
 _SIGKILL = 9
 
 
@@ -34,9 +38,7 @@ class Nursery:
     :param report: where failures go
     """
 
-    def __init__(
-        self, home: Mapping[int, int], report: socket.socket, begin: Callable[[bytes, list[int]], NoReturn]
-    ) -> None:
+    def __init__(self, home: Namespaces, report: socket.socket, begin: Callable[[bytes, list[int]], NoReturn]) -> None:
         self._orders, orders = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with orders:
             self.pid, _ = clone3(0)
@@ -60,7 +62,7 @@ class Nursery:
 
 def _serve(
     orders: socket.socket,
-    home: Mapping[int, int],
+    home: Namespaces,
     report: socket.socket,
     begin: Callable[[bytes, list[int]], NoReturn],
 ) -> NoReturn:
@@ -68,6 +70,7 @@ def _serve(
     with contextlib.suppress(OSError):
         while (received := protocol.receive(orders)) is not None:
             (job, kinds, message), fds = received
+            home.prepare(functools.reduce(operator.or_, kinds, 0))
             try:
                 for kind, fd in zip(kinds, fds, strict=False):
                     with stage("setns", NS_FILES[kind]):

@@ -36,6 +36,18 @@ class Mode:
     KEEPER: Final = 3  #: a subreaper that also kills the remaining descendants when the command ends
 
 
+class Own(NamedTuple):
+    """What a forked child makes for itself, because its cgroup or its pid namespace is needed for that."""
+
+    cgroup: bool = False  #: a cgroup namespace
+    #: 0 no; 1 mount the /proc of its pid namespace, 2 instead of an earlier one, 3 in a peer of the mount namespace,
+    #: 4 in a new mount namespace
+    proc: int = 0
+    guarded: bool = False  #: the root may be hostile
+    masked: tuple[bytes, ...] = ()  #: below /proc
+    readonly: tuple[bytes, ...] = ()
+
+
 class Command(NamedTuple):
     argv: tuple[bytes, ...]
     env: bytes  #: a marshalled dict of bytes: thousands of commands have the same, which is read once
@@ -45,6 +57,8 @@ class Command(NamedTuple):
     mode: int
     session: bool  #: a session of its own, as all but a terminal's commands have
     user: tuple[int, int, tuple[int, ...]] | None  #: uid, gid, supplementary groups
+    confinement: bytes  #: see :mod:`.confinement`
+    guarded: bool  #: the file system may be hostile: what leads through magic links of /proc is no program
 
 
 class Spawn(NamedTuple):
@@ -58,14 +72,17 @@ class Spawn(NamedTuple):
     join: tuple[int, ...]  #: CLONE_NEW* of each namespace to enter, in this order
     hold: int  #: CLONE_NEW* of the namespaces to answer with, as descriptors in the order of NS_FILES
     hostname: str | None
-    sysctls: tuple[tuple[str, str], ...]
+    sysctls: tuple[tuple[str, str], ...]  #: path below /proc, value
     loopback: bool  #: set the loopback interface up
     netlink: bool  #: hand out an rtnetlink socket of its network namespace, behind the descriptors of *hold*
-    #: 0 no; 1 mount the /proc of its pid namespace, 2 instead of an earlier one, 3 in a peer of the mount namespace,
-    #: 4 in a new mount namespace
-    proc: int
+    own: tuple[Any, ...]  #: of Own
     command: Command | None
     check: Command | None  #: must exist before anything is made; runs later
+    domainname: str | None = None
+    time_offsets: tuple[tuple[str, int, int], ...] = ()  #: clock, seconds, nanoseconds
+    root: bytes = b""  #: see :mod:`.rootfs`
+    #: of a new user namespace: (first id inside, first outside, count) of the uids, and of the gids
+    id_maps: tuple[tuple[tuple[int, int, int], ...], ...] = (((0, 0, 1),), ((0, 0, 1),))
 
 
 class OpenSocket(NamedTuple):

@@ -13,10 +13,11 @@ from typing import TYPE_CHECKING
 
 from . import protocol
 from .command import close_all_but, identify, resolve, start
-from .mounts import mount_proc
-from .protocol import Command, Event, Mode
+from .mountapi import new_mount
+from .mounts import make_own
+from .protocol import Command, Event, Mode, Own
 from .stages import StageError
-from .syscalls import become_subreaper, detached_mount, set_parent_death_signal
+from .syscalls import become_subreaper, set_parent_death_signal
 
 if TYPE_CHECKING:
     import socket
@@ -31,7 +32,7 @@ def supervise(
     command: Command,
     program: bytes | None,
     streams: tuple[int, int, int],
-    proc: int,
+    own: Own,
     signals: int,
     report: socket.socket,
     host_proc: int,
@@ -42,7 +43,7 @@ def supervise(
         close_all_but(report.fileno(), signals, host_proc, *streams)
         if command.mode != Mode.INIT:
             become_subreaper()
-        mount_proc(proc)
+        make_own(own)
         if program is None:
             program = resolve(command)
         main = start(command, program, streams)
@@ -95,7 +96,7 @@ def _reap_ended(main: int) -> int | None:
 def _kill_descendants(main: int) -> int:
     """Kill until no child is left: the children of what dies become children of this subreaper."""
     status = 9
-    folder = detached_mount("proc")
+    folder = new_mount(b"proc")
     try:
         while True:
             for pid in _children(folder):

@@ -18,28 +18,37 @@ import select
 import signal
 import socket
 import struct
-from typing import Any, NamedTuple, NoReturn
+from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
 from . import protocol
 from .command import become, identify, pick_streams, resolve, start
-from .mounts import mount_proc
+from .confinement import decode, hidden, lent_oom_score, set_oom_score
+from .mounts import make_own
 from .nursery import Nursery
 from .pins import Pins
-from .protocol import Command, Event, Kill, Mode, OpenSocket, Spawn
+from .protocol import Command, Event, Kill, Mode, OpenSocket, Own, Spawn
 from .reaper import supervise
+from .rootfs import Sources, build
 from .stages import StageError, stage
 from .syscalls import (
+    CLONE_NEWCGROUP,
     CLONE_NEWNET,
     CLONE_NEWNS,
     CLONE_NEWPID,
+    CLONE_NEWTIME,
     CLONE_NEWUSER,
     CLONE_PARENT,
     NS_FILES,
     clone3,
+    set_domainname,
+    set_dumpable,
     setns,
     signalfd,
     unshare,
 )
+
+if TYPE_CHECKING:
+    from .homing import Namespaces
 
 _SIOCGIFFLAGS, _SIOCSIFFLAGS, _IFF_UP = 0x8913, 0x8914, 1
 _LO = struct.Struct("16sh14x")
@@ -55,7 +64,7 @@ Joined = list[tuple[int, int]]
 class Home(NamedTuple):
     """Where a helper returns to after each request."""
 
-    namespaces: dict[int, int]  #: CLONE_NEW* to descriptor; empty where there is no way back (the stub)
+    namespaces: Namespaces  #: CLONE_NEW* to descriptor; empty where there is no way back (the stub)
     streams: tuple[int, int, int]  #: the application's standard streams, as numbers above 2
     null: int
     proc: int  #: the host's /proc
@@ -256,20 +265,25 @@ class Server:
     def _spawn_from_here(self, request: Spawn, joined: Joined, streams: tuple[int, int, int]) -> None:
         command = request.command
         program = None
-        if command is not None and CLONE_NEWNS not in request.join:
+        if command is not None and CLONE_NEWNS not in request.join and not request.root:
             program = resolve(command)
+        made = request.unshare & ~CLONE_NEWCGROUP
+        # What is forked into a pid namespace that lives can be seen there, and nothing of ours may be (CVE-2016-9962).
+        seen = CLONE_NEWPID in request.join
         try:
-            self._enter(request.unshare, joined)
+            self._enter(made, joined)
             self._prepare(request)
+            self._build_root(request)
             if command is None:
-                self._answer((Event.DONE, request.job), [*_own_namespaces(request.hold), *_netlink(request.netlink)])
+                self._answer((Event.DONE, request.job), [*self._namespaces(request.hold), *_netlink(request.netlink)])
                 return
             if command.mode == Mode.EXEC:
                 if program is None:
                     program = resolve(command)
-                held = _own_namespaces(request.hold)
+                held = self._namespaces(request.hold)
                 try:
-                    pid = start(command, program, streams, request.proc)
+                    with lent_oom_score(decode(command.confinement), self._home.own_proc), hidden(seen):
+                        pid = start(command, program, streams, Own(*request.own))
                 except StageError:
                     _close(held)
                     raise
@@ -277,13 +291,14 @@ class Server:
                 self._started(request.job, os.pidfd_open(pid), held)
                 return
             if request.hold:
-                self._answer((Event.CREATED, request.job), _own_namespaces(request.hold))
-            pid, _ = clone3(0)
-            if pid == 0:
-                self._supervise(request, program, streams)
+                self._answer((Event.CREATED, request.job), self._namespaces(request.hold))
+            with lent_oom_score(decode(command.confinement), self._home.own_proc), hidden(seen):
+                pid, _ = clone3(0)
+                if pid == 0:
+                    self._supervise(request, program, streams)
             self._register(request, pid)
         finally:
-            self._return(request.unshare | _kinds(request.join))
+            self._return(made | _kinds(request.join))
 
     def _spawn_by_nursery(
         self, nursery: Nursery, request: Spawn, joined: Joined, streams: tuple[int, int, int]
@@ -291,14 +306,15 @@ class Server:
         """Make all but the pid namespace here, and leave the rest to the init."""
         command = request.command
         assert command is not None
-        program = resolve(command) if CLONE_NEWNS not in request.join else None
-        made = request.unshare & ~CLONE_NEWPID
+        program = resolve(command) if CLONE_NEWNS not in request.join and not request.root else None
+        made = request.unshare & ~(CLONE_NEWPID | CLONE_NEWCGROUP)
         held: list[int] = []
         if made:
             try:
                 self._enter(made, joined)
                 self._prepare(request)
-                held = _own_namespaces(made)
+                self._build_root(request)
+                held = self._namespaces(made)
             finally:
                 self._return(made | _kinds(request.join))
         namespaces = dict(joined) | dict(zip((kind for kind in NS_FILES if made & kind), held, strict=True))
@@ -312,18 +328,26 @@ class Server:
         program, *values = marshal.loads(message)
         request = Spawn(*values)
         os.write(self._report.fileno(), protocol.encode((Event.BORNE, request.job, _own_pid(self._home.own_proc))))
-        self._supervise(request._replace(command=Command(*request.command)), program, (fds[0], fds[1], fds[2]))  # type: ignore[misc]
+        command = Command(*request.command)  # type: ignore[misc]
+        try:
+            set_oom_score(decode(command.confinement), self._home.own_proc)
+        except StageError as exc:
+            protocol.send(self._report, (Event.FAILED, request.job, exc.stage, exc.number, exc.detail))
+            os._exit(125)
+        self._supervise(request._replace(command=command), program, (fds[0], fds[1], fds[2]))
 
     def _supervise(self, request: Spawn, program: bytes | None, streams: tuple[int, int, int]) -> NoReturn:
         command = request.command
         assert command is not None
-        os._exit(
-            supervise(
-                request.job, command, program, streams, request.proc, self._signals, self._report, self._home.proc
-            )
-        )
+        set_dumpable(False)
+        own = Own(*request.own)
+        os._exit(supervise(request.job, command, program, streams, own, self._signals, self._report, self._home.proc))
+
+    def _namespaces(self, kinds: int) -> list[int]:
+        return own_namespaces(kinds, self._home.own_proc)
 
     def _enter(self, made: int, joined: Joined) -> None:
+        self._home.namespaces.prepare(made | _kinds(tuple(kind for kind, _ in joined)))
         for kind, fd in joined:
             with stage("setns", NS_FILES[kind]):
                 setns(fd, kind)
@@ -347,9 +371,36 @@ class Server:
         if request.hostname is not None:
             with stage("hostname"):
                 socket.sethostname(request.hostname)
+        if request.domainname is not None:
+            with stage("domainname"):
+                set_domainname(request.domainname)
         for path, value in request.sysctls:
-            with stage("sysctl", path), open(path, "w") as file:
-                file.write(value)
+            with stage("sysctl", path):
+                _write(path, value, self._home.own_proc)
+        if request.unshare & CLONE_NEWTIME:
+            self._set_clocks(request.time_offsets)
+
+    def _build_root(self, request: Spawn, sources: Sources | None = None) -> None:
+        if not request.root:
+            return
+        sources = Sources(request.root) if sources is None else sources
+        try:
+            build(sources)
+        finally:
+            sources.close()
+
+    def _set_clocks(self, offsets: tuple[tuple[str, int, int], ...]) -> None:
+        """In a new time namespace, while nobody is in it; then enter it, because a vfork can't cross to it."""
+        with stage("time offsets"):
+            lines = "".join(f"{clock} {seconds} {nanoseconds}\n" for clock, seconds, nanoseconds in offsets)
+            if lines:
+                _write("self/timens_offsets", lines, self._home.own_proc)
+        (made,) = self._namespaces(CLONE_NEWTIME)
+        with stage("setns", "time"):
+            try:
+                setns(made, CLONE_NEWTIME)
+            finally:
+                os.close(made)
 
     def _register(self, request: Spawn, pid: int) -> None:
         assert request.command is not None
@@ -427,9 +478,7 @@ class Server:
             with theirs:
                 if self._home.namespaces and CLONE_NEWUSER not in request.join:
                     try:
-                        for kind, fd in joined:
-                            with stage("setns", NS_FILES[kind]):
-                                setns(fd, kind)
+                        self._enter(0, joined)
                         child = self._clone(request, streams, ours, theirs)
                     finally:
                         self._return(_kinds(request.join))
@@ -469,18 +518,20 @@ class Server:
     def _clone(self, request: Spawn, streams: tuple[int, int, int], ours: socket.socket, theirs: socket.socket) -> int:
         mapped, map_done = os.pipe()
         try:
-            with stage("clone3", _names(request.unshare)):
-                pid, _ = clone3(request.unshare)
-            if pid == 0:
-                ours.close()
-                os.close(map_done)
-                os.read(mapped, 1)  # the end of file: the maps are written, or we are to die
-                os.close(mapped)
-                self._set_up(request, streams, theirs)
+            kinds = request.unshare & ~(CLONE_NEWCGROUP | CLONE_NEWTIME)
+            confinement = decode(request.command.confinement if request.command is not None else b"")
+            with stage("clone3", _names(kinds)), lent_oom_score(confinement, self._home.own_proc):
+                pid, _ = clone3(kinds)
+                if pid == 0:
+                    ours.close()
+                    os.close(map_done)
+                    os.read(mapped, 1)  # the end of file: the maps are written, or we are to die
+                    os.close(mapped)
+                    self._set_up(request, streams, theirs)
             if request.unshare & CLONE_NEWUSER:
                 try:
                     with stage("uid map"):
-                        map_single_id(pid, 0, 0, self._home.own_proc)
+                        map_ids(pid, request.id_maps, self._home.own_proc)
                 except StageError:
                     os.kill(pid, signal.SIGKILL)
                     raise
@@ -501,15 +552,20 @@ class Server:
             for kind, fd in joined:
                 with stage("setns", NS_FILES[kind]):
                     setns(fd, kind)
+            if request.command is not None:
+                set_oom_score(decode(request.command.confinement), self._home.own_proc)
             if CLONE_NEWPID in request.join and request.unshare & CLONE_NEWPID and clone3(CLONE_PARENT)[0]:
                 # Only a process that is in a pid namespace itself can make one below it: the child, a sibling.
                 os._exit(0)
             # Not by the clone3 that follows: CLONE_PARENT goes with neither NEWUSER nor NEWPID.
-            if request.unshare & CLONE_NEWUSER:
-                self._unshare_mapped(request.unshare)
-            elif request.unshare:
-                with stage("unshare", _names(request.unshare)):
-                    unshare(request.unshare)
+            kinds = request.unshare & ~(CLONE_NEWCGROUP | CLONE_NEWTIME)
+            if kinds & CLONE_NEWUSER:
+                self._unshare_mapped(kinds, request.id_maps)
+            elif kinds:
+                with stage("unshare", _names(kinds)):
+                    unshare(kinds)
+            if CLONE_NEWPID in request.join:
+                set_dumpable(False)
             with stage("clone3"):
                 pid, _ = clone3(CLONE_PARENT)
             if pid == 0:
@@ -521,7 +577,7 @@ class Server:
         finally:
             os._exit(0)
 
-    def _unshare_mapped(self, kinds: int) -> None:
+    def _unshare_mapped(self, kinds: int, id_maps: IdMaps) -> None:
         """Enter a new user namespace and have its maps written by a child that stays in the one above."""
         me = _own_pid(self._home.own_proc)
         made, make = os.pipe()
@@ -530,7 +586,7 @@ class Server:
             os.close(make)
             os.read(made, 1)
             try:
-                map_single_id(me, 0, 0, self._home.own_proc)
+                map_ids(me, id_maps, self._home.own_proc)
                 os._exit(0)
             except OSError as exc:
                 os._exit(exc.errno or errno.EIO)
@@ -546,11 +602,18 @@ class Server:
         """In the child: all that is left, then the command."""
         command = request.command
         try:
+            sources = Sources(request.root) if request.root else None
             if request.unshare & CLONE_NEWUSER:
-                os.setresgid(0, 0, 0)
-                os.setresuid(0, 0, 0)
+                # Whoever makes a file must be mapped.
+                uid, gid = (ranges[0][0] for ranges in request.id_maps)
+                os.setresgid(gid, gid, gid)
+                os.setresuid(uid, uid, uid)
+            if request.unshare & CLONE_NEWTIME:
+                with stage("unshare", "time"):
+                    unshare(CLONE_NEWTIME)
             self._prepare(request)
-            fds = [*_own_namespaces(request.hold), *_netlink(request.netlink)]
+            self._build_root(request, sources)
+            fds = [*self._namespaces(request.hold), *_netlink(request.netlink)]
             protocol.send(told, (Event.DONE if command is None else Event.CREATED,), fds)
             if command is None:
                 os._exit(0)
@@ -559,7 +622,8 @@ class Server:
             if command.mode != Mode.EXEC:
                 told.close()
                 self._supervise(request, program, streams)
-            mount_proc(request.proc)
+            set_dumpable(False)
+            make_own(Own(*request.own))
             become(command, program, streams, told.fileno())
         except StageError as exc:
             protocol.send(told, (Event.FAILED, exc.stage, exc.number, exc.detail))
@@ -588,14 +652,19 @@ def _netlink(wanted: bool) -> list[int]:
         return [socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, socket.NETLINK_ROUTE).detach()]
 
 
-def _own_namespaces(kinds: int) -> list[int]:
-    """Descriptors of the caller's namespaces of *kinds*, in the order of NS_FILES."""
+def own_namespaces(kinds: int, proc: int) -> list[int]:
+    """Descriptors of the caller's namespaces of *kinds*, in the order of NS_FILES.
+
+    :param proc: descriptor of a /proc that knows the caller: that of a worker may be none
+    """
     fds: list[int] = []
     try:
         for kind, name in NS_FILES.items():
             if kinds & kind:
+                # Of two time namespaces the one that was made last: the caller's children are in it.
+                file = "time_for_children" if kind == CLONE_NEWTIME else name
                 with stage("namespace descriptor", name):
-                    fds.append(os.open(f"/proc/thread-self/ns/{name}", os.O_RDONLY | os.O_CLOEXEC))
+                    fds.append(os.open(f"thread-self/ns/{file}", os.O_RDONLY | os.O_CLOEXEC, dir_fd=proc))
     except StageError:
         _close(fds)
         raise
@@ -616,12 +685,16 @@ def _names(kinds: int) -> str:
     return ", ".join(name for kind, name in NS_FILES.items() if kinds & kind)
 
 
-def map_single_id(pid: int, uid: int, gid: int, proc: int, *, deny_setgroups: bool = False) -> None:
-    """Map 0 in the user namespace of *pid*, as *proc* counts, to *uid* and *gid* of ours: one write each."""
+#: ranges (first id inside, first outside, count) of uids, and of gids
+IdMaps = tuple[tuple[tuple[int, int, int], ...], ...]
+
+
+def map_ids(pid: int, id_maps: IdMaps, proc: int, *, deny_setgroups: bool = False) -> None:
+    """Map ids in the user namespace of *pid*, as *proc* counts: one write each."""
     if deny_setgroups:
         _write(f"{pid}/setgroups", "deny", proc)
-    _write(f"{pid}/uid_map", f"0 {uid} 1", proc)
-    _write(f"{pid}/gid_map", f"0 {gid} 1", proc)
+    for name, ranges in zip(("uid_map", "gid_map"), id_maps, strict=True):
+        _write(f"{pid}/{name}", "".join("{} {} {}\n".format(*ids) for ids in ranges), proc)
 
 
 def _write(path: str, text: str, folder: int) -> None:

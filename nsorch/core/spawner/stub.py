@@ -18,9 +18,10 @@ from typing import Any, NamedTuple, NoReturn
 
 from . import protocol
 from .command import close_all_but
+from .homing import Namespaces
 from .mounts import mount_home
 from .protocol import Event
-from .server import Home, Server, map_single_id
+from .server import Home, Server, map_ids
 from .stages import StageError, stage
 from .syscalls import (
     CLONE_NEWIPC,
@@ -32,6 +33,7 @@ from .syscalls import (
     CLONE_PIDFD,
     NS_FILES,
     clone3,
+    get_permitted,
     set_parent_death_signal,
     unshare,
 )
@@ -79,13 +81,13 @@ def main(stub_fd: int) -> NoReturn:
         theirs.close()
         if start.rootless:
             with stage("uid map"):
-                map_single_id(pid, uid, gid, proc, deny_setgroups=True)
+                map_ids(pid, (((0, uid, 1),), ((0, gid, 1),)), proc, deny_setgroups=True)
         ours.send(b"mapped")
         protocol.send(application, (Event.READY, 0), [pidfd])
     except StageError as exc:
         protocol.send(application, (Event.FAILED, 0, exc.stage, exc.number, exc.detail))
         os._exit(1)
-    server = Server(application, Home({}, streams, null, proc, proc))
+    server = Server(application, Home(Namespaces({}), streams, null, proc, proc))
     try:
         server.serve(application_pidfd, pidfd, ours.fileno())
     finally:
@@ -163,14 +165,23 @@ def _settle(
     if hosts >= 0:
         fds["hosts"] = hosts
     return (
-        Home(home, streams, null, proc, own_proc),
-        {"descriptors": list(fds), "sysctls": inherited},
+        Home(Namespaces(home, own_proc, rootless=start.rootless), streams, null, proc, own_proc),
+        {
+            "descriptors": list(fds),
+            "sysctls": inherited,
+            "capabilities": get_permitted(),
+            "ids": tuple(_id_ranges(name) for name in ("uid_map", "gid_map")),
+        },
         list(fds.values()),
     )
 
 
 #: what a new network namespace may inherit from the host's (net.core.devconf_inherit_init_net)
 _WATCHED = ("ip_forward", "conf/all/rp_filter", "conf/default/rp_filter")
+
+
+def _id_ranges(name: str) -> tuple[tuple[int, ...], ...]:
+    return tuple(tuple(map(int, line.split())) for line in _read(f"/proc/self/{name}").splitlines())
 
 
 def _read(path: str) -> str:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+from typing import Any
 
 CLONE_NEWTIME = 0x00000080
 CLONE_PIDFD = 0x00001000
@@ -43,17 +44,30 @@ MS_SHARED = 1 << 20
 MNT_DETACH = 2
 
 _PR_SET_PDEATHSIG = 1
+_PR_SET_DUMPABLE = 4
+_PR_SET_KEEPCAPS = 8
+_PR_SET_SECCOMP = 22
+_PR_CAPBSET_DROP = 24
 _PR_SET_CHILD_SUBREAPER = 36
+_PR_SET_NO_NEW_PRIVS = 38
+_PR_CAP_AMBIENT = 47
+_PR_CAP_AMBIENT_RAISE, _PR_CAP_AMBIENT_CLEAR_ALL = 2, 4
+_SECCOMP_MODE_FILTER = 2
+_LINUX_CAPABILITY_VERSION_3 = 0x20080522
+_KEYCTL_JOIN_SESSION_KEYRING = 1
 
-# One number on every architecture: the tables were unified before these calls came (asm-generic/unistd.h).
-_SYS_FSOPEN, _SYS_FSCONFIG, _SYS_FSMOUNT, _SYS_CLONE3 = 430, 431, 432, 435
-_FSOPEN_CLOEXEC = _FSMOUNT_CLOEXEC = 1
-_FSCONFIG_CMD_CREATE = 6
+# One number on every architecture: the tables were unified before this call came (asm-generic/unistd.h).
+_SYS_CLONE3 = 435
 
 _libc = ctypes.PyDLL(None, use_errno=True)
 _libc.syscall.restype = ctypes.c_long
 _libc.mount.argtypes = (ctypes.c_char_p, ctypes.c_char_p, ctypes.c_char_p, ctypes.c_ulong, ctypes.c_char_p)
 _libc.prctl.argtypes = (ctypes.c_int, ctypes.c_ulong, ctypes.c_ulong, ctypes.c_ulong, ctypes.c_ulong)
+
+
+def call(number: int, *arguments: Any) -> int:
+    """The system call *number*: integers are passed as ``long``, bytes as C strings."""
+    return _check(_libc.syscall(number, *(ctypes.c_long(a) if isinstance(a, int) else a for a in arguments)))
 
 
 class _CloneArgs(ctypes.Structure):
@@ -105,14 +119,13 @@ def umount(target: str, flags: int) -> None:
     _check(_libc.umount2(os.fsencode(target), flags))
 
 
-def detached_mount(kind: str) -> int:
-    """Mount a file system of *kind* nowhere; the descriptor returned is its root, and its only reference."""
-    context = _check(_libc.syscall(_SYS_FSOPEN, kind.encode(), _FSOPEN_CLOEXEC))
-    try:
-        _check(_libc.syscall(_SYS_FSCONFIG, context, _FSCONFIG_CMD_CREATE, None, None, 0))
-        return _check(_libc.syscall(_SYS_FSMOUNT, context, _FSMOUNT_CLOEXEC, 0))
-    finally:
-        os.close(context)
+def set_domainname(name: str) -> None:
+    encoded = os.fsencode(name)
+    _check(_libc.setdomainname(encoded, ctypes.c_size_t(len(encoded))))
+
+
+def pivot_root(new: str, old: str) -> None:
+    _check(_libc.pivot_root(os.fsencode(new), os.fsencode(old)))
 
 
 def set_parent_death_signal(signal: int) -> None:
@@ -131,3 +144,76 @@ def signalfd(*numbers: int) -> int:
     # sigset_t is 128 bytes in glibc and musl, bit n - 1 for signal n.
     mask = sum(1 << number - 1 for number in numbers).to_bytes(128, "little")
     return _check(_libc.signalfd(-1, mask, os.O_CLOEXEC))
+
+
+def set_dumpable(dumpable: bool) -> None:
+    """Whether others may trace the process and see what it has open and mapped; a fork inherits it, an exec sets it."""
+    _check(_libc.prctl(_PR_SET_DUMPABLE, int(dumpable), 0, 0, 0))
+
+
+def keep_capabilities() -> None:
+    """Through the next change of all uids to another than 0; an exec forgets it."""
+    _check(_libc.prctl(_PR_SET_KEEPCAPS, 1, 0, 0, 0))
+
+
+def drop_from_bounding_set(capability: int) -> None:
+    _check(_libc.prctl(_PR_CAPBSET_DROP, capability, 0, 0, 0))
+
+
+def set_ambient(capabilities: int) -> None:
+    """Bits of those that are both permitted and inheritable."""
+    _check(_libc.prctl(_PR_CAP_AMBIENT, _PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0))
+    for number in range(64):
+        if capabilities >> number & 1:
+            _check(_libc.prctl(_PR_CAP_AMBIENT, _PR_CAP_AMBIENT_RAISE, number, 0, 0))
+
+
+class _Capabilities(ctypes.Structure):
+    """``struct __user_cap_header_struct``, then two of ``__user_cap_data_struct``: linux/capability.h."""
+
+    _fields_ = (
+        ("version", ctypes.c_uint32),
+        ("pid", ctypes.c_int),
+        ("data", ctypes.c_uint32 * 6),  # effective, permitted, inheritable; the low halves, then the high ones
+    )
+
+
+def get_permitted() -> int:
+    """Bits of the caller's permitted capabilities."""
+    held = _Capabilities(version=_LINUX_CAPABILITY_VERSION_3)
+    _check(_libc.capget(ctypes.byref(held), held.data))
+    return int(held.data[1]) | int(held.data[4]) << 32
+
+
+def set_capabilities(effective: int, permitted: int, inheritable: int) -> None:
+    wanted = _Capabilities(version=_LINUX_CAPABILITY_VERSION_3)
+    for place, bits in enumerate((effective, permitted, inheritable)):
+        wanted.data[place], wanted.data[place + 3] = bits & 0xFFFFFFFF, bits >> 32
+    _check(_libc.capset(ctypes.byref(wanted), wanted.data))
+
+
+def set_no_new_privs() -> None:
+    _check(_libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0))
+
+
+class _FilterProgram(ctypes.Structure):
+    """``struct sock_fprog``: linux/filter.h."""
+
+    _fields_ = (("length", ctypes.c_ushort), ("instructions", ctypes.c_char_p))
+
+
+def set_seccomp(program: bytes) -> None:
+    """Add a filter, of ``struct sock_filter``, 8 bytes each. Needs no_new_privs or CAP_SYS_ADMIN."""
+    filter_ = _FilterProgram(len(program) // 8, program)
+    _check(_libc.prctl(_PR_SET_SECCOMP, _SECCOMP_MODE_FILTER, ctypes.addressof(filter_), 0, 0))
+
+
+# keyctl is older than the unification of the tables.
+_SYS_KEYCTL = {"x86_64": 250, "i686": 288, "armv7l": 311, "ppc64le": 271, "s390x": 280}
+_SYS_KEYCTL_GENERIC = 219
+
+
+def join_new_session_keyring() -> None:
+    """Leave the session keyring for a new one without a name."""
+    number = _SYS_KEYCTL.get(os.uname().machine, _SYS_KEYCTL_GENERIC)
+    _check(_libc.syscall(number, _KEYCTL_JOIN_SESSION_KEYRING, None))

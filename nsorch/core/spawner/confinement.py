@@ -1,0 +1,184 @@
+"""What a command may do: the last steps of a forked child, alike for a worker's own process and for all that is
+started in it."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import functools
+import marshal
+import os
+import resource
+import signal
+from typing import TYPE_CHECKING, NamedTuple
+
+from .stages import StageError, stage
+from .syscalls import (
+    drop_from_bounding_set,
+    get_permitted,
+    join_new_session_keyring,
+    keep_capabilities,
+    set_ambient,
+    set_capabilities,
+    set_dumpable,
+    set_no_new_privs,
+    set_parent_death_signal,
+    set_seccomp,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+#: uid, gid, supplementary groups
+User = tuple[int, int, tuple[int, ...]]
+
+
+class Capabilities(NamedTuple):
+    """Bits of each set, as they are before the exec, whose rules then apply (capabilities(7))."""
+
+    bounding: int
+    permitted: int
+    effective: int
+    inheritable: int
+    ambient: int
+
+
+class Confinement(NamedTuple):
+    """Travels as bytes, see :func:`encode`: thousands of commands have the same, which is read once."""
+
+    capabilities: tuple[int, ...] | None = None  #: of Capabilities; None leaves all as they are
+    no_new_privs: bool = False
+    rlimits: tuple[tuple[str, int, int], ...] = ()  #: name as ``NOFILE``, soft, hard; -1 is no limit
+    oom_score_adj: int | None = None
+    seccomp: bytes = b""  #: a BPF program
+    keyring: bool = False  #: a session keyring of its own
+
+
+NONE = Confinement()
+
+
+def encode(confinement: Confinement) -> bytes:
+    return b"" if confinement == NONE else marshal.dumps(tuple(confinement))
+
+
+@functools.lru_cache(maxsize=16)
+def decode(data: bytes) -> Confinement:
+    return Confinement(*marshal.loads(data)) if data else NONE
+
+
+def confine(confinement: Confinement, user: User | None) -> None:
+    """All but the seccomp filter where that can be last, see :func:`filter_calls`.
+
+    :raises StageError: naming the step; nothing is restored
+    """
+    if confinement.keyring:
+        # A kernel without keyrings has none to be kept from.
+        with stage("keyring"), _suppressed(errno.ENOSYS):
+            join_new_session_keyring()
+    for name, soft, hard in confinement.rlimits:
+        try:
+            resource.setrlimit(getattr(resource, f"RLIMIT_{name}"), (soft, hard))
+        except (OSError, ValueError):
+            raise StageError("rlimits", errno.EPERM, f"{name.lower()} {soft}:{hard}") from None
+    if not confinement.no_new_privs:
+        # Without no_new_privs a filter needs CAP_SYS_ADMIN, which is about to go.
+        filter_calls(confinement)
+    capabilities = None if confinement.capabilities is None else Capabilities(*confinement.capabilities)
+    if capabilities is not None:
+        with stage("capabilities", "bounding set"):
+            _bound(capabilities.bounding)
+            keep_capabilities()
+    if user is not None:
+        become_user(user)
+    if capabilities is not None:
+        with stage("capabilities"):
+            # Those that the supervisor hasn't itself can't be had; what the user named was checked before.
+            held = get_permitted()
+            set_capabilities(
+                capabilities.effective & held, capabilities.permitted & held, capabilities.inheritable & held
+            )
+            set_ambient(capabilities.ambient & held)
+    if confinement.no_new_privs:
+        set_no_new_privs()
+    # A change of credentials cleared it.
+    set_parent_death_signal(signal.SIGKILL)
+
+
+def filter_calls(confinement: Confinement) -> None:
+    """From here on the filter holds, also for this process's own last calls."""
+    if confinement.seccomp:
+        with stage("seccomp"):
+            set_seccomp(confinement.seccomp)
+
+
+def _bound(capabilities: int) -> None:
+    with _suppressed(errno.EINVAL):  # the first number that this kernel doesn't know
+        for number in range(64):
+            if not capabilities >> number & 1:
+                drop_from_bounding_set(number)
+
+
+def become_user(user: User) -> None:
+    uid, gid, groups = user
+    with stage("user", f"uid {uid}, gid {gid}"):
+        try:
+            os.setgroups(groups)
+        except PermissionError:
+            # Denied in a user namespace that maps the caller's own id alone: its groups stay, and can't be told apart.
+            if groups:
+                raise
+        os.setresgid(gid, gid, gid)
+        os.setresuid(uid, uid, uid)
+
+
+@contextlib.contextmanager
+def lent_oom_score(confinement: Confinement, proc: int) -> Iterator[None]:
+    """Have the caller's forks inherit a score: of what can't be traced, nobody but the host's root may set one.
+
+    :param proc: descriptor of a /proc that knows the caller
+    """
+    if confinement.oom_score_adj is None:
+        yield
+        return
+    own = _swap_oom_score(str(confinement.oom_score_adj), proc)
+    try:
+        yield
+    finally:
+        _swap_oom_score(own, proc)
+
+
+@contextlib.contextmanager
+def hidden(wanted: bool) -> Iterator[None]:
+    """Have the caller's forks be hidden from others, up to their exec."""
+    if wanted:
+        set_dumpable(False)
+    try:
+        yield
+    finally:
+        if wanted:
+            set_dumpable(True)
+
+
+def _swap_oom_score(score: str, proc: int) -> str:
+    with stage("oom_score_adj", score):
+        fd = os.open("self/oom_score_adj", os.O_RDWR | os.O_CLOEXEC, dir_fd=proc)
+        try:
+            before = os.read(fd, 16).decode().strip()
+            os.pwrite(fd, score.encode(), 0)
+        finally:
+            os.close(fd)
+    return before
+
+
+def set_oom_score(confinement: Confinement, proc: int) -> None:
+    if confinement.oom_score_adj is not None:
+        _swap_oom_score(str(confinement.oom_score_adj), proc)
+
+
+@contextlib.contextmanager
+def _suppressed(number: int) -> Iterator[None]:
+    try:
+        yield
+    except OSError as exc:
+        if exc.errno != number:
+            raise

@@ -1,0 +1,298 @@
+"""From a worker's isolation, as its description has it, to what the clone core does for it."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+import anyio
+from attrs import evolve, frozen
+
+from nsorch.core.spawner import confinement as spawner_confinement
+from nsorch.core.spawner import rootfs as spawner_rootfs
+from nsorch.core.spawner.confinement import Confinement
+from nsorch.core.spawner.protocol import Own
+from nsorch.core.spawner.rootfs import Root, Sysfs
+from nsorch.errors import PermissionDeniedError, SetupError, TopologyError
+from nsorch.supervisor.users import User, find_user
+from nsorch.topology.mounts import Bind, Mount, Overlay
+from nsorch.topology.namespaces import Host, NamespaceSet, New, Shared
+from nsorch.topology.presets import NOBODY, Isolation, is_plain, isolation_of
+from nsorch.topology.privileges import CAPABILITIES, check_program
+
+if TYPE_CHECKING:
+    from nsorch.core.helper import Facts
+    from nsorch.topology import WorkerSpec
+    from nsorch.topology.privileges import Capabilities, IdRange
+
+_RDONLY, _NOEXEC = 1, 8  # MOUNT_ATTR_*
+_TTY_GROUP = 5  # of Debian, and of those who came after
+_EVERY_ID = ((0, 0, (1 << 32) - 1),)
+_OWN_ID = (((0, 0, 1),), ((0, 0, 1),))
+_NOTHING = Own()
+_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+
+
+@frozen(kw_only=True)
+class Confined:
+    """What holds for a worker, and for every command in it.
+
+    :ivar confinement: see :mod:`nsorch.core.spawner.confinement`; empty where nothing is taken away
+    :ivar root: see :mod:`nsorch.core.spawner.rootfs`; empty where the host's files are left as they are
+    :ivar own: what each process with a pid namespace of its own makes there, but for the mode of its ``/proc``
+    :ivar user: of its commands, unless they say otherwise
+    :ivar mapped: ranges of the uids and gids that exist in it
+    :ivar id_maps: of a user namespace of its own
+    :ivar env: of its commands, where none is given; None for the application's
+    :ivar guarded: what runs in it may be hostile
+    """
+
+    namespaces: NamespaceSet
+    confinement: bytes = b""
+    root: bytes = b""
+    own: Own = _NOTHING
+    user: User | None = None
+    mapped: tuple[tuple[IdRange, ...], ...] = (_EVERY_ID, _EVERY_ID)
+    id_maps: tuple[tuple[IdRange, ...], ...] = _OWN_ID
+    env: dict[str, str] | None = None
+    guarded: bool = False
+    rootless: bool = False
+    rootfs: str | Overlay | None = None
+    time_offsets: tuple[tuple[str, int, int], ...] = ()
+    domainname: str | None = None
+
+
+async def confined_of(spec: WorkerSpec, facts: Facts, *, rootless: bool) -> Confined:
+    """Look up users, and read or build a seccomp program, in a thread where it may take its time.
+
+    :raises SetupError: there is no such user, or no such file
+    :raises TopologyError: the file is no program
+    :raises PermissionDeniedError: a capability that the supervisor hasn't, or a user who isn't mapped
+    :raises UnsupportedError: the default seccomp profile is asked for, and libseccomp is missing
+    """
+    if is_plain(spec):
+        namespaces = NamespaceSet.parse(spec.namespaces, passive=spec.command is None)
+        if spec.user is None and not isinstance(namespaces.user, New):
+            return Confined(namespaces=namespaces, mapped=facts.ids, rootless=rootless)
+        isolation = isolation_of(spec)
+    else:
+        isolation = isolation_of(spec)
+    user = None
+    if spec.user is not None or spec.groups:
+        user = await anyio.to_thread.run_sync(find_user, spec.user, spec.groups, isolation.rootfs, spec.name)
+    own_user = isinstance(isolation.namespaces.user, New)
+    id_maps = _id_maps(isolation, user, rootless=rootless) if own_user else _OWN_ID
+    mapped = id_maps if own_user else facts.ids
+    if user is None and isolation.drop_groups:
+        user = (mapped[0][0][0], mapped[1][0][0], ())
+    if user is not None:
+        check_mapped(user, mapped, spec.name)
+    if not own_user:
+        _check_capabilities(isolation.required, facts.capabilities, spec.name)
+    program = await _seccomp_program(isolation, spec.name)
+    root = _root(isolation, rootless=rootless, own_user=own_user, passive=spec.command is None)
+    return Confined(
+        namespaces=isolation.namespaces,
+        confinement=spawner_confinement.encode(
+            Confinement(
+                capabilities=_bits(isolation.capabilities),
+                no_new_privs=isolation.no_new_privs,
+                rlimits=tuple((name.upper(), *limits) for name, limits in spec.rlimits.items()),
+                oom_score_adj=spec.oom_score_adj,
+                seccomp=program,
+                keyring=isolation.keyring,
+            )
+        ),
+        root=spawner_rootfs.encode(root),
+        own=_own(isolation),
+        user=user,
+        mapped=mapped,
+        id_maps=id_maps,
+        env=_environment() if isolation.keyring else None,
+        guarded=isolation.guarded,
+        rootless=rootless,
+        rootfs=isolation.rootfs,
+        time_offsets=tuple((clock, *_split(offset)) for clock, offset in spec.time_offsets.items()),
+        domainname=spec.domainname,
+    )
+
+
+async def reconfined(before: Confined, spec: WorkerSpec, facts: Facts) -> Confined:
+    """For another incarnation, maybe of another description, in the namespaces that are there.
+
+    :raises NsorchError: as :func:`confined_of`
+    """
+    now = await confined_of(spec, facts, rootless=before.rootless)
+    if now.user is not None:
+        check_mapped(now.user, before.mapped, spec.name)
+    return evolve(
+        before,
+        confinement=now.confinement,
+        user=now.user,
+        env=now.env,
+    )
+
+
+def check_mapped(user: User, mapped: tuple[tuple[IdRange, ...], ...], worker: str) -> None:
+    """
+    :raises PermissionDeniedError: the uid or a gid doesn't exist in the worker's user namespace
+    """
+    uid, gid, groups = user
+    for kind, ranges, ids in (("uid", mapped[0], (uid,)), ("gid", mapped[1], (gid, *groups))):
+        for number in ids:
+            if not any(first <= number < first + count for first, _, count in ranges):
+                raise PermissionDeniedError(
+                    f"become {kind} {number}",
+                    worker=worker,
+                    stage="user",
+                    detail=f"it is not mapped in the user namespace, which has {_shown(ranges)}: "
+                    "without root, more than the caller's own id needs /etc/subuid, /etc/subgid and newuidmap",
+                )
+
+
+def _shown(ranges: tuple[IdRange, ...]) -> str:
+    return ", ".join(str(first) if count == 1 else f"{first} to {first + count - 1}" for first, _, count in ranges)
+
+
+def _check_capabilities(required: frozenset[str], held: int, worker: str) -> None:
+    if missing := sorted(name for name in required if not held >> CAPABILITIES.index(name) & 1):
+        raise PermissionDeniedError(
+            f"give the capabilities {', '.join(missing)}",
+            worker=worker,
+            stage="capabilities",
+            detail="the supervisor hasn't got them itself",
+        )
+
+
+def _id_maps(isolation: Isolation, user: User | None, *, rootless: bool) -> tuple[tuple[IdRange, ...], ...]:
+    """One id, unless ranges are given: that of the command inside; outside the supervisor's own, or nobody's where the
+    supervisor is root and the worker is not to be trusted."""
+    outside = NOBODY if isolation.drop_groups and not rootless else 0
+    uid, gid = (0, 0) if user is None else user[:2]
+    return isolation.uid_map or ((uid, outside, 1),), isolation.gid_map or ((gid, outside, 1),)
+
+
+def _bits(capabilities: Capabilities | None) -> tuple[int, ...] | None:
+    if capabilities is None:
+        return None
+    sets = (
+        capabilities.bounding,
+        capabilities.permitted,
+        capabilities.effective,
+        capabilities.inheritable,
+        capabilities.ambient,
+    )
+    return tuple(sum(1 << CAPABILITIES.index(name) for name in names) for names in sets)
+
+
+async def _seccomp_program(isolation: Isolation, worker: str) -> bytes:
+    chosen = isolation.seccomp
+    if chosen is None or isinstance(chosen, bytes):
+        return chosen or b""
+    if chosen == "default":
+        from nsorch.core.seccomp import default_profile
+
+        capabilities = isolation.capabilities
+        held = frozenset(CAPABILITIES) if capabilities is None else capabilities.bounding
+        return await anyio.to_thread.run_sync(default_profile, held)
+    program = await anyio.to_thread.run_sync(_read, chosen, worker)
+    try:
+        check_program(program)
+    except TopologyError as exc:
+        raise TopologyError(f"workers.{worker}.{exc.problems[0]}") from None
+    return program
+
+
+def _read(source: str | int, worker: str) -> bytes:
+    """A whole file, from its start, whatever somebody has read of it."""
+    try:
+        if isinstance(source, int):
+            return os.pread(source, 1 << 20, 0)
+        with open(source, "rb") as file:
+            return file.read(1 << 20)
+    except OSError as exc:
+        raise SetupError(
+            f"read the seccomp program {source}", worker=worker, stage="seccomp", errno=exc.errno
+        ) from None
+
+
+def _split(offset: float) -> tuple[int, int]:
+    seconds, rest = divmod(offset, 1)
+    return int(seconds), min(int(rest * 1e9), 999_999_999)
+
+
+def _environment() -> dict[str, str]:
+    """Nothing of the application's but its terminal's name: an environment may hold secrets."""
+    env = {"PATH": _PATH, "HOME": "/"}
+    if "TERM" in os.environ:
+        env["TERM"] = os.environ["TERM"]
+    return env
+
+
+def _below_proc(path: str) -> bool:
+    return os.path.normpath(path).startswith("/proc/")
+
+
+def _own(isolation: Isolation) -> Own:
+    masked = tuple(os.fsencode(path) for path in isolation.masked if _below_proc(path))
+    readonly = tuple(os.fsencode(path) for path in isolation.readonly_paths if _below_proc(path))
+    guarded = isolation.guarded or bool(masked or readonly)
+    return Own(guarded=guarded, masked=masked, readonly=readonly)
+
+
+def _root(isolation: Isolation, *, rootless: bool, own_user: bool, passive: bool) -> Root:
+    namespaces = isolation.namespaces
+    # With a pid namespace of its own, /proc is mounted by its first process, and then hidden.
+    own_proc = isinstance(namespaces.pid, New) and not passive
+    masked, readonly = (
+        tuple(os.fsencode(path) for path in paths if not (own_proc and _below_proc(path)))
+        for paths in (isolation.masked, isolation.readonly_paths)
+    )
+    rootfs = isolation.rootfs
+    root = Root(mounts=tuple(map(_mount, isolation.mounts)), masked=masked, readonly=readonly)
+    if rootfs is None:
+        return root
+    sysfs = Sysfs.READ_ONLY if isolation.readonly_sys else Sysfs.FRESH
+    if isinstance(namespaces.net, Shared | Host) or (own_user and not isinstance(namespaces.net, New)):
+        sysfs = Sysfs.HOST
+    overlay = None
+    hosts_own = False
+    if isinstance(rootfs, Overlay):
+        upper = "" if rootfs.upper is None else os.path.abspath(rootfs.upper)
+        overlay = (
+            tuple(os.fsencode(os.path.abspath(layer)) for layer in rootfs.lower),
+            os.fsencode(upper),
+            os.fsencode(os.path.abspath(rootfs.work) if rootfs.work is not None else upper and f"{upper}.work"),
+            rootfs.size or 0,
+            rootless or own_user,
+        )
+    else:
+        hosts_own = os.path.realpath(rootfs) == "/"
+    return root._replace(
+        directory=b"" if isinstance(rootfs, Overlay) else os.fsencode(os.path.abspath(rootfs)),
+        overlay=overlay,
+        create=not hosts_own,
+        read_only=isolation.readonly_root,
+        dev=isolation.private_dev,
+        mqueue=isinstance(namespaces.ipc, New),
+        tty_group=-1 if rootless or own_user else _TTY_GROUP,
+        sysfs=sysfs,
+        hosts=not hosts_own,
+    )
+
+
+def _mount(mount: Mount) -> tuple[object, ...]:
+    if isinstance(mount, Bind):
+        return (
+            True,
+            os.fsencode(os.path.abspath(mount.src)),
+            os.fsencode(mount.dst),
+            mount.read_only,
+            mount.recursive,
+            mount.propagation == "shared",
+        )
+    options = [(b"mode", b"%o" % mount.mode)]
+    if mount.size is not None:
+        options.append((b"size", b"%d" % mount.size))
+    attributes = (_RDONLY if mount.read_only else 0) | (0 if mount.exec else _NOEXEC)
+    return False, os.fsencode(mount.dst), tuple(options), attributes

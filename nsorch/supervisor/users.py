@@ -1,0 +1,107 @@
+"""Users and groups, by name or number, of the host or of a worker's root file system."""
+
+from __future__ import annotations
+
+import grp
+import os
+import pwd
+from typing import TYPE_CHECKING
+
+from nsorch.core.spawner.mountapi import RESOLVE_IN_ROOT, openat2
+from nsorch.errors import SetupError
+from nsorch.topology.mounts import Overlay
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+#: uid, gid, supplementary groups
+User = tuple[int, int, tuple[int, ...]]
+
+
+def find_user(user: str | int | None, groups: Sequence[str | int], rootfs: str | Overlay | None, worker: str) -> User:
+    """Of a name, a uid, or ``uid:gid``, each by number or name; uid 0 if *user* is None. Blocks.
+
+    :raises SetupError: there is no such user or group
+    """
+    name, _, group = ("0:0" if user is None else str(user)).partition(":")
+    uid, gid, found = (_host_user if rootfs in (None, "/") else _Files(rootfs).user)(name, worker)
+    if group:
+        gid, found = _group(group, rootfs, worker), ()
+    if groups:
+        found = tuple(_group(str(one), rootfs, worker) for one in groups)
+    return uid, gid, found
+
+
+def _group(group: str, rootfs: str | Overlay | None, worker: str) -> int:
+    if is_id(group):
+        return int(group)
+    if rootfs is not None and rootfs != "/":
+        return _Files(rootfs).group(group, worker)
+    try:
+        return grp.getgrnam(group).gr_gid
+    except (KeyError, ValueError):
+        raise SetupError(f'there is no group "{group}"', worker=worker, stage="user") from None
+
+
+def _host_user(name: str, worker: str) -> User:
+    try:
+        entry = pwd.getpwuid(int(name)) if is_id(name) else pwd.getpwnam(name)
+        return entry.pw_uid, entry.pw_gid, tuple(os.getgrouplist(entry.pw_name, entry.pw_gid))
+    except (KeyError, ValueError):
+        if not is_id(name):
+            raise SetupError(f'there is no user "{name}"', worker=worker, stage="user") from None
+        return int(name), int(name), ()
+
+
+class _Files:
+    """passwd(5) and group(5) of a root file system, read without following a link out of it."""
+
+    def __init__(self, rootfs: str | Overlay) -> None:
+        if isinstance(rootfs, Overlay):
+            self._layers = [*([] if rootfs.upper is None else [rootfs.upper]), *rootfs.lower]
+        else:
+            self._layers = [rootfs]
+
+    def user(self, name: str, worker: str) -> User:
+        column = 2 if is_id(name) else 0
+        for fields in self._entries(b"etc/passwd", 7):
+            if fields[column] == name:
+                uid, gid = int(fields[2]), int(fields[3])
+                others = (int(g[2]) for g in self._entries(b"etc/group", 4) if fields[0] in g[3].split(","))
+                return uid, gid, tuple(dict.fromkeys((gid, *others)))
+        if not is_id(name):
+            raise SetupError(f'there is no user "{name}" in its rootfs', worker=worker, stage="user")
+        return int(name), int(name), ()
+
+    def group(self, name: str, worker: str) -> int:
+        for fields in self._entries(b"etc/group", 4):
+            if fields[0] == name:
+                return int(fields[2])
+        raise SetupError(f'there is no group "{name}" in its rootfs', worker=worker, stage="user")
+
+    def _entries(self, path: bytes, length: int) -> Iterator[list[str]]:
+        for line in self._read(path).decode(errors="surrogateescape").splitlines():
+            fields = line.split(":")
+            if len(fields) == length and fields[2].isdigit():
+                yield fields
+
+    def _read(self, path: bytes) -> bytes:
+        """Of the topmost layer that has it."""
+        for layer in self._layers:
+            try:
+                folder = os.open(layer, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+            except OSError:  # the spawner will say so, of the whole
+                continue
+            try:
+                with open(openat2(folder, path, os.O_RDONLY | os.O_NONBLOCK, RESOLVE_IN_ROOT), "rb") as file:
+                    return file.read(1 << 20)
+            except OSError:
+                continue
+            finally:
+                os.close(folder)
+        return b""
+
+
+def is_id(text: str) -> bool:
+    """Whether it is a uid or gid: 32 bits, but for the one that means none (credentials(7))."""
+    return text.isascii() and text.isdecimal() and len(text) <= 10 and int(text) < 2**32 - 1

@@ -1,0 +1,269 @@
+"""What a worker sees of file systems, as frozen values that have been checked."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from attrs import field, frozen
+
+from nsorch.errors import TopologyError
+
+_SIZE = re.compile(r"\s*([0-9]+)\s*([kmgt]?)(?:i?b)?\s*", re.IGNORECASE)
+_MOST_LAYERS = 500  # OVL_MAX_STACK
+
+
+def _path(where: str, value: Any) -> str:
+    if not isinstance(value, str | bytes | os.PathLike):
+        raise TopologyError(f"{where}: {value!r} is not a path")
+    path = os.fsdecode(value)
+    if not path or "\0" in path:
+        raise TopologyError(f"{where}: {path!r} is not a path")
+    return path
+
+
+def _absolute(where: str, value: Any) -> str:
+    path = _path(where, value)
+    if not path.startswith("/"):
+        raise TopologyError(f'{where}: "{path}" is not an absolute path inside the worker')
+    return path
+
+
+def size(value: Any) -> int:
+    """Bytes: a number of them, or such as ``"64m"``, in powers of 1024.
+
+    :raises ValueError: it is neither
+    """
+    if isinstance(value, int) and not isinstance(value, bool) and value > 0:
+        return value
+    match = _SIZE.fullmatch(value) if isinstance(value, str) else None
+    if match is None or not int(match[1]):
+        raise ValueError(f"{value!r} is not a number of bytes above 0, or such as 64m")
+    return int(match[1]) << 10 * " kmgt".index(match[2].lower() or " ")
+
+
+def _layers(value: Any) -> tuple[str, ...]:
+    layers = [value] if isinstance(value, str | os.PathLike) else value
+    if not isinstance(layers, Iterable):
+        raise TopologyError(f"rootfs.lower: {value!r} is neither a path nor a list of paths")
+    found = tuple(_path("rootfs.lower", layer) for layer in layers)
+    if not 0 < len(found) <= _MOST_LAYERS:
+        raise TopologyError(f"rootfs.lower: {len(found)} layers, not 1 to {_MOST_LAYERS}")
+    return found
+
+
+def _to_upper(value: Any) -> str | None:
+    return None if value is None else _path("rootfs.upper", value)
+
+
+def _to_work(value: Any) -> str | None:
+    return None if value is None else _path("rootfs.work", value)
+
+
+def _size(value: Any) -> int | None:
+    try:
+        return None if value is None else size(value)
+    except ValueError as exc:
+        raise TopologyError(f"size: {exc}") from None
+
+
+@frozen(kw_only=True)
+class Overlay:
+    """See :func:`overlay`."""
+
+    lower: tuple[str, ...] = field(converter=_layers)
+    upper: str | None = field(default=None, converter=_to_upper)
+    work: str | None = field(default=None, converter=_to_work)
+    size: int | None = field(default=None, converter=_size)
+
+    def __attrs_post_init__(self) -> None:
+        if self.work is not None and self.upper is None:
+            raise TopologyError("rootfs.work: belongs to an upper directory, which isn't given")
+        if self.size is not None and self.upper is not None:
+            raise TopologyError("rootfs.size: is of an ephemeral upper directory, but one is given")
+
+
+def overlay(*lower: Any, upper: Any = None, work: Any = None, size: Any = None) -> Overlay:
+    """A root file system of read-only layers below one that takes all changes.
+
+    :param lower: directories, the topmost first
+    :param upper: directory of the changes; None for one on a tmpfs that goes with the worker
+    :param work: an empty directory of the same file system, overlayfs's own; ``UPPER.work`` if None,
+        made where missing
+    :param size: bytes of an ephemeral upper directory, or such as ``"64m"``; the half of the memory if None
+    """
+    layers = lower[0] if len(lower) == 1 and not isinstance(lower[0], str | os.PathLike) else lower
+    return Overlay(lower=layers, upper=upper, work=work, size=size)
+
+
+def to_rootfs(value: Any) -> str | Overlay | None:
+    if value is None or isinstance(value, Overlay):
+        return value
+    if isinstance(value, Mapping):
+        if unknown := set(value) - {"lower", "upper", "work", "size"}:
+            raise TopologyError(f"rootfs.{min(map(str, unknown))}: unknown key")
+        if "lower" not in value:
+            raise TopologyError("rootfs.lower: the directories below are missing")
+        return Overlay(**value)
+    return _path("rootfs", value)
+
+
+def _flag(name: str, value: Any) -> bool:
+    if not isinstance(value, bool):
+        raise TopologyError(f"{name}: {value!r} is neither true nor false")
+    return value
+
+
+def _to_read_only(value: Any) -> bool:
+    return _flag("read_only", value)
+
+
+def _to_recursive(value: Any) -> bool:
+    return _flag("recursive", value)
+
+
+def _to_exec(value: Any) -> bool:
+    return _flag("exec", value)
+
+
+def _to_src(value: Any) -> str:
+    return _path("src", value)
+
+
+def _to_dst(value: Any) -> str:
+    path = _absolute("dst", value)
+    parts = [part for part in path.split("/") if part not in ("", ".")]
+    if not parts or parts[0] == "proc" or ".." in parts:
+        raise TopologyError(f'dst: nothing can be mounted at "{path}": the root, /proc, and what leads up from a path')
+    return path
+
+
+@frozen(kw_only=True)
+class Bind:
+    """See :func:`bind`."""
+
+    src: str = field(converter=_to_src)
+    dst: str = field(converter=_to_dst)
+    read_only: bool = field(default=False, converter=_to_read_only)
+    recursive: bool = field(default=True, converter=_to_recursive)
+    propagation: str = "private"
+
+    def __attrs_post_init__(self) -> None:
+        if self.propagation not in PROPAGATIONS:
+            raise TopologyError(f'propagation: "{self.propagation}" is none of {", ".join(PROPAGATIONS)}')
+
+
+PROPAGATIONS = ("private", "shared")
+
+
+@frozen(kw_only=True)
+class Tmpfs:
+    """See :func:`tmpfs`."""
+
+    dst: str = field(converter=_to_dst)
+    size: int | None = field(default=None, converter=_size)
+    mode: int = 0o1777
+    read_only: bool = field(default=False, converter=_to_read_only)
+    exec: bool = field(default=True, converter=_to_exec)
+
+    def __attrs_post_init__(self) -> None:
+        if isinstance(self.mode, bool) or not isinstance(self.mode, int) or not 0 <= self.mode <= 0o7777:
+            raise TopologyError(f"mode: {self.mode!r} is not a mode such as 0o1777")
+
+
+Mount = Bind | Tmpfs
+
+
+def bind(
+    src: Any, dst: Any = None, *, read_only: bool = False, recursive: bool = True, propagation: str = "private"
+) -> Bind:
+    """A file or directory of the host, to be seen in the worker.
+
+    :param src: on the host
+    :param dst: absolute, inside the worker; where *src* is if None. Made where the worker has a root file system of
+        its own; symbolic links count inside of that
+    :param read_only: also what is mounted below it, if *recursive*
+    :param recursive: with what is mounted below *src*
+    :param propagation: ``"private"``, or ``"shared"`` with the mount namespaces that the worker makes; never with the
+        host's
+    """
+    return Bind(
+        src=src,
+        dst=os.path.abspath(_path("src", src)) if dst is None else dst,
+        read_only=read_only,
+        recursive=recursive,
+        propagation=propagation,
+    )
+
+
+def tmpfs(dst: Any, *, size: Any = None, mode: int = 0o1777, read_only: bool = False, exec: bool = True) -> Tmpfs:  # noqa: A002
+    """An empty file system in memory.
+
+    :param dst: absolute, inside the worker
+    :param size: bytes, or such as ``"64m"``; the half of the memory if None
+    :param mode: of its top directory
+    :param exec: whether programs may be run from it
+    """
+    return Tmpfs(dst=dst, size=size, mode=mode, read_only=read_only, exec=exec)
+
+
+_KINDS: dict[str, type[Bind | Tmpfs]] = {"bind": Bind, "tmpfs": Tmpfs}
+#: the keys of each kind in a file
+MOUNT_KEYS = {
+    "bind": ("type", "src", "dst", "read_only", "recursive", "propagation"),
+    "tmpfs": ("type", "dst", "size", "mode", "read_only", "exec"),
+}
+
+
+def to_mounts(value: Any) -> tuple[Mount, ...]:
+    if value is None:
+        return ()
+    if isinstance(value, str | Mapping | Bind | Tmpfs) or not isinstance(value, Iterable):
+        raise TopologyError(f"mounts: {value!r} is not a list of mounts")
+    made = []
+    for number, item in enumerate(value):
+        try:
+            made.append(_mount(item))
+        except TopologyError as exc:
+            raise TopologyError(*(f"mounts[{number}].{problem}" for problem in exc.problems)) from None
+    return tuple(made)
+
+
+def _mount(value: Any) -> Mount:
+    if isinstance(value, Bind | Tmpfs):
+        return value
+    if not isinstance(value, Mapping) or value.get("type") not in _KINDS:
+        raise TopologyError(f"type: {value!r} is neither of bind() and tmpfs() nor a table of type bind or tmpfs")
+    kind = value["type"]
+    for key in value:
+        if key not in MOUNT_KEYS[kind]:
+            raise TopologyError(f"{key}: unknown key of a {kind}")
+    table = {key: item for key, item in value.items() if key != "type"}
+    if isinstance(table.get("mode"), str):
+        try:
+            table["mode"] = int(table["mode"], 8)
+        except ValueError:
+            raise TopologyError(f'mode: "{table["mode"]}" is not a mode such as 1777') from None
+    if missing := {"src", "dst"} & set(MOUNT_KEYS[kind]) - table.keys():
+        raise TopologyError(f"{max(missing)}: is missing")
+    return _KINDS[kind](**table)
+
+
+def _paths(name: str, value: Any) -> tuple[str, ...] | None:
+    if value is None:
+        return None
+    if isinstance(value, str) or not isinstance(value, Iterable):
+        raise TopologyError(f"{name}: {value!r} is not a list of paths")
+    return tuple(_absolute(f"{name}[{number}]", item) for number, item in enumerate(value))
+
+
+def to_masked(value: Any) -> tuple[str, ...] | None:
+    """Absolute paths inside a worker; None for what the preset says."""
+    return _paths("masked", value)
+
+
+def to_readonly_paths(value: Any) -> tuple[str, ...] | None:
+    """Absolute paths inside a worker; None for what the preset says."""
+    return _paths("readonly_paths", value)

@@ -1,0 +1,324 @@
+"""What a worker's processes may do, as frozen values that have been checked."""
+
+from __future__ import annotations
+
+import difflib
+import os
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from attrs import field, frozen
+
+from nsorch.errors import TopologyError
+
+#: in the order of their numbers (linux/capability.h)
+CAPABILITIES = (
+    "CHOWN",
+    "DAC_OVERRIDE",
+    "DAC_READ_SEARCH",
+    "FOWNER",
+    "FSETID",
+    "KILL",
+    "SETGID",
+    "SETUID",
+    "SETPCAP",
+    "LINUX_IMMUTABLE",
+    "NET_BIND_SERVICE",
+    "NET_BROADCAST",
+    "NET_ADMIN",
+    "NET_RAW",
+    "IPC_LOCK",
+    "IPC_OWNER",
+    "SYS_MODULE",
+    "SYS_RAWIO",
+    "SYS_CHROOT",
+    "SYS_PTRACE",
+    "SYS_PACCT",
+    "SYS_ADMIN",
+    "SYS_BOOT",
+    "SYS_NICE",
+    "SYS_RESOURCE",
+    "SYS_TIME",
+    "SYS_TTY_CONFIG",
+    "MKNOD",
+    "LEASE",
+    "AUDIT_WRITE",
+    "AUDIT_CONTROL",
+    "SETFCAP",
+    "MAC_OVERRIDE",
+    "MAC_ADMIN",
+    "SYSLOG",
+    "WAKE_ALARM",
+    "BLOCK_SUSPEND",
+    "AUDIT_READ",
+    "PERFMON",
+    "BPF",
+    "CHECKPOINT_RESTORE",
+)
+CAPABILITY_SETS = ("bounding", "permitted", "effective", "inheritable", "ambient")
+RLIMITS = (
+    *("as", "core", "cpu", "data", "fsize", "memlock", "msgqueue", "nice"),
+    *("nofile", "nproc", "rss", "rtprio", "rttime", "sigpending", "stack"),
+)
+UNLIMITED = -1
+_MOST_INSTRUCTIONS = 4096  # BPF_MAXINSNS
+
+
+def _capability(value: Any) -> str:
+    name = value.upper().removeprefix("CAP_") if isinstance(value, str) else ""
+    if name not in CAPABILITIES:
+        close = difflib.get_close_matches(name, CAPABILITIES, 1)
+        hint = f'; did you mean "{close[0]}"?' if close else ""
+        raise TopologyError(f"capabilities: there is no {value!r}{hint}")
+    return name
+
+
+def _capability_set(value: Any) -> frozenset[str]:
+    if value == "all":
+        return frozenset(CAPABILITIES)
+    if isinstance(value, str) or not isinstance(value, Iterable):
+        raise TopologyError(f'capabilities: {value!r} is neither "all" nor a collection of names')
+    return frozenset(map(_capability, value))
+
+
+@frozen(kw_only=True)
+class Capabilities:
+    """The five sets of capabilities(7), by names such as ``"NET_ADMIN"``, or ``"all"``; as they are before the exec,
+    whose rules then apply: a command of uid 0 gets its bounding set, another one its ambient set.
+
+    ``nsorch.Capabilities.only("NET_RAW")`` is what a list in ``capabilities=`` means: just these, in all sets that a
+    command of any uid needs to have them.
+    """
+
+    bounding: frozenset[str] = field(default=frozenset(), converter=_capability_set)
+    permitted: frozenset[str] = field(default=frozenset(), converter=_capability_set)
+    effective: frozenset[str] = field(default=frozenset(), converter=_capability_set)
+    inheritable: frozenset[str] = field(default=frozenset(), converter=_capability_set)
+    ambient: frozenset[str] = field(default=frozenset(), converter=_capability_set)
+
+    def __attrs_post_init__(self) -> None:
+        for smaller, larger in (("effective", "permitted"), ("ambient", "permitted"), ("ambient", "inheritable")):
+            if extra := getattr(self, smaller) - getattr(self, larger):
+                raise TopologyError(f"capabilities.{smaller}: {', '.join(sorted(extra))} must be {larger}, too")
+        if extra := self.inheritable - self.bounding:
+            raise TopologyError(
+                f"capabilities.inheritable: {', '.join(sorted(extra))} must be in the bounding set, too"
+            )
+
+    @classmethod
+    def only(cls, *names: str) -> Capabilities:
+        """Just these, for a command of any uid."""
+        return cls(**dict.fromkeys(CAPABILITY_SETS, names))
+
+    @property
+    def named(self) -> frozenset[str]:
+        return frozenset().union(*(getattr(self, name) for name in CAPABILITY_SETS))
+
+
+@frozen
+class CapabilityChange:
+    """What a preset gives, and more or less of it: ``["+NET_RAW", "-CHOWN"]``."""
+
+    add: frozenset[str]
+    drop: frozenset[str]
+
+    def applied(self, base: frozenset[str]) -> frozenset[str]:
+        return (base | self.add) - self.drop
+
+
+def to_capabilities(value: Any) -> Capabilities | CapabilityChange | None:
+    if value is None or isinstance(value, Capabilities | CapabilityChange):
+        return value
+    if value == "all":
+        return Capabilities.only(*CAPABILITIES)
+    if isinstance(value, Mapping):
+        if unknown := set(value) - set(CAPABILITY_SETS):
+            raise TopologyError(f'capabilities: there is no set "{min(unknown)}", only {", ".join(CAPABILITY_SETS)}')
+        return Capabilities(**value)
+    if isinstance(value, str) or not isinstance(value, Iterable):
+        raise TopologyError(
+            f'capabilities: {value!r} is not "all", a collection of names, or a mapping of the five sets'
+        )
+    names = list(value)
+    signed = [isinstance(name, str) and name[:1] in ("+", "-") for name in names]
+    if not any(signed):
+        return Capabilities.only(*names)
+    if not all(signed):
+        raise TopologyError(f"capabilities: {names!r}: either all are changes (+NAME, -NAME) or none is")
+    return CapabilityChange(
+        frozenset(_capability(name[1:]) for name in names if name[0] == "+"),
+        frozenset(_capability(name[1:]) for name in names if name[0] == "-"),
+    )
+
+
+def _one_limit(name: str, value: Any) -> int:
+    if value in ("unlimited", None) or value == UNLIMITED:
+        return UNLIMITED
+    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < 1 << 63:
+        raise TopologyError(f'rlimits.{name}: {value!r} is neither a number from 0 nor "unlimited"')
+    return value
+
+
+def to_rlimits(value: Any) -> Mapping[str, tuple[int, int]]:
+    """(soft, hard) by name; -1 is no limit."""
+    if value is None:
+        return {}
+    if not isinstance(value, Mapping):
+        raise TopologyError(f"rlimits: {value!r} is not a mapping of names to limits")
+    found = {}
+    for key, limit in value.items():
+        name = str(key).lower().removeprefix("rlimit_")
+        if name not in RLIMITS:
+            raise TopologyError(f'rlimits: there is no "{key}", only {", ".join(RLIMITS)}')
+        if isinstance(limit, list | tuple):
+            if len(limit) != 2:
+                raise TopologyError(f"rlimits.{name}: {limit!r} is not a pair (soft, hard)")
+            soft, hard = (_one_limit(name, part) for part in limit)
+        else:
+            soft = hard = _one_limit(name, limit)
+        if hard != UNLIMITED and (soft == UNLIMITED or soft > hard):
+            raise TopologyError(f"rlimits.{name}: the soft limit is above the hard one")
+        found[name] = (soft, hard)
+    return found
+
+
+def to_score(value: Any) -> int | None:
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, int) or not -1000 <= value <= 1000:
+        raise TopologyError(f"oom_score_adj: {value!r} is not a number from -1000 to 1000")
+    return value
+
+
+def _flag(name: str, value: Any) -> bool | None:
+    """True, False, or None for what the preset says."""
+    if value is None or isinstance(value, bool):
+        return value
+    raise TopologyError(f"{name}: {value!r} is neither true nor false")
+
+
+def to_no_new_privs(value: Any) -> bool | None:
+    return _flag("no_new_privs", value)
+
+
+def to_cgroup_namespace(value: Any) -> bool | None:
+    return _flag("cgroup_namespace", value)
+
+
+def to_readonly_root(value: Any) -> bool | None:
+    return _flag("readonly_root", value)
+
+
+#: what stands for a program
+SECCOMP = ("default", "unconfined")
+
+
+def to_seccomp(value: Any) -> str | bytes | int | None:
+    """``"default"``, ``"unconfined"``, the path of a file with a program, a descriptor of one, or its bytes."""
+    if value is None or value in SECCOMP:
+        return value  # type: ignore[no-any-return]
+    if isinstance(value, bytes | bytearray | memoryview):
+        check_program(bytes(value))
+        return bytes(value)
+    if isinstance(value, os.PathLike):
+        value = os.fspath(value)
+    if isinstance(value, str):
+        if "/" not in value:
+            raise TopologyError(f'seccomp: "{value}" is neither {", ".join(SECCOMP)} nor the path of a BPF program')
+        return value
+    if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+        raise TopologyError(f"seccomp: {value!r} is not {', '.join(SECCOMP)}, a path, a descriptor, or bytes")
+    return value
+
+
+def check_program(program: bytes) -> None:
+    """
+    :raises TopologyError: it can't be a BPF program: an array of ``struct sock_filter``
+    """
+    if not program or len(program) % 8 or len(program) // 8 > _MOST_INSTRUCTIONS:
+        raise TopologyError(
+            f"seccomp: {len(program)} bytes are no BPF program, which has 1 to {_MOST_INSTRUCTIONS} instructions of 8"
+        )
+
+
+def to_groups(value: Any) -> tuple[str | int, ...]:
+    """Names or numbers of supplementary groups."""
+    if value is None:
+        return ()
+    if isinstance(value, str) or not isinstance(value, Iterable):
+        raise TopologyError(f"groups: {value!r} is not a collection of names and numbers")
+    groups = tuple(value)
+    for group in groups:
+        if isinstance(group, bool) or not isinstance(group, str | int) or group in ("", -1):
+            raise TopologyError(f"groups: {group!r} is neither a name nor a number")
+    return groups
+
+
+def to_user(value: Any) -> str | int | None:
+    if value is None:
+        return None
+    parts = str(value).split(":")
+    if isinstance(value, bool) or not isinstance(value, str | int) or len(parts) > 2 or not all(parts):
+        raise TopologyError(f"user: {value!r} is not a name, a uid, or such as 1000:1000")
+    for part in parts:
+        if part.lstrip("-").isdigit() and not 0 <= int(part) < (1 << 32) - 1:
+            raise TopologyError(f"user: {part} is not a number from 0 to 4294967294")
+    return value
+
+
+#: first id inside, first id outside, how many
+IdRange = tuple[int, int, int]
+_MOST_RANGES = 340  # UID_GID_MAP_MAX_EXTENTS
+
+
+def _id_map(name: str, value: Any) -> tuple[IdRange, ...]:
+    if value is None:
+        return ()
+    if isinstance(value, str) or not isinstance(value, Iterable):
+        raise TopologyError(f"{name}: {value!r} is not a list of (inside, outside, count)")
+    ranges: list[IdRange] = []
+    for number, item in enumerate(value):
+        if not isinstance(item, list | tuple) or len(item) != 3 or not all(_is_id(part) for part in item):
+            raise TopologyError(f"{name}[{number}]: {item!r} is not (first inside, first outside, count)")
+        inside, outside, count = item
+        if not count or max(inside, outside) + count > (1 << 32) - 1:
+            raise TopologyError(f"{name}[{number}]: {count} ids from {inside} and {outside} aren't there")
+        for before in ranges:
+            for side in (0, 1):
+                if item[side] < before[side] + before[2] and before[side] < item[side] + count:
+                    raise TopologyError(f"{name}[{number}]: overlaps another range")
+        ranges.append((inside, outside, count))
+    if len(ranges) > _MOST_RANGES:
+        raise TopologyError(f"{name}: more than {_MOST_RANGES} ranges")
+    return tuple(ranges)
+
+
+def to_uid_map(value: Any) -> tuple[IdRange, ...]:
+    return _id_map("uid_map", value)
+
+
+def to_gid_map(value: Any) -> tuple[IdRange, ...]:
+    return _id_map("gid_map", value)
+
+
+def _is_id(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+
+
+CLOCKS = ("monotonic", "boottime")
+
+
+def to_time_offsets(value: Any) -> Mapping[str, float]:
+    """Seconds by clock."""
+    if value is None:
+        return {}
+    if not isinstance(value, Mapping):
+        raise TopologyError(f"time_offsets: {value!r} is not a mapping of {' and '.join(CLOCKS)} to seconds")
+    found = {}
+    for clock, offset in value.items():
+        if clock not in CLOCKS:
+            raise TopologyError(f'time_offsets: there is no clock "{clock}", only {" and ".join(CLOCKS)}')
+        if isinstance(offset, bool) or not isinstance(offset, int | float) or not abs(offset) < 1 << 62:
+            raise TopologyError(f"time_offsets.{clock}: {offset!r} is not a number of seconds")
+        found[clock] = offset
+    return found

@@ -1,0 +1,327 @@
+"""Root file systems and mounts of workers."""
+
+from __future__ import annotations
+
+import os
+import pathlib
+import socket
+import stat
+import threading
+
+import pytest
+from rootfs_support import make_rootfs
+
+import nsorch
+
+pytestmark = pytest.mark.anyio
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
+    return make_rootfs(tmp_path_factory.mktemp("base") / "rootfs")
+
+
+@pytest.fixture
+def rootfs(base: pathlib.Path, tmp_path: pathlib.Path) -> pathlib.Path:
+    """One to be changed."""
+    return make_rootfs(tmp_path / "rootfs")
+
+
+async def say(worker: nsorch.Worker, line: str) -> str:
+    done = await worker.run(line, check=False)
+    return (done.stdout + done.stderr).decode()
+
+
+def mounted(text: str) -> dict[str, tuple[str, list[str]]]:
+    """(type, options) by mount point, of /proc/mounts."""
+    return {line.split()[1]: (line.split()[2], line.split()[3].split(",")) for line in text.splitlines()}
+
+
+@pytest.mark.parametrize("command", [None, ["sleep", "600"]], ids=["passive", "live"])
+@pytest.mark.parametrize("init", [True, False])
+async def test_directory(rootfs: pathlib.Path, command: list[str] | None, init: bool) -> None:
+    async with nsorch.Supervisor() as sup:
+        lan = await sup.bridge("lan", subnet="10.0.0.0/24")
+        worker = await sup.start("web", command, rootfs=rootfs, links=[lan], init=init)
+        assert set((await say(worker, "ls /")).split()) >= {"bin", "dev", "etc", "proc", "sys"}
+        assert "No such file" in await say(worker, f"ls {rootfs}")
+        table = mounted(await say(worker, "cat /proc/mounts"))
+        assert table["/proc"][0] == "proc"
+        assert table["/sys"][0] == "sysfs"
+        assert {path: table[path][0] for path in ("/dev", "/dev/pts", "/dev/shm", "/dev/mqueue")} == {
+            "/dev": "tmpfs",
+            "/dev/pts": "devpts",
+            "/dev/shm": "tmpfs",
+            "/dev/mqueue": "mqueue",
+        }
+        # Its own pid namespace, its own interfaces, the lab's names.
+        assert (await say(worker, "readlink /proc/self")).strip().isdigit()
+        assert sorted((await say(worker, "ls /sys/class/net")).split()) == ["eth0", "lo"]
+        assert "web.lan" in await say(worker, "cat /etc/hosts")
+        assert "Read-only" in await say(worker, "echo x > /etc/hosts")
+        await worker.run("touch /made")
+        assert (rootfs / "made").exists()
+    assert {entry.name for entry in rootfs.iterdir()} >= {"proc", "sys", "dev"}  # the mount points
+
+
+async def test_devices(rootfs: pathlib.Path) -> None:
+    async with nsorch.Supervisor() as sup:
+        worker = await sup.start("w", ["sleep", "600"], rootfs=rootfs)
+        names = {"null", "zero", "full", "random", "urandom", "tty"}
+        links = {"fd", "stdin", "stdout", "stderr", "ptmx"}
+        assert set((await say(worker, "ls /dev")).split()) == names | links | {"pts", "shm", "mqueue"}
+        for name in names:
+            inside = (await say(worker, f"stat -c '%t %T %a' /dev/{name}")).split()
+            host = os.stat(f"/dev/{name}")
+            assert stat.S_ISCHR(host.st_mode)
+            assert inside == [f"{os.major(host.st_rdev):x}", f"{os.minor(host.st_rdev):x}", "666"], name
+        await worker.run("echo x > /dev/null && echo x > /dev/shm/x && dd if=/dev/urandom of=/dev/shm/y count=1")
+        assert "error" in await say(worker, "echo x > /dev/full")
+        assert (await say(worker, "ls /dev/pts")).split() == ["ptmx"]
+        assert (await say(worker, "stat -c %a /dev/pts/ptmx")).strip() == "666"
+        assert not pathlib.Path("/dev/shm/x").exists()
+
+
+async def test_private_mqueue_and_shm(rootfs: pathlib.Path) -> None:
+    async with nsorch.Supervisor() as sup:
+        first = await sup.start("first", rootfs=rootfs)
+        second = await sup.start("second", rootfs=rootfs)
+        await first.run("touch /dev/mqueue/queue /dev/shm/memory")
+        assert "queue" in await say(first, "ls /dev/mqueue")
+        assert await say(second, "ls /dev/mqueue /dev/shm") == "/dev/mqueue:\n\n/dev/shm:\n"
+
+
+async def test_read_only_root(rootfs: pathlib.Path, tmp_path: pathlib.Path) -> None:
+    (tmp_path / "data").mkdir()
+    async with nsorch.Supervisor() as sup:
+        worker = await sup.start(
+            "w",
+            ["sleep", "600"],
+            rootfs=rootfs,
+            readonly_root=True,
+            mounts=[nsorch.bind(tmp_path / "data", "/data"), nsorch.tmpfs("/scratch/deep", size="1m", mode=0o700)],
+        )
+        assert "Read-only" in await say(worker, "touch /x")
+        assert "Read-only" in await say(worker, "touch /etc/passwd")
+        await worker.run("touch /data/x /scratch/deep/x /dev/shm/x")
+        assert (tmp_path / "data/x").exists()
+        assert mounted(await say(worker, "cat /proc/mounts"))["/scratch/deep"][1].count("size=1024k") == 1
+        assert (await say(worker, "stat -c %a /scratch/deep")).strip() == "700"
+
+
+async def test_host_root_read_only(tmp_path: pathlib.Path) -> None:
+    async with nsorch.Supervisor() as sup:
+        worker = await sup.start("w", ["sleep", "600"], readonly_root=True)
+        assert "Read-only" in await say(worker, f"touch {tmp_path}/x")
+        assert await say(worker, f"ls {tmp_path.parent}") == "".join(
+            f"{name}\n" for name in sorted(os.listdir(tmp_path.parent)) if not name.startswith(".")
+        )
+        await worker.run("touch /dev/shm/x")
+    assert not list(tmp_path.iterdir())
+
+
+async def test_binds(rootfs: pathlib.Path, tmp_path: pathlib.Path) -> None:
+    """A read-only bind is that with all that is mounted below its source; a file goes onto a file."""
+    source = tmp_path / "source"
+    (source / "below").mkdir(parents=True)
+    (source / "file").write_text("of the host\n")
+    async with nsorch.Supervisor() as sup:
+        # What is mounted below: in another worker, whose mount namespace is joined.
+        worker = await sup.start(
+            "w",
+            ["sleep", "600"],
+            rootfs=rootfs,
+            mounts=[
+                nsorch.bind(source, "/rw"),
+                nsorch.bind(source, "/ro", read_only=True),
+                nsorch.bind(source / "file", "/etc/one-file", read_only=True),
+                nsorch.tmpfs("/tmp", exec=False),
+            ],
+        )
+        await worker.run("touch /rw/x && touch /rw/below/x")
+        assert "Read-only" in await say(worker, "touch /ro/y")
+        assert "Read-only" in await say(worker, "echo > /etc/one-file")
+        assert await say(worker, "cat /etc/one-file") == "of the host\n"
+        table = mounted(await say(worker, "cat /proc/mounts"))
+        assert "noexec" in table["/tmp"][1]
+        assert "ro" in table["/ro"][1]
+        assert "rw" in table["/rw"][1]
+    assert (source / "below/x").exists()
+
+
+async def test_recursive_read_only(tmp_path: pathlib.Path) -> None:
+    """``/dev`` of the host has mounts below it: none of them is writable in a read-only bind."""
+    async with nsorch.Supervisor() as sup:
+        (tmp_path / "at").mkdir()
+        worker = await sup.start("w", ["sleep", "600"], mounts=[nsorch.bind("/dev", tmp_path / "at", read_only=True)])
+        table = mounted(await say(worker, "cat /proc/mounts"))
+        below = [path for path in table if path.startswith(f"{tmp_path}/at/")]
+        assert below
+        assert all("ro" in table[path][1] for path in below)
+        assert "Read-only" in await say(worker, f"touch {tmp_path}/at/shm/x")
+
+
+async def test_private_tmp_without_rootfs(tmp_path: pathlib.Path) -> None:
+    async with nsorch.Supervisor() as sup:
+        worker = await sup.start("w", ["sleep", "600"], mounts=[nsorch.tmpfs("/tmp")])
+        await worker.run("touch /tmp/mine")
+        assert await say(worker, "ls /tmp") == "mine\n"
+        with pytest.raises(nsorch.SetupError, match="mount /nowhere"):
+            await sup.start("other", mounts=[nsorch.tmpfs("/nowhere")])
+    assert not pathlib.Path("/tmp/mine").exists()
+    assert not pathlib.Path("/nowhere").exists()
+
+
+@pytest.mark.parametrize("given", [False, True], ids=["ephemeral", "given"])
+async def test_overlay(base: pathlib.Path, tmp_path: pathlib.Path, given: bool) -> None:
+    top, upper = tmp_path / "top:layer", tmp_path / "upper"
+    for folder in (top, upper):
+        folder.mkdir()
+    (top / "from-top").write_text("top\n")
+    before = sorted(str(path) for path in base.rglob("*"))
+    async with nsorch.Supervisor() as sup:
+        layers = nsorch.overlay(top, base, upper=upper) if given else nsorch.overlay([top, base], size="16m")
+        worker = await sup.start("w", ["sleep", "600"], rootfs=layers)
+        assert await say(worker, "cat /from-top") == "top\n"
+        await worker.run("touch /made && rm /etc/passwd && rm -r /from-top && mkdir /etc/deep && touch /etc/deep/x")
+        assert "No such file" in await say(worker, "cat /etc/passwd /from-top")
+        # What a worker sees doesn't tell where its layers lie.
+        assert str(tmp_path) not in await say(worker, "cat /proc/mounts")
+        other = await sup.start("other", rootfs=nsorch.overlay(base))
+        assert "No such file" in await say(other, "ls /made")
+    assert sorted(str(path) for path in base.rglob("*")) == before
+    assert (upper / "made").exists() == given
+    assert (top / "from-top").exists()
+
+
+async def test_hidden_paths(rootfs: pathlib.Path) -> None:
+    (rootfs / "secret").write_text("secret\n")
+    (rootfs / "folder").mkdir()
+    (rootfs / "folder/inside").write_text("secret\n")
+    (rootfs / "fixed").mkdir()
+    for command in (None, ["sleep", "600"]):
+        async with nsorch.Supervisor() as sup:
+            worker = await sup.start(
+                "w",
+                command,
+                rootfs=rootfs,
+                masked=["/secret", "/folder", "/proc/version", "/proc/tty", "/not/there"],
+                readonly_paths=["/fixed", "/proc/sys"],
+            )
+            assert await say(worker, "cat /secret /proc/version") == ""
+            assert "inside" not in await say(worker, "ls /folder")
+            assert "drivers" not in await say(worker, "ls /proc/tty")
+            assert "Read-only" in await say(worker, "touch /fixed/x")
+            assert "Read-only" in await say(worker, "echo 1 > /proc/sys/net/ipv4/ip_forward")
+
+
+async def test_masked_without_rootfs() -> None:
+    async with nsorch.Supervisor() as sup:
+        worker = await sup.start("w", ["sleep", "600"], masked=["/proc/version", "/etc/passwd"])
+        assert await say(worker, "cat /proc/version /etc/passwd") == ""
+    assert pathlib.Path("/etc/passwd").stat().st_size
+
+
+async def test_restart_keeps_it(rootfs: pathlib.Path) -> None:
+    async with nsorch.Supervisor() as sup:
+        worker = await sup.start("w", ["sleep", "600"], rootfs=rootfs, masked=["/proc/version"])
+        await worker.run("echo kept > /dev/shm/kept")
+        await worker.restart()
+        assert await say(worker, "cat /dev/shm/kept /proc/version") == "kept\n"
+        assert (await say(worker, "readlink /proc/self")).strip().isdigit()
+
+
+async def test_users_of_the_rootfs(rootfs: pathlib.Path) -> None:
+    async with nsorch.Supervisor() as sup:
+        kinds = ["net", "mnt", "uts", "ipc", "pid", "user"]
+        if os.geteuid():
+            worker = await sup.start("w", ["sleep", "600"], rootfs=rootfs, namespaces=kinds, user="1234:1235")
+            assert (await say(worker, "id -u && id -g")).split() == ["1234", "1235"]
+            return
+        worker = await sup.start("w", ["sleep", "600"], rootfs=rootfs, user="alice")
+        assert await say(worker, "id") == "uid=1234(alice) gid=1235(alice) groups=1235(alice),50(staff)\n"
+        assert (await worker.run("id -G", user="0:staff")).stdout == b"50\n"
+        with pytest.raises(nsorch.SetupError, match='no user "bob" in its rootfs'):
+            await sup.start("other", rootfs=rootfs, user="bob")
+
+
+async def test_clear_errors(rootfs: pathlib.Path, tmp_path: pathlib.Path) -> None:
+    async with nsorch.Supervisor() as sup:
+        with pytest.raises(nsorch.SetupError, match=r"rootfs .*missing.*ENOENT"):
+            await sup.start("w", rootfs=tmp_path / "missing")
+        with pytest.raises(nsorch.SetupError, match=r"mount source .*missing"):
+            await sup.start("w", rootfs=rootfs, mounts=[nsorch.bind(tmp_path / "missing", "/x")])
+        with pytest.raises(nsorch.CommandNotFoundError, match="no-such-command"):
+            await sup.start("w", ["no-such-command"], rootfs=rootfs)
+        # The host's programs are not the worker's.
+        with pytest.raises(nsorch.CommandNotFoundError, match="python3"):
+            await sup.start("w", ["python3"], rootfs=rootfs)
+        assert not sup.workers
+
+
+# -- a hostile root file system
+
+
+async def test_links_lead_nowhere_else(rootfs: pathlib.Path, tmp_path: pathlib.Path) -> None:
+    """CVE-2021-30465 and its like: mount points that are links to the outside."""
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    for name in ("proc", "sys", "dev"):
+        (outside / name).mkdir()
+        (rootfs / name).symlink_to(outside / name)
+    (rootfs / "etc/hosts").symlink_to(outside / "hosts")
+    (rootfs / "data").symlink_to("../" * 20 + str(outside))
+    async with nsorch.Supervisor() as sup:
+        worker = await sup.start("w", ["sleep", "600"], rootfs=rootfs, mounts=[nsorch.tmpfs("/data/sub")])
+        table = mounted(await say(worker, "cat /proc/mounts"))
+        assert table[f"{outside}/proc"][0] == "proc"  # of the same name inside
+        assert f"{outside}/sub" in table
+        assert [path.name for path in outside.iterdir()]
+        assert not list((outside / "dev").iterdir())
+    assert sorted(path.name for path in outside.iterdir()) == ["dev", "proc", "sys"]
+    assert not any(list((outside / name).iterdir()) for name in ("proc", "sys", "dev"))
+
+
+async def test_swapped_while_it_is_set_up(rootfs: pathlib.Path, tmp_path: pathlib.Path) -> None:
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    (rootfs / "a").mkdir()
+    (rootfs / "link").symlink_to(outside)
+    ended = threading.Event()
+
+    def swap() -> None:
+        while not ended.is_set():
+            for first, second in (("a", "aside"), ("link", "a"), ("a", "link"), ("aside", "a")):
+                try:
+                    os.rename(rootfs / first, rootfs / second)
+                except OSError:
+                    continue
+
+    swapper = threading.Thread(target=swap)
+    swapper.start()
+    try:
+        async with nsorch.Supervisor() as sup:
+            for number in range(20):
+                try:
+                    worker = await sup.start("w", rootfs=rootfs, mounts=[nsorch.tmpfs("/a/deep/mount")])
+                except nsorch.SetupError:
+                    continue
+                if number % 4 == 0:
+                    paths = (await say(worker, "cat /proc/mounts")).splitlines()
+                    assert not any(line.startswith(f"{tmp_path} ") for line in paths)
+                await worker.remove()
+    finally:
+        ended.set()
+        swapper.join()
+    assert not list(outside.iterdir())
+
+
+async def test_socket_is_no_mount_point(rootfs: pathlib.Path) -> None:
+    """A file where a directory is wanted is refused, and named."""
+    with socket.socket(socket.AF_UNIX) as sock:
+        os.chdir(rootfs)
+        sock.bind("proc")
+        os.chdir("/")
+    async with nsorch.Supervisor() as sup:
+        with pytest.raises(nsorch.SetupError, match="mount /proc"):
+            await sup.start("w", rootfs=rootfs)
