@@ -255,12 +255,25 @@ class Helper:
 
     async def open_socket(self, netns: int, family: int, kind: int, proto: int) -> socket.socket:
         """A non-blocking socket in the network namespace of descriptor *netns*. Cancelled, it leaves nothing open."""
+        fd = await self._open(netns, "socket", int(family), int(kind), int(proto))
+        opened = socket.socket(family, kind, proto, fileno=fd)
+        opened.setblocking(False)
+        with descriptors.registering:
+            descriptors.disown(fd)
+        return opened
+
+    async def open_tun(self, netns: int) -> int:
+        """A non-blocking descriptor of ``/dev/net/tun``, for interfaces of the network namespace of descriptor *netns*;
+        :func:`descriptors.close` it. Cancelled, it leaves nothing open."""
+        return await self._open(netns, "tun")
+
+    async def _open(self, netns: int, operation: str, *arguments: int) -> int:
         assert self._spawner is not None
         if self.died:
             raise SpawnerDiedError("the helper process is gone")
         number = next(self._numbers)
         request = self._sockets[number] = _SocketRequest()
-        self._spawner.send(Request(("socket", number, int(family), int(kind), int(proto)), (netns,)))
+        self._spawner.send(Request((operation, number, *arguments), (netns,)))
         try:
             await request.done.wait()
         except BaseException:
@@ -270,11 +283,7 @@ class Helper:
             raise
         if request.failure is not None:
             raise request.failure
-        opened = socket.socket(family, kind, proto, fileno=request.fd)
-        opened.setblocking(False)
-        with descriptors.registering:
-            descriptors.disown(request.fd)
-        return opened
+        return request.fd
 
     async def pin(self, path: bytes, target: bytes, worker: str) -> None:
         """Have the symbolic link *path* to *target* made, or removed if *target* is empty; it doesn't outlive the stub.

@@ -256,6 +256,25 @@ class LinkRemoved(Event):
 
 
 @_event
+class InterfaceCreated(Event):
+    """An interface of the worker that is no end of a link is up, and has its addresses.
+
+    :ivar type: its kind, such as ``"vlan"``
+    """
+
+    interface: str
+    type: str
+
+
+@_event
+class InterfaceRemoved(Event):
+    """:ivar type: as :class:`InterfaceCreated` has it."""
+
+    interface: str
+    type: str
+
+
+@_event
 class NetError(Event):
     """A network operation failed after the call that asked for it had returned.
 
@@ -312,6 +331,8 @@ EVENT_TYPES: tuple[type[Event], ...] = (
     LinkDown,
     LinkChanged,
     LinkRemoved,
+    InterfaceCreated,
+    InterfaceRemoved,
     NetError,
     Gap,
     Snapshot,

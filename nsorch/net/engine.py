@@ -8,14 +8,24 @@ import errno
 import struct
 import time
 from functools import partial
-from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Interface, IPv6Network, ip_address
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address
 from typing import TYPE_CHECKING
 
 from attrs import frozen
 
 from nsorch.errors import NetlinkError
 from nsorch.net import messages
-from nsorch.net.messages import RTM_DELADDR, RTM_DELROUTE, RTM_NEWADDR, RTM_NEWLINK, RTM_NEWNEIGH, RTM_NEWROUTE, VethEnd
+from nsorch.net.mac import link_local
+from nsorch.net.messages import (
+    RTM_DELADDR,
+    RTM_DELLINK,
+    RTM_DELROUTE,
+    RTM_NEWADDR,
+    RTM_NEWLINK,
+    RTM_NEWNEIGH,
+    RTM_NEWROUTE,
+    VethEnd,
+)
 from nsorch.net.netlink import Netlink, Request
 
 if TYPE_CHECKING:
@@ -32,6 +42,7 @@ if TYPE_CHECKING:
         LinkPlan,
         Netns,
         NodePlan,
+        PortVlans,
         RouteGroup,
         RoutePlan,
     )
@@ -56,7 +67,7 @@ class Engine:
     """:param fabric: a NETLINK_ROUTE socket of the fabric; it stays its owner's"""
 
     def __init__(self, fabric: socket.socket) -> None:
-        self._fabric = Netlink(fabric)
+        self.fabric = Netlink(fabric)
 
     def execute(self, batch: Batch, namespaces: Mapping[Netns, NetnsHandle]) -> None:
         """Make all of *batch*; returns when every end has carrier.
@@ -85,7 +96,7 @@ class Engine:
                     self.add_routes(namespaces[netns], node.routes)
                 if node.groups:
                     self.add_groups(namespaces[netns], node.groups)
-            self._fabric.execute(
+            self.fabric.execute(
                 [Request(messages.set_link(index, up=True), "set up", str(index)) for index in batch.raised]
             )
         except NetlinkError as exc:
@@ -93,8 +104,17 @@ class Engine:
             raise
 
     def _make_bridge(self, plan: BridgePlan, made: list[Request]) -> None:
-        data = messages.create_bridge(plan.ifname, index=plan.index, mtu=plan.mtu, mac=plan.mac)
-        self._fabric.execute([Request(data, "create bridge", plan.name)])
+        data = messages.create_bridge(
+            plan.ifname,
+            index=plan.index,
+            mtu=plan.mtu,
+            mac=plan.mac,
+            vlan_aware=plan.vlan_aware,
+            forward_delay=plan.forward_delay,
+            ageing=plan.ageing,
+            multicast_snooping=plan.multicast_snooping,
+        )
+        self.fabric.execute([Request(data, "create bridge", plan.name)])
         made.append(Request(messages.delete_link(plan.index), "remove bridge", plan.name))
 
     def _make_link(self, plan: LinkPlan, namespaces: Mapping[Netns, NetnsHandle], made: list[Request]) -> None:
@@ -110,7 +130,10 @@ class Engine:
             # The kernel gives only the first end its master.
             data = messages.set_link(second.index, master=second.master)
             requests.append(Request(data, "make a port of", second.ifname))
-        self._fabric.execute(requests)
+        requests += [
+            _port_vlans(RTM_NEWLINK, end.index, end.vlans) for end in (first, second) if end.vlans and end.index
+        ]
+        self.fabric.execute(requests)
         if not first.netns and first.index is not None:
             made.append(Request(messages.delete_link(first.index), "remove link", plan.name))
         elif first.netns:
@@ -139,7 +162,7 @@ class Engine:
             requests.append(Request(messages.set_link(index, up=True), "set up", end.ifname))
             requests += [_add(index, address, end.ifname) for address in end.addresses]
             if end.ipv6 and end.mac is not None:
-                requests.append(_add(index, _link_local(end.mac), end.ifname))
+                requests.append(_add(index, link_local(end.mac), end.ifname))
             requests += [_neighbour(index, ip, mac) for ip, mac in end.neighbours]
         for route in routes:
             for hop in route.nexthops:
@@ -175,14 +198,14 @@ class Engine:
             request = Request(messages.get_link(index), "look at", str(index))
             with contextlib.suppress(NetlinkError):  # it may be gone already
                 while time.monotonic() < deadline:
-                    state = messages.parse_link(self._fabric.ask(request))
+                    state = messages.parse_link(self.fabric.ask(request))
                     if state.running or not (state.up and state.carrier):
                         break
                     time.sleep(0.001)
 
     def _undo(self, made: list[Request], failure: NetlinkError) -> None:
         for request in reversed(made):
-            netlink = self._fabric
+            netlink = self.fabric
             if isinstance(request, _DeleteInNetns):
                 netlink = Netlink(request.handle.sock, request.handle.name)
             with contextlib.suppress(NetlinkError):
@@ -200,7 +223,7 @@ class Engine:
     # -- changes at run time; a handle of None means the fabric
 
     def _netlink(self, handle: NetnsHandle | None) -> Netlink:
-        return self._fabric if handle is None else Netlink(handle.sock, handle.name)
+        return self.fabric if handle is None else Netlink(handle.sock, handle.name)
 
     def set_link(
         self,
@@ -288,7 +311,7 @@ class Engine:
         index = self._index(netlink, end.ifname)
         requests = [_add(index, address, end.ifname) for address in end.addresses if address.version == 6]
         if end.ipv6 and end.mac is not None:
-            requests.append(_add(index, _link_local(end.mac), end.ifname))
+            requests.append(_add(index, link_local(end.mac), end.ifname))
         requests += [_neighbour(index, ip, mac) for ip, mac in end.neighbours]
         failed = [error for error in netlink.transact(requests) if error.errno != errno.EEXIST]
         if failed:
@@ -301,9 +324,9 @@ class Engine:
         requests = [Request(messages.set_link(index, mac=mac), "change the MAC of", end.ifname)]
         if end.ipv6:
             if end.mac is not None:
-                old = messages.address(RTM_DELADDR, index, _link_local(end.mac))
+                old = messages.address(RTM_DELADDR, index, link_local(end.mac))
                 requests.append(Request(old, "remove the link-local address of", end.ifname))
-            requests.append(_add(index, _link_local(mac), end.ifname))
+            requests.append(_add(index, link_local(mac), end.ifname))
         _raise_first([error for error in netlink.transact(requests) if error.errno != errno.EADDRNOTAVAIL])
 
     def remove_routes(self, handle: NetnsHandle, routes: Sequence[RoutePlan]) -> None:
@@ -349,16 +372,22 @@ class Engine:
 
     # -- what bridges and gateways know, so that nobody has to ask
 
-    def forward(self, kind: int, entries: Sequence[tuple[int, bytes]]) -> None:
-        """Add or delete (*kind*) static entries of bridges: (port, hardware address)."""
+    def set_vlans(self, port: int, before: PortVlans | None, after: PortVlans) -> None:
+        """Put the *port* of a VLAN-aware bridge into VLANs, instead of those that it was in *before*."""
+        requests = [] if before is None else [_port_vlans(RTM_DELLINK, port, before)]
+        self.fabric.execute([*requests, _port_vlans(RTM_NEWLINK, port, after)])
+
+    def forward(self, kind: int, entries: Sequence[tuple[int, bytes, int]]) -> None:
+        """Add or delete (*kind*) static entries of a bridge: (port, hardware address, VLAN, or 0 where it has none)."""
         if not entries:
             return
-        indices = struct.pack(f"={len(entries)}I", *(port for port, _ in entries))
-        macs = b"".join([mac for _, mac in entries])
+        indices = struct.pack(f"={len(entries)}I", *(port for port, _, _ in entries))
+        macs = b"".join([mac for _, mac, _ in entries])
+        vlans = struct.pack(f"={len(entries)}H", *(vlan for _, _, vlan in entries)) if entries[0][2] else b""
         _raise_first(
-            self._fabric.send_copies(
-                messages.forwarding(kind, 0, bytes(6)),
-                messages.forwarding_entries(indices, macs),
+            self.fabric.send_copies(
+                messages.forwarding(kind, 0, bytes(6), 0 if vlans else None),
+                messages.forwarding_entries(indices, macs, vlans),
                 "set the forwarding entry of",
                 lambda number: entries[number][1].hex(":"),
             )
@@ -384,7 +413,7 @@ class Engine:
     def answer_arp(self, ports: Iterable[int]) -> None:
         """Have bridges answer for the hosts behind *ports* that they have been told of."""
         requests = [Request(messages.answer_arp(port), "answer ARP for port", str(port)) for port in ports]
-        _raise_first(self._fabric.transact(requests))
+        _raise_first(self.fabric.transact(requests))
 
     def list_links(self, handle: NetnsHandle | None) -> list[LinkState]:
         """All interfaces there."""
@@ -408,9 +437,15 @@ def _packed_address(packed: bytes, size: int, number: int) -> str:
     return str(ip_address(packed[number * size : (number + 1) * size]))
 
 
+def _port_vlans(kind: int, port: int, vlans: PortVlans) -> Request:
+    return Request(messages.port_vlans(kind, port, vlans.pvid, vlans.tagged), "set the VLANs of port", str(port))
+
+
 def _route(kind: int, operation: str, plan: RoutePlan, indices: Mapping[str, int]) -> Request:
     hops = [(hop.via, indices[hop.dev]) for hop in plan.nexthops]
-    data = messages.route(kind, plan.destination, hops, source=plan.source, metric=plan.metric, replace=True)
+    data = messages.route(
+        kind, plan.destination, hops, source=plan.source, metric=plan.metric, table=plan.table, replace=True
+    )
     return Request(data, operation, str(plan.destination))
 
 
@@ -440,9 +475,3 @@ def _ends_by_netns(links: Iterable[LinkPlan]) -> dict[Netns, list[EndPlan]]:
         for end in (link.a, link.b):
             found.setdefault(end.netns, []).append(end)
     return found
-
-
-def _link_local(mac: bytes) -> IPv6Interface:
-    """fe80::/64 and the modified EUI-64 of *mac*: RFC 4291, appendix A."""
-    identifier = bytes((mac[0] ^ 2, mac[1], mac[2], 0xFF, 0xFE, mac[3], mac[4], mac[5]))
-    return IPv6Interface((bytes.fromhex("fe80000000000000") + identifier, 64))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+from ipaddress import IPv6Interface
 
 from nsorch.errors import AddressError
 
@@ -24,3 +25,9 @@ def parse_mac(text: str) -> bytes:
     if mac[0] & 1 or not any(mac):
         raise AddressError(f"\"{text}\" can't be the MAC address of one interface: it is a group's, or zero")
     return mac
+
+
+def link_local(mac: bytes) -> IPv6Interface:
+    """fe80::/64 and the modified EUI-64 of *mac*: RFC 4291, appendix A."""
+    identifier = bytes((mac[0] ^ 2, mac[1], mac[2], 0xFF, 0xFE, mac[3], mac[4], mac[5]))
+    return IPv6Interface((bytes.fromhex("fe80000000000000") + identifier, 64))

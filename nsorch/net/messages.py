@@ -22,7 +22,7 @@ NLM_F_REQUEST, NLM_F_ACK, NLM_F_DUMP, NLM_F_DUMP_INTR = 1, 4, 0x300, 0x10
 _CREATE_EXCLUSIVE = 0x400 | 0x200
 RTM_NEWLINK, RTM_DELLINK, RTM_GETLINK = 16, 17, 18
 RTM_NEWADDR, RTM_DELADDR, RTM_GETADDR = 20, 21, 22
-RTM_NEWNEIGH, RTM_DELNEIGH = 28, 29
+RTM_NEWNEIGH, RTM_DELNEIGH, RTM_GETNEIGH = 28, 29, 30
 RTM_NEWROUTE, RTM_DELROUTE, RTM_GETROUTE = 24, 25, 26
 IFF_UP = 1
 
@@ -31,7 +31,7 @@ _LINK = struct.Struct("=BxHiII")
 _ADDRESS = struct.Struct("=BBBBI")
 _ROUTE = struct.Struct("=BBBBBBBBI")
 _NEIGHBOUR = struct.Struct("=BxxxiHBB")
-_NDA_DST, _NDA_LLADDR, _NUD_PERMANENT = 1, 2, 0x80
+_NDA_DST, _NDA_LLADDR, _NDA_VLAN, _NUD_PERMANENT = 1, 2, 5, 0x80
 _NEXTHOP = struct.Struct("=HBBi")
 _ATTRIBUTE = struct.Struct("=HH")
 _U32 = struct.Struct("=I")
@@ -41,11 +41,17 @@ _IFLA_GROUP = 27
 _AF_BRIDGE, _RTM_SETLINK, _NUD_NOARP, _NTF_MASTER = 7, 19, 0x40, 0x04
 _IFLA_PROTINFO, _BRPORT_PROXYARP_WIFI = 12 | 0x8000, 12
 _IFLA_AF_SPEC, _IFLA_NET_NS_FD, _IFLA_NUM_TX_QUEUES, _IFLA_NUM_RX_QUEUES = 26, 28, 31, 32
-_INFO_KIND, _INFO_DATA, _VETH_PEER, _BR_MCAST_SNOOPING = 1, 2, 1, 23
+_INFO_KIND, _INFO_DATA, _VETH_PEER = 1, 2, 1
+_BR_FORWARD_DELAY, _BR_AGEING_TIME, _BR_STP_STATE, _BR_VLAN_FILTERING = 1, 4, 5, 7
+_BR_MCAST_SNOOPING, _BR_MCAST_QUERIER, _BR_VLAN_DEFAULT_PVID = 23, 25, 39
+_USER_HZ = 100
+_BRIDGE_VLAN_INFO, _VLAN_PVID, _VLAN_UNTAGGED, _VLAN_RANGE_BEGIN, _VLAN_RANGE_END = 2, 2, 4, 8, 16
+_VLAN = struct.Struct("=HH")
+_NTF_SELF = 0x02
 _ADDR_GEN_MODE, _ADDR_GEN_NONE = 8, b"\x01"
 _IFA_ADDRESS, _IFA_LOCAL, _IFA_BROADCAST, _IFA_FLAGS, _NODAD = 1, 2, 4, 8, 0x02
 _RTA_DST, _RTA_OIF, _RTA_GATEWAY, _RTA_PRIORITY, _RTA_PREFSRC, _RTA_MULTIPATH = 1, 4, 5, 6, 7, 9
-_RTA_METRICS, _RTAX_HOPLIMIT = 8, 10
+_RTA_METRICS, _RTAX_HOPLIMIT, _RTA_TABLE, _TABLE_UNSPECIFIED = 8, 10, 15, 0
 _TABLE_MAIN, _PROTOCOL_STATIC, _SCOPE_LINK, _UNICAST = 254, 4, 253, 1
 
 
@@ -108,9 +114,33 @@ def create_veth(first: VethEnd, second: VethEnd) -> bytes:
     return message(RTM_NEWLINK, _CREATE_EXCLUSIVE, body)
 
 
-def create_bridge(ifname: str, *, index: int = 0, mtu: int | None = None, mac: bytes | None = None) -> bytes:
-    """A bridge that is down, without multicast snooping."""
-    options = attribute(_INFO_DATA, attribute(_BR_MCAST_SNOOPING, b"\0"))
+def create_bridge(
+    ifname: str,
+    *,
+    index: int = 0,
+    mtu: int | None = None,
+    mac: bytes | None = None,
+    vlan_aware: bool = False,
+    forward_delay: float | None = None,
+    ageing: float | None = None,
+    multicast_snooping: bool = False,
+) -> bytes:
+    """A bridge that is down. Ports of a *vlan_aware* one are in no VLAN at first.
+
+    :param forward_delay: seconds: with the spanning tree protocol
+    :param ageing: seconds
+    :param multicast_snooping: with a querier, without which the kernel floods multicast all the same
+    """
+    settings = [attribute(_BR_MCAST_SNOOPING, b"\1" if multicast_snooping else b"\0")]
+    if multicast_snooping:
+        settings.append(attribute(_BR_MCAST_QUERIER, b"\1"))
+    if vlan_aware:
+        settings += [attribute(_BR_VLAN_FILTERING, b"\1"), attribute(_BR_VLAN_DEFAULT_PVID, bytes(2))]
+    if ageing is not None:
+        settings.append(_number(_BR_AGEING_TIME, round(ageing * _USER_HZ)))
+    if forward_delay is not None:
+        settings += [_number(_BR_FORWARD_DELAY, round(forward_delay * _USER_HZ)), _number(_BR_STP_STATE, 1)]
+    options = attribute(_INFO_DATA, b"".join(settings))
     parts = [_name(_IFLA_IFNAME, ifname)]
     if mtu is not None:
         parts.append(_number(_IFLA_MTU, mtu))
@@ -118,6 +148,12 @@ def create_bridge(ifname: str, *, index: int = 0, mtu: int | None = None, mac: b
         parts.append(attribute(_IFLA_ADDRESS, mac))
     parts.append(attribute(_IFLA_LINKINFO, _name(_INFO_KIND, "bridge") + options))
     return message(RTM_NEWLINK, _CREATE_EXCLUSIVE, _link_body(index, None, b"".join(parts)))
+
+
+def create_of_kind(ifname: str, kind: str) -> bytes:
+    """An interface with nothing but a name: most kinds want more."""
+    info = attribute(_IFLA_LINKINFO, _name(_INFO_KIND, kind))
+    return message(RTM_NEWLINK, _CREATE_EXCLUSIVE, _link_body(0, None, _name(_IFLA_IFNAME, ifname) + info))
 
 
 def set_link(
@@ -232,15 +268,65 @@ def neighbours(version: int, packed: bytes, macs: bytes) -> tuple[Field, Field]:
     return Field(_NEIGHBOUR_FIRST, size, packed), Field(_NEIGHBOUR_FIRST + size + 4, 6, macs)
 
 
-def forwarding_entries(indices: bytes, macs: bytes) -> tuple[Field, Field]:
-    """For copies of :func:`forwarding`: ifindices of 4 bytes, and hardware addresses."""
-    return Field(_NEIGHBOUR_INDEX, 4, indices), Field(_NEIGHBOUR_FIRST, 6, macs)
+def forwarding_entries(indices: bytes, macs: bytes, vlans: bytes = b"") -> tuple[Field, ...]:
+    """For copies of :func:`forwarding`: ifindices of 4 bytes, hardware addresses, and VLANs of 2 bytes, if any."""
+    fields = Field(_NEIGHBOUR_INDEX, 4, indices), Field(_NEIGHBOUR_FIRST, 6, macs)
+    return (*fields, Field(_NEIGHBOUR_FIRST + 12, 2, vlans)) if vlans else fields
 
 
-def forwarding(kind: int, port: int, mac: bytes) -> bytes:
-    """Add or delete (*kind*) a static entry of a bridge: frames to *mac* leave by *port*. It replaces another."""
+def forwarding(kind: int, port: int, mac: bytes, vlan: int | None = None) -> bytes:
+    """Add or delete (*kind*) a static entry of a bridge: frames to *mac* leave by *port*. It replaces another.
+
+    :param vlan: of a VLAN-aware bridge
+    """
     flags = 0x400 | 0x100 if kind == RTM_NEWNEIGH else 0
-    return message(kind, flags, _NEIGHBOUR.pack(_AF_BRIDGE, port, _NUD_NOARP, _NTF_MASTER, 0) + attribute(2, mac))
+    within = b"" if vlan is None else attribute(_NDA_VLAN, struct.pack("=H", vlan))
+    body = _NEIGHBOUR.pack(_AF_BRIDGE, port, _NUD_NOARP, _NTF_MASTER, 0) + attribute(_NDA_LLADDR, mac)
+    return message(kind, flags, body + within)
+
+
+def port_vlans(kind: int, port: int, pvid: int | None, tagged: Sequence[int]) -> bytes:
+    """Put a *port* into VLANs, or (*kind* is RTM_DELLINK) take it out of them.
+
+    :param pvid: of frames without a tag
+    :param tagged: in ascending order
+    """
+    parts = [] if pvid is None else [(pvid, _VLAN_PVID | _VLAN_UNTAGGED)]
+    for first, last in _ranges(tagged):
+        parts += [(first, 0)] if first == last else [(first, _VLAN_RANGE_BEGIN), (last, _VLAN_RANGE_END)]
+    info = b"".join(attribute(_BRIDGE_VLAN_INFO, _VLAN.pack(flags, vlan)) for vlan, flags in parts)
+    body = _LINK.pack(_AF_BRIDGE, 0, port, 0, 0) + attribute(_IFLA_AF_SPEC, info)
+    return message(RTM_DELLINK if kind == RTM_DELLINK else _RTM_SETLINK, 0, body)
+
+
+def _ranges(numbers: Sequence[int]) -> list[tuple[int, int]]:
+    """The runs of consecutive *numbers*."""
+    found: list[tuple[int, int]] = []
+    for number in numbers:
+        if found and found[-1][1] == number - 1:
+            found[-1] = found[-1][0], number
+        else:
+            found.append((number, number))
+    return found
+
+
+def tunnel_end(kind: int, index: int, address: IPv4Address | IPv6Address, mac: bytes = bytes(6)) -> bytes:
+    """Add or delete (*kind*) an end that VXLAN interface *index* sends to: frames to *mac*, or those of which it knows
+    nothing better."""
+    flags = 0x400 | 0x800 if kind == RTM_NEWNEIGH else 0
+    body = _NEIGHBOUR.pack(_AF_BRIDGE, index, _NUD_PERMANENT, _NTF_SELF, 0)
+    return message(kind, flags, body + attribute(_NDA_LLADDR, mac) + attribute(_NDA_DST, address.packed))
+
+
+def dump_forwarding() -> bytes:
+    return message(RTM_GETNEIGH, NLM_F_DUMP, _LINK.pack(_AF_BRIDGE, 0, 0, 0, 0))
+
+
+def parse_forwarding(data: bytes) -> tuple[int, bytes, bytes]:
+    """Of a message of RTM_NEWNEIGH without its header: the ifindex, the hardware address, and the packed address of the
+    far end, if any."""
+    found = attributes(data, _NEIGHBOUR.size)
+    return _NEIGHBOUR.unpack_from(data)[1], found.get(_NDA_LLADDR, b""), found.get(_NDA_DST, b"")
 
 
 def answer_arp(port: int) -> bytes:
@@ -270,9 +356,13 @@ def route(
     source: IPv4Address | IPv6Address | None = None,
     metric: int | None = None,
     hop_limit: int | None = None,
+    table: int | None = None,
     replace: bool = False,
 ) -> bytes:
-    """Add or delete (*kind*) a route of the main table over (gateway, ifindex) *nexthops*: several are equal."""
+    """Add or delete (*kind*) a route over (gateway, ifindex) *nexthops*: several are equal.
+
+    :param table: the main one if None
+    """
     parts = []
     if destination.prefixlen:
         parts.append(attribute(_RTA_DST, destination.network_address.packed))
@@ -280,6 +370,8 @@ def route(
         parts.append(attribute(_RTA_PREFSRC, source.packed))
     if metric is not None:
         parts.append(_number(_RTA_PRIORITY, metric))
+    if table is not None:
+        parts.append(_number(_RTA_TABLE, table))
     if hop_limit is not None:
         parts.append(attribute(_RTA_METRICS, _number(_RTAX_HOPLIMIT, hop_limit)))
     if len(nexthops) == 1:
@@ -295,7 +387,7 @@ def route(
         destination.prefixlen,
         0,
         0,
-        _TABLE_MAIN,
+        _TABLE_MAIN if table is None else _TABLE_UNSPECIFIED,
         _PROTOCOL_STATIC,
         _SCOPE_LINK if on_link and destination.version == 4 else 0,
         _UNICAST,
@@ -352,3 +444,9 @@ def parse_link(data: bytes) -> LinkState:
         running=bool(flags & 0x40),
         master=None if master is None else _U32.unpack(master)[0],
     )
+
+
+def is_vlan_aware(data: bytes) -> bool:
+    """*data* is a message of RTM_NEWLINK, of a bridge, without its header."""
+    info = attributes(attributes(data, _LINK.size).get(_IFLA_LINKINFO, b""), 0)
+    return any(attributes(info.get(_INFO_DATA, b""), 0).get(_BR_VLAN_FILTERING, b""))

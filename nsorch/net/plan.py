@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from ipaddress import IPv4Address, IPv4Interface, IPv4Network, IPv6Address, IPv6Interface, IPv6Network
+from typing import Any
 
 from attrs import frozen
 
@@ -16,13 +17,41 @@ IPAddress = IPv4Address | IPv6Address
 
 @frozen(kw_only=True)
 class BridgePlan:
-    """A bridge in the fabric; *name* is for errors."""
+    """A bridge in the fabric; *name* is for errors.
+
+    :ivar forward_delay: seconds, with the spanning tree protocol; None without
+    :ivar ageing: seconds, or None for the kernel's 300
+    """
 
     name: str
     ifname: str
     index: int
     mtu: int | None = None
     mac: bytes | None = None
+    vlan_aware: bool = False
+    forward_delay: float | None = None
+    ageing: float | None = None
+    multicast_snooping: bool = False
+
+
+@frozen
+class PortVlans:
+    """VLANs of a bridge's port.
+
+    :ivar pvid: of its untagged frames
+    :ivar tagged: in ascending order
+    """
+
+    pvid: int | None
+    tagged: tuple[int, ...] = ()
+
+    @property
+    def all(self) -> tuple[int, ...]:
+        return self.tagged if self.pvid is None else (self.pvid, *self.tagged)
+
+
+#: of a port to another bridge of the same segment
+EVERY_VLAN = PortVlans(1, tuple(range(2, 4095)))
 
 
 @frozen(kw_only=True)
@@ -32,6 +61,7 @@ class EndPlan:
     :ivar index: ifindex to be given, or None to let the kernel choose
     :ivar mtu: bytes, or None for the kernel's 1500
     :ivar master: ifindex of the bridge that it is a port of
+    :ivar vlans: where that is VLAN-aware
     :ivar ipv6: give it a link-local address; without, IPv6 stays silent on it
     :ivar neighbours: (address, MAC) of others on the link, which need not be asked for then, and don't count against
         the 1,024 neighbours that all network namespaces share
@@ -44,6 +74,7 @@ class EndPlan:
     mtu: int | None = None
     addresses: tuple[IPInterface, ...] = ()
     master: int | None = None
+    vlans: PortVlans | None = None
     ipv6: bool = False
     neighbours: tuple[tuple[IPAddress, bytes], ...] = ()
 
@@ -56,6 +87,30 @@ class LinkPlan:
 
 
 @frozen(kw_only=True)
+class InterfacePlan:
+    """An interface in a network namespace that is no end of a veth pair.
+
+    :ivar kind: as the kernel calls it
+    :ivar data: its own attributes, as pyroute2 names them
+    :ivar index: ifindex to be given, or None to let the kernel choose
+    :ivar parent: the interface that it is above
+    :ivar ports: interfaces that become ports of it
+    :ivar carrier: whether it has any without a program's doing, and is waited for
+    """
+
+    ifname: str
+    kind: str
+    data: tuple[tuple[str, Any], ...] = ()
+    index: int | None = None
+    parent: str | None = None
+    ports: tuple[str, ...] = ()
+    mac: bytes | None = None
+    mtu: int | None = None
+    addresses: tuple[IPInterface, ...] = ()
+    carrier: bool = True
+
+
+@frozen(kw_only=True)
 class NextHop:
     """Through interface *dev*, by gateway *via* unless the destination is on the link."""
 
@@ -65,12 +120,16 @@ class NextHop:
 
 @frozen(kw_only=True)
 class RoutePlan:
-    """Several next hops are of equal cost."""
+    """Several next hops are of equal cost.
+
+    :ivar table: the main one if None
+    """
 
     destination: IPNetwork
     nexthops: tuple[NextHop, ...]
     source: IPAddress | None = None
     metric: int | None = None
+    table: int | None = None
 
 
 @frozen

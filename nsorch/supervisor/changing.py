@@ -10,9 +10,12 @@ from attrs import evolve
 from nsorch import events
 from nsorch.errors import NetlinkError, TopologyError, UnsupportedError
 from nsorch.net.mac import parse_mac
+from nsorch.net.plan import PortVlans
 from nsorch.supervisor.planning import end_plan
-from nsorch.supervisor.routes import default_routes, given_routes
+from nsorch.supervisor.routes import default_routes, device_routes, given_routes
 from nsorch.supervisor.telling import forget, tell
+from nsorch.topology import To
+from nsorch.topology.layer2 import vlan_problem
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -92,13 +95,19 @@ async def set_addresses(
     await _come(wiring, side, other)
     await _reroute(wiring, worker, link, before)
     record(wiring, link, address=", ".join(str(address.ip) for address in new))
-    await wiring.names.rewrite()
+    await wiring.settle()
 
 
 async def move(
-    wiring: Wiring, link: Link, bridge: Bridge, addresses: Sequence[IPv4Interface | IPv6Interface | str]
+    wiring: Wiring,
+    link: Link,
+    bridge: Bridge | None,
+    plug: To | None,
+    addresses: Sequence[IPv4Interface | IPv6Interface | str],
 ) -> None:
-    """:raises TopologyError: the link is between two workers
+    """To another *bridge*, or other VLANs.
+
+    :raises TopologyError: the link is between two workers, or the bridge isn't VLAN-aware
     :raises AddressError: an address is outside of the subnet, or taken
     """
     side, port = end_of(link, None)
@@ -109,43 +118,70 @@ async def move(
         raise TopologyError(f"links.{link.name}: it is on no bridge that it could be moved from")
     if worker.name in wiring.routing:
         raise UnsupportedError("the shortest paths of others go by its addresses", worker=worker.name, stage="link")
-    if port.bridge is bridge:
-        return
-    new = _reserve(bridge._segment, side, addresses, keep=side.addresses)
-    before = _routes(wiring, worker, link)
-    part = bridge._parts.plug()
-    try:
-        await wiring.ensure([bridge])
-    except BaseException:
-        part.ports -= 1
-        bridge._segment.release(new)
-        raise
-    await _leave(wiring, side, port)
-    side.segment.release(side.addresses)
     assert port.part is not None
-    port.part.ports -= 1
-    port.bridge, port.part, side.segment, side.gateway = bridge, part, bridge._segment, None
-    await wiring.kernel.with_handle(port, wiring.kernel.engine.set_link, port.ifname, master=part.index)
+    bridge = bridge or port.bridge
+    plug = plug or To(bridge.name)
+    if problem := vlan_problem(f"links.{link.name}", plug, bridge.spec.vlan_aware):
+        raise TopologyError(problem)
+    vlans = PortVlans(plug.pvid, plug.tagged) if bridge.spec.vlan_aware else None
+    if port.bridge is bridge and port.vlans == vlans:
+        if addresses:
+            await set_addresses(wiring, link, side, port, addresses)
+        return
+    segment = bridge._segment_of(vlans.pvid if vlans else None)
+    useless = vlans is not None and vlans.pvid is None and not addresses  # all its frames have tags
+    new = () if useless else _reserve(segment, side, addresses, keep=side.addresses)
+    before = _routes(wiring, worker, link)
+    part = port.part
+    if port.bridge is not bridge:
+        part = bridge._parts.plug()
+        try:
+            await wiring.ensure([bridge])
+        except BaseException:
+            part.ports -= 1
+            segment.release(new)
+            raise
+        port.part.ports -= 1
+    await _leave(wiring, side, port)
+    if useless or segment is not side.segment:
+        side.segment.release(side.addresses)
+    if part is not port.part:
+        await wiring.kernel.with_handle(port, wiring.kernel.engine.set_link, port.ifname, master=part.index)
+    if vlans is not None and port.index is not None:
+        old = port.vlans if part is port.part else None
+        await wiring.kernel.in_thread(wiring.kernel.engine.set_vlans, port.index, old, vlans)
+    port.bridge, port.part, port.vlans, side.segment, side.gateway = bridge, part, vlans, segment, None
     await _readdress(wiring, side, new)
     await _come(wiring, side, port)
     old_name = link.name
     wiring.record.rename(link)
     await _reroute(wiring, worker, link, before)
-    record(wiring, link, bridge=bridge.name, address=", ".join(str(a.ip) for a in new), was=old_name)
-    await wiring.names.rewrite()
+    changes = {"bridge": bridge.name, "address": ", ".join(str(a.ip) for a in new), "was": old_name}
+    if vlans is not None:
+        changes |= {"vlan": str(vlans.pvid or ""), "tagged": ", ".join(map(str, vlans.tagged))}
+    record(wiring, link, **changes)
+    await wiring.settle()
 
 
 async def set_routes(wiring: Wiring, worker: Worker, routes: Iterable[Route]) -> None:
     """:raises TopologyError: a gateway is on none of its links"""
     links = wiring.record.links_of.get(worker.name, ())
-    old, spec = given_routes(worker, links, links), worker._spec
+    old, spec = _given(worker, links), worker._spec
     worker._spec = evolve(spec, routes=tuple(routes))
     try:
-        new = given_routes(worker, links, links)
+        devices = worker._devices.values()
+        new = [*given_routes(worker, links, links), *device_routes(worker, links, devices)]
         await _change_routes(wiring, worker, old, new)
     except BaseException:
         worker._spec = spec
         raise
+
+
+def _given(worker: Worker, links: Sequence[Link]) -> list[RoutePlan]:
+    try:
+        return [*given_routes(worker, links, links), *device_routes(worker, links, worker._devices.values())]
+    except TopologyError:  # the way of one is gone, and so is the kernel's route
+        return []
 
 
 def _reserve(

@@ -64,7 +64,7 @@ class Deployment:
         :raises ExceptionGroup: of errors that name each failed worker
         """
         topology = topology.copy()
-        await _check(topology)
+        await _check(self._supervisor, topology)
         async with self._changing:
             found = await anyio.to_thread.run_sync(difference, self.topology, topology)
             if self.topology.routing != topology.routing:
@@ -106,6 +106,7 @@ class Deployment:
             await links[key].set(mtu=1500 if spec.mtu is None else spec.mtu)
         for name, worker in self._workers.items():
             described = topology.workers[name]
+            await self._supervisor._wiring.interfaces.adapt(worker, described.interfaces)
             if worker.spec.routes != described.routes:
                 await worker.set_routes(described.routes)
             await self._supervisor._wiring.filters.apply(worker, described)
@@ -124,7 +125,7 @@ class Deployment:
 
 async def deploy(supervisor: Supervisor, topology: Topology) -> Deployment:
     topology = topology.copy()  # the caller may go on with theirs
-    await _check(topology)
+    await _check(supervisor, topology)
     deployment = Deployment(supervisor, topology)
     addition = _Addition(deployment, topology, await _links_of(topology), {})
     addition.workers = set(topology.workers)
@@ -138,13 +139,15 @@ async def _links_of(topology: Topology) -> dict[LinkKey, LinkSpec | To]:
     return {key: spec async for key, spec in in_turns(links_of(topology))}
 
 
-async def _check(topology: Topology) -> None:
+async def _check(supervisor: Supervisor, topology: Topology) -> None:
     problems = [problem async for problem in in_turns(checks(topology)) if problem is not None]
     if problems:
         raise TopologyError(*problems)
     emulated = [path async for path in in_turns(emulations(topology)) if path is not None]
     if emulated:
         raise UnsupportedError(f"{', '.join(emulated)}: link emulation is not in this version of nsorch", stage="link")
+    supervisor._check_running()
+    await supervisor._wiring.interfaces.require(topology.workers.values(), topology.bridges.values())
 
 
 def _remaining(topology: Topology, found: Difference) -> Topology:

@@ -112,6 +112,11 @@ class Names:
                     segment = other.bridge.name if other.bridge is not None else other.worker.name  # type: ignore[union-attr]
                     addresses = tuple(str(address.ip) for address in side.addresses)
                     by_segment[segment] = (*by_segment.get(segment, ()), *addresses)
+        worker = self._workers.get(name)
+        for device in () if worker is None else worker._devices.values():
+            if device.state == "up" and device.addresses:
+                addresses = tuple(str(address.ip) for address in device.addresses)
+                by_segment[device.name] = (*by_segment.get(device.name, ()), *addresses)
         loopback = tuple(str(address.ip) for address in self._routing.loopbacks_of(name))
         if not by_segment and not loopback:
             return None

@@ -8,37 +8,47 @@ from attrs import define, field, frozen
 
 from nsorch.errors import ClosedError, TopologyError
 from nsorch.supervisor.changing import end_of, move, set_addresses, set_mac
+from nsorch.topology import To
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Collection, Sequence
+    from collections.abc import Collection, Mapping, Sequence
     from ipaddress import IPv4Address, IPv4Interface, IPv4Network, IPv6Address, IPv6Interface, IPv6Network
 
     from nsorch.net.addresses import Segment
     from nsorch.net.packets import Instructions
+    from nsorch.net.plan import PortVlans
     from nsorch.supervisor.capture import Capture, Direction
     from nsorch.supervisor.segments import Part, Parts
     from nsorch.supervisor.wiring import Wiring
     from nsorch.supervisor.worker import Worker
+    from nsorch.topology import BridgeSpec
 
 
 @frozen(kw_only=True)
 class Interface:
-    """A worker's end of a link.
+    """A worker's end of a link, or another interface of it.
 
+    :ivar kind: ``"veth"`` of a link's; else that of its description, such as ``"vlan"``
+    :ivar link: name of the link that it is an end of, or None
     :ivar bridge: name of the bridge on the other side, or None
     :ivar peer: name of the worker on the other side, or None
-    :ivar mac: such as ``02:…``
+    :ivar parent: name of the interface that it is above, or None
+    :ivar mac: such as ``02:…``, or ``""``
     :ivar mtu: in bytes, or None for the kernel's 1500
+    :ivar public_key: of WireGuard, in Base64
     """
 
     name: str
-    link: str
+    kind: str = "veth"
+    link: str | None
     bridge: str | None
     peer: str | None
+    parent: str | None = None
     mac: str
     mtu: int | None
     addresses: tuple[IPv4Interface | IPv6Interface, ...]
+    public_key: str | None = None
 
 
 @define(eq=False)
@@ -55,6 +65,7 @@ class Side:
     segment: Segment | None = None  #: that the addresses are from
     netns: str = ""  #: the worker whose network namespace it is in
     part: Part | None = None  #: of the bridge, that it is a port of
+    vlans: PortVlans | None = None  #: that it is in, as a port of a VLAN-aware bridge
     gateway: bytes | None = None  #: hardware address of the gateway, that it knows for good
     heard: int | None = None  #: id of its network namespace, where the watcher hears what becomes of it
     missing: frozenset[IPv4Interface | IPv6Interface] = frozenset()  #: of the addresses, that another program removed
@@ -83,36 +94,36 @@ class Bridge:
     def __init__(
         self,
         wiring: Wiring,
-        name: str,
+        spec: BridgeSpec,
         *,
         segment: Segment,
-        gateway: str | None,
-        mtu: int | None,
-        arp: str,
-        label: str | None,
+        vlans: Mapping[int, Segment],
         parts: Parts,
     ) -> None:
-        self.name = name
-        self.label = label
-        self.gateway = gateway  #: name of the worker that is the others' default route
-        self.mtu = mtu  #: bytes
+        self.spec = spec  #: the description that it was made from
+        self.name = spec.name
+        self.label = spec.label
+        self.gateway = spec.gateway  #: name of the worker that is the others' default route
+        self.mtu = spec.mtu  #: bytes
+        #: who answers ARP: ``"static"`` the bridge, ``"dynamic"`` the workers, ``"auto"`` by their number
+        self.arp = spec.arp
         self._wiring = wiring
-        self.arp = (
-            arp  #: who answers ARP: ``"static"`` the bridge, ``"dynamic"`` the workers, ``"auto"`` by their number
-        )
         self._segment = segment
+        self._vlans = vlans  # that have a subnet of their own
         self._parts = parts
         self._ends: dict[Side, Side] = {}  # of links that exist: the worker's, and the port
         self._new: list[Side] = []  # of these, which others may know otherwise
         self._owners: dict[bytes, bytes] = {}  # hardware addresses as they were last, by packed address
-        self._answers = arp == "static"
+        self._answers = spec.arp == "static"
         self._introduced: dict[Side, set[Side]] = {}  # to the gateway
         self._retired = False
         self._left = 0  # ports that the kernel removes with their workers' network namespaces
         self._removed = False
         self._announced = False
-        #: of the gateway, also before it is there
-        self._gateway_addresses = () if gateway is None else segment.reserve_first(gateway)
+        # Of the gateway, also before it is there: on the bridge's subnet, and on those of VLANs.
+        self._gateways: dict[Segment, tuple[IPv4Interface | IPv6Interface, ...]] = {
+            of: () if spec.gateway is None else of.reserve_first(spec.gateway) for of in (segment, *vlans.values())
+        }
 
     def __repr__(self) -> str:
         return f"<Bridge {self.name} {', '.join(map(str, self.subnets))}>"
@@ -120,6 +131,18 @@ class Bridge:
     def _add_end(self, side: Side, port: Side) -> None:
         self._ends[side] = port
         self._new.append(side)
+
+    def _segment_of(self, pvid: int | None) -> Segment:
+        """Where the addresses of an end come from."""
+        return self._segment if pvid is None else self._vlans.get(pvid, self._segment)
+
+    def _gateway_of(self, side: Side) -> tuple[IPv4Interface | IPv6Interface, ...]:
+        """The gateway's addresses on the subnet of *side*."""
+        return () if side.segment is None else self._gateways.get(side.segment, ())
+
+    def _serves(self, side: Side) -> bool:
+        """Whether the gateway is on the subnet of *side*, with its own end."""
+        return side.segment is self._segment
 
     def _note_owner(self, side: Side) -> list[IPv4Address | IPv6Address]:
         """The addresses of *side* that belonged to others before."""
@@ -225,6 +248,8 @@ class Link:
         mac: str | None = None,
         address: Any = None,
         bridge: Bridge | str | None = None,
+        vlan: int | None = None,
+        tagged: Any = None,
         end: Worker | str | None = None,
     ) -> None:
         """Change it; nothing else is touched. Cancelled, it is done all the same.
@@ -234,6 +259,8 @@ class Link:
         :param address: one, or several, of a worker's end; those of a family of which none is given stay
         :param bridge: another one that the worker's end moves to, with *address*, the address it has, or a free one.
             The link's name changes with it
+        :param vlan: of the untagged frames of its port, on a VLAN-aware bridge; as *bridge* for its addresses
+        :param tagged: VLANs that its port hears and sends with a tag. With *vlan* alone there are none any more
         :param end: the worker, or ``"worker:interface"``, whose end is meant, where both ends are in workers
         :raises ClosedError: it was removed
         :raises AddressError: an address that is outside of the subnet, or taken, or none
@@ -247,14 +274,15 @@ class Link:
             raise TopologyError(f"{where}.mtu: {mtu} is below 68 bytes")
         addresses = [] if address is None else [address] if isinstance(address, str) else list(address)
         to = None if bridge is None else self._wiring.record.bridge(bridge, where)
+        plug = None if vlan is None and tagged is None else To("x", vlan=vlan, tagged=tagged)
         ends = end_of(self, end) if mac is not None or addresses else None
         async with self._wiring.watcher.own(self):
             if mtu is not None:
                 await self._wiring.set_mtu(self, mtu)
             if mac is not None and ends is not None:
                 await set_mac(self._wiring, self, *ends, mac)
-            if to is not None:
-                await move(self._wiring, self, to, addresses)
+            if to is not None or plug is not None:
+                await move(self._wiring, self, to, plug, addresses)
             elif addresses and ends is not None:
                 await set_addresses(self._wiring, self, *ends, addresses)
 

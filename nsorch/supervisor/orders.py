@@ -95,9 +95,9 @@ class Orders:
         missing = [(bridge, part) for bridge in bridges for part in bridge._parts.all if not part.made]
         rising = dict.fromkeys(bridge for order in orders if order.rise for bridge in order.bridges)
         lower = [part for bridge in rising for part in bridge._parts.all if not part.up]
-        trunks = [trunk for bridge, part in missing if (trunk := part.plan_trunk(bridge.name, bridge.mtu))]
+        trunks = [trunk for bridge, part in missing if (trunk := part.plan_trunk(bridge.spec))]
         batch = Batch(
-            bridges=tuple(part.plan(bridge.name, bridge.mtu) for bridge, part in missing),
+            bridges=tuple(part.plan(bridge.spec) for bridge, part in missing),
             links=(*trunks, *(item for order in orders for item in order.batch.links)),
             nodes=tuple(item for order in orders for item in order.batch.nodes),
             raised=tuple(index for part in lower for index in part.interfaces),

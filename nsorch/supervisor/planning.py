@@ -37,7 +37,7 @@ def _neighbours(link: Link, side: Side, other: Side, links_of: Mapping[str, Sequ
     bridge = other.bridge
     if bridge is None:
         return tuple(as_neighbour(other, side)) if link._static else ()
-    if side.worker is None or bridge.gateway in (None, side.worker.name):
+    if side.worker is None or bridge.gateway in (None, side.worker.name) or not bridge._serves(side):
         return ()
     for its in links_of.get(str(bridge.gateway), ()):
         for gateway, port in its._both():
@@ -64,6 +64,7 @@ def _plan(side: Side, neighbours: Neighbours) -> EndPlan:
         mtu=side.mtu,
         addresses=side.addresses,
         master=None if side.part is None else side.part.index,
+        vlans=side.vlans,
         ipv6=any(address.version == 6 for address in side.addresses),
         neighbours=neighbours,
     )

@@ -10,21 +10,23 @@ from typing import TYPE_CHECKING
 from nsorch.errors import NameInUseError, TopologyError, UnsupportedError
 from nsorch.net.addresses import PointToPointPool, Segment
 from nsorch.net.mac import derive_mac, parse_mac
+from nsorch.net.plan import PortVlans
 from nsorch.supervisor.network import Bridge, Counter, Link, Side
 from nsorch.supervisor.segments import Parts
 from nsorch.supervisor.turns import in_turns
 from nsorch.topology import End
 from nsorch.topology.checks import joined_names
-from nsorch.topology.namespaces import NamespaceSet, New, OfWorker, Shared
+from nsorch.topology.layer2 import vlan_problem
+from nsorch.topology.namespaces import Host, NamespaceSet, New, OfWorker, Shared
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
-    from ipaddress import IPv4Address, IPv6Address
+    from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 
     from nsorch.supervisor.supervisor import Supervisor
     from nsorch.supervisor.wiring import Wiring
     from nsorch.supervisor.worker import Worker
-    from nsorch.topology import BridgeSpec, Emulation, LinkSpec, WorkerSpec
+    from nsorch.topology import BridgeSpec, Emulation, LinkSpec, To, WorkerSpec
 
 
 class Record:
@@ -50,17 +52,11 @@ class Record:
         if spec.name in self._supervisor._workers:
             raise NameInUseError(f'there is a worker "{spec.name}" already')
         segment = Segment(spec.subnet, spec.name)
-        for network in spec.subnet:
+        vlans = {number: Segment(subnet, f"{spec.name} VLAN {number}") for number, subnet in spec.vlans.items()}
+        for network in itertools.chain(spec.subnet, *spec.vlans.values()):
             self._pool.exclude(network)
         bridge = self.bridges[spec.name] = Bridge(
-            self._wiring,
-            spec.name,
-            segment=segment,
-            gateway=spec.gateway,
-            mtu=spec.mtu,
-            arp=spec.arp,
-            label=spec.label,
-            parts=Parts(self._indices.take),
+            self._wiring, spec, segment=segment, vlans=vlans, parts=Parts(self._indices.take)
         )
         return bridge
 
@@ -80,8 +76,40 @@ class Record:
         """
         for number, to in enumerate(spec.links):
             where = f"workers.{spec.name}.links[{number}]"
-            self.bridge(to.bridge, where)
+            _check_vlans(where, to, self.bridge(to.bridge, where))
             _refuse_emulation(to, where)
+
+    def take_ifname(self, worker: Worker, name: str, where: str) -> tuple[str, int | None]:
+        """Reserve it in the worker's network namespace. Returns whose that is, and its future ifindex, if known.
+
+        :raises NameInUseError: there is such an interface
+        """
+        owner, fresh = self._owner_of_netns(worker)
+        if (owner.name, name) in self._ifnames:
+            raise NameInUseError(f'{where}: the worker has an interface "{name}" already', worker=worker.name)
+        self._ifnames.add((owner.name, name))
+        return owner.name, owner._interface_index() if fresh else None
+
+    def give_ifname_back(self, netns: str, name: str) -> None:
+        self._ifnames.discard((netns, name))
+
+    def ifnames_in(self, worker: Worker) -> set[str]:
+        """Of all interfaces that are planned or there."""
+        return self.ifnames_of(self._owner_of_netns(worker)[0].name)
+
+    def tunnel_segment(self, subnet: Sequence[IPv4Network | IPv6Network], where: str, count: int) -> Segment:
+        """Where the addresses of a tunnel with *count* ends come from: *subnet*, or for two the pool of links."""
+        for network in subnet:
+            self._pool.exclude(network)
+        if not subnet and count == 2:
+            return self._pool.take(where)
+        if not subnet:
+            raise TopologyError("subnet: is needed for more than two workers")
+        return Segment(subnet, where)
+
+    def ifnames_of(self, netns: str) -> set[str]:
+        """Of all interfaces that are planned or there."""
+        return {name for owner, name in self._ifnames if owner == netns}
 
     def admit(self, worker: Worker) -> None:
         """Plan the links of *worker*'s description."""
@@ -93,7 +121,7 @@ class Record:
             where = f"workers.{worker.name}.links[{number}]"
             bridge = self.bridge(to.bridge, where)
             end = End(worker=worker.name, name=to.name, address=to.address or None, mac=to.mac, mtu=to.mtu)
-            self._add(Link(self._wiring, self._side(end, bridge._segment, bridge.mtu, where), self._port(bridge)))
+            self._add(Link(self._wiring, self._on_bridge(end, to, bridge, where), self._port(bridge, to)))
 
     def plan_link(self, spec: LinkSpec, *, routed: bool = False) -> Link:
         """Plan a link between workers, or a worker and a bridge. The ends of a *routed* one know each other's MAC."""
@@ -108,10 +136,12 @@ class Record:
             if spec.subnet:
                 raise TopologyError(f'{where}.subnet: the bridge "{b.worker}" has its own')
             bridge = self.bridges[b.worker]
-            mtu = spec.mtu if spec.mtu is not None else bridge.mtu
-            return self._add(
-                Link(self._wiring, self._side(a, bridge._segment, mtu, where), self._port(bridge, mtu), spec.label)
-            )
+            _check_vlans(where, a, bridge)
+            _check_vlans(where, b, None)
+            side, port = self._on_bridge(a, a, bridge, where, spec.mtu), self._port(bridge, a, spec.mtu)
+            return self._add(Link(self._wiring, side, port, spec.label))
+        for end in (a, b):
+            _check_vlans(where, end, None)
         for network in spec.subnet:
             self._pool.exclude(network)
         segment = Segment(spec.subnet, where) if spec.subnet else self._pool.take(where)
@@ -125,7 +155,15 @@ class Record:
         link._static = routed
         return self._add(link)
 
-    def _side(self, end: End, segment: Segment, mtu: int | None, where: str) -> Side:
+    def _on_bridge(self, end: End, plug: End | To, bridge: Bridge, where: str, mtu: int | None = None) -> Side:
+        """The worker's end of a link to *bridge*."""
+        pvid = plug.pvid if bridge.spec.vlan_aware else None
+        tagged_only = bridge.spec.vlan_aware and pvid is None
+        mtu = mtu if mtu is not None else bridge.mtu
+        return self._side(end, bridge._segment_of(pvid), mtu, where, free_addresses=not tagged_only)
+
+    def _side(self, end: End, segment: Segment, mtu: int | None, where: str, *, free_addresses: bool = True) -> Side:
+        """:param free_addresses: of families of which none is given, the next free ones"""
         worker = self._supervisor._workers.get(end.worker)
         if worker is None:
             raise TopologyError(f'{where}: there is no worker or bridge "{end.worker}"')
@@ -152,16 +190,19 @@ class Record:
             for address in end.address:
                 side.addresses += (segment.reserve(address, side.owner),)
             families = {address.version for address in side.addresses}
-            side.addresses += segment.allocate(side.owner, gateway=worker.name, without=families)
+            if free_addresses:
+                side.addresses += segment.allocate(side.owner, gateway=worker.name, without=families)
         except BaseException:
             self._release(side)
             raise
         return side
 
-    def _port(self, bridge: Bridge, mtu: int | None = None) -> Side:
+    def _port(self, bridge: Bridge, plug: End | To, mtu: int | None = None) -> Side:
         index = self._indices.take()
         port = Side(worker=None, bridge=bridge, ifname=f"p{index}", index=index, mac=None, mtu=mtu or bridge.mtu)
         port.part = bridge._parts.plug()
+        if bridge.spec.vlan_aware:
+            port.vlans = PortVlans(plug.pvid, plug.tagged)
         return port
 
     def owner_of_netns(self, worker: Worker) -> Worker | None:
@@ -185,7 +226,7 @@ class Record:
             return self._owner_of_netns(self._supervisor._worker(source.name))
         if isinstance(source, New):
             return worker, True
-        if isinstance(source, Shared):
+        if isinstance(source, Shared | Host):
             raise UnsupportedError(
                 "it has the host's network namespace, where nothing is linked to", worker=worker.name, stage="link"
             )
@@ -208,7 +249,7 @@ class Record:
                     side.worker is source
                     and other.bridge is not None
                     and other.bridge.gateway != source.name
-                    and address not in (gateway.ip for gateway in other.bridge._gateway_addresses)
+                    and address not in (gateway.ip for gateway in other.bridge._gateways[other.bridge._segment])
                     and any(address in a.network for a in side.addresses)
                 ):
                     return side
@@ -275,6 +316,11 @@ class Record:
                 if owner is worker and fresh and self._guests.get(worker.name, set()) <= going:
                     found.add(worker.name)
         return found
+
+
+def _check_vlans(where: str, end: End | To, bridge: Bridge | None) -> None:
+    if problem := vlan_problem(where, end, bridge is not None and bridge.spec.vlan_aware):
+        raise TopologyError(problem)
 
 
 def _refuse_emulation(emulation: Emulation, where: str) -> None:

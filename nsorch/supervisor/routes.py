@@ -10,9 +10,10 @@ from nsorch.net.plan import NextHop, RouteGroup, RoutePlan
 from nsorch.topology.routing import first_edges, whole_costs
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Mapping, Sequence
+    from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
     from ipaddress import IPv4Address, IPv4Interface, IPv6Address, IPv6Interface
 
+    from nsorch.supervisor.devices import Device
     from nsorch.supervisor.network import Bridge, Link, Side
     from nsorch.supervisor.worker import Worker
     from nsorch.topology import Topology
@@ -30,8 +31,9 @@ def default_routes(worker: Worker, new: Collection[Link], links: Sequence[Link])
                     RoutePlan(
                         destination=ip_network("0.0.0.0/0" if address.version == 4 else "::/0"),
                         nexthops=(NextHop(via=address.ip, dev=side.ifname),),
+                        table=worker._tables.get(side.ifname),
                     )
-                    for address in bridge._gateway_addresses
+                    for address in bridge._gateway_of(side)
                     if any(own.version == address.version for own in side.addresses)
                 ]
     return []
@@ -42,20 +44,36 @@ def given_routes(worker: Worker, new: Collection[Link], links: Sequence[Link]) -
 
     :raises TopologyError: there is no such interface, or the gateway is on no link
     """
-    found = []
+    names = {side.ifname for link in links if link in new for side in link._sides if side.worker is worker}
+    return [route for route in _routes(worker, links) if route.nexthops[0].dev in names]
+
+
+def device_routes(worker: Worker, links: Sequence[Link], devices: Collection[Device]) -> list[RoutePlan]:
+    """Those that go through others of its interfaces.
+
+    :raises TopologyError: as :func:`given_routes`
+    """
+    names = {device.name for device in devices}
+    return [route for route in _routes(worker, links) if route.nexthops[0].dev in names]
+
+
+def _routes(worker: Worker, links: Sequence[Link]) -> Iterator[RoutePlan]:
+    if not worker.spec.routes:
+        return
+    there: list[tuple[str, Collection[IPv4Interface | IPv6Interface]]] = [
+        (side.ifname, side.addresses) for link in links for side in link._sides if side.worker is worker
+    ]
+    there += [(device.name, device.addresses) for device in worker._devices.values()]
     for number, route in enumerate(worker.spec.routes):
-        sides = [side for link in links for side in link._sides if side.worker is worker]
-        dev = route.dev
-        if dev is None:
-            dev = next((s.ifname for s in sides if any(route.via in a.network for a in s.addresses)), None)
-        elif all(side.ifname != dev for side in sides):
-            dev = None
+        if route.dev is None:
+            dev = next((name for name, own in there if any(route.via in address.network for address in own)), None)
+        else:
+            dev = route.dev if any(name == route.dev for name, _ in there) else None
         if dev is None:
             where = f"workers.{worker.name}.routes[{number}]"
             raise TopologyError(f"{where}: {route.dev or route.via} is on none of its links")
-        if any(side.ifname == dev and side.worker is worker for link in links if link in new for side in link._sides):
-            found.append(RoutePlan(destination=route.to, nexthops=(NextHop(via=route.via, dev=dev),)))
-    return found
+        hop = NextHop(via=route.via, dev=dev)
+        yield RoutePlan(destination=route.to, nexthops=(hop,), table=worker._tables.get(dev))
 
 
 Loopbacks = dict[str, "tuple[IPv4Interface | IPv6Interface, ...]"]

@@ -8,18 +8,21 @@ from typing import TYPE_CHECKING
 from attrs import define, field
 
 from nsorch.net.mac import derive_mac
-from nsorch.net.plan import BridgePlan, EndPlan, LinkPlan
+from nsorch.net.plan import EVERY_VLAN, BridgePlan, EndPlan, LinkPlan
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator
     from ipaddress import IPv4Address, IPv6Address
 
     from nsorch.supervisor.network import Side
+    from nsorch.topology import BridgeSpec
 
 # The kernel's bridges have at most 1,023 ports: some for workers, the rest for others of the same segment.
 _PORTS, _BRANCHES = 1000, 20
 #: from so many on, the first question of each to all others takes seconds
 MANY = 500
+# The least that the kernel takes with the spanning tree protocol, instead of 15 s: a port forwards after twice that.
+_FORWARD_DELAY = 2.0
 FABRIC = 0  # as a key of network namespaces; a worker's is its order plus one
 
 
@@ -38,20 +41,32 @@ class Part:
     up: bool = False
     told: set[Side] = field(factory=set)  #: ports whose workers' whereabouts it knows
 
-    def plan(self, name: str, mtu: int | None) -> BridgePlan:
+    def plan(self, spec: BridgeSpec) -> BridgePlan:
         # One that took the MAC of a port would change it with the ports, and forget its neighbours each time.
         ifname = f"b{self.index}"
-        return BridgePlan(name=name, ifname=ifname, index=self.index, mtu=mtu, mac=derive_mac(name, ifname))
+        return BridgePlan(
+            name=spec.name,
+            ifname=ifname,
+            index=self.index,
+            mtu=spec.mtu,
+            mac=derive_mac(spec.name, ifname),
+            vlan_aware=spec.vlan_aware,
+            forward_delay=(spec.forward_delay or _FORWARD_DELAY) if spec.stp else None,
+            ageing=spec.ageing,
+            multicast_snooping=spec.multicast_snooping,
+        )
 
-    def plan_trunk(self, name: str, mtu: int | None) -> LinkPlan | None:
+    def plan_trunk(self, spec: BridgeSpec) -> LinkPlan | None:
         if self.parent is None:
             return None
         there, here = self.trunk
         ends = ((there, self.parent.index), (here, self.index))
+        vlans = EVERY_VLAN if spec.vlan_aware else None
         a, b = (
-            EndPlan(netns=FABRIC, ifname=f"t{index}", index=index, mtu=mtu, master=master) for index, master in ends
+            EndPlan(netns=FABRIC, ifname=f"t{index}", index=index, mtu=spec.mtu, master=master, vlans=vlans)
+            for index, master in ends
         )
-        return LinkPlan(name=f"{name} (trunk)", a=a, b=b)
+        return LinkPlan(name=f"{spec.name} (trunk)", a=a, b=b)
 
     @property
     def interfaces(self) -> list[int]:
@@ -95,7 +110,7 @@ class Parts:
         return part
 
 
-Entry = tuple[int, bytes]
+Entry = tuple[int, bytes, int]  # port, hardware address, and VLAN or 0
 Neighbour = tuple["IPv4Address | IPv6Address", bytes]
 
 
@@ -122,7 +137,10 @@ def news(part: Part, ends: Collection[tuple[Side, Side]], *, answers: bool) -> N
         assert port.part is not None
         there = port.index if port.part is part else part.towards(port.part)
         assert there is not None
-        found.forwarding.append((there, side.mac))
+        if port.vlans is None:
+            found.forwarding.append((there, side.mac, 0))
+        elif port.vlans.pvid is not None:
+            found.forwarding.append((there, side.mac, port.vlans.pvid))
         if answers:
             # The kernel answers neighbour discovery only between a port that asks for suppression and one that doesn't.
             found.neighbours += [(address.ip, side.mac) for address in side.addresses if address.version == 4]

@@ -108,7 +108,8 @@ class Starter:
             await self._admit(specs, workers)
             if plan is not None:
                 await plan()
-            linked = plan is not None or any(spec.links or spec.nat or spec.firewall for spec in specs)
+            await self._supervisor._wiring.interfaces.plan(workers)
+            linked = plan is not None or any(_is_wired(spec) for spec in specs)
             environment = encode_environment(None)  # of all who give none
             make = partial(self._make if linked else self._make_and_execute, environment=environment)
             if linked:
@@ -161,6 +162,9 @@ class Starter:
         if not errors:
             try:
                 await self._supervisor._wiring.finish(workers, bridges)
+                with anyio.CancelScope(shield=True):
+                    await self._supervisor._wiring.interfaces.make(workers)
+                await anyio.lowlevel.checkpoint()
             except Exception as exc:
                 errors.append(exc)
 
@@ -177,6 +181,7 @@ class Starter:
             supervisor._wiring.record.check(spec)
             supervisor._wiring.filters.check(spec, coming)
             confined.append(await confined_of(spec, supervisor._facts, rootless=supervisor.rootless))
+        await supervisor._wiring.interfaces.require(specs, ())
         descriptors.make_room(_DESCRIPTORS * len(specs))
         async for spec, how in in_turns(zip(specs, confined, strict=True)):
             supervisor._check_running()
@@ -186,6 +191,7 @@ class Starter:
             workers.append(worker)
             supervisor._bus.publish(events.WorkerRequested(worker=spec.name))
         async for worker in in_turns(workers):  # when all are known: one may join the namespaces of another
+            supervisor._wiring.interfaces.reserve(worker)
             supervisor._wiring.record.admit(worker)
 
     # -- one worker
@@ -368,6 +374,11 @@ class Starter:
             if supervisor._workers.get(worker.name) is worker:
                 worker._removed()
                 del supervisor._workers[worker.name]
+
+
+def _is_wired(spec: WorkerSpec) -> bool:
+    """Whether something of its network has to be there before its command."""
+    return bool(spec.links or spec.interfaces or spec.nat or spec.firewall)
 
 
 def _raise_if_died(errors: Sequence[Exception]) -> None:

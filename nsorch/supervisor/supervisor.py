@@ -16,7 +16,7 @@ from nsorch.errors import ClosedError, NsorchError, SpawnerDiedError, WorkerExit
 from nsorch.supervisor.entry import Home, home_of
 from nsorch.supervisor.starting import Starter
 from nsorch.supervisor.wiring import Wiring
-from nsorch.topology import WorkerSpec
+from nsorch.topology import BridgeSpec, WorkerSpec
 
 if TYPE_CHECKING:
     import os
@@ -29,9 +29,9 @@ if TYPE_CHECKING:
     from nsorch.net.ping import Reachability
     from nsorch.supervisor.capture import Capture, Direction
     from nsorch.supervisor.deployment import Deployment
-    from nsorch.supervisor.network import Bridge, Link
+    from nsorch.supervisor.network import Bridge, Interface, Link
     from nsorch.supervisor.worker import Worker
-    from nsorch.topology import End, ExecReady, Firewall, Nat, Route, TcpReady, To, Topology
+    from nsorch.topology import End, ExecReady, Firewall, InterfaceSpec, Nat, Route, TcpReady, To, Topology
     from nsorch.topology.mounts import Mount, Overlay
     from nsorch.topology.privileges import Capabilities
 
@@ -303,6 +303,7 @@ class Supervisor:
         forward: bool = False,
         nat: Nat | Mapping[str, Any] | str | None = None,
         firewall: Firewall | Mapping[str, Any] | str | None = None,
+        interfaces: Iterable[InterfaceSpec] = (),
         label: str | None = None,
     ) -> Worker:
         """Start a worker: its namespaces, its links, then its command. Without *command* it is passive.
@@ -348,6 +349,8 @@ class Supervisor:
         :param forward: forward packets between its links
         :param nat: :class:`nsorch.Nat`, or only the interface to the outside; it implies *forward*
         :param firewall: :class:`nsorch.Firewall`, or only the name of a preset
+        :param interfaces: others than the ends of its links, such as ``nsorch.Vlan("eth0.10", parent="eth0", id=10)``;
+            those that need others stand behind them
         :raises NameInUseError: the name is taken
         :raises TopologyError: the description is wrong
         :raises CommandNotFoundError: there is no such command
@@ -393,6 +396,7 @@ class Supervisor:
             forward=forward,
             nat=nat,
             firewall=firewall,
+            interfaces=interfaces,
             label=label,
         )
         return await self._starter.start(spec)
@@ -414,6 +418,12 @@ class Supervisor:
         gateway: Worker | str | None = None,
         mtu: int | None = None,
         arp: str = "auto",
+        vlan_aware: bool = False,
+        vlans: Mapping[int, Any] | None = None,
+        stp: bool = False,
+        forward_delay: Any = None,
+        ageing: Any = None,
+        multicast_snooping: bool = False,
         label: str | None = None,
     ) -> Bridge:
         """Make a layer-2 segment. Cancelled, it exists or it doesn't, and ``sup.bridges`` says which.
@@ -424,10 +434,33 @@ class Supervisor:
         :param mtu: bytes, of the bridge and its links
         :param arp: who answers ARP for the workers: ``"static"`` the bridge itself, ``"dynamic"`` the workers,
             ``"auto"`` the bridge once it has 500 of them. The gateway and the others know each other in any case
+        :param vlan_aware: its ports are in VLANs (``nsorch.To(lan, vlan=10)``, ``tagged=[10, 20]``; 1 unless given),
+            which don't hear each other. Such a bridge doesn't answer ARP
+        :param vlans: subnets of VLANs that have one of their own, by number
+        :param stp: the spanning tree protocol: a port forwards *forward_delay* times two after it was set up
+        :param forward_delay: seconds, or such as ``"4s"``, from 2, the default, to 30
+        :param ageing: seconds until it forgets a hardware address that it learned; 300 if None
+        :param multicast_snooping: multicast goes only to ports that asked for it, once 10 s have shown which
         :raises NameInUseError: the name is taken
         :raises AddressError: no such network
+        :raises UnsupportedError: *vlan_aware*, and the kernel was built without it
         """
-        return await self._wiring.make_bridge(name, subnet, gateway=gateway, mtu=mtu, arp=arp, label=label)
+        return await self._wiring.make_bridge(
+            BridgeSpec(
+                name=name,
+                subnet=subnet,
+                gateway=gateway,
+                mtu=mtu,
+                arp=arp,
+                vlan_aware=vlan_aware,
+                vlans=vlans or {},
+                stp=stp,
+                forward_delay=forward_delay,
+                ageing=ageing,
+                multicast_snooping=multicast_snooping,
+                label=label,
+            )
+        )
 
     async def link(
         self,
@@ -471,6 +504,53 @@ class Supervisor:
                 "limit": limit,
             },
         )
+
+    async def wireguard(
+        self,
+        *workers: Worker | str,
+        subnet: Any = None,
+        name: str | None = None,
+        port: int | None = None,
+        mtu: int | None = None,
+        keepalive: int | None = None,
+    ) -> list[Interface]:
+        """A WireGuard interface in each of *workers*, with generated keys, that reaches all others over the links of
+        these. All or nothing.
+
+        :param subnet: a network for its addresses, or one of each family; needed for more than two workers
+        :param name: of the interfaces; the next free ``wgN`` if None
+        :param port: UDP; the next free one from 51820 if None
+        :param mtu: bytes; the kernel's 1420 if None
+        :param keepalive: seconds between two packets that keep a NAT open
+        :raises UnsupportedError: the kernel has no WireGuard
+        :raises TopologyError: fewer than two workers, or more than two without *subnet*
+        """
+        from nsorch.supervisor.tunnels import wireguard
+
+        return await wireguard(self, workers, subnet=subnet, name=name, port=port, mtu=mtu, keepalive=keepalive)
+
+    async def vxlan(
+        self,
+        *workers: Worker | str,
+        id: int,  # noqa: A002 - the field's word
+        subnet: Any = None,
+        name: str | None = None,
+        port: int = 4789,
+        mtu: int | None = None,
+    ) -> list[Interface]:
+        """An overlay network of *workers*: a VXLAN interface in each, over the links that are there. All or nothing.
+
+        :param id: of the network, 0 to 16777215
+        :param subnet: a network for its addresses, or one of each family; needed for more than two workers
+        :param name: of the interfaces; ``vxlan`` and the id if None
+        :param port: UDP
+        :param mtu: bytes; the kernel's 1500 less its headers if None
+        :raises UnsupportedError: the kernel has no VXLAN
+        :raises TopologyError: fewer than two workers, or more than two without *subnet*
+        """
+        from nsorch.supervisor.tunnels import vxlan
+
+        return await vxlan(self, workers, id=id, subnet=subnet, name=name, port=port, mtu=mtu)
 
     async def deploy(self, topology: Topology) -> Deployment:
         """Bring up all of *topology* at once: bridges and workers, links, routes, then commands. Cancelled, none of it

@@ -25,7 +25,8 @@ async def tell(kernel: Kernel, bridge: Bridge) -> None:
     """Who is new, so that no question for it floods the segment."""
     ends = bridge._ends
     gateway = next((side for side in ends if side.worker is not None and side.worker.name == bridge.gateway), None)
-    if not bridge._answers and bridge.arp == "auto" and len(ends) >= MANY:
+    # Within VLANs the kernel's bridges don't answer ARP.
+    if not bridge._answers and bridge.arp == "auto" and not bridge.spec.vlan_aware and len(ends) >= MANY:
         bridge._answers = True
         for part in bridge._parts.all:
             part.told.clear()
@@ -61,7 +62,7 @@ def _announce(engine: Engine, part: Part, told: News) -> None:
 async def _introduce(kernel: Kernel, bridge: Bridge, gateway: Side) -> None:
     """The gateway to the others, and these to it."""
     told = bridge._introduced.setdefault(gateway, set())
-    new = [side for side in bridge._ends if side is not gateway and side not in told]
+    new = [side for side in bridge._ends if side is not gateway and side not in told and bridge._serves(side)]
     index: int | str = gateway.index or gateway.ifname
     for start in range(0, len(new), _TOLD):
         some = new[start : start + _TOLD]
@@ -69,7 +70,7 @@ async def _introduce(kernel: Kernel, bridge: Bridge, gateway: Side) -> None:
         await kernel.with_handle(gateway, kernel.engine.tell_neighbours, RTM_NEWNEIGH, index, known)
         told.update(some)
     for side in bridge._ends:
-        if side is not gateway and side.gateway != gateway.mac:
+        if side is not gateway and side.gateway != gateway.mac and bridge._serves(side):
             side.gateway = gateway.mac
             known = list(as_neighbour(gateway, side))
             index = side.index or side.ifname

@@ -8,13 +8,16 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal
 
 import anyio
+from attrs import evolve
 
 from nsorch import events
 from nsorch.core.spawner.syscalls import CLONE_NEWNET
+from nsorch.errors import TopologyError
 from nsorch.net.plan import Batch, NodePlan
 from nsorch.supervisor.capture import Capture
 from nsorch.supervisor.filtering import Filters
 from nsorch.supervisor.hosts import Names
+from nsorch.supervisor.interfaces import Interfaces
 from nsorch.supervisor.kernel import Kernel
 from nsorch.supervisor.orders import Order, Orders
 from nsorch.supervisor.planning import addresses_in, bridges_of, end_plan, link_plan, netns_key
@@ -24,7 +27,8 @@ from nsorch.supervisor.routing import Routing
 from nsorch.supervisor.telling import forget
 from nsorch.supervisor.turns import in_turns
 from nsorch.supervisor.watching import Watcher
-from nsorch.topology import BridgeSpec, End, LinkSpec, To
+from nsorch.topology import End, LinkSpec, To
+from nsorch.topology.difference import as_link
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Container, Iterable, Mapping, Sequence
@@ -34,6 +38,7 @@ if TYPE_CHECKING:
     from nsorch.supervisor.network import Bridge, Link, Side
     from nsorch.supervisor.supervisor import Supervisor
     from nsorch.supervisor.worker import Worker
+    from nsorch.topology import BridgeSpec
 
 # With more ports that end with their workers, a bridge is deleted some seconds later.
 _LEFT, _LATER = 50, 2.0
@@ -57,6 +62,7 @@ class Wiring:
         self.watcher = Watcher(supervisor, self)
         self.filters = Filters(supervisor, self, self.kernel)
         self.names = Names(supervisor._workers, self.record, self.routing, self.kernel, self.filters.refresh)
+        self.interfaces = Interfaces(supervisor, self)
         self._orders = Orders(self.kernel, supervisor._start_soon)
 
     def open(self, facts: Facts) -> None:
@@ -72,6 +78,7 @@ class Wiring:
     def publish_removed(self) -> None:
         """All went with the fabric."""
         bus = self._supervisor._bus
+        self.interfaces.publish_removed(self._supervisor._workers.values())
         for link in self.record.links.values():
             if link._state != "planned":
                 bus.publish(events.LinkRemoved(link=link.name, ends=link.ends))
@@ -96,17 +103,14 @@ class Wiring:
         own = tuple(
             address for link in self.record.links_of.get(worker.name, ()) for address in addresses_in(link, worker)
         )
-        return (*self.routing.loopbacks_of(worker.name), *own)
+        devices = tuple(address for device in worker._devices.values() for address in device.addresses)
+        return (*self.routing.loopbacks_of(worker.name), *own, *devices)
 
     # -- bridges
 
-    async def make_bridge(
-        self, name: str, subnet: Any, *, gateway: Worker | str | None, mtu: int | None, arp: str, label: str | None
-    ) -> Bridge:
-        supervisor = self._supervisor
-        supervisor._check_running()
-        gateway_name = gateway if gateway is None or isinstance(gateway, str) else gateway.name
-        spec = BridgeSpec(name=name, subnet=subnet, gateway=gateway_name, mtu=mtu, arp=arp, label=label)
+    async def make_bridge(self, spec: BridgeSpec) -> Bridge:
+        self._supervisor._check_running()
+        await self.interfaces.require((), [spec])
         bridge = self.record.plan_bridge(spec)
         try:
             await self._orders.carry_out(Order(batch=Batch(), bridges=[bridge]))
@@ -161,7 +165,8 @@ class Wiring:
         self, a: Any, b: Any, *, subnet: Any, mtu: int | None, label: str | None, emulation: Mapping[str, Any]
     ) -> Link:
         self._supervisor._check_running()
-        spec = LinkSpec(a=_end(a), b=_end(b), subnet=subnet, mtu=mtu, label=label, **emulation)
+        first, second = _ends(a, b)
+        spec = LinkSpec(a=first, b=second, subnet=subnet, mtu=mtu, label=label, **emulation)
         link = self.record.plan_link(spec)
         workers = [side.worker for side in link._sides if side.worker is not None]
         try:
@@ -185,7 +190,7 @@ class Wiring:
         links = list(dict.fromkeys(links))
         there = {side.worker: None for link in links for side in link._sides if side.worker is not None}
         await self.make(links, [*workers, *there], bridges)
-        await self.names.rewrite()
+        await self.settle()
 
     async def make(
         self,
@@ -241,7 +246,13 @@ class Wiring:
         for bridge in bridges:
             self.announce_bridge(bridge)
         await self.watcher.hear(workers)
+        await self.settle()
+
+    async def settle(self) -> None:
+        """Addresses have changed: have the hosts file, and tunnels between workers, tell of them."""
         await self.names.rewrite()
+        with anyio.CancelScope(shield=True):
+            await self.interfaces.far_ends.settle()
 
     def _node_plan(
         self, worker: Worker, links: Collection[Link], complete: Container[Worker] | None = None
@@ -265,7 +276,7 @@ class Wiring:
         for side in link._sides:
             await self.kernel.with_handle(side, self.kernel.engine.set_link, side.ifname, up=up)
         if up:
-            await self._restore_routes(link)
+            await self._restore(link)
         link._state = "up" if up else "down"
         kind = events.LinkUp if up else events.LinkDown
         self._supervisor._bus.publish(kind(link=link.name, ends=link.ends))
@@ -319,10 +330,13 @@ class Wiring:
                 continue
             was_made, link._state = link._state != "planned", "removed"
             self.record.drop(link)
+            for side in link._sides:
+                if side.worker is not None and side.worker._devices:
+                    self.interfaces.drop_above(side.worker, side.ifname)
             self.names.stale.update(side.worker.name for side in link._sides if side.worker is not None)
             if was_made:
                 self._supervisor._bus.publish(events.LinkRemoved(link=link.name, ends=link.ends, by=by))
-        await self.names.rewrite()
+        await self.settle()
 
     async def _delete(self, links: Sequence[Link], dying: Collection[str]) -> None:
         """From the fabric, or from as few network namespaces as may be: those in one go together."""
@@ -363,34 +377,46 @@ class Wiring:
         async for worker in in_turns(workers):
             self.filters.drop(worker)
             links.update(dict.fromkeys(self.record.links_of.get(worker.name, ())))
+        with_devices = [worker async for worker in in_turns(workers) if worker._devices]
+        dying = await self.record.owners_among(workers) if links or with_devices else set()
+        for worker in with_devices:
+            await self.interfaces.drop_worker(worker, dying=worker.name in dying)
         if links:
-            await self.remove_links(list(links), dying=await self.record.owners_among(workers))
+            await self.remove_links(list(links), dying=dying)
         async for worker in in_turns(workers):
             self.record.drop_worker(worker)
             self.routing.drop(worker.name)
             self.watcher.drop_worker(worker)
             self.names.stale.add(worker.name)
-        await self.names.rewrite()
+        await self.settle()
 
-    async def _restore_routes(self, link: Link) -> None:
-        """The kernel has dropped those through the link when it went down, and its IPv6 addresses."""
+    async def _restore(self, link: Link) -> None:
+        """The kernel has dropped the routes through the link when it went down, and its IPv6 addresses."""
         kernel = self.kernel
         for side in link._sides:
             if side.worker is not None:
                 await kernel.with_handle(side, kernel.engine.restore_end, end_plan(link, side, self.record.links_of))
         for side in link._sides:
-            if side.worker is None:
-                continue
-            plan = self._node_plan(side.worker, [link])
-            if plan.routes:
-                await kernel.with_handle(side, kernel.engine.add_routes, plan.routes)
-            through = [
-                group
-                for group in self.routing.groups_of(side.worker.name)
-                if any(hop.dev == side.ifname for hop in group.nexthops)
-            ]
-            if through:
-                await kernel.with_handle(side, kernel.engine.add_groups, through)
+            if side.worker is not None:
+                await self._restore_routes(link, side, side.worker)
+                await self.interfaces.restore_above(side.worker, side.ifname)
+
+    async def restore_end(self, link: Link, side: Side) -> None:
+        """One of a link that is up was down for a moment."""
+        if side.worker is not None:
+            kernel = self.kernel
+            await kernel.with_handle(side, kernel.engine.restore_end, end_plan(link, side, self.record.links_of))
+            await self._restore_routes(link, side, side.worker)
+
+    async def _restore_routes(self, link: Link, side: Side, worker: Worker) -> None:
+        kernel = self.kernel
+        plan = self._node_plan(worker, [link])
+        if plan.routes:
+            await kernel.with_handle(side, kernel.engine.add_routes, plan.routes)
+        groups = self.routing.groups_of(worker.name)
+        through = [group for group in groups if any(hop.dev == side.ifname for hop in group.nexthops)]
+        if through:
+            await kernel.with_handle(side, kernel.engine.add_groups, through)
 
 
 def _end(value: Any) -> End:
@@ -398,6 +424,17 @@ def _end(value: Any) -> End:
         return value
     if isinstance(value, str):
         return End.parse(value)
-    if isinstance(value, To):
-        return End(worker=value.bridge)
     return End(worker=value.name)
+
+
+def _ends(a: Any, b: Any) -> tuple[End, End]:
+    """Of a link; what :class:`To` says is about the worker's end."""
+    if isinstance(a, To):
+        a, b = b, a
+    first = _end(a)
+    if not isinstance(b, To):
+        return first, _end(b)
+    if first != End(first.worker, name=first.name):
+        raise TopologyError(f"links.{first.worker}-{b.bridge}: its options stand in End or in To, not in both")
+    spec = as_link((first.worker, first.name, b.bridge, None, 0), b)
+    return evolve(spec.a, name=b.name or first.name), spec.b

@@ -24,6 +24,7 @@ from nsorch.supervisor import sockets
 from nsorch.supervisor.changing import set_routes
 from nsorch.supervisor.commands import build_command, encode_environment, open_streams
 from nsorch.supervisor.main_process import end
+from nsorch.supervisor.tun import open_tun
 from nsorch.topology import Route
 
 if TYPE_CHECKING:
@@ -39,11 +40,13 @@ if TYPE_CHECKING:
     from nsorch.core.helper import Job
     from nsorch.events import Exit
     from nsorch.supervisor.confining import Confined
+    from nsorch.supervisor.devices import Device
     from nsorch.supervisor.entry import Entry
     from nsorch.supervisor.main_process import MainProcess
     from nsorch.supervisor.network import Interface, Link
     from nsorch.supervisor.supervisor import Supervisor
-    from nsorch.topology import Firewall, Nat, WorkerSpec
+    from nsorch.supervisor.tun import TunDevice
+    from nsorch.topology import Firewall, InterfaceSpec, Nat, WorkerSpec
 
     IPAddress = IPv4Address | IPv6Address
 
@@ -56,6 +59,7 @@ class Worker:
 
     __slots__ = (
         "_confined",
+        "_devices",
         "_entry",
         "_held",
         "_indices",
@@ -67,6 +71,7 @@ class Worker:
         "_spec",
         "_state",
         "_supervisor",
+        "_tables",
         "order",
     )
 
@@ -83,6 +88,8 @@ class Worker:
         self._interfaces: dict[str, Link] = {}  # by the name of its end here
         self._main: MainProcess | None = None
         self._pins: tuple[str, ...] = ()
+        self._devices: dict[str, Device] = {}  # its other interfaces, by name
+        self._tables: dict[str, int] = {}  # routing tables of those that are ports of a VRF
         self._indices = 1  # of the latest interface; 1 is the loopback's
 
     def __repr__(self) -> str:
@@ -120,8 +127,9 @@ class Worker:
 
     @property
     def interfaces(self) -> Mapping[str, Interface]:
-        """Its ends of links, by interface name."""
-        return {name: link._interface_named(self, name) for name, link in self._interfaces.items()}
+        """Its ends of links, then its other interfaces, by name."""
+        ends = {name: link._interface_named(self, name) for name, link in self._interfaces.items()}
+        return ends | {d.name: d.interface() for d in self._devices.values() if d.state == "up"}
 
     @property
     def addresses(self) -> tuple[IPv4Interface | IPv6Interface, ...]:
@@ -362,6 +370,53 @@ class Worker:
                 "the worker shares the host's network namespace: open the socket yourself", worker=self.name
             )
         return await supervisor._helper.open_socket(netns, family, type, proto)
+
+    async def add_interface(self, spec: InterfaceSpec) -> Interface:
+        """Make another interface in its network namespace, such as ``nsorch.Dummy("d0", address="10.9.0.1/32")``.
+        Returns when it is up and has its addresses. Cancelled, there is none.
+
+        :raises NameInUseError: it has an interface of that name
+        :raises TopologyError: it has none that this one needs
+        :raises AddressError: an address is taken
+        :raises UnsupportedError: the kernel lacks the module, which is named
+        :raises NetlinkError: the kernel refused; nothing is left of it
+        :raises ClosedError: the worker is gone
+        """
+        return await self._supervisor._wiring.interfaces.add(self, spec)
+
+    async def remove_interface(self, interface: Interface | str) -> None:
+        """Remove one that is no end of a link, with all that are above it. Cancelled, it is done all the same.
+
+        :raises ClosedError: there is none of that name
+        """
+        name = interface if isinstance(interface, str) else interface.name
+        device = self._devices.get(name)
+        if device is None or device.state != "up":
+            hint = ": it is an end of a link, which is removed by itself" if name in self._interfaces else ""
+            raise ClosedError(f'there is no interface "{name}" to be removed{hint}', worker=self.name)
+        with anyio.CancelScope(shield=True):
+            await self._supervisor._wiring.interfaces.remove([device])
+        await anyio.lowlevel.checkpoint()
+
+    async def open_tun(
+        self, name: str, mode: str | None = None, *, address: Any = None, mac: str | None = None, mtu: int | None = None
+    ) -> TunDevice:
+        """A network interface of this worker whose packets the caller reads and writes, in its own event loop: an anyio
+        stream, with a non-blocking descriptor (``fileno()``, ``detach()``) that the caller owns.
+
+        The interface goes when the device is closed, unless the worker's description has it (:class:`nsorch.Tun`).
+        Cancelled, nothing is left.
+
+        :param mode: ``"tun"`` for IP packets, the default, or ``"tap"`` for Ethernet frames
+        :param address: one, or several, with the length of their subnet
+        :param mac: of a tap interface
+        :param mtu: bytes
+        :raises NameInUseError: the worker has another interface of that name, or it is open already
+        :raises UnsupportedError: there is no ``/dev/net/tun``
+        :raises PermissionDeniedError: ``/dev/net/tun`` can't be opened
+        :raises ClosedError: the worker is gone
+        """
+        return await open_tun(self, name, mode, address, mac, mtu)
 
     async def connect_tcp(
         self,

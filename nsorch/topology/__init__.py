@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from nsorch.topology.difference import Change, Difference
 from nsorch.topology.filters import Firewall, Forward, Nat, Rule
+from nsorch.topology.interfaces import Bond, Dummy, InterfaceSpec, Ipvlan, Macvlan, Tun, Vlan, Vrf
 from nsorch.topology.model import Topology
 from nsorch.topology.mounts import Bind, Overlay, Tmpfs, bind, overlay, tmpfs
 from nsorch.topology.namespaces import NamespaceSet, Pid
@@ -21,20 +22,26 @@ from nsorch.topology.specs import (
     exec_ready,
     tcp_ready,
 )
+from nsorch.topology.tunnels import Vxlan, WireGuard, WireGuardPeer
 
 __all__ = [
     "Bind",
+    "Bond",
     "BridgeSpec",
     "Capabilities",
     "CapabilityChange",
     "Change",
     "Difference",
+    "Dummy",
     "Emulation",
     "End",
     "ExecReady",
     "Firewall",
     "Forward",
+    "InterfaceSpec",
+    "Ipvlan",
     "LinkSpec",
+    "Macvlan",
     "NamespaceSet",
     "Nat",
     "Overlay",
@@ -45,6 +52,12 @@ __all__ = [
     "Tmpfs",
     "To",
     "Topology",
+    "Tun",
+    "Vlan",
+    "Vrf",
+    "Vxlan",
+    "WireGuard",
+    "WireGuardPeer",
     "WorkerSpec",
     "bind",
     "exec_ready",

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from nsorch.topology.filters import filter_names, interface_names, outside_problem
+from nsorch.topology.interface_checks import interface_checks
 from nsorch.topology.namespaces import NamespaceSet
 
 if TYPE_CHECKING:
@@ -14,7 +15,7 @@ if TYPE_CHECKING:
     from ipaddress import IPv4Interface, IPv4Network, IPv6Interface, IPv6Network
 
     from nsorch.topology.model import Topology
-    from nsorch.topology.specs import WorkerSpec
+    from nsorch.topology.specs import End, To, WorkerSpec
 
     Given = list[tuple[str, tuple[IPv4Interface | IPv6Interface, ...]]]
 
@@ -25,6 +26,7 @@ def checks(topology: Topology) -> Iterator[str | None]:
     yield from found.dangling()
     yield from _joins(topology)
     yield from _filters(topology)
+    yield from interface_checks(topology)
     yield from found.addresses()
 
 
@@ -50,7 +52,7 @@ class _Ends:
     def __init__(self, topology: Topology) -> None:
         self._topology = topology
         self._workers: dict[str, set[str]] = {name: set() for name in topology.bridges}
-        self._given: dict[str, Given] = {name: [] for name in topology.bridges}
+        self._given: dict[tuple[str, int | None], Given] = {}  # by bridge, and VLAN if that has a subnet of its own
 
     def dangling(self) -> Iterator[str | None]:
         topology = self._topology
@@ -59,7 +61,7 @@ class _Ends:
                 path = f"workers.{name}.links[{number}]"
                 if to.bridge in topology.bridges:
                     self._workers[to.bridge].add(name)
-                    self._given[to.bridge].append((path, to.address))
+                    self._note(to.bridge, to, path)
                     yield None
                 else:
                     yield f'{path}: there is no bridge "{to.bridge}"'
@@ -68,7 +70,7 @@ class _Ends:
             for end, other in ((link.a, link.b), (link.b, link.a)):
                 if end.worker in topology.bridges:
                     self._workers[end.worker].add(other.worker)
-                    self._given[end.worker].append((f"links[{number}]", other.address))
+                    self._note(end.worker, other, f"links[{number}]")
                 elif end.worker not in topology.workers:
                     yield f'links[{number}].ends: there is no worker or bridge "{end.worker}"'
             if link.a.worker in topology.bridges and link.b.worker in topology.bridges:
@@ -81,18 +83,29 @@ class _Ends:
             elif bridge.gateway not in self._workers[name]:
                 yield f'bridges.{name}.gateway: "{bridge.gateway}" has no link to it'
 
+    def _note(self, name: str, end: End | To, path: str) -> None:
+        bridge = self._topology.bridges[name]
+        vlan = end.pvid if bridge.vlan_aware else None
+        if bridge.vlan_aware and vlan is None and not end.address:
+            return  # all its frames have tags: its address would be of no use
+        self._given.setdefault((name, vlan if vlan in bridge.vlans else None), []).append((path, end.address))
+
     def addresses(self) -> Iterator[str | None]:
         """Those outside of their subnet or used twice, and more ends than addresses. After :meth:`dangling`."""
         topology = self._topology
-        for name, bridge in topology.bridges.items():
-            yield from _check_addresses(f"bridges.{name}", bridge.subnet, self._given[name])
+        for (name, vlan), given in self._given.items():
+            bridge = topology.bridges[name]
+            if vlan is None:
+                yield from _check_addresses(f"bridges.{name}.subnet", bridge.subnet, given)
+            else:
+                yield from _check_addresses(f"bridges.{name}.vlans.{vlan}", bridge.vlans[vlan], given)
         for number, link in enumerate(topology.links):
             if link.a.worker in topology.bridges or link.b.worker in topology.bridges:
                 if link.subnet:
                     yield f"links[{number}].subnet: the bridge has its own"
             elif link.subnet:
                 given = [(f"links[{number}].ends[{end}]", e.address) for end, e in enumerate((link.a, link.b))]
-                yield from _check_addresses(f"links[{number}]", link.subnet, given)
+                yield from _check_addresses(f"links[{number}].subnet", link.subnet, given)
 
 
 def _filters(topology: Topology) -> Iterator[str | None]:
@@ -120,7 +133,7 @@ def _filters(topology: Topology) -> Iterator[str | None]:
 
 def _interfaces(topology: Topology) -> dict[str, set[str]]:
     """Of each worker: the names of its interfaces, in the order in which they are given out, and of what is behind."""
-    names: dict[str, set[str]] = {name: set() for name in topology.workers}
+    names = {name: {interface.name for interface in w.interfaces} for name, w in topology.workers.items()}
     behind: dict[str, set[str]] = {name: set() for name in topology.workers}
     ends = [(worker.name, to.name, to.bridge) for worker in topology.workers.values() for to in worker.links]
     for link in topology.links:
@@ -185,4 +198,4 @@ def _check_addresses(where: str, subnets: tuple[IPv4Network | IPv6Network, ...],
     for subnet in subnets:
         hosts = subnet.num_addresses - (2 if subnet.version == 4 and subnet.prefixlen < 31 else 0)
         if len(given) > hosts:
-            yield f"{where}.subnet: {subnet} has {hosts} addresses for {len(given)} ends"
+            yield f"{where}: {subnet} has {hosts} addresses for {len(given)} ends"

@@ -26,7 +26,7 @@ _RESTARTED = {
     *("command", "env", "cwd", "user", "groups", "ready", "stdin", "stdout", "stderr"),
     *("capabilities", "no_new_privs", "seccomp", "rlimits", "oom_score_adj"),
 }
-_FREE = {"label", "links", "routes", "nat", "firewall"}
+_FREE = {"label", "links", "routes", "interfaces", "nat", "firewall"}
 _SETTABLE = {"mtu"}
 
 

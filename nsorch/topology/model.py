@@ -10,6 +10,7 @@ from attrs import evolve
 
 from nsorch.errors import NameInUseError, TopologyError
 from nsorch.topology.checks import checks, emulations
+from nsorch.topology.layer2 import wires
 from nsorch.topology.routing import connected
 from nsorch.topology.specs import BridgeSpec, LinkSpec, To, WorkerSpec
 
@@ -96,10 +97,29 @@ class Topology:
         gateway: str | None = None,
         mtu: int | None = None,
         arp: str = "auto",
+        vlan_aware: bool = False,
+        vlans: Mapping[int, Any] | None = None,
+        stp: bool = False,
+        forward_delay: Any = None,
+        ageing: Any = None,
+        multicast_snooping: bool = False,
         label: str | None = None,
     ) -> BridgeSpec:
         """Add a bridge; see :meth:`nsorch.Supervisor.bridge`."""
-        spec = BridgeSpec(name=name, subnet=subnet, gateway=gateway, mtu=mtu, arp=arp, label=label)
+        spec = BridgeSpec(
+            name=name,
+            subnet=subnet,
+            gateway=gateway,
+            mtu=mtu,
+            arp=arp,
+            vlan_aware=vlan_aware,
+            vlans=vlans or {},
+            stp=stp,
+            forward_delay=forward_delay,
+            ageing=ageing,
+            multicast_snooping=multicast_snooping,
+            label=label,
+        )
         self.add(spec)
         return spec
 
@@ -142,6 +162,7 @@ class Topology:
         forward: bool = False,
         nat: Any = None,
         firewall: Any = None,
+        interfaces: Any = (),
         label: str | None = None,
     ) -> WorkerSpec:
         """Add a worker; see :meth:`nsorch.Supervisor.start`."""
@@ -182,6 +203,7 @@ class Topology:
             forward=forward,
             nat=nat,
             firewall=firewall,
+            interfaces=interfaces,
             label=label,
         )
         self.add(spec)
@@ -256,7 +278,9 @@ class Topology:
 
     def components(self) -> list[set[str]]:
         """The sets of workers that the links connect."""
-        found = connected((*self._workers, *self._bridges), self.adjacent())
+        pairs = list(wires(self))
+        segments = dict.fromkeys(segment for _, segment in pairs)
+        found = connected(dict.fromkeys((*self._workers, *self._bridges, *segments)), pairs)
         return [workers for component in found if (workers := component & self._workers.keys())]
 
     def emulated(self) -> list[str]:

@@ -7,6 +7,7 @@ import os
 from typing import Any
 
 from nsorch.topology.filters import ACTIONS, CHAINS, FIREWALL_PRESETS, NAT_KINDS, POLICIES, PROTOCOLS, TRANSPORTS
+from nsorch.topology.interface_schema import interface_schema
 from nsorch.topology.model import METRICS, ROUTING
 from nsorch.topology.mounts import MOUNT_KEYS, PROPAGATIONS
 from nsorch.topology.namespaces import KINDS
@@ -21,6 +22,7 @@ _NAME = "^[A-Za-z][A-Za-z0-9-]{0,62}$"
 _TEXT = {"type": "string"}
 _FLAG = {"type": "boolean"}
 _MTU = {"type": "integer", "minimum": 68, "maximum": 65535, "description": "bytes"}
+_VLAN = {"type": "integer", "minimum": 1, "maximum": 4094}
 _COMMAND = {"type": "array", "items": _TEXT, "minItems": 1}
 _ONE_OR_MORE = {"anyOf": [_TEXT, {"type": "array", "items": _TEXT}]}
 _DURATION = {
@@ -244,6 +246,12 @@ _VALUES: dict[str, dict[str, Any]] = {
             "default": "auto",
             "description": "who answers ARP: the bridge, its workers, or the bridge once it has 500 of them",
         },
+        "vlan_aware": {**_FLAG, "default": False, "description": "ports are in VLANs, which don't hear each other"},
+        "vlans": {**_table("^[0-9]+$", _SUBNET), "description": "subnets of VLANs, by number"},
+        "stp": {**_FLAG, "default": False, "description": "spanning tree protocol"},
+        "forward_delay": {**_DURATION, "description": "with stp: of listening, and of learning; 2 to 30 s"},
+        "ageing": {**_DURATION, "description": "until a hardware address is forgotten; 300 s if not given"},
+        "multicast_snooping": {**_FLAG, "default": False, "description": "multicast only to ports that want it"},
         "label": _TEXT,
     },
     "worker": {
@@ -272,6 +280,11 @@ _VALUES: dict[str, dict[str, Any]] = {
         "routes": {"type": "array", "items": {"$ref": "#/$defs/route"}},
         "nat": {"anyOf": [_ONE_OR_MORE, {"$ref": "#/$defs/nat"}]},
         "firewall": {"anyOf": [{"enum": list(FIREWALL_PRESETS)}, {"$ref": "#/$defs/firewall"}]},
+        "interfaces": {
+            "type": "array",
+            "items": {"$ref": "#/$defs/interface"},
+            "description": "besides the ends of links; those that need others stand behind them",
+        },
         "cwd": _TEXT,
         "hostname": _TEXT,
         "label": _TEXT,
@@ -303,6 +316,8 @@ _VALUES: dict[str, dict[str, Any]] = {
         "address": _ONE_OR_MORE,
         "mac": {"type": "string", "pattern": "^[0-9A-Fa-f]{2}(:[0-9A-Fa-f]{2}){5}$"},
         "mtu": _MTU,
+        "vlan": {**_VLAN, "description": "of untagged frames"},
+        "tagged": {"anyOf": [_VLAN, {"type": "array", "items": _VLAN}]},
         **_EMULATION,
     },
     "route": {"to": _TEXT, "via": _TEXT, "dev": _TEXT},
@@ -330,6 +345,7 @@ def make_schema() -> dict[str, Any]:
     parts["defaults"] = _closed(
         {kind: _closed({key: _VALUES[values[kind]][key] for key in keys}) for kind, keys in DEFAULT_KEYS.items()}
     )
+    parts["interface"] = interface_schema()
     top = parts.pop("topology")
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",

@@ -3,17 +3,31 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from ipaddress import IPv4Interface, IPv4Network, IPv6Interface, IPv6Network, ip_address, ip_interface, ip_network
+from collections.abc import Iterable, Mapping, Sequence
+from ipaddress import IPv4Interface, IPv4Network, IPv6Interface, IPv6Network, ip_address, ip_network
 from operator import attrgetter
-from typing import Any, TypeVar
+from typing import Any
 
-from attrs import field, fields, frozen
+from attrs import Attribute, field, fields, frozen
 
 from nsorch.errors import AddressError, TopologyError
+from nsorch.topology.converters import (
+    addresses,
+    checked,
+    named,
+    networks,
+    to_interface_name,
+    to_mac,
+    to_mtu,
+    to_vlans,
+    valid_interface_name,
+    valid_name,
+    vlan_subnets,
+)
 from nsorch.topology.filters import Firewall, Nat, to_firewall, to_nat
+from nsorch.topology.interface_files import to_interfaces
+from nsorch.topology.interfaces import InterfaceSpec, order_problems, within
 from nsorch.topology.mounts import Mount, Overlay, to_masked, to_mounts, to_readonly_paths, to_rootfs
-from nsorch.topology.names import interface_problem, name_problem
 from nsorch.topology.namespaces import NamespaceSet, New
 from nsorch.topology.presets import PRESETS, is_plain, isolation_of
 from nsorch.topology.privileges import (
@@ -36,130 +50,41 @@ from nsorch.topology.privileges import (
 from nsorch.topology.sysctls import sysctl_problems
 from nsorch.topology.units import count, duration, fraction, rate
 
-T = TypeVar("T")
-
-
-def _checked(path: str, convert: Callable[[Any], T], value: Any) -> T | None:
-    if value is None:
-        return None
-    try:
-        return convert(value)
-    except ValueError as exc:
-        if isinstance(exc, TopologyError | AddressError):
-            raise
-        raise TopologyError(f"{path}: {exc}") from None
-
-
-def _name(value: Any) -> str:
-    if problem := name_problem(value):
-        raise TopologyError(f"name: {problem}")
-    return str(value)
-
-
-def _named(value: Any) -> str:
-    return _name(value if isinstance(value, str) else getattr(value, "name", value))
-
-
-def _interface_name(value: Any) -> str:
-    if problem := interface_problem(value):
-        raise TopologyError(f"name: {problem}")
-    return str(value)
-
-
-def _mtu(value: Any) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or not 68 <= value <= 65535:
-        raise ValueError(f"{value!r} is not a number of bytes from 68 to 65535")
-    return value
-
-
-def _one_or_many(value: Any) -> Sequence[Any]:
-    if value is None:
-        return ()
-    return list(value) if isinstance(value, list | tuple | set | frozenset) else [value]
-
-
-def _networks(value: Any) -> tuple[IPv4Network | IPv6Network, ...]:
-    found = []
-    for item in _one_or_many(value):
-        try:
-            network = item if isinstance(item, IPv4Network | IPv6Network) else ip_network(str(item))
-        except ValueError as exc:
-            raise AddressError(f'subnet: "{item}" is not a network: {exc}') from None
-        found.append(network)
-    if len({network.version for network in found}) < len(found):
-        raise AddressError(f"subnet: more than one of a family: {', '.join(map(str, found))}")
-    return tuple(found)
-
-
-def _addresses(value: Any) -> tuple[IPv4Interface | IPv6Interface, ...]:
-    found = []
-    for item in _one_or_many(value):
-        try:
-            found.append(ip_interface(str(item)))
-        except ValueError:
-            raise AddressError(f'address: "{item}" is not an IP address') from None
-    return tuple(found)
-
-
-def _mac(value: Any) -> str:
-    parts = str(value).split(":")
-    if len(parts) != 6 or not all(len(part) == 2 and _is_hex(part) for part in parts):
-        raise AddressError(f'mac: "{value}" is not a MAC address such as 02:00:00:00:00:01')
-    if int(parts[0], 16) & 1 or not int("".join(parts), 16):
-        raise AddressError(f"mac: \"{value}\" can't be one interface's: it is a group's, or zero")
-    return str(value).lower()
-
-
-def _is_hex(text: str) -> bool:
-    return all(letter in "0123456789abcdefABCDEF" for letter in text)
-
 
 def _to_delay(value: Any) -> float | None:
-    return _checked("delay", duration, value)
+    return checked("delay", duration, value)
 
 
 def _to_jitter(value: Any) -> float | None:
-    return _checked("jitter", duration, value)
+    return checked("jitter", duration, value)
 
 
 def _to_loss(value: Any) -> float | None:
-    return _checked("loss", fraction, value)
+    return checked("loss", fraction, value)
 
 
 def _to_duplicate(value: Any) -> float | None:
-    return _checked("duplicate", fraction, value)
+    return checked("duplicate", fraction, value)
 
 
 def _to_corrupt(value: Any) -> float | None:
-    return _checked("corrupt", fraction, value)
+    return checked("corrupt", fraction, value)
 
 
 def _to_reorder(value: Any) -> float | None:
-    return _checked("reorder", fraction, value)
+    return checked("reorder", fraction, value)
 
 
 def _to_rate(value: Any) -> float | None:
-    return _checked("rate", rate, value)
+    return checked("rate", rate, value)
 
 
 def _to_limit(value: Any) -> int | None:
-    return _checked("limit", count, value)
-
-
-def _to_interface_name(value: Any) -> str | None:
-    return _checked("name", _interface_name, value)
-
-
-def _to_mac(value: Any) -> str | None:
-    return _checked("mac", _mac, value)
-
-
-def _to_mtu(value: Any) -> int | None:
-    return _checked("mtu", _mtu, value)
+    return checked("limit", count, value)
 
 
 def _to_gateway(value: Any) -> str | None:
-    return _checked("gateway", _named, value)
+    return checked("gateway", named, value)
 
 
 @frozen(kw_only=True)
@@ -198,21 +123,36 @@ class _Emulated(Emulation):
         return Emulation(**{key: getattr(self, key) for key in EMULATION_KEYS})
 
 
+@frozen(kw_only=True)
+class _Plugged(_Emulated):
+    """What may be on a bridge."""
+
+    vlan: int | None = field(default=None, validator=within(1, 4094))
+    tagged: tuple[int, ...] = field(default=(), converter=to_vlans)
+
+    @property
+    def pvid(self) -> int | None:
+        """The VLAN of its untagged frames, on a VLAN-aware bridge; None where all have tags."""
+        return 1 if self.vlan is None and not self.tagged else self.vlan
+
+
 @frozen
-class End(_Emulated):
+class End(_Plugged):
     """One end of a link: ``nsorch.End(worker, name="up0", address="10.0.0.1", mac=…, mtu=…)``.
 
     :ivar worker: name of a worker, or of a bridge
     :ivar name: of the interface; the next free ``ethN`` if None
     :ivar address: of the link's subnet; the next free ones if empty
     :ivar mtu: in bytes
+    :ivar vlan: that its untagged frames are in, on a VLAN-aware bridge; 1 if neither this nor *tagged* is given
+    :ivar tagged: VLANs that it hears and sends with a tag, as :class:`Vlan` interfaces on it do
     """
 
-    worker: str = field(converter=_named)
-    name: str | None = field(kw_only=True, default=None, converter=_to_interface_name)
-    address: tuple[IPv4Interface | IPv6Interface, ...] = field(kw_only=True, default=(), converter=_addresses)
-    mac: str | None = field(kw_only=True, default=None, converter=_to_mac)
-    mtu: int | None = field(kw_only=True, default=None, converter=_to_mtu)
+    worker: str = field(converter=named)
+    name: str | None = field(kw_only=True, default=None, converter=to_interface_name)
+    address: tuple[IPv4Interface | IPv6Interface, ...] = field(kw_only=True, default=(), converter=addresses)
+    mac: str | None = field(kw_only=True, default=None, converter=to_mac)
+    mtu: int | None = field(kw_only=True, default=None, converter=to_mtu)
 
     @classmethod
     def parse(cls, text: str) -> End:
@@ -222,14 +162,14 @@ class End(_Emulated):
 
 
 @frozen
-class To(_Emulated):
+class To(_Plugged):
     """A link to a bridge, in a worker's ``links``: ``nsorch.To(lan, address=…, name=…)``; the rest as :class:`End`."""
 
-    bridge: str = field(converter=_named)
-    name: str | None = field(kw_only=True, default=None, converter=_to_interface_name)
-    address: tuple[IPv4Interface | IPv6Interface, ...] = field(kw_only=True, default=(), converter=_addresses)
-    mac: str | None = field(kw_only=True, default=None, converter=_to_mac)
-    mtu: int | None = field(kw_only=True, default=None, converter=_to_mtu)
+    bridge: str = field(converter=named)
+    name: str | None = field(kw_only=True, default=None, converter=to_interface_name)
+    address: tuple[IPv4Interface | IPv6Interface, ...] = field(kw_only=True, default=(), converter=addresses)
+    mac: str | None = field(kw_only=True, default=None, converter=to_mac)
+    mtu: int | None = field(kw_only=True, default=None, converter=to_mtu)
 
 
 @frozen(kw_only=True)
@@ -255,7 +195,7 @@ class Route:
             raise TopologyError(f"routes: {network} has neither via nor dev")
         if gateway is not None and gateway.version != network.version:
             raise AddressError(f"routes: {network} via {gateway}: not of one family")
-        self.__attrs_init__(to=network, via=gateway, dev=_checked("routes.dev", _interface_name, dev))  # type: ignore[attr-defined]
+        self.__attrs_init__(to=network, via=gateway, dev=checked("routes.dev", valid_interface_name, dev))  # type: ignore[attr-defined]
 
 
 @frozen(kw_only=True)
@@ -338,7 +278,7 @@ def _environment(value: Any) -> Mapping[str, str] | None:
 class WorkerSpec:
     """Description of a worker; the fields of :meth:`nsorch.Supervisor.start`."""
 
-    name: str = field(converter=_name)
+    name: str = field(converter=valid_name)
     command: tuple[Any, ...] | None = field(default=None, converter=_command)
     links: tuple[To, ...] = field(default=(), converter=_links)
     namespaces: Any = None
@@ -374,6 +314,7 @@ class WorkerSpec:
     forward: bool = False
     nat: Nat | None = field(default=None, converter=to_nat)
     firewall: Firewall | None = field(default=None, converter=to_firewall)
+    interfaces: tuple[InterfaceSpec, ...] = field(default=(), converter=to_interfaces)
     label: str | None = None
 
     def __attrs_post_init__(self) -> None:
@@ -408,26 +349,67 @@ class WorkerSpec:
             if to.name is not None and to.name in taken:
                 raise TopologyError(f'workers.{self.name}.links[{number}].name: "{to.name}" is used twice')
             taken.add(to.name or "")
+        if self.interfaces:
+            problems = order_problems(self.interfaces)
+            problems += [
+                f'interfaces[{number}].name: "{interface.name}" is a link\'s already'
+                for number, interface in enumerate(self.interfaces)
+                if interface.name in taken
+            ]
+            if problems:
+                raise TopologyError(*(f"workers.{self.name}.{problem}" for problem in problems))
 
 
 #: who answers ARP on a bridge: the bridge itself where it has many ports, always, or never
 ARP = ("auto", "static", "dynamic")
 
 
+def _flag(instance: Any, attribute: Attribute[bool], value: Any) -> None:  # noqa: ARG001
+    if not isinstance(value, bool):
+        raise TopologyError(f"{attribute.name}: {value!r} is neither true nor false")
+
+
+def _forward_delay(value: Any) -> float | None:
+    seconds = checked("forward_delay", duration, value)
+    if seconds is not None and not 2 <= seconds <= 30:
+        raise TopologyError(f"forward_delay: {value} is not from 2 to 30 seconds")
+    return seconds
+
+
+def _ageing(value: Any) -> float | None:
+    seconds = checked("ageing", duration, value)
+    if seconds is not None and seconds > 1_000_000:
+        raise TopologyError(f"ageing: {value} is above 1000000 seconds")
+    return seconds
+
+
 @frozen(kw_only=True)
 class BridgeSpec:
     """Description of a bridge; the fields of :meth:`nsorch.Supervisor.bridge`."""
 
-    name: str = field(converter=_name)
-    subnet: tuple[IPv4Network | IPv6Network, ...] = field(default=(), converter=_networks)
+    name: str = field(converter=valid_name)
+    subnet: tuple[IPv4Network | IPv6Network, ...] = field(default=(), converter=networks)
     gateway: str | None = field(default=None, converter=_to_gateway)
-    mtu: int | None = field(default=None, converter=_to_mtu)
+    mtu: int | None = field(default=None, converter=to_mtu)
     arp: str = "auto"
+    vlan_aware: bool = field(default=False, validator=_flag)
+    vlans: Mapping[int, tuple[IPv4Network | IPv6Network, ...]] = field(default=(), converter=vlan_subnets)
+    stp: bool = field(default=False, validator=_flag)
+    forward_delay: float | None = field(default=None, converter=_forward_delay)
+    ageing: float | None = field(default=None, converter=_ageing)
+    multicast_snooping: bool = field(default=False, validator=_flag)
     label: str | None = None
 
     def __attrs_post_init__(self) -> None:
+        where = f"bridges.{self.name}"
         if self.arp not in ARP:
-            raise TopologyError(f'bridges.{self.name}.arp: "{self.arp}" is none of {", ".join(ARP)}')
+            raise TopologyError(f'{where}.arp: "{self.arp}" is none of {", ".join(ARP)}')
+        if self.vlans and not self.vlan_aware:
+            raise TopologyError(f"{where}.vlans: only a bridge with vlan_aware has them")
+        if self.vlan_aware and self.arp == "static":
+            raise TopologyError(f"{where}.arp: the kernel's bridges don't answer ARP within VLANs")
+        if self.forward_delay is not None and not self.stp:
+            raise TopologyError(f"{where}.forward_delay: it is of stp, which is off")
         if self.gateway is not None and not self.subnet:
             raise TopologyError(f"bridges.{self.name}.gateway: a bridge without subnet has no gateway")
 
@@ -444,8 +426,8 @@ class LinkSpec(_Emulated):
 
     a: End = field(converter=_to_end)
     b: End = field(converter=_to_end)
-    subnet: tuple[IPv4Network | IPv6Network, ...] = field(default=(), converter=_networks)
-    mtu: int | None = field(default=None, converter=_to_mtu)
+    subnet: tuple[IPv4Network | IPv6Network, ...] = field(default=(), converter=networks)
+    mtu: int | None = field(default=None, converter=to_mtu)
     weight: float = 1.0
     label: str | None = None
 

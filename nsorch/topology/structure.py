@@ -12,6 +12,7 @@ from attrs import evolve
 
 from nsorch.errors import NsorchError, TopologyError
 from nsorch.topology.filters import to_plain
+from nsorch.topology.interface_files import INTERFACES, interface_to_dict, keys_of, required_of
 from nsorch.topology.isolation import ISOLATION_KEYS, OWN_KEYS, TEXT_KEYS, check_tables, isolation_to_dict
 from nsorch.topology.model import Topology
 from nsorch.topology.reading import walk
@@ -33,9 +34,12 @@ from nsorch.topology.specs import (
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
-_END_KEYS = ("name", "address", "mac", "mtu", *EMULATION_KEYS)
+    from nsorch.topology.interfaces import InterfaceSpec
+
+_END_KEYS = ("name", "address", "mac", "mtu", "vlan", "tagged", *EMULATION_KEYS)
 _TO_KEYS = ("to", *_END_KEYS)
-_BRIDGE_KEYS = ("subnet", "gateway", "mtu", "arp", "label")
+_BRIDGE_OPTIONS = ("mtu", "arp", "vlan_aware", "stp", "forward_delay", "ageing", "multicast_snooping")
+_BRIDGE_KEYS = ("subnet", "gateway", *_BRIDGE_OPTIONS, "vlans", "label")
 _LINK_KEYS = ("ends", "subnet", "mtu", "weight", "label", *EMULATION_KEYS)
 _TOP_KEYS = ("name", "routing", "metric", "defaults", "bridges", "workers", "links")
 MOST_COPIES = 100_000
@@ -54,13 +58,14 @@ _WORKER_KEYS = (
     "routes",
     "nat",
     "firewall",
+    "interfaces",
     *_TEXT,
     *_FLAGS,
     *ISOLATION_KEYS,
 )
 # What differs from one to the next can't be a default.
 DEFAULT_KEYS = {
-    "bridges": ("mtu",),
+    "bridges": tuple(key for key in _BRIDGE_OPTIONS if key not in ("arp", "forward_delay")),
     "workers": tuple(key for key in _WORKER_KEYS if key not in ("hostname", "label")),
     "links": ("mtu", "weight", *EMULATION_KEYS),
 }
@@ -167,7 +172,8 @@ class _Reader:
         table = self.defaults["bridges"] | self.table(value, path, _BRIDGE_KEYS)
         if not self._texts(table, path, ("gateway", "arp", "label")):
             return None
-        if not self.check_each(path, ("subnet", "mtu", "arp"), table, lambda **part: BridgeSpec(name="x", **part)):
+        alone = [key for key in table if key not in ("gateway", "label", "vlans", "forward_delay")]
+        if not self.check_each(path, alone, table, lambda **part: BridgeSpec(name="x", **part)):
             return None
         spec: BridgeSpec | None = self.build(path, lambda: BridgeSpec(name=name, **table))
         return spec
@@ -203,6 +209,10 @@ class _Reader:
             for key in ("address", "mac"):
                 if getattr(to, key):
                     self.refuse(f"{path}.links[{number}].{key}", "one can't be given to several: leave it out")
+        for number, interface in enumerate(spec.interfaces):
+            for key in ("address", "mac", "private_key"):
+                if getattr(interface, key, None):
+                    self.refuse(f"{path}.interfaces[{number}].{key}", "one can't be given to several: leave it out")
         return len(self.problems) == before
 
     def worker(self, name: str, table: dict[str, Any]) -> WorkerSpec | None:
@@ -222,6 +232,11 @@ class _Reader:
             route
             for number, item in enumerate(self.sequence(table.get("routes", []), f"{path}.routes"))
             if (route := self.route(f"{path}.routes[{number}]", item)) is not None
+        )
+        table["interfaces"] = tuple(
+            interface
+            for number, item in enumerate(self.sequence(table.get("interfaces", []), f"{path}.interfaces"))
+            if (interface := self.interface(f"{path}.interfaces[{number}]", item)) is not None
         )
         if "ready" in table:
             table["ready"] = self.ready(f"{path}.ready", table["ready"])
@@ -297,6 +312,27 @@ class _Reader:
         route: Route | None = self.build(path, lambda: Route(**table))
         return route
 
+    def interface(self, path: str, value: Any) -> InterfaceSpec | None:
+        table = self.table(value, path)
+        kind = table.pop("kind", None)
+        if kind not in INTERFACES:
+            self.refuse(f"{path}.kind", f"{shown(kind)} is none of {', '.join(INTERFACES)}")
+            return None
+        table = self.table(table, path, keys_of(kind))
+        missing = [key for key in required_of(kind) if key not in table]
+        for key in missing:
+            self.refuse(f"{path}.{key}", f'is missing: a "{kind}" interface has one')
+        make = INTERFACES[kind]
+        # What some of the others may be depends on the mode.
+        needed = {key: table[key] for key in (*required_of(kind), "mode") if key in table}
+        keys = [key for key in table if key not in needed]
+        if missing or self.build(path, lambda: make(**needed)) is None:
+            return None
+        if not self.check_each(path, keys, table, lambda **part: make(**needed | part)):
+            return None
+        interface: InterfaceSpec | None = self.build(path, lambda: make(**table))
+        return interface
+
     def ready(self, path: str, value: Any) -> Any:
         table = self.table(value, path, _READY_KEYS)
         kinds = [key for key in ("tcp", "exec") if key in table]
@@ -312,7 +348,7 @@ class _Reader:
 def _below(path: str, problem: str) -> str:
     """*problem* may begin with a path of its own, as seen from somewhere above: put it below *path*."""
     problem = problem.removeprefix(f"{path}.")
-    own = re.match(r"[a-z_]+(?=[.:])", problem)
+    own = re.match(r"[a-z_]+(?=[.:\[])", problem)
     if own is None:
         return f"{path}: {problem}"
     last = path.rpartition(".")[2].partition("[")[0]
@@ -406,12 +442,25 @@ def _emulation(value: Emulation) -> dict[str, Any]:
 
 
 def _bridge(spec: BridgeSpec) -> dict[str, Any]:
-    arp = None if spec.arp == "auto" else spec.arp
-    return _set(subnet=_networks(spec.subnet), gateway=spec.gateway, mtu=spec.mtu, arp=arp, label=spec.label)
+    return _set(
+        subnet=_networks(spec.subnet),
+        gateway=spec.gateway,
+        mtu=spec.mtu,
+        arp=None if spec.arp == "auto" else spec.arp,
+        vlan_aware=spec.vlan_aware or None,
+        vlans={str(number): _networks(subnet) for number, subnet in spec.vlans.items()},
+        stp=spec.stp or None,
+        forward_delay=spec.forward_delay,
+        ageing=spec.ageing,
+        multicast_snooping=spec.multicast_snooping or None,
+        label=spec.label,
+    )
 
 
 def _end_options(end: End | To) -> dict[str, Any]:
-    return _set(name=end.name, address=_addresses(end.address), mac=end.mac, mtu=end.mtu) | _emulation(end.emulation)
+    vlans = _set(vlan=end.vlan, tagged=list(end.tagged) or None)
+    own = _set(name=end.name, address=_addresses(end.address), mac=end.mac, mtu=end.mtu)
+    return own | vlans | _emulation(end.emulation)
 
 
 def _to(to: To) -> Any:
@@ -489,5 +538,6 @@ def _worker(spec: WorkerSpec) -> dict[str, Any]:
         forward=(spec.forward and spec.nat is None) or None,
         nat=to_plain(spec.nat),
         firewall=to_plain(spec.firewall),
+        interfaces=[interface_to_dict(interface) for interface in spec.interfaces] or None,
         label=spec.label,
     ) | _present(isolation_to_dict(spec, path))

@@ -94,6 +94,12 @@ class OpenSocket(NamedTuple):
     proto: int
 
 
+class OpenTun(NamedTuple):
+    """Open ``/dev/net/tun``, for interfaces of the network namespace whose descriptor comes along."""
+
+    job: int
+
+
 class Kill(NamedTuple):
     """SIGKILL to the command of *job* and all that it left, as far as its mode can find them."""
 
@@ -117,15 +123,16 @@ class Event:
     STARTED: Final = 2
     EXITED: Final = 3  #: (EXITED, job, wait status, user s, system s, max RSS bytes)
     FAILED: Final = 4  #: (FAILED, job, stage, errno, detail)
-    SOCKET: Final = 5  #: (SOCKET, job) with the socket
+    SOCKET: Final = 5  #: (SOCKET, job) with the socket, or what else was opened
     DONE: Final = 6  #: (DONE, job) as CREATED, for a job without a command: nothing more follows
     # To the spawner only, from what the nursery has forked:
     BORNE: Final = 7  #: (BORNE, job, pid of the init as the spawner counts)
 
 
-OPERATIONS: dict[str, type[Spawn | OpenSocket | Kill | Pin]] = {
+OPERATIONS: dict[str, type[Spawn | OpenSocket | OpenTun | Kill | Pin]] = {
     "spawn": Spawn,
     "socket": OpenSocket,
+    "tun": OpenTun,
     "kill": Kill,
     "pin": Pin,
 }

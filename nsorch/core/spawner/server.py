@@ -26,7 +26,7 @@ from .confinement import decode, hidden, lent_oom_score, set_oom_score
 from .mounts import make_own
 from .nursery import Nursery
 from .pins import Pins
-from .protocol import Command, Event, Kill, Mode, OpenSocket, Own, Spawn
+from .protocol import Command, Event, Kill, Mode, OpenSocket, OpenTun, Own, Spawn
 from .reaper import supervise
 from .rootfs import Sources, build
 from .stages import StageError, stage
@@ -48,6 +48,8 @@ from .syscalls import (
 )
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from .homing import Namespaces
 
 _SIOCGIFFLAGS, _SIOCSIFFLAGS, _IFF_UP = 0x8913, 0x8914, 1
@@ -154,7 +156,9 @@ class Server:
                 if isinstance(request, Spawn):
                     self._spawn(request, fds)
                 elif isinstance(request, OpenSocket):
-                    self._open_socket(request, fds[0])
+                    self._open(request.job, fds[0], "socket", functools.partial(_socket, request))
+                elif isinstance(request, OpenTun):
+                    self._open(request.job, fds[0], "tun", _tun)
                 elif isinstance(request, protocol.Pin):
                     self._pin(request)
                 else:
@@ -198,19 +202,20 @@ class Server:
     def _fail(self, job: int, error: StageError) -> None:
         self._answer((Event.FAILED, job, error.stage, error.number, error.detail), [])
 
-    def _open_socket(self, request: OpenSocket, netns: int) -> None:
+    def _open(self, job: int, netns: int, step: str, make: Callable[[], int]) -> None:
+        """Answer with the descriptor that *make* opens in a network namespace."""
         if not self._home.namespaces:
-            self._fail(request.job, StageError("setns", errno.EPERM, "net"))
+            self._fail(job, StageError("setns", errno.EPERM, "net"))
             return
         try:
             with stage("setns", "net"):
                 setns(netns, CLONE_NEWNET)
-            with stage("socket"):
-                opened = socket.socket(request.family, request.type | socket.SOCK_CLOEXEC, request.proto)
+            with stage(step):
+                opened = make()
         except StageError as exc:
-            self._fail(request.job, exc)
+            self._fail(job, exc)
         else:
-            self._answer((Event.SOCKET, request.job), [opened.detach()])
+            self._answer((Event.SOCKET, job), [opened])
         finally:
             self._return(CLONE_NEWNET)
 
@@ -643,6 +648,14 @@ def _wants_init(request: Spawn) -> bool:
 def _own_pid(proc: int) -> int:
     """The caller's pid, as *proc* counts."""
     return int(os.readlink("self", dir_fd=proc))
+
+
+def _socket(request: OpenSocket) -> int:
+    return socket.socket(request.family, request.type | socket.SOCK_CLOEXEC, request.proto).detach()
+
+
+def _tun() -> int:
+    return os.open("/dev/net/tun", os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
 
 
 def _netlink(wanted: bool) -> list[int]:

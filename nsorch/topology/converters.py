@@ -1,0 +1,148 @@
+"""From what people write to checked values: the converters that several kinds of spec share."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from ipaddress import IPv4Interface, IPv4Network, IPv6Interface, IPv6Network, ip_interface, ip_network
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from nsorch.errors import AddressError, TopologyError
+from nsorch.topology.names import interface_problem, name_problem
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+T = TypeVar("T")
+
+
+def checked(path: str, convert: Callable[[Any], T], value: Any) -> T | None:
+    if value is None:
+        return None
+    try:
+        return convert(value)
+    except ValueError as exc:
+        if isinstance(exc, TopologyError | AddressError):
+            raise
+        raise TopologyError(f"{path}: {exc}") from None
+
+
+def valid_name(value: Any) -> str:
+    if problem := name_problem(value):
+        raise TopologyError(f"name: {problem}")
+    return str(value)
+
+
+def named(value: Any) -> str:
+    return valid_name(value if isinstance(value, str) else getattr(value, "name", value))
+
+
+def valid_interface_name(value: Any) -> str:
+    if problem := interface_problem(value):
+        raise TopologyError(f"name: {problem}")
+    return str(value)
+
+
+def valid_mtu(value: Any) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or not 68 <= value <= 65535:
+        raise ValueError(f"{value!r} is not a number of bytes from 68 to 65535")
+    return value
+
+
+def one_or_many(value: Any) -> Sequence[Any]:
+    if value is None:
+        return ()
+    return list(value) if isinstance(value, list | tuple | set | frozenset) else [value]
+
+
+def networks(value: Any) -> tuple[IPv4Network | IPv6Network, ...]:
+    found = []
+    for item in one_or_many(value):
+        try:
+            network = item if isinstance(item, IPv4Network | IPv6Network) else ip_network(str(item))
+        except ValueError as exc:
+            raise AddressError(f'subnet: "{item}" is not a network: {exc}') from None
+        found.append(network)
+    if len({network.version for network in found}) < len(found):
+        raise AddressError(f"subnet: more than one of a family: {', '.join(map(str, found))}")
+    return tuple(found)
+
+
+def addresses(value: Any) -> tuple[IPv4Interface | IPv6Interface, ...]:
+    found = []
+    for item in one_or_many(value):
+        try:
+            found.append(ip_interface(str(item)))
+        except ValueError:
+            raise AddressError(f'address: "{item}" is not an IP address') from None
+    return tuple(found)
+
+
+def valid_mac(value: Any) -> str:
+    parts = str(value).split(":")
+    if len(parts) != 6 or not all(len(part) == 2 and _is_hex(part) for part in parts):
+        raise AddressError(f'mac: "{value}" is not a MAC address such as 02:00:00:00:00:01')
+    if int(parts[0], 16) & 1 or not int("".join(parts), 16):
+        raise AddressError(f"mac: \"{value}\" can't be one interface's: it is a group's, or zero")
+    return str(value).lower()
+
+
+def _is_hex(text: str) -> bool:
+    return all(letter in "0123456789abcdefABCDEF" for letter in text)
+
+
+def to_interface_name(value: Any) -> str | None:
+    return checked("name", valid_interface_name, value)
+
+
+def to_mac(value: Any) -> str | None:
+    return checked("mac", valid_mac, value)
+
+
+def to_mtu(value: Any) -> int | None:
+    return checked("mtu", valid_mtu, value)
+
+
+def whole_number(value: Any, first: int, last: int) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or not first <= value <= last:
+        raise ValueError(f"{value!r} is not a whole number from {first} to {last}")
+    return value
+
+
+def allowed_networks(value: Any) -> tuple[IPv4Network | IPv6Network, ...]:
+    """Several of a family may be."""
+    found = []
+    for item in one_or_many(value):
+        try:
+            found.append(ip_network(str(item)))
+        except ValueError as exc:
+            raise AddressError(f'allowed_ips: "{item}" is not a network: {exc}') from None
+    return tuple(found)
+
+
+def to_vlans(value: Any) -> tuple[int, ...]:
+    """Numbers of VLANs, each once, in order."""
+    try:
+        found = sorted(whole_number(item, 1, 4094) for item in one_or_many(value))
+    except ValueError as exc:
+        raise TopologyError(f"tagged: {exc}") from None
+    if len(set(found)) < len(found):
+        raise TopologyError("tagged: a VLAN is named twice")
+    return tuple(found)
+
+
+def vlan_subnets(value: Any) -> Mapping[int, tuple[IPv4Network | IPv6Network, ...]]:
+    """By the number of the VLAN; in files a table, whose keys are strings."""
+    if not value:
+        return {}
+    if not isinstance(value, Mapping):
+        raise TopologyError(f"vlans: {value!r} is not a table of subnets by VLAN")
+    found = {}
+    for key, item in value.items():
+        number = int(key) if isinstance(key, str) and key.isdecimal() else key
+        try:
+            found[whole_number(number, 1, 4094)] = networks(item)
+        except AddressError as exc:
+            raise AddressError(f"vlans.{key}: {str(exc).removeprefix('subnet: ')}") from None
+        except ValueError as exc:
+            raise TopologyError(f"vlans: {exc}") from None
+    return found
