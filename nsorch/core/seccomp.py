@@ -11,6 +11,7 @@ import errno
 import functools
 import os
 import platform
+import struct
 from typing import TYPE_CHECKING
 
 from nsorch.errors import UnsupportedError
@@ -25,7 +26,7 @@ def _fail(number: int) -> int:
     return 0x00050000 | number
 
 
-_EQ, _MASKED_EQ = 4, 7  # enum scmp_compare
+_MASKED_EQ = 7  # enum scmp_compare
 _ACT_BADARCH, _OPTIMIZE = 2, 8  # enum scmp_filter_attr
 _NATIVE = 0
 #: architectures that an x86-64 kernel runs as well
@@ -125,19 +126,19 @@ def default_profile(capabilities: frozenset[str]) -> bytes:
     :raises UnsupportedError: libseccomp is missing
     """
     library = _library()
+    calls = list(_calls(library))
     allowed = [
         name
-        for name in _calls(library)
+        for name, _ in calls
         if name not in _DENIED
         and (name not in _PRIVILEGED or capabilities.intersection(_PRIVILEGED[name]))
         and name not in ("clone", "personality", "ioctl", "socket")
     ]
     with _filter(library) as rules:
         rules.add(_ALLOW, *allowed)
-        for name in (*_DENIED, *_PRIVILEGED):
-            # clone3 fails as what is not known: C libraries fall back to clone, whose flags can be looked into.
-            if name not in allowed and name != "clone3":
-                rules.add(_fail(errno.EPERM), name)
+        if "clone3" not in allowed:
+            # C libraries fall back to clone, whose flags can be looked into.
+            rules.add(_fail(errno.ENOSYS), "clone3")
         if "SYS_ADMIN" in capabilities:
             rules.add(_ALLOW, "clone")
         else:
@@ -145,12 +146,22 @@ def default_profile(capabilities: frozenset[str]) -> bytes:
             flags = 1 if platform.machine().startswith("s390") else 0
             rules.add(_ALLOW, "clone", (flags, _MASKED_EQ, _NEW_NAMESPACES, 0))
         for value in _PERSONALITIES:
-            rules.add(_ALLOW, "personality", (0, _EQ, value, 0))
+            rules.add(_ALLOW, "personality", (0, _MASKED_EQ, 0xFFFFFFFF, value))
         for comparison in _other_than(1, _TIOCSTI, _TIOCLINUX):
             rules.add(_ALLOW, "ioctl", comparison)
         for comparison in _other_than(0, _AF_VSOCK, _AF_VSOCK):
             rules.add(_ALLOW, "socket", comparison)
-        return rules.export()
+        return _prelude(max(number for _, number in calls)) + rules.export()
+
+
+def _prelude(last: int) -> bytes:
+    """Instructions before the program, whose jumps are relative: a call above *last* isn't there."""
+    instructions = (
+        (0x20, 0, 0, 0),  # load the number of the call
+        (0x25, 0, 1, last),  # unless it is greater, go on
+        (0x06, 0, 0, _fail(errno.ENOSYS)),
+    )
+    return b"".join(struct.pack("=HBBI", *instruction) for instruction in instructions)
 
 
 def _other_than(argument: int, first: int, second: int) -> Iterator[tuple[int, int, int, int]]:
@@ -167,8 +178,8 @@ def _other_than(argument: int, first: int, second: int) -> Iterator[tuple[int, i
             yield argument, _MASKED_EQ, differing, pattern
 
 
-def _calls(library: ctypes.CDLL) -> Iterator[str]:
-    """All that libseccomp knows on this machine."""
+def _calls(library: ctypes.CDLL) -> Iterator[tuple[str, int]]:
+    """Name and number of all that libseccomp knows on this machine."""
     libc = ctypes.CDLL(None)
     libc.free.argtypes = (ctypes.c_void_p,)
     seen = set()
@@ -180,7 +191,7 @@ def _calls(library: ctypes.CDLL) -> Iterator[str]:
                 libc.free(name)
                 if text not in seen:
                     seen.add(text)
-                    yield text
+                    yield text, number
 
 
 def _architectures() -> tuple[int, ...]:
@@ -218,7 +229,7 @@ class _Rules:
 
 @contextlib.contextmanager
 def _filter(library: ctypes.CDLL) -> Iterator[_Rules]:
-    context = library.seccomp_init(ctypes.c_uint32(_fail(errno.ENOSYS)))
+    context = library.seccomp_init(ctypes.c_uint32(_fail(errno.EPERM)))
     if not context:
         raise MemoryError("seccomp_init")
     try:

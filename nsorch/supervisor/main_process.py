@@ -102,7 +102,7 @@ class MainProcess:
             spec.command,
             env=environment if spec.env is confined.env is None else encode_environment(spec.env or confined.env),
             cwd=spec.cwd,
-            user=spec.user,
+            user=None,
             mode=mode,
             session=True,
             worker=worker.name,
