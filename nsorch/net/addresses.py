@@ -9,6 +9,7 @@ from ipaddress import (
     IPv6Address,
     IPv6Interface,
     IPv6Network,
+    ip_address,
     ip_interface,
     ip_network,
 )
@@ -65,6 +66,18 @@ class Segment:
             raise AddressError(f"{self._where}: {ip} of {owner} is used by {self._owners[ip.packed]} already")
         self._owners[ip.packed] = owner
         return _interface(network, int(ip))
+
+    def absorb(self, other: Segment) -> None:
+        """Take over the addresses of *other*, which has the same subnets, or none.
+
+        :raises AddressError: one of them is used on both; nothing was taken
+        """
+        for packed in other._owners.keys() & self._owners.keys():
+            raise AddressError(
+                f"{self._where}: {ip_address(packed)} is used by {self._owners[packed]} and {other._owners[packed]}"
+            )
+        self._owners |= other._owners
+        self._kept |= other._kept
 
     def is_free(self, ip: IPAddress) -> bool:
         """Whether it could be reserved."""

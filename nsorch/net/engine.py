@@ -415,6 +415,11 @@ class Engine:
         requests = [Request(messages.answer_arp(port), "answer ARP for port", str(port)) for port in ports]
         _raise_first(self.fabric.transact(requests))
 
+    def forget_learnt(self, ports: Iterable[int]) -> None:
+        """Drop what bridges have learnt to be behind *ports*; those that are gone are no error."""
+        requests = [Request(messages.forget_learnt(port), "flush port", str(port)) for port in ports]
+        _raise_first(self.fabric.transact(requests))
+
     def list_links(self, handle: NetnsHandle | None) -> list[LinkState]:
         """All interfaces there."""
         found = self._netlink(handle).dump(Request(messages.dump_links(), "list", "links"), RTM_NEWLINK)

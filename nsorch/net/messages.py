@@ -39,7 +39,7 @@ _U32 = struct.Struct("=I")
 _IFLA_ADDRESS, _IFLA_IFNAME, _IFLA_MTU, _IFLA_MASTER, _IFLA_LINKINFO = 1, 3, 4, 10, 18
 _IFLA_GROUP = 27
 _AF_BRIDGE, _RTM_SETLINK, _NUD_NOARP, _NTF_MASTER = 7, 19, 0x40, 0x04
-_IFLA_PROTINFO, _BRPORT_PROXYARP_WIFI = 12 | 0x8000, 12
+_IFLA_PROTINFO, _BRPORT_PROXYARP_WIFI, _BRPORT_FLUSH = 12 | 0x8000, 12, 24
 _IFLA_AF_SPEC, _IFLA_NET_NS_FD, _IFLA_NUM_TX_QUEUES, _IFLA_NUM_RX_QUEUES = 26, 28, 31, 32
 _INFO_KIND, _INFO_DATA, _VETH_PEER = 1, 2, 1
 _BR_FORWARD_DELAY, _BR_AGEING_TIME, _BR_STP_STATE, _BR_VLAN_FILTERING = 1, 4, 5, 7
@@ -333,6 +333,12 @@ def answer_arp(port: int) -> bytes:
     """Have the bridge answer who asks for a host behind *port*, as far as it knows: PROXYARP_WIFI."""
     body = _LINK.pack(_AF_BRIDGE, 0, port, 0, 0)
     return message(_RTM_SETLINK, 0, body + attribute(_IFLA_PROTINFO, attribute(_BRPORT_PROXYARP_WIFI, b"\1")))
+
+
+def forget_learnt(port: int) -> bytes:
+    """Have the bridge drop all that it has learnt to be behind *port*; static entries stay."""
+    body = _LINK.pack(_AF_BRIDGE, 0, port, 0, 0)
+    return message(_RTM_SETLINK, 0, body + attribute(_IFLA_PROTINFO, attribute(_BRPORT_FLUSH, b"")))
 
 
 def neighbour(kind: int, index: int, ip: IPv4Address | IPv6Address, mac: bytes) -> bytes:

@@ -43,6 +43,8 @@ def end_of(link: Link, end: Worker | str | None) -> tuple[Side, Side]:
         both = [pair for pair in both if wanted in (pair[0].owner, pair[0].owner.partition(":")[0])]
         if not both:
             raise TopologyError(f'links.{link.name}: it has no end "{wanted}"')
+    if not both:
+        raise TopologyError(f"links.{link.name}: none of its ends is in a worker")
     if len(both) > 1:
         raise TopologyError(f"links.{link.name}: end= must say which of {link.ends[0]} and {link.ends[1]} is meant")
     return both[0]
@@ -140,6 +142,9 @@ async def move(
         except BaseException:
             part.ports -= 1
             segment.release(new)
+            if segment is side.segment:
+                for address in side.addresses:
+                    segment.reserve(address.ip, side.owner)
             raise
         port.part.ports -= 1
     await _leave(wiring, side, port)

@@ -205,7 +205,7 @@ class _Addition:
         try:
             if workers or self.bridges:
                 starter = self._supervisor._starter
-                made_workers, made_bridges = await starter.deploy(workers, self.bridges, self._plan)
+                made_workers, made_bridges = await starter.deploy(workers, self.bridges, topology.trunks(), self._plan)
             else:
                 await self._plan()
             left = [link for link in self._links.values() if link._state == "planned"]

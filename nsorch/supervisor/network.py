@@ -116,6 +116,7 @@ class Bridge:
         self._owners: dict[bytes, bytes] = {}  # hardware addresses as they were last, by packed address
         self._answers = spec.arp == "static"
         self._introduced: dict[Side, set[Side]] = {}  # to the gateway
+        self._trunks: dict[Side, Bridge] = {}  # ports of links to other bridges
         self._retired = False
         self._left = 0  # ports that the kernel removes with their workers' network namespaces
         self._removed = False
@@ -127,6 +128,17 @@ class Bridge:
 
     def __repr__(self) -> str:
         return f"<Bridge {self.name} {', '.join(map(str, self.subnets))}>"
+
+    def _joined(self) -> list[Bridge]:
+        """All bridges of its segment: it, and those that links between bridges connect to it."""
+        found = {self: None}
+        todo = [self]
+        while todo:
+            for other in todo.pop()._trunks.values():
+                if other not in found:
+                    found[other] = None
+                    todo.append(other)
+        return list(found)
 
     def _add_end(self, side: Side, port: Side) -> None:
         self._ends[side] = port

@@ -96,11 +96,14 @@ class Orders:
         rising = dict.fromkeys(bridge for order in orders if order.rise for bridge in order.bridges)
         lower = [part for bridge in rising for part in bridge._parts.all if not part.up]
         trunks = [trunk for bridge, part in missing if (trunk := part.plan_trunk(bridge.spec))]
+        # Of links between bridges: the kernel makes only one end up.
+        ends = (link._sides[1] for order in orders for link in order.links if link._sides[0].worker is None)
+        far = [side.index for side in ends if side.index is not None]
         batch = Batch(
             bridges=tuple(part.plan(bridge.spec) for bridge, part in missing),
             links=(*trunks, *(item for order in orders for item in order.batch.links)),
             nodes=tuple(item for order in orders for item in order.batch.nodes),
-            raised=tuple(index for part in lower for index in part.interfaces),
+            raised=(*far, *(index for part in lower for index in part.interfaces)),
         )
         workers = dict.fromkeys(worker for order in orders for worker in order.workers)
         async with self._kernel.handles(workers) as handles:
@@ -112,7 +115,7 @@ class Orders:
         for link in (link for order in orders for link in order.links):
             link._state = "up"
             for side, other in link._both():
-                if other.bridge is not None:
+                if other.bridge is not None and side.worker is not None:
                     other.bridge._add_end(side, other)
         for bridge in rising:
             await self._kernel.in_thread(self._kernel.engine.await_ports, _last_ports(bridge))

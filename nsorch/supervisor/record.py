@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING
 from nsorch.errors import NameInUseError, TopologyError, UnsupportedError
 from nsorch.net.addresses import PointToPointPool, Segment
 from nsorch.net.mac import derive_mac, parse_mac
-from nsorch.net.plan import PortVlans
+from nsorch.net.plan import EVERY_VLAN, PortVlans
 from nsorch.supervisor.network import Bridge, Counter, Link, Side
 from nsorch.supervisor.segments import Parts
 from nsorch.supervisor.turns import in_turns
 from nsorch.topology import End
 from nsorch.topology.checks import joined_names
-from nsorch.topology.layer2 import vlan_problem
+from nsorch.topology.layer2 import trunk_problem, vlan_problem
 from nsorch.topology.namespaces import Host, NamespaceSet, New, OfWorker, Shared
 
 if TYPE_CHECKING:
@@ -136,8 +136,11 @@ class Record:
             if spec.subnet:
                 raise TopologyError(f'{where}.subnet: the bridge "{b.worker}" has its own')
             bridge = self.bridges[b.worker]
-            _check_vlans(where, a, bridge)
             _check_vlans(where, b, None)
+            if a.worker in self.bridges:
+                _check_vlans(where, a, None)
+                return self._plan_trunk(self.bridges[a.worker], bridge, spec, where)
+            _check_vlans(where, a, bridge)
             side, port = self._on_bridge(a, a, bridge, where, spec.mtu), self._port(bridge, a, spec.mtu)
             return self._add(Link(self._wiring, side, port, spec.label))
         for end in (a, b):
@@ -154,6 +157,43 @@ class Record:
         link = Link(self._wiring, first, second, spec.label)
         link._static = routed
         return self._add(link)
+
+    def _plan_trunk(self, a: Bridge, b: Bridge, spec: LinkSpec, where: str) -> Link:
+        """A link between bridges, which carries all VLANs."""
+        near = a._joined()
+        both = near if b in near else [*near, *b._joined()]
+        if problem := trunk_problem([bridge.spec for bridge in both], loop=b in near):
+            raise TopologyError(f"{where}: {a.name} and {b.name} {problem}")
+        self.merge(a, b)
+        link = self._add(Link(self._wiring, self._port(a, None, spec.mtu), self._port(b, None, spec.mtu), spec.label))
+        for side, other in link._both():
+            assert side.bridge is not None
+            assert other.bridge is not None
+            side.bridge._trunks[side] = other.bridge
+        return link
+
+    def merge(self, a: Bridge, b: Bridge) -> None:
+        """Bridges that are to be linked are one segment: they have one subnet, one gateway, and each address once.
+
+        :raises AddressError: an address is used on both
+        """
+        if a._segment is b._segment:
+            return
+        both = [bridge for bridge in self.bridges.values() if bridge._segment in (a._segment, b._segment)]
+        new = {a._segment: b._segment} if not a._segment.networks else {b._segment: a._segment}
+        vlans = {**b._vlans, **a._vlans}
+        new |= {b._vlans[number]: a._vlans[number] for number in b._vlans.keys() & a._vlans.keys()}
+        for old, segment in new.items():
+            segment.absorb(old)
+        gateways = {new.get(of, of): found for bridge in both for of, found in bridge._gateways.items() if found}
+        gateway = next((bridge.gateway for bridge in both if bridge.gateway is not None), None)
+        owners = {packed: mac for bridge in both for packed, mac in bridge._owners.items()}
+        for bridge in both:
+            bridge._segment = new.get(bridge._segment, bridge._segment)
+            bridge._vlans, bridge._gateways, bridge._owners, bridge.gateway = vlans, gateways, owners, gateway
+        for side in (side for link in self.links.values() for side in link._sides):
+            if side.segment is not None:
+                side.segment = new.get(side.segment, side.segment)
 
     def _on_bridge(self, end: End, plug: End | To, bridge: Bridge, where: str, mtu: int | None = None) -> Side:
         """The worker's end of a link to *bridge*."""
@@ -197,12 +237,13 @@ class Record:
             raise
         return side
 
-    def _port(self, bridge: Bridge, plug: End | To, mtu: int | None = None) -> Side:
+    def _port(self, bridge: Bridge, plug: End | To | None, mtu: int | None = None) -> Side:
+        """:param plug: says which VLANs it is in; None: all"""
         index = self._indices.take()
         port = Side(worker=None, bridge=bridge, ifname=f"p{index}", index=index, mac=None, mtu=mtu or bridge.mtu)
         port.part = bridge._parts.plug()
         if bridge.spec.vlan_aware:
-            port.vlans = PortVlans(plug.pvid, plug.tagged)
+            port.vlans = EVERY_VLAN if plug is None else PortVlans(plug.pvid, plug.tagged)
         return port
 
     def owner_of_netns(self, worker: Worker) -> Worker | None:
@@ -249,7 +290,7 @@ class Record:
                     side.worker is source
                     and other.bridge is not None
                     and other.bridge.gateway != source.name
-                    and address not in (gateway.ip for gateway in other.bridge._gateways[other.bridge._segment])
+                    and address not in (gateway.ip for gateway in other.bridge._gateways.get(other.bridge._segment, ()))
                     and any(address in a.network for a in side.addresses)
                 ):
                     return side
@@ -285,6 +326,8 @@ class Record:
         self.links.pop(link.name, None)
         for side in link._sides:
             self._release(side)
+            if side.bridge is not None:
+                side.bridge._trunks.pop(side, None)
             if side.worker is not None:
                 side.worker._interfaces.pop(side.ifname, None)
                 self.links_of.get(side.worker.name, [link]).remove(link)

@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING
 
 from nsorch.errors import TopologyError
 from nsorch.net.plan import NextHop, RouteGroup, RoutePlan
-from nsorch.topology.routing import first_edges, whole_costs
+from nsorch.topology.routing import connected, first_edges, whole_costs
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
     from ipaddress import IPv4Address, IPv4Interface, IPv6Address, IPv6Interface
 
     from nsorch.supervisor.devices import Device
-    from nsorch.supervisor.network import Bridge, Link, Side
+    from nsorch.supervisor.network import Link, Side
     from nsorch.supervisor.worker import Worker
     from nsorch.topology import Topology
 
@@ -100,6 +100,8 @@ class ShortestPaths:
     ) -> None:
         names = [*topology.bridges, *topology.workers]  # bridges first: what leaves them may cost nothing
         self._numbers = {name: number for number, name in enumerate(names)}
+        for component in connected(topology.bridges, topology.trunks()):  # bridges that are linked are one segment
+            self._numbers |= dict.fromkeys(component, min(self._numbers[name] for name in component))
         self._loopbacks = loopbacks
         self._packed = {
             version: [b"".join(a.packed for a in loopbacks.get(name, ()) if a.version == version) for name in names]
@@ -114,12 +116,12 @@ class ShortestPaths:
         costs = {side: cost(link, side) for link in every for side in link._sides}
         whole = whole_costs(costs.values())
         self._costs = {side: whole[value] for side, value in costs.items()}
-        self._on_bridge: dict[Bridge, list[tuple[Side, Side]]] = {}  # ends, and their ports
+        self._on_bridge: dict[int, list[tuple[Side, Side]]] = {}  # ends, and their ports
         graphs: dict[int, list[list[tuple[int, int]]]] = {version: [[] for _ in names] for version in (4, 6)}
         for link in every:
             for side, other in link._both():
                 if side.bridge is not None:
-                    self._on_bridge.setdefault(side.bridge, []).append((other, side))
+                    self._on_bridge.setdefault(self._number(side), []).append((other, side))
                 for version in _versions(link):
                     graphs[version][self._number(side)].append((self._number(other), self._costs[side]))
         if graphs[4] == graphs[6]:
@@ -156,7 +158,7 @@ class ShortestPaths:
             for side, other in link._both():
                 if side.worker is None or side.worker.name != name or version not in _versions(link):
                     continue
-                ends = [(other, None)] if other.bridge is None else self._on_bridge[other.bridge]
+                ends = [(other, None)] if other.bridge is None else self._on_bridge[self._number(other)]
                 for end, port in ends:
                     gateway = _address(end, version)
                     if gateway is not None and end.worker is not side.worker:

@@ -76,15 +76,24 @@ class Starter:
             raise
 
     async def deploy(
-        self, specs: Sequence[WorkerSpec], bridges: Sequence[BridgeSpec], plan: Callable[[], Awaitable[None]]
+        self,
+        specs: Sequence[WorkerSpec],
+        bridges: Sequence[BridgeSpec],
+        trunks: Iterable[tuple[str, str]],
+        plan: Callable[[], Awaitable[None]],
     ) -> tuple[list[Worker], list[Bridge]]:
-        """As :meth:`start_all`, with *bridges*, and whatever *plan* adds when all names are known."""
+        """As :meth:`start_all`, with *bridges*, and whatever *plan* adds when all names are known.
+
+        :param trunks: bridges that will be linked
+        """
         wiring = self._supervisor._wiring
         made: list[Bridge] = []
         errors: list[Exception] = []
         try:
             self._supervisor._check_running()
             made += [wiring.record.plan_bridge(spec) for spec in bridges]
+            for a, b in trunks:  # before their workers get addresses
+                wiring.record.merge(wiring.record.bridges[a], wiring.record.bridges[b])
             workers = await self._bring_up(specs, errors, made, plan)
             if errors:
                 _raise_if_died(errors)

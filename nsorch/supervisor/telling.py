@@ -47,7 +47,8 @@ async def _correct(kernel: Kernel, bridge: Bridge, gateway: Side | None) -> None
     new, bridge._new = bridge._new, []
     stale = [ip async for side in in_turns(new) if side is not gateway for ip in bridge._note_owner(side)]
     if stale:
-        for side in [side for side in bridge._ends if side not in set(new)]:
+        known = [side for near in bridge._joined() for side in near._ends]
+        for side in [side for side in known if side not in set(new)]:
             index = side.index or side.ifname
             await kernel.with_handle(side, kernel.engine.forget_neighbours, [(index, ip) for ip in stale])
 
@@ -92,6 +93,9 @@ async def forget(
             elsewhere = news(part, [end for end in old if stays or end[1].part is not part], answers=False)
             await kernel.in_thread(kernel.engine.forward, RTM_DELNEIGH, elsewhere.forwarding)
             await kernel.in_thread(kernel.engine.tell_neighbours, None, RTM_DELNEIGH, part.index, known.neighbours)
+    trunks = [port.index for near in bridge._joined() for port in near._trunks if port.index is not None]
+    if trunks:  # who was learnt to be behind them may come again elsewhere
+        await kernel.in_thread(kernel.engine.forget_learnt, trunks)
     for side in gone:
         bridge._introduced.pop(side, None)
     for gateway, told in bridge._introduced.items():

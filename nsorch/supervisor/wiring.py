@@ -167,15 +167,26 @@ class Wiring:
         self._supervisor._check_running()
         first, second = _ends(a, b)
         spec = LinkSpec(a=first, b=second, subnet=subnet, mtu=mtu, label=label, **emulation)
+        led = {bridge for bridge in self.record.bridges.values() if bridge.gateway is not None}
         link = self.record.plan_link(spec)
         workers = [side.worker for side in link._sides if side.worker is not None]
         try:
             await self.connect(workers, [link])
+            await self._follow_gateway(bridge for bridge in bridges_of([link]) if bridge not in led)
         except BaseException:
             with anyio.CancelScope(shield=True):
                 await self.remove_links([link])
             raise
         return link
+
+    async def _follow_gateway(self, bridges: Iterable[Bridge]) -> None:
+        """Workers on *bridges*, which are of a segment with a gateway now, get it as their default route."""
+        for bridge in (near for first in bridges if first.gateway is not None for near in first._joined()):
+            for side in list(bridge._ends):
+                if side.worker is not None and side.worker.name != bridge.gateway:
+                    links = self.record.links_of.get(side.worker.name, ())
+                    routes = default_routes(side.worker, links, links)
+                    await self.kernel.in_netns(side.worker, self.kernel.engine.add_routes, routes)
 
     async def connect(
         self, workers: Sequence[Worker], links: Sequence[Link] | None = None, bridges: Sequence[Bridge] = ()

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from nsorch.topology.filters import filter_names, interface_names, outside_problem
 from nsorch.topology.interface_checks import interface_checks
+from nsorch.topology.layer2 import trunk_problem
 from nsorch.topology.namespaces import NamespaceSet
 
 if TYPE_CHECKING:
@@ -53,9 +54,13 @@ class _Ends:
         self._topology = topology
         self._workers: dict[str, set[str]] = {name: set() for name in topology.bridges}
         self._given: dict[tuple[str, int | None], Given] = {}  # by bridge, and VLAN if that has a subnet of its own
+        self._segments = {name: [name] for name in topology.bridges}  # with all that it is linked to
 
     def dangling(self) -> Iterator[str | None]:
         topology = self._topology
+        for number, link in enumerate(topology.links):
+            a, b = link.a.worker, link.b.worker
+            yield self._join(number, a, b) if a in topology.bridges and b in topology.bridges else None
         for name, worker in topology.workers.items():
             for number, to in enumerate(worker.links):
                 path = f"workers.{name}.links[{number}]"
@@ -69,12 +74,12 @@ class _Ends:
             yield None
             for end, other in ((link.a, link.b), (link.b, link.a)):
                 if end.worker in topology.bridges:
+                    if other.worker in topology.bridges:
+                        continue
                     self._workers[end.worker].add(other.worker)
                     self._note(end.worker, other, f"links[{number}]")
                 elif end.worker not in topology.workers:
                     yield f'links[{number}].ends: there is no worker or bridge "{end.worker}"'
-            if link.a.worker in topology.bridges and link.b.worker in topology.bridges:
-                yield f"links[{number}].ends: {link.a.worker} and {link.b.worker} are both bridges"
         for name, bridge in topology.bridges.items():
             if bridge.gateway is None:
                 continue
@@ -83,17 +88,36 @@ class _Ends:
             elif bridge.gateway not in self._workers[name]:
                 yield f'bridges.{name}.gateway: "{bridge.gateway}" has no link to it'
 
+    def _join(self, number: int, a: str, b: str) -> str | None:
+        """Bridges that are linked are one segment."""
+        bridges = self._topology.bridges
+        here, there = self._segments[a], self._segments[b]
+        both = here if here is there else [*here, *there]
+        for name in both:
+            self._segments[name] = both
+        problem = trunk_problem([bridges[name] for name in both], loop=here is there)
+        return problem and f"links[{number}].ends: {a} and {b} {problem}"
+
     def _note(self, name: str, end: End | To, path: str) -> None:
         bridge = self._topology.bridges[name]
         vlan = end.pvid if bridge.vlan_aware else None
         if bridge.vlan_aware and vlan is None and not end.address:
             return  # all its frames have tags: its address would be of no use
-        self._given.setdefault((name, vlan if vlan in bridge.vlans else None), []).append((path, end.address))
+        known = any(vlan in self._topology.bridges[near].vlans for near in self._segments[name])
+        self._given.setdefault((name, vlan if known else None), []).append((path, end.address))
 
     def addresses(self) -> Iterator[str | None]:
         """Those outside of their subnet or used twice, and more ends than addresses. After :meth:`dangling`."""
         topology = self._topology
+        whole: dict[tuple[str, int | None], Given] = {}
         for (name, vlan), given in self._given.items():
+            # Of a segment of several bridges, the one that has the subnet stands for all.
+            for each in self._segments[name]:
+                if topology.bridges[each].subnet if vlan is None else vlan in topology.bridges[each].vlans:
+                    name = each
+                    break
+            whole.setdefault((name, vlan), []).extend(given)
+        for (name, vlan), given in whole.items():
             bridge = topology.bridges[name]
             if vlan is None:
                 yield from _check_addresses(f"bridges.{name}.subnet", bridge.subnet, given)

@@ -5,9 +5,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from nsorch.topology.interfaces import Vlan
+from nsorch.topology.routing import connected
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
     from nsorch.topology.model import Topology
     from nsorch.topology.specs import BridgeSpec, End, To, WorkerSpec
@@ -23,20 +24,47 @@ def vlan_problem(path: str, end: End | To, aware: bool) -> str | None:
     return f"{path}.{key}: it isn't linked to a bridge that is vlan_aware"
 
 
+def trunk_problem(bridges: Sequence[BridgeSpec], *, loop: bool) -> str | None:
+    """Why *bridges* can't be one segment; *loop*: those that are to be linked are on it already."""
+    if loop and not all(bridge.stp for bridge in bridges):
+        return "are linked already: without stp, frames would go round for ever"
+    if len({bridge.vlan_aware for bridge in bridges}) > 1:
+        return "would be one segment, but not all of its bridges are vlan_aware"
+    numbers = {number for bridge in bridges for number in bridge.vlans}
+    given = [("", {bridge.subnet for bridge in bridges if bridge.subnet})]
+    given += [(f" of VLAN {n}", {bridge.vlans[n] for bridge in bridges if n in bridge.vlans}) for n in sorted(numbers)]
+    for of, subnets in given:
+        if len(subnets) > 1:
+            shown = " and ".join(sorted(", ".join(map(str, subnet)) for subnet in subnets))
+            return f"would be one segment with different subnets{of}: {shown}"
+    gateways = {bridge.gateway for bridge in bridges if bridge.gateway is not None}
+    if len(gateways) > 1:
+        return f"would be one segment with two gateways: {' and '.join(sorted(gateways))}"
+    return None
+
+
 def wires(topology: Topology) -> Iterator[tuple[str, str]]:
     """Each worker with the layer-2 segments that it is on (a bridge, or a VLAN of one), and pairs of linked workers."""
     bridges, workers = topology.bridges, topology.workers
+    whole = _first_bridges(topology)
     for name, worker in workers.items():
         for to in worker.links:
-            for segment in _segments(bridges[to.bridge], to, worker):
+            for segment in _segments(bridges[whole.get(to.bridge, to.bridge)], to, worker):
                 yield name, segment
     for link in topology.links:
         a, b = (link.b, link.a) if link.a.worker in bridges else (link.a, link.b)
         if b.worker not in bridges:
             yield a.worker, b.worker
-            continue
-        for segment in _segments(bridges[b.worker], a, workers[a.worker]):
-            yield a.worker, segment
+        elif a.worker in workers:
+            for segment in _segments(bridges[whole.get(b.worker, b.worker)], a, workers[a.worker]):
+                yield a.worker, segment
+
+
+def _first_bridges(topology: Topology) -> dict[str, str]:
+    """Of bridges that are linked, the one that stands for all of the segment."""
+    trunks = topology.trunks()
+    found = connected(topology.bridges, trunks) if trunks else []
+    return {name: next(each for each in topology.bridges if each in names) for names in found for name in names}
 
 
 def _segments(bridge: BridgeSpec, end: End | To, worker: WorkerSpec) -> Iterator[str]:

@@ -276,6 +276,11 @@ class Topology:
         pairs = [(name, to.bridge) for name, worker in self._workers.items() for to in worker.links]
         return pairs + [(link.a.worker, link.b.worker) for link in self._links]
 
+    def trunks(self) -> list[tuple[str, str]]:
+        """Pairs of bridges that are linked directly: one segment."""
+        ends = ((link.a.worker, link.b.worker) for link in self._links)
+        return [(a, b) for a, b in ends if a in self._bridges and b in self._bridges]
+
     def components(self) -> list[set[str]]:
         """The sets of workers that the links connect."""
         pairs = list(wires(self))
