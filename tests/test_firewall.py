@@ -8,12 +8,14 @@ from contextlib import asynccontextmanager
 
 import anyio
 import pytest
+from kernel_support import needs_kernel
 
 import nsorch
 from nsorch.net.filters import FirewallPlan, ForwardPlan, NatPlan, RulePlan, firewall_requests, nat_requests
 from nsorch.net.netlink import Netlink
 
-SECONDS = 5
+SECONDS = 30
+needs_nf_tables = needs_kernel("nf_tables")
 
 
 @asynccontextmanager
@@ -59,6 +61,8 @@ async def certainly_opens(client, server, port, **options):
 
 
 @pytest.mark.anyio
+@pytest.mark.vm
+@needs_nf_tables
 @pytest.mark.parametrize("version", [4, 6])
 async def test_home(version):
     """What the inside asks for comes in, and nothing else."""
@@ -76,6 +80,8 @@ async def test_home(version):
 
 
 @pytest.mark.anyio
+@pytest.mark.vm
+@needs_nf_tables
 async def test_home_with_forwards_and_exceptions():
     nat = nsorch.Nat("internet", forwards=[nsorch.Forward(8080, to="a:80")])
     rules = [
@@ -94,6 +100,8 @@ async def test_home_with_forwards_and_exceptions():
 
 
 @pytest.mark.anyio
+@pytest.mark.vm
+@needs_nf_tables
 async def test_web_only_and_closed():
     async with lab_with(firewall={"preset": "web-only", "outside": "internet"}) as (_, lab):
         r, a, x = (lab.workers[name] for name in "rax")
@@ -109,6 +117,8 @@ async def test_web_only_and_closed():
 
 
 @pytest.mark.anyio
+@pytest.mark.vm
+@needs_nf_tables
 @pytest.mark.parametrize("version", [4, 6])
 async def test_rules_by_name(version):
     rules = [
@@ -135,6 +145,8 @@ async def test_rules_by_name(version):
 
 
 @pytest.mark.anyio
+@pytest.mark.vm
+@needs_nf_tables
 async def test_set_before_the_command_runs():
     """The rules are there before the worker's own process is."""
     async with nsorch.Supervisor() as sup:
@@ -307,6 +319,8 @@ READ = {
 
 
 @pytest.mark.anyio
+@pytest.mark.vm
+@needs_nf_tables
 @pytest.mark.skipif(shutil.which("nft") is None, reason="nft is not installed (Debian: nftables)")
 @pytest.mark.parametrize("part", PLANS)
 async def test_nft_reads_what_is_written(part):

@@ -9,12 +9,13 @@ from ipaddress import ip_address
 
 import anyio
 import pytest
+from kernel_support import needs_kernel
 
 import nsorch
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.vm, needs_kernel("nf_tables")]
 
-SECONDS = 5
+SECONDS = 30
 OUTSIDE = "203.0.113.1"  # of the router
 
 
@@ -165,7 +166,7 @@ async def test_mapping_and_filtering(kind, same_port, same_host, anybody):
 
 
 async def test_a_mapping_is_forgotten():
-    nat = nsorch.Nat("internet", kind="full-cone", timeout="400ms")
+    nat = nsorch.Nat("internet", kind="full-cone", timeout="1.5s")
     async with home(nat) as (_, lab):
         a, x, y = (lab.workers[name] for name in "axy")
         async with await udp(a, 5000) as inside, await udp(x) as first:

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     import socket
     from collections.abc import Collection, Iterable, Mapping, Sequence
 
-    from nsorch.net.messages import LinkState
+    from nsorch.net.messages import Hop, LinkState
     from nsorch.net.plan import (
         Batch,
         BridgePlan,
@@ -424,6 +424,17 @@ class Engine:
         """All interfaces there."""
         found = self._netlink(handle).dump(Request(messages.dump_links(), "list", "links"), RTM_NEWLINK)
         return [messages.parse_link(body) for body in found]
+
+    def list_host_routes(self, handle: NetnsHandle) -> dict[bytes, tuple[Hop, ...]]:
+        """By the packed addresses of all hosts that there is a route to, to each alone."""
+        netlink = Netlink(handle.sock, handle.name)
+        found: dict[bytes, tuple[Hop, ...]] = {}
+        for version in (4, 6):
+            for body in netlink.dump(Request(messages.dump_routes(version), "list", "routes"), RTM_NEWROUTE):
+                route = messages.parse_host_route(body)
+                if route is not None:
+                    found[route[0]] = (*found.get(route[0], ()), *route[1])  # IPv6 has equal paths one by one
+        return found
 
 
 @frozen

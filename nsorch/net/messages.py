@@ -206,6 +206,33 @@ def dump_addresses() -> bytes:
     return message(RTM_GETADDR, NLM_F_DUMP, _ADDRESS.pack(0, 0, 0, 0, 0))
 
 
+def dump_routes(version: int) -> bytes:
+    return message(RTM_GETROUTE, NLM_F_DUMP, _ROUTE.pack(_family(version), 0, 0, 0, 0, 0, 0, 0, 0))
+
+
+Hop = tuple[bytes, int]  # packed gateway, or b"" on the link; ifindex
+
+
+def parse_host_route(data: bytes) -> tuple[bytes, tuple[Hop, ...]] | None:
+    """The packed address of the host that a route of the main table leads to, and by what; None for other routes.
+    *data* is a message of RTM_NEWROUTE without its header."""
+    family, length, _, _, table, *_ = _ROUTE.unpack_from(data)
+    found = attributes(data, _ROUTE.size)
+    if table != _TABLE_MAIN or length != (32 if family == socket.AF_INET else 128) or _RTA_DST not in found:
+        return None
+    if _RTA_MULTIPATH not in found:
+        index = _U32.unpack(found[_RTA_OIF])[0] if _RTA_OIF in found else 0
+        return found[_RTA_DST], ((found.get(_RTA_GATEWAY, b""), index),)
+    hops = []
+    data, at = found[_RTA_MULTIPATH], 0
+    while at + _NEXTHOP.size <= len(data):
+        size, _, _, index = _NEXTHOP.unpack_from(data, at)
+        own = attributes(data[at : at + size], _NEXTHOP.size)
+        hops.append((own.get(_RTA_GATEWAY, b""), index))
+        at += max((size + 3) & ~3, _NEXTHOP.size)
+    return found[_RTA_DST], tuple(hops)
+
+
 def _family(version: int) -> int:
     return socket.AF_INET if version == 4 else socket.AF_INET6
 

@@ -136,7 +136,7 @@ class Filters:
         """Call *use* in the kernel's thread, with a socket of nfnetlink in *worker*'s network namespace."""
         with anyio.CancelScope(shield=True):  # what the kernel has, and what is written down of it, are one
             try:
-                sock = await worker.open_socket(socket.AF_NETLINK, socket.SOCK_RAW, NETLINK_NETFILTER)
+                sock = await worker._open_socket(socket.AF_NETLINK, socket.SOCK_RAW, NETLINK_NETFILTER)
             except SetupError as exc:
                 if exc.errno in _MISSING:
                     raise _unsupported("a firewall or NAT", worker.name, exc) from exc
@@ -156,8 +156,8 @@ class Filters:
         )
 
     def _nat(self, worker: Worker, nat: Nat, *, strict: bool) -> NatPlan:
-        outside = self._interfaces(worker, nat.outside)
-        sides = [side for side, _ in self._ends(worker)]
+        outside = self.interfaces(worker, nat.outside)
+        sides = [side for side, _ in self._wiring.record.ends_of(worker)]
         addresses = tuple(address.ip for side in sides if side.ifname in outside for address in side.addresses)
         inside = [address.network for side in sides if side.ifname not in outside for address in side.addresses]
         forwards: list[ForwardPlan] = []
@@ -191,7 +191,7 @@ class Filters:
             yield ForwardPlan(protocol=forward.protocol, first=first, last=last, address=address, port=forward.to_port)
 
     def _firewall(self, worker: Worker, firewall: Firewall, outside: Sequence[str]) -> FirewallPlan:
-        names = self._interfaces(worker, outside)
+        names = self.interfaces(worker, outside)
         rules = [plan for rule in firewall.rules_for(names) for plan in self._rule(worker, rule)]
         return FirewallPlan(
             input=firewall.policy("input"),
@@ -205,7 +205,7 @@ class Filters:
         if (rule.source and not source) or (rule.destination and not destination):
             return  # about a worker that isn't there
         incoming, outgoing = (
-            self._interfaces(worker, [name]) if name else (None,) for name in (rule.incoming, rule.outgoing)
+            self.interfaces(worker, [name]) if name else (None,) for name in (rule.incoming, rule.outgoing)
         )
         for came_by in incoming:
             for leaves_by in outgoing:
@@ -220,15 +220,9 @@ class Filters:
                     outgoing=leaves_by,
                 )
 
-    def _ends(self, worker: Worker) -> Iterator[tuple[Side, Side]]:
-        for link in self._wiring.record.links_of.get(worker.name, ()):
-            for side, other in link._both():
-                if side.worker is worker:
-                    yield side, other
-
-    def _interfaces(self, worker: Worker, names: Iterable[str]) -> tuple[str, ...]:
+    def interfaces(self, worker: Worker, names: Iterable[str]) -> tuple[str, ...]:
         """Of *worker*, by their own names, or by what they lead to; one that isn't there yet keeps its name."""
-        ends = list(self._ends(worker))
+        ends = list(self._wiring.record.ends_of(worker))
         found: list[str] = []
         for name in names:
             own = [side.ifname for side, _ in ends if side.ifname == name]

@@ -53,13 +53,13 @@ class Kernel:
         else:
             await self.in_thread(lambda: func(None, *args, **options))
 
-    async def in_netns(self, worker: Worker, func: Callable[..., Any], *args: Any, **options: Any) -> None:
+    async def in_netns(self, worker: Worker, func: Callable[..., Any], *args: Any, **options: Any) -> Any:
         """Call *func* with a handle of *worker*'s network namespace."""
         with anyio.CancelScope(shield=True):
             sock = await worker._open_socket(socket.AF_NETLINK, socket.SOCK_RAW, socket.NETLINK_ROUTE)
             with sock:
                 handle = NetnsHandle(fd=worker._held[CLONE_NEWNET], sock=sock, name=worker.name)
-                await self.in_thread(lambda: func(handle, *args, **options))
+                return await self.in_thread(lambda: func(handle, *args, **options))
 
     @contextlib.asynccontextmanager
     async def handles(self, workers: Iterable[Worker]) -> AsyncIterator[dict[int, NetnsHandle]]:

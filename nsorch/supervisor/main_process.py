@@ -19,6 +19,7 @@ from nsorch.events import Exit, State, Usage
 from nsorch.supervisor.commands import build_command, encode_environment, open_streams
 from nsorch.supervisor.entry import OF_PROCESSES
 from nsorch.supervisor.readiness import wait_until_ready
+from nsorch.topology.services import ready_of
 
 if TYPE_CHECKING:
     from anyio.abc import ByteReceiveStream, ByteSendStream
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
     from nsorch.supervisor.entry import Entry
     from nsorch.supervisor.supervisor import Supervisor
     from nsorch.supervisor.worker import Worker
+    from nsorch.topology import ExecReady, TcpReady
+    from nsorch.topology.services import ServiceReady
 
 
 @frozen(kw_only=True)
@@ -81,6 +84,11 @@ class MainProcess:
     def pid(self) -> int | None:
         return None if self.alive is None else self.alive.pid
 
+    @property
+    def _ready(self) -> TcpReady | ExecReady | ServiceReady | None:
+        spec = self._worker.spec
+        return ready_of(spec.service) if spec.ready is None and spec.service is not None else spec.ready
+
     # -- beginning
 
     async def execute(self, entry: Entry, setup: Setup | None, environment: bytes) -> None:
@@ -90,7 +98,7 @@ class MainProcess:
         :raises NsorchError: no process is left, and no namespaces where they were to be made
         """
         spec, supervisor, worker = self._worker.spec, self._supervisor, self._worker
-        assert spec.command is not None
+        command = supervisor._wiring.services.command(worker)
         confined = worker._confined
         make = entry.make if setup is not None else entry.make & OF_PROCESSES
         hold = make & ~OF_PROCESSES
@@ -99,7 +107,7 @@ class MainProcess:
         if spec.init:
             mode = Mode.INIT if make & CLONE_NEWPID else Mode.KEEPER
         line = await build_command(
-            spec.command,
+            command,
             env=environment if spec.env is confined.env is None else encode_environment(spec.env or confined.env),
             cwd=spec.cwd,
             user=None,
@@ -112,7 +120,7 @@ class MainProcess:
         forks = spec.init or line.user is not None or line.confinement or line.guarded or confined.own.guarded
         if make & CLONE_NEWPID and entry.make & CLONE_NEWNS and forks:
             proc = 1 if self.incarnation == 0 else 2
-        capture = spec.ready is not None and spec.stderr is None
+        capture = self._ready is not None and spec.stderr is None
         streams = await open_streams(
             subprocess.DEVNULL if spec.stdin is None else spec.stdin,
             spec.stdout,
@@ -183,7 +191,7 @@ class MainProcess:
         :raises NotReadyError: it doesn't hold in time; the process is gone
         :raises WorkerExitedError: the process ended before
         """
-        job, ready = self._job, self._worker.spec.ready
+        job, ready = self._job, self._ready
         assert job is not None
         if ready is not None:
             try:

@@ -10,13 +10,14 @@ import anyio
 
 from nsorch.errors import NotReadyError, NsorchError
 from nsorch.topology import ExecReady, TcpReady
+from nsorch.topology.services import ServiceReady
 
 if TYPE_CHECKING:
     from nsorch.core.helper import Job
     from nsorch.supervisor.worker import Worker
 
 
-async def wait_until_ready(worker: Worker, ready: TcpReady | ExecReady, job: Job) -> bool:
+async def wait_until_ready(worker: Worker, ready: TcpReady | ExecReady | ServiceReady, job: Job) -> bool:
     """Wait until *ready* holds: True; or until the process ends first: False.
 
     :raises NotReadyError: neither within the condition's own deadline
@@ -45,7 +46,9 @@ async def wait_until_ready(worker: Worker, ready: TcpReady | ExecReady, job: Job
     return holds
 
 
-async def _check(worker: Worker, ready: TcpReady | ExecReady) -> bool:
+async def _check(worker: Worker, ready: TcpReady | ExecReady | ServiceReady) -> bool:
+    if isinstance(ready, ServiceReady):
+        return await worker._supervisor._wiring.services.is_ready(worker)
     if isinstance(ready, ExecReady):
         done = await worker.run(ready.command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, check=False)
         return done.returncode == 0
@@ -68,7 +71,9 @@ async def _accepts(worker: Worker, host: str, port: int) -> bool:
         return sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) == 0
 
 
-def _describe(ready: TcpReady | ExecReady) -> str:
+def _describe(ready: TcpReady | ExecReady | ServiceReady) -> str:
+    if isinstance(ready, ServiceReady):
+        return "its service isn't, or hasn't converged"
     if isinstance(ready, TcpReady):
         return f"nothing accepts connections to TCP port {ready.port}"
     return f"{' '.join(map(str, ready.command))} doesn't succeed"

@@ -282,6 +282,17 @@ class Record:
                 self.links_of.setdefault(side.worker.name, []).append(link)
         return link
 
+    def ends_of(self, worker: Worker) -> Iterator[tuple[Side, Side]]:
+        """The ends of *worker*'s links, also of those that are only planned, and the others."""
+        for link in self.links_of.get(worker.name, ()):
+            for side, other in link._both():
+                if side.worker is worker:
+                    yield side, other
+
+    def ends_on(self, bridge: Bridge) -> list[Side]:
+        """Of all links of *bridge* in workers, also of those that are only planned."""
+        return [side for link in self.links.values() for side, other in link._both() if other.bridge is bridge]
+
     def neighbour_of(self, source: Worker, address: IPv4Address | IPv6Address) -> Side | None:
         """The end of a link of *source* that has to ask for *address*, a neighbour on its bridge; or None."""
         for link in self.links_of.get(source.name, ()):

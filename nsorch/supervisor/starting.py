@@ -189,6 +189,7 @@ class Starter:
         async for spec in in_turns(specs):
             supervisor._wiring.record.check(spec)
             supervisor._wiring.filters.check(spec, coming)
+            supervisor._wiring.services.check(spec)
             confined.append(await confined_of(spec, supervisor._facts, rootless=supervisor.rootless))
         await supervisor._wiring.interfaces.require(specs, ())
         descriptors.make_room(_DESCRIPTORS * len(specs))
@@ -202,6 +203,7 @@ class Starter:
         async for worker in in_turns(workers):  # when all are known: one may join the namespaces of another
             supervisor._wiring.interfaces.reserve(worker)
             supervisor._wiring.record.admit(worker)
+            supervisor._wiring.services.admit(worker)
 
     # -- one worker
 
@@ -226,7 +228,7 @@ class Starter:
         check = None
         if spec.command is not None and not confined.root:
             check = await build_command(
-                spec.command,
+                supervisor._wiring.services.command(worker),
                 env=environment if spec.env is None else encode_environment(spec.env),
                 cwd=spec.cwd,
                 user=None,
@@ -387,7 +389,7 @@ class Starter:
 
 def _is_wired(spec: WorkerSpec) -> bool:
     """Whether something of its network has to be there before its command."""
-    return bool(spec.links or spec.interfaces or spec.nat or spec.firewall)
+    return bool(spec.links or spec.interfaces or spec.nat or spec.firewall or spec.service)
 
 
 def _raise_if_died(errors: Sequence[Exception]) -> None:

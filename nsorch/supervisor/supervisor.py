@@ -31,7 +31,19 @@ if TYPE_CHECKING:
     from nsorch.supervisor.deployment import Deployment
     from nsorch.supervisor.network import Bridge, Interface, Link
     from nsorch.supervisor.worker import Worker
-    from nsorch.topology import End, ExecReady, Firewall, InterfaceSpec, Nat, Route, TcpReady, To, Topology
+    from nsorch.topology import (
+        Dnsmasq,
+        End,
+        ExecReady,
+        Firewall,
+        Frr,
+        InterfaceSpec,
+        Nat,
+        Route,
+        TcpReady,
+        To,
+        Topology,
+    )
     from nsorch.topology.mounts import Mount, Overlay
     from nsorch.topology.privileges import Capabilities
 
@@ -304,6 +316,7 @@ class Supervisor:
         nat: Nat | Mapping[str, Any] | str | None = None,
         firewall: Firewall | Mapping[str, Any] | str | None = None,
         interfaces: Iterable[InterfaceSpec] = (),
+        service: Dnsmasq | Frr | Mapping[str, Any] | None = None,
         label: str | None = None,
     ) -> Worker:
         """Start a worker: its namespaces, its links, then its command. Without *command* it is passive.
@@ -351,6 +364,8 @@ class Supervisor:
         :param firewall: :class:`nsorch.Firewall`, or only the name of a preset
         :param interfaces: others than the ends of its links, such as ``nsorch.Vlan("eth0.10", parent="eth0", id=10)``;
             those that need others stand behind them
+        :param service: :class:`nsorch.Dnsmasq` or :class:`nsorch.Frr`, which gives it its command and, unless *ready*
+            is given, says when it is ready
         :raises NameInUseError: the name is taken
         :raises TopologyError: the description is wrong
         :raises CommandNotFoundError: there is no such command
@@ -397,6 +412,7 @@ class Supervisor:
             nat=nat,
             firewall=firewall,
             interfaces=interfaces,
+            service=service,
             label=label,
         )
         return await self._starter.start(spec)
@@ -586,6 +602,19 @@ class Supervisor:
         return await ping_all(self, pairs, timeout=timeout, attempts=attempts, version=version, progress=progress)
 
     # -- events
+
+    async def wait_converged(self, timeout: float = 60.0) -> None:
+        """Wait until the routing protocols of all workers with :class:`nsorch.Frr` have taken in the links as they are
+        now: neighbours are adjacent, and each one's routes lead to the loopback addresses of all that can be reached,
+        over links that are up. Cancelled, it changes nothing.
+
+        :param timeout: seconds
+        :raises TimeoutError: they haven't by then
+        """
+        with anyio.move_on_after(timeout):
+            await self._wiring.services.routers.converge()
+            return
+        raise TimeoutError(f"the routing hasn't converged within {timeout} s")
 
     def capture(
         self,

@@ -24,6 +24,7 @@ from nsorch.supervisor.planning import addresses_in, bridges_of, end_plan, link_
 from nsorch.supervisor.record import Record
 from nsorch.supervisor.routes import default_routes, given_routes
 from nsorch.supervisor.routing import Routing
+from nsorch.supervisor.services import Services
 from nsorch.supervisor.telling import forget
 from nsorch.supervisor.turns import in_turns
 from nsorch.supervisor.watching import Watcher
@@ -32,6 +33,7 @@ from nsorch.topology.difference import as_link
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Container, Iterable, Mapping, Sequence
+    from collections.abc import Set as AbstractSet
     from ipaddress import IPv4Interface, IPv6Interface
 
     from nsorch.core.helper import Facts
@@ -52,6 +54,7 @@ class Wiring:
     :ivar names: and their addresses
     :ivar watcher: of what other programs do to links
     :ivar filters: NAT and firewalls
+    :ivar services: that workers run
     """
 
     def __init__(self, supervisor: Supervisor) -> None:
@@ -61,8 +64,9 @@ class Wiring:
         self.routing = Routing(self.kernel)
         self.watcher = Watcher(supervisor, self)
         self.filters = Filters(supervisor, self, self.kernel)
-        self.names = Names(supervisor._workers, self.record, self.routing, self.kernel, self.filters.refresh)
         self.interfaces = Interfaces(supervisor, self)
+        self.services = Services(supervisor, self)
+        self.names = Names(supervisor._workers, self.record, self.routing, self.kernel, self._names_changed)
         self._orders = Orders(self.kernel, supervisor._start_soon)
 
     def open(self, facts: Facts) -> None:
@@ -74,6 +78,10 @@ class Wiring:
     def close(self) -> None:
         self.watcher.close()
         self.kernel.close()
+
+    async def _names_changed(self, names: AbstractSet[str]) -> None:
+        await self.filters.refresh(names)
+        self.services.refresh()
 
     def publish_removed(self) -> None:
         """All went with the fabric."""
@@ -387,6 +395,7 @@ class Wiring:
         links: dict[Link, None] = {}
         async for worker in in_turns(workers):
             self.filters.drop(worker)
+            self.services.drop(worker)
             links.update(dict.fromkeys(self.record.links_of.get(worker.name, ())))
         with_devices = [worker async for worker in in_turns(workers) if worker._devices]
         dying = await self.record.owners_among(workers) if links or with_devices else set()

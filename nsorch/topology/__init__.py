@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from nsorch.topology.difference import Change, Difference
 from nsorch.topology.filters import Firewall, Forward, Nat, Rule
+from nsorch.topology.home import home_router
 from nsorch.topology.interfaces import Bond, Dummy, InterfaceSpec, Ipvlan, Macvlan, Tun, Vlan, Vrf
 from nsorch.topology.model import Topology
 from nsorch.topology.mounts import Bind, Overlay, Tmpfs, bind, overlay, tmpfs
 from nsorch.topology.namespaces import NamespaceSet, Pid
 from nsorch.topology.privileges import Capabilities, CapabilityChange
+from nsorch.topology.services import Dnsmasq, Frr
 from nsorch.topology.specs import (
     BridgeSpec,
     Emulation,
@@ -32,12 +34,14 @@ __all__ = [
     "CapabilityChange",
     "Change",
     "Difference",
+    "Dnsmasq",
     "Dummy",
     "Emulation",
     "End",
     "ExecReady",
     "Firewall",
     "Forward",
+    "Frr",
     "InterfaceSpec",
     "Ipvlan",
     "LinkSpec",
@@ -61,6 +65,7 @@ __all__ = [
     "WorkerSpec",
     "bind",
     "exec_ready",
+    "home_router",
     "overlay",
     "tcp_ready",
     "tmpfs",

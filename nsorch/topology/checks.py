@@ -10,6 +10,7 @@ from nsorch.topology.filters import filter_names, interface_names, outside_probl
 from nsorch.topology.interface_checks import interface_checks
 from nsorch.topology.layer2 import trunk_problem
 from nsorch.topology.namespaces import NamespaceSet
+from nsorch.topology.services import Frr, served_interfaces
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator
@@ -133,12 +134,14 @@ class _Ends:
 
 
 def _filters(topology: Topology) -> Iterator[str | None]:
-    """What NAT and firewalls refer to."""
+    """What NAT, firewalls and services refer to."""
     interfaces: dict[str, set[str]] | None = None
     for name, worker in topology.workers.items():
         yield None
         nat, firewall = worker.nat, worker.firewall
-        if nat is None and firewall is None:
+        if isinstance(worker.service, Frr) and topology.routing != "none":
+            yield f'workers.{name}.service.frr: with routing "{topology.routing}" the routes are set already'
+        if nat is None and firewall is None and worker.service is None:
             continue
         if interfaces is None:
             interfaces = _interfaces(topology)
@@ -149,7 +152,7 @@ def _filters(topology: Topology) -> Iterator[str | None]:
             if other not in topology.workers and not is_bridge:
                 kinds = "worker" if path.startswith("nat") else "worker or bridge"
                 yield f'workers.{name}.{path}: there is no {kinds} "{other}"'
-        for path, interface in interface_names(nat, firewall):
+        for path, interface in (*interface_names(nat, firewall), *served_interfaces(worker.service)):
             if interface not in interfaces[name]:
                 there = ", ".join(sorted(interfaces[name])) or "no link"
                 yield f'workers.{name}.{path}: it has no interface "{interface}" and no link to such: it has {there}'

@@ -23,7 +23,7 @@ Spec = TypeVar("Spec", BridgeSpec, WorkerSpec)
 
 # What a worker can be given while it lives; anything else makes another worker of it.
 _RESTARTED = {
-    *("command", "env", "cwd", "user", "groups", "ready", "stdin", "stdout", "stderr"),
+    *("command", "env", "cwd", "user", "groups", "ready", "stdin", "stdout", "stderr", "service"),
     *("capabilities", "no_new_privs", "seccomp", "rlimits", "oom_score_adj"),
 }
 _FREE = {"label", "links", "routes", "interfaces", "nat", "firewall"}
@@ -153,7 +153,8 @@ def _worker_change(name: str, old: WorkerSpec, new: WorkerSpec) -> Change | None
     keys = tuple(key for key in _differing(old, new) if key != "links")
     if not keys:
         return None
-    if set(keys) - _RESTARTED - _FREE or (old.command is None) != (new.command is None):
+    other = (old.command is None) != (new.command is None) or type(old.service) is not type(new.service)
+    if set(keys) - _RESTARTED - _FREE or other:
         return Change(action="replace", kind="worker", name=name, details=keys)
     if set(keys) & _RESTARTED:
         if new.command is None:

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
-from typing import TYPE_CHECKING, Any, Literal, TypeVar, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
-from attrs import NOTHING, Attribute, field, fields_dict, frozen
+from attrs import field, fields_dict, frozen
 
 from nsorch.errors import TopologyError
-from nsorch.topology.names import interface_problem, name_problem
+from nsorch.topology.names import name_problem
 from nsorch.topology.units import duration
+from nsorch.topology.values import below, interface, interfaces, many, one_of, read, read_many
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
-
-T = TypeVar("T")
 
 NatKind = Literal["masquerade", "full-cone", "address-restricted", "port-restricted", "symmetric"]
 Preset = Literal["home", "web-only", "closed"]
@@ -30,41 +29,8 @@ NAT_KINDS, FIREWALL_PRESETS, ACTIONS, CHAINS, POLICIES, PROTOCOLS, TRANSPORTS = 
 )
 
 
-def _one_of(choices: Sequence[str], *, empty: bool = False) -> Callable[[Any, Attribute[Any], Any], None]:
-    def check(_: Any, attribute: Attribute[Any], value: Any) -> None:
-        if value not in choices and not (empty and value is None):
-            raise TopologyError(f'{attribute.name}: "{value}" is none of {", ".join(choices)}')
-
-    return check
-
-
-def _many(value: Any) -> list[Any]:
-    if value is None:
-        return []
-    return list(value) if isinstance(value, list | tuple | set | frozenset) else [value]
-
-
-def _below(key: str, convert: Callable[[Any], T], value: Any) -> T:
-    try:
-        return convert(value)
-    except TopologyError as exc:
-        raise TopologyError(f"{key}: {exc}") from None
-
-
-def _interface(value: Any) -> str:
-    """Of a worker, or the name of what its link leads to."""
-    name = value if isinstance(value, str) else getattr(value, "name", value)
-    if not isinstance(name, str) or (interface_problem(name) and name_problem(name)):
-        raise TopologyError(f'"{name}" is neither an interface nor a bridge or worker')
-    return name
-
-
-def _interfaces(value: Any) -> tuple[str, ...]:
-    return tuple(_interface(item) for item in _many(value))
-
-
 def _outside(value: Any) -> tuple[str, ...]:
-    return _below("outside", _interfaces, value)
+    return below("outside", interfaces, value)
 
 
 def _ports(value: Any) -> tuple[int, int]:
@@ -110,7 +76,7 @@ class Forward:
 
     port: tuple[int, int] = field(converter=_ports)
     to: str = field(converter=str)
-    protocol: Transport = field(default="tcp", validator=_one_of(TRANSPORTS))
+    protocol: Transport = field(default="tcp", validator=one_of(TRANSPORTS))
 
     def __attrs_post_init__(self) -> None:
         _, port = _split_target(self.to)
@@ -144,7 +110,7 @@ def _prefix(value: Any) -> IPv6Network:
 
 
 def _forwards(value: Any) -> tuple[Forward, ...]:
-    return _read_many("forwards", Forward, value)
+    return read_many("forwards", Forward, value)
 
 
 def _timeout(value: Any) -> float:
@@ -171,7 +137,7 @@ class Nat:
     """
 
     outside: tuple[str, ...] = field(converter=_outside)
-    kind: NatKind = field(default="masquerade", kw_only=True, validator=_one_of(NAT_KINDS))
+    kind: NatKind = field(default="masquerade", kw_only=True, validator=one_of(NAT_KINDS))
     forwards: tuple[Forward, ...] = field(default=(), kw_only=True, converter=_forwards)
     ipv6: bool = field(default=False, kw_only=True)
     prefixes: tuple[tuple[IPv6Network, IPv6Network], ...] = field(default=(), kw_only=True, converter=_prefixes)
@@ -189,7 +155,7 @@ class Nat:
 
 def _ends(value: Any) -> tuple[str, ...]:
     """Networks as their text, and names."""
-    return tuple(_end(item) for item in _many(value))
+    return tuple(_end(item) for item in many(value))
 
 
 def _end(value: Any) -> str:
@@ -203,19 +169,19 @@ def _end(value: Any) -> str:
 
 
 def _source(value: Any) -> tuple[str, ...]:
-    return _below("source", _ends, value)
+    return below("source", _ends, value)
 
 
 def _destination(value: Any) -> tuple[str, ...]:
-    return _below("destination", _ends, value)
+    return below("destination", _ends, value)
 
 
 def _incoming(value: Any) -> str | None:
-    return None if value is None else _below("incoming", _interface, value)
+    return None if value is None else below("incoming", interface, value)
 
 
 def _outgoing(value: Any) -> str | None:
-    return None if value is None else _below("outgoing", _interface, value)
+    return None if value is None else below("outgoing", interface, value)
 
 
 def _optional_ports(value: Any) -> tuple[int, int] | None:
@@ -233,9 +199,9 @@ class Rule:
     :ivar incoming: interface that they came by, or what its link leads to
     """
 
-    action: Action = field(validator=_one_of(ACTIONS))
-    chain: Chain = field(default="input", kw_only=True, validator=_one_of(CHAINS))
-    protocol: Protocol | None = field(default=None, kw_only=True, validator=_one_of(PROTOCOLS, empty=True))
+    action: Action = field(validator=one_of(ACTIONS))
+    chain: Chain = field(default="input", kw_only=True, validator=one_of(CHAINS))
+    protocol: Protocol | None = field(default=None, kw_only=True, validator=one_of(PROTOCOLS, empty=True))
     port: tuple[int, int] | None = field(default=None, kw_only=True, converter=_optional_ports)
     source: tuple[str, ...] = field(default=(), kw_only=True, converter=_source)
     destination: tuple[str, ...] = field(default=(), kw_only=True, converter=_destination)
@@ -252,7 +218,7 @@ class Rule:
 
 
 def _rules(value: Any) -> tuple[Rule, ...]:
-    return _read_many("rules", Rule, value)
+    return read_many("rules", Rule, value)
 
 
 @frozen
@@ -268,11 +234,11 @@ class Firewall:
     :ivar rules: the first that matches decides; those of the preset come behind
     """
 
-    preset: Preset | None = field(default=None, validator=_one_of(FIREWALL_PRESETS, empty=True))
+    preset: Preset | None = field(default=None, validator=one_of(FIREWALL_PRESETS, empty=True))
     outside: tuple[str, ...] = field(default=(), kw_only=True, converter=_outside)
-    input: Policy | None = field(default=None, kw_only=True, validator=_one_of(POLICIES, empty=True))
-    forward: Policy | None = field(default=None, kw_only=True, validator=_one_of(POLICIES, empty=True))
-    output: Policy | None = field(default=None, kw_only=True, validator=_one_of(POLICIES, empty=True))
+    input: Policy | None = field(default=None, kw_only=True, validator=one_of(POLICIES, empty=True))
+    forward: Policy | None = field(default=None, kw_only=True, validator=one_of(POLICIES, empty=True))
+    output: Policy | None = field(default=None, kw_only=True, validator=one_of(POLICIES, empty=True))
     rules: tuple[Rule, ...] = field(default=(), kw_only=True, converter=_rules)
 
     @property
@@ -304,69 +270,12 @@ class Firewall:
 # -- from plain mappings
 
 
-def _read(path: str, kind: type[T], value: Any, first: str) -> T:
-    """A *kind* from a mapping of its fields, or from the value of its *first* one.
-
-    :raises TopologyError: with every wrong key, and the path of each below *path*
-    """
-    if isinstance(value, kind):
-        return value
-    if not isinstance(value, Mapping):
-        value = {first: value}
-    known = fields_dict(kind)  # type: ignore[arg-type]
-    given = {first: None} if known[first].default is None else {}
-    problems = []
-    for key, item in value.items():
-        if key in known:
-            given[key] = item
-            problems += [f"{path}.{problem}" for problem in _problems(known[key], item)]
-        else:
-            problems.append(f"{path}.{key}: unknown key")
-    problems += [
-        f"{path}.{key}: is missing" for key, item in known.items() if item.default is NOTHING and key not in given
-    ]
-    if not problems:
-        try:
-            return kind(**given)
-        except TopologyError as exc:
-            problems += [f"{path}.{problem}" for problem in exc.problems]
-    raise TopologyError(*problems)
-
-
-def _problems(attribute: Attribute[Any], value: Any) -> Sequence[str]:
-    try:
-        if attribute.converter is not None:
-            value = attribute.converter(value)  # type: ignore[operator]
-        if attribute.validator is not None:
-            attribute.validator(None, attribute, value)
-    except TopologyError as exc:
-        return exc.problems
-    except (TypeError, ValueError) as exc:
-        return [f"{attribute.name}: {exc}"]
-    return ()
-
-
-def _read_many(path: str, kind: type[T], value: Any) -> tuple[T, ...]:
-    made: list[T] = []
-    problems: list[str] = []
-    if isinstance(value, str | Mapping) or not hasattr(value, "__iter__"):
-        raise TopologyError(f"{path}: {value!r} is not a list")
-    for number, item in enumerate(value):
-        try:
-            made.append(_read(f"{path}[{number}]", kind, item, next(iter(fields_dict(kind)))))  # type: ignore[arg-type]
-        except TopologyError as exc:
-            problems += exc.problems
-    if problems:
-        raise TopologyError(*problems)
-    return tuple(made)
-
-
 def to_nat(value: Any) -> Nat | None:
-    return None if value is None else _read("nat", Nat, value, "outside")
+    return None if value is None else read("nat", Nat, value, "outside")
 
 
 def to_firewall(value: Any) -> Firewall | None:
-    return None if value is None else _read("firewall", Firewall, value, "preset")
+    return None if value is None else read("firewall", Firewall, value, "preset")
 
 
 def to_plain(value: Forward | Nat | Rule | Firewall | None) -> Any:

@@ -163,6 +163,7 @@ class Topology:
         nat: Any = None,
         firewall: Any = None,
         interfaces: Any = (),
+        service: Any = None,
         label: str | None = None,
     ) -> WorkerSpec:
         """Add a worker; see :meth:`nsorch.Supervisor.start`."""
@@ -204,6 +205,7 @@ class Topology:
             nat=nat,
             firewall=firewall,
             interfaces=interfaces,
+            service=service,
             label=label,
         )
         self.add(spec)

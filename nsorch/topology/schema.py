@@ -13,6 +13,7 @@ from nsorch.topology.mounts import MOUNT_KEYS, PROPAGATIONS
 from nsorch.topology.namespaces import KINDS
 from nsorch.topology.presets import PRESETS
 from nsorch.topology.privileges import CAPABILITIES, CAPABILITY_SETS, CLOCKS, RLIMITS
+from nsorch.topology.services import ROUTING_PROTOCOLS
 from nsorch.topology.specs import ARP
 from nsorch.topology.structure import DEFAULT_KEYS, KEYS, MOST_COPIES
 
@@ -192,6 +193,40 @@ _NAT = _closed(
     },
     "outside",
 )
+_DNSMASQ = _closed(
+    {
+        "inside": {**_ONE_OR_MORE, "description": "interfaces to serve on, or what their links lead to"},
+        "dhcp": {**_FLAG, "default": True},
+        "range": {"type": "string", "description": "of addresses given out: 10.0.0.100-10.0.0.200"},
+        "lease": {**_DURATION, "default": 3600},
+        "ra": {**_FLAG, "default": True, "description": "router advertisements"},
+        "domain": _TEXT,
+        "servers": {**_ONE_OR_MORE, "description": "DNS servers for all other names"},
+    },
+    "inside",
+)
+_PROTOCOLS = {"enum": list(ROUTING_PROTOCOLS)}
+_FRR = _closed(
+    {
+        "protocols": {"anyOf": [_PROTOCOLS, {"type": "array", "items": _PROTOCOLS, "minItems": 1}]},
+        "asn": {"type": "integer", "minimum": 1, "maximum": 2**32 - 2},
+        "area": {"type": "string", "default": "0"},
+        "hello": {**_DURATION, "default": 1},
+        "config": _TEXT,
+        "timeout": {**_DURATION, "default": 60},
+    },
+    "protocols",
+)
+_SERVICE = {
+    **_closed(
+        {
+            "dnsmasq": {"anyOf": [_ONE_OR_MORE, _DNSMASQ]},
+            "frr": {"anyOf": [*_FRR["properties"]["protocols"]["anyOf"], _FRR]},
+        }
+    ),
+    "minProperties": 1,
+    "maxProperties": 1,
+}
 _RULE = _closed(
     {
         "action": {"enum": list(ACTIONS)},
@@ -285,6 +320,7 @@ _VALUES: dict[str, dict[str, Any]] = {
             "items": {"$ref": "#/$defs/interface"},
             "description": "besides the ends of links; those that need others stand behind them",
         },
+        "service": {"$ref": "#/$defs/service"},
         "cwd": _TEXT,
         "hostname": _TEXT,
         "label": _TEXT,
@@ -340,7 +376,7 @@ def make_schema() -> dict[str, Any]:
     """JSON Schema, draft 2020-12, of what :meth:`Topology.load` reads; it can't say what one part means for another."""
     parts = {part: _object(part, keys) for part, keys in KEYS.items()}
     parts["ready"]["oneOf"] = [{"required": ["tcp"]}, {"required": ["exec"]}]
-    parts |= {"nat": _NAT, "firewall": _FIREWALL}
+    parts |= {"nat": _NAT, "firewall": _FIREWALL, "service": _SERVICE}
     values = {"bridges": "bridge", "workers": "worker", "links": "link"}
     parts["defaults"] = _closed(
         {kind: _closed({key: _VALUES[values[kind]][key] for key in keys}) for kind, keys in DEFAULT_KEYS.items()}

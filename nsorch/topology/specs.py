@@ -47,6 +47,7 @@ from nsorch.topology.privileges import (
     to_uid_map,
     to_user,
 )
+from nsorch.topology.services import PROGRAMS, Frr, Service, to_service
 from nsorch.topology.sysctls import sysctl_problems
 from nsorch.topology.units import count, duration, fraction, rate
 
@@ -315,10 +316,16 @@ class WorkerSpec:
     nat: Nat | None = field(default=None, converter=to_nat)
     firewall: Firewall | None = field(default=None, converter=to_firewall)
     interfaces: tuple[InterfaceSpec, ...] = field(default=(), converter=to_interfaces)
+    service: Service | None = field(default=None, converter=to_service)
     label: str | None = None
 
     def __attrs_post_init__(self) -> None:
-        if self.nat is not None:  # there is nothing to translate where nothing is forwarded
+        if self.service is not None:
+            program = (PROGRAMS[type(self.service)][0],)
+            if self.command not in (None, program):
+                raise TopologyError(f"workers.{self.name}.command: its service gives it one")
+            object.__setattr__(self, "command", program)  # its arguments are made of its links, later
+        if self.nat is not None or isinstance(self.service, Frr):  # both are about what is forwarded
             object.__setattr__(self, "forward", True)
         try:
             namespaces = NamespaceSet.parse(self.namespaces, passive=self.command is None)
@@ -335,6 +342,10 @@ class WorkerSpec:
         for key in ("nat", "firewall"):
             if getattr(self, key) is not None and not isinstance(namespaces.net, New):
                 raise TopologyError(f"workers.{self.name}.{key}: only in a network namespace of its own")
+        if isinstance(self.service, Frr) and not (isinstance(namespaces.net, New) and isinstance(namespaces.mnt, New)):
+            raise TopologyError(f"workers.{self.name}.service: only in network and mount namespaces of its own")
+        if isinstance(self.service, Frr) and self.rootfs is not None:
+            raise TopologyError(f"workers.{self.name}.service: FRR is the host's, which the worker's rootfs hides")
         if self.ready is not None and self.command is None:
             raise TopologyError(f"workers.{self.name}.ready: a worker without a command is never ready")
         for key in ("hostname", "domainname"):

@@ -16,6 +16,7 @@ from nsorch.topology.interface_files import INTERFACES, interface_to_dict, keys_
 from nsorch.topology.isolation import ISOLATION_KEYS, OWN_KEYS, TEXT_KEYS, check_tables, isolation_to_dict
 from nsorch.topology.model import Topology
 from nsorch.topology.reading import walk
+from nsorch.topology.services import Frr, service_to_plain
 from nsorch.topology.specs import (
     EMULATION_KEYS,
     BridgeSpec,
@@ -59,6 +60,7 @@ _WORKER_KEYS = (
     "nat",
     "firewall",
     "interfaces",
+    "service",
     *_TEXT,
     *_FLAGS,
     *ISOLATION_KEYS,
@@ -249,7 +251,7 @@ class _Reader:
             self.refuse(f"{path}.user", f"{shown(table['user'])} is neither a name nor a uid")
         for key in ("stdin", "stdout", "stderr"):
             table[key] = _stream(table.get(key))
-        keys = ("command", "env", "nat", "firewall", *OWN_KEYS)
+        keys = ("command", "env", "nat", "firewall", "service", *OWN_KEYS)
         self.check_each(path, keys, table, lambda **part: WorkerSpec(name="x", **part))
         if len(self.problems) > before:
             return None
@@ -520,7 +522,9 @@ def _namespaces(value: Any, path: str) -> Any:
 def _worker(spec: WorkerSpec) -> dict[str, Any]:
     path = f"workers.{spec.name}"
     return _set(
-        command=None if spec.command is None else [_text(item, f"{path}.command") for item in spec.command],
+        command=None
+        if spec.command is None or spec.service
+        else [_text(item, f"{path}.command") for item in spec.command],
         links=[_to(to) for to in spec.links] or None,
         namespaces=_namespaces(spec.namespaces, f"{path}.namespaces"),
         env=spec.env,
@@ -535,9 +539,10 @@ def _worker(spec: WorkerSpec) -> dict[str, Any]:
         stderr=_stream_name(spec.stderr, f"{path}.stderr"),
         sysctls=dict(spec.sysctls),
         routes=[_set(to=str(r.to), via=None if r.via is None else str(r.via), dev=r.dev) for r in spec.routes] or None,
-        forward=(spec.forward and spec.nat is None) or None,
+        forward=(spec.forward and spec.nat is None and not isinstance(spec.service, Frr)) or None,
         nat=to_plain(spec.nat),
         firewall=to_plain(spec.firewall),
         interfaces=[interface_to_dict(interface) for interface in spec.interfaces] or None,
+        service=service_to_plain(spec.service),
         label=spec.label,
     ) | _present(isolation_to_dict(spec, path))

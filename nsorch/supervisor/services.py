@@ -1,0 +1,126 @@
+"""Services of workers: their commands are made of the worker's links when it starts, and follow these later."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+from typing import TYPE_CHECKING
+
+from nsorch.errors import TopologyError, UnsupportedError
+from nsorch.services import dnsmasq
+from nsorch.supervisor.routers import Routers
+from nsorch.topology.services import PROGRAMS, Dnsmasq, Frr
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from nsorch.supervisor.supervisor import Supervisor
+    from nsorch.supervisor.wiring import Wiring
+    from nsorch.supervisor.worker import Worker
+    from nsorch.topology import WorkerSpec
+
+# Of an ordinary user it often isn't.
+_ALSO_IN_PATH = ":/usr/local/sbin:/usr/sbin:/sbin"
+_DNS = 53
+
+
+def _find(program: str) -> str | None:
+    return shutil.which(program, path=os.environ.get("PATH", os.defpath) + _ALSO_IN_PATH)
+
+
+class Services:
+    """Of all workers that have one."""
+
+    def __init__(self, supervisor: Supervisor, wiring: Wiring) -> None:
+        self._supervisor = supervisor
+        self._wiring = wiring
+        self.routers = Routers(supervisor, wiring)
+
+    @staticmethod
+    def check(spec: WorkerSpec) -> None:
+        """:raises UnsupportedError: its program isn't installed; names the Debian package"""
+        if spec.service is not None and spec.rootfs is None:
+            program, package = PROGRAMS[type(spec.service)]
+            if _find(program) is None:
+                raise UnsupportedError(
+                    f"{os.path.basename(program)} isn't installed (Debian: {package})",
+                    worker=spec.name,
+                    stage="service",
+                )
+
+    def admit(self, worker: Worker) -> None:
+        """Reserve the loopback addresses of a router."""
+        if isinstance(worker.spec.service, Frr):
+            routing = self._wiring.routing
+            routing.plan(worker.name, routing.pool.take(worker.name), ())
+
+    def drop(self, worker: Worker) -> None:
+        self.routers.drop(worker)
+
+    def command(self, worker: Worker) -> Sequence[str | bytes | os.PathLike[str]]:
+        """Of its main process, as its links are now.
+
+        :raises TopologyError: its service can't serve what it is to
+        """
+        service = worker.spec.service
+        if isinstance(service, Dnsmasq):
+            found = _find("dnsmasq") if worker.spec.rootfs is None else None
+            return [found or "dnsmasq", *self._dnsmasq(worker, service)]
+        if isinstance(service, Frr):
+            return self.routers.command(worker, service)
+        assert worker.spec.command is not None
+        return worker.spec.command
+
+    async def is_ready(self, worker: Worker) -> bool:
+        """Whether it does what it is to, for now."""
+        if isinstance(worker.spec.service, Frr):
+            return await self.routers.has_converged(worker, worker.spec.service)
+        try:
+            async with await worker.connect_tcp("127.0.0.1", _DNS):
+                return True
+        except OSError:
+            return False
+
+    def refresh(self) -> None:
+        """Some workers have other addresses or links now."""
+        if self._supervisor._helper.died:
+            return
+        for worker in self._supervisor._workers.values():
+            service = worker.spec.service
+            if service is None or worker._main is None or worker._main.alive is None:
+                continue
+            if isinstance(service, Dnsmasq):
+                worker.signal(signal.SIGHUP)  # it reads the hosts file again
+            else:
+                self.routers.refresh(worker, service)
+
+    # -- dnsmasq
+
+    def _dnsmasq(self, worker: Worker, service: Dnsmasq) -> list[str]:
+        names = self._wiring.filters.interfaces(worker, service.inside)
+        where = f"workers.{worker.name}.service.dnsmasq"
+        served = [
+            dnsmasq.Served(ifname=side.ifname, addresses=side.addresses)
+            for side, _ in self._wiring.record.ends_of(worker)
+            if side.ifname in names
+        ]
+        if {one.ifname for one in served} < set(names):
+            raise TopologyError(f"{where}.inside: it has no interface {', '.join(service.inside)}")
+        networks = [address.network for one in served for address in one.addresses]
+        if service.range is not None and not any(all(ip in network for ip in service.range) for network in networks):
+            raise TopologyError(
+                f"{where}.range: {service.range[0]} to {service.range[1]} is in no subnet of its inside"
+            )
+        for network in networks:
+            if service.ra and network.version == 6 and network.prefixlen != 64:
+                raise TopologyError(f"{where}.ra: hosts make addresses of a /64 only, not of {network} (RFC 4862)")
+        return dnsmasq.arguments(
+            served,
+            dhcp=service.dhcp,
+            range_=service.range,
+            lease=service.lease,
+            ra=service.ra,
+            domain=service.domain,
+            servers=service.servers,
+        )

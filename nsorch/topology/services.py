@@ -1,0 +1,225 @@
+"""What programs that nsorch knows are to do in a worker, as frozen values that have been checked: they give it its
+command, and say when it is ready."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from ipaddress import IPv4Address, IPv6Address, ip_address
+from typing import TYPE_CHECKING, Any, Literal, get_args
+
+from attrs import field, fields_dict, frozen
+
+from nsorch.errors import TopologyError
+from nsorch.topology.names import name_problem
+from nsorch.topology.units import duration
+from nsorch.topology.values import below, interfaces, many, read
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+RoutingProtocol = Literal["ospf", "bgp"]
+ROUTING_PROTOCOLS = get_args(RoutingProtocol)
+LEAST_LEASE = 120.0  # dnsmasq's own
+
+
+def _inside(value: Any) -> tuple[str, ...]:
+    return below("inside", interfaces, value)
+
+
+def _range(value: Any) -> tuple[IPv4Address, IPv4Address] | None:
+    """From ``"10.0.0.100-10.0.0.200"``."""
+    if value is None:
+        return None
+    parts = value if isinstance(value, tuple | list) else str(value).split("-")
+    try:
+        first, last = (IPv4Address(str(part).strip()) for part in parts)
+    except ValueError:
+        raise TopologyError(f'range: "{value}" is not such as 10.0.0.100-10.0.0.200') from None
+    if first > last:
+        raise TopologyError(f"range: {first} is behind {last}")
+    return first, last
+
+
+def _seconds(key: str, value: Any) -> float:
+    try:
+        return duration(value)
+    except ValueError as exc:
+        raise TopologyError(f"{key}: {exc}") from None
+
+
+def _lease(value: Any) -> float:
+    seconds = _seconds("lease", value)
+    if seconds < LEAST_LEASE:
+        raise TopologyError(f"lease: {value!r} is below two minutes, the shortest that dnsmasq gives")
+    return seconds
+
+
+def _domain(value: Any) -> str | None:
+    if value is not None and (not isinstance(value, str) or any(name_problem(part) for part in value.split("."))):
+        raise TopologyError(f'domain: "{value}" is not the name of a domain')
+    return value
+
+
+def _servers(value: Any) -> tuple[IPv4Address | IPv6Address, ...]:
+    try:
+        return tuple(ip_address(str(item)) for item in many(value))
+    except ValueError as exc:
+        raise TopologyError(f"servers: {exc}") from None
+
+
+def _check_flag(_: Any, attribute: Any, value: Any) -> None:
+    if not isinstance(value, bool):
+        raise TopologyError(f"{attribute.name}: {value!r} is neither true nor false")
+
+
+@frozen
+class Dnsmasq:
+    """DHCP, DNS and router advertisements by dnsmasq (Debian: dnsmasq-base): ``service=nsorch.Dnsmasq("home")``.
+
+    DNS answers with the lab's names, also those of workers that come later. The worker is ready when it answers.
+
+    :ivar inside: interfaces of the worker to serve on: their names, or the names of what their links lead to
+    :ivar dhcp: give out IPv4 addresses, with the worker as router and DNS server
+    :ivar range: of the addresses given out; the upper half of each interface's subnet, at most 254 of it, if None
+    :ivar lease: seconds, at least two minutes
+    :ivar ra: advertise the IPv6 prefixes of the interfaces, for addresses that hosts make themselves (SLAAC)
+    :ivar domain: of the lab's names, besides the names alone
+    :ivar servers: DNS servers to ask for all other names; without, these don't exist
+    """
+
+    inside: tuple[str, ...] = field(converter=_inside)
+    dhcp: bool = field(default=True, kw_only=True, validator=_check_flag)
+    range: tuple[IPv4Address, IPv4Address] | None = field(default=None, kw_only=True, converter=_range)
+    lease: float = field(default=3600.0, kw_only=True, converter=_lease)
+    ra: bool = field(default=True, kw_only=True, validator=_check_flag)
+    domain: str | None = field(default=None, kw_only=True, converter=_domain)
+    servers: tuple[IPv4Address | IPv6Address, ...] = field(default=(), kw_only=True, converter=_servers)
+
+    def __attrs_post_init__(self) -> None:
+        if not self.inside:
+            raise TopologyError("inside: the interface to serve on is missing")
+
+
+def _protocols(value: Any) -> tuple[RoutingProtocol, ...]:
+    found = tuple(many(value))
+    for name in found:
+        if name not in ROUTING_PROTOCOLS:
+            raise TopologyError(f'protocols: "{name}" is none of {", ".join(ROUTING_PROTOCOLS)}')
+    return tuple(dict.fromkeys(found))
+
+
+def _asn(value: Any) -> int | None:
+    if value is not None and (isinstance(value, bool) or not isinstance(value, int) or not 1 <= value < 2**32 - 1):
+        raise TopologyError(f"asn: {value!r} is not the number of an autonomous system")
+    return value
+
+
+def _hello(value: Any) -> float:
+    seconds = _seconds("hello", value)
+    if not (0.1 <= seconds < 1 or (1 <= seconds <= 65535 and seconds == int(seconds))):
+        raise TopologyError(f"hello: {value!r} is neither whole seconds nor from 0.1 s to 1 s")
+    return seconds
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str) or "\0" in value:
+        raise TopologyError(f"config: {value!r} is not a text")
+    return value
+
+
+def _timeout(value: Any) -> float:
+    return _seconds("timeout", value)
+
+
+@frozen
+class Frr:
+    """Dynamic routing by FRR (Debian: frr): ``service=nsorch.Frr("ospf")``. It implies ``forward``.
+
+    The worker gets loopback addresses, and a configuration made of its links. It is ready when it has converged: all
+    neighbours that run the same protocol are adjacent, and there are routes to the loopback addresses of all that can
+    be reached through these.
+
+    :ivar protocols: ``"ospf"`` (OSPFv2: IPv4) and ``"bgp"`` (one autonomous system a worker; IPv4 and IPv6)
+    :ivar asn: the number of its autonomous system; one of its own, of those for private use (RFC 6996), if None
+    :ivar area: of OSPF, of all its links
+    :ivar hello: seconds between two of OSPF's hellos, a whole number, or a part of one down to 0.1; after four without
+        any a neighbour is gone
+    :ivar config: more lines of configuration, as ``vtysh`` takes them
+    :ivar timeout: seconds until it has to have converged
+    """
+
+    protocols: tuple[RoutingProtocol, ...] = field(converter=_protocols)
+    asn: int | None = field(default=None, kw_only=True, converter=_asn)
+    area: str = field(default="0", kw_only=True, converter=str)
+    hello: float = field(default=1.0, kw_only=True, converter=_hello)
+    config: str = field(default="", kw_only=True, converter=_text)
+    timeout: float = field(default=60.0, kw_only=True, converter=_timeout)
+
+    def __attrs_post_init__(self) -> None:
+        if not self.protocols:
+            raise TopologyError("protocols: none is given")
+        try:
+            IPv4Address(int(self.area) if self.area.isdecimal() else self.area)
+        except ValueError:
+            raise TopologyError(f'area: "{self.area}" is neither a number nor such as 0.0.0.1') from None
+
+
+Service = Dnsmasq | Frr
+
+
+@frozen
+class ServiceReady:
+    """What the worker's service itself calls ready."""
+
+    timeout: float
+    interval: float = 0.1
+
+
+def ready_of(service: Service) -> ServiceReady:
+    return ServiceReady(service.timeout if isinstance(service, Frr) else 30.0)
+
+
+SERVICES: dict[str, type[Dnsmasq | Frr]] = {"dnsmasq": Dnsmasq, "frr": Frr}
+#: program and Debian package of each
+PROGRAMS = {Dnsmasq: ("dnsmasq", "dnsmasq-base"), Frr: ("/usr/lib/frr/zebra", "frr")}
+
+
+def to_service(value: Any) -> Service | None:
+    """From one of them, or ``{"dnsmasq": {…}}``."""
+    if value is None or isinstance(value, Service):
+        return value
+    if not isinstance(value, Mapping) or len(value) != 1 or next(iter(value)) not in SERVICES:
+        raise TopologyError(f"service: is {' or '.join(f'{{ {name} = … }}' for name in SERVICES)}")
+    ((name, options),) = value.items()
+    kind = SERVICES[name]
+    made: Service = read(f"service.{name}", kind, options, next(iter(fields_dict(kind))))
+    return made
+
+
+def service_to_plain(value: Service | None) -> Any:
+    """As a file has it: plain types, defaults left out."""
+    if value is None:
+        return None
+    plain = {
+        key: _plain(key, item)
+        for key, attribute in fields_dict(type(value)).items()
+        if (item := getattr(value, key)) != attribute.default
+    }
+    first = next(iter(fields_dict(type(value))))
+    name = next(name for name, kind in SERVICES.items() if isinstance(value, kind))
+    return {name: plain[first] if plain.keys() == {first} else plain}
+
+
+def _plain(key: str, value: Any) -> Any:
+    if key == "range":
+        return f"{value[0]}-{value[1]}"
+    if isinstance(value, tuple):
+        texts = [str(item) for item in value]
+        return texts[0] if len(texts) == 1 else texts
+    return value
+
+
+def served_interfaces(service: Service | None) -> Iterator[tuple[str, str]]:
+    """(path, name) of the interfaces that it names, or of what these lead to."""
+    if isinstance(service, Dnsmasq):
+        yield from (("service.dnsmasq.inside", name) for name in service.inside)
