@@ -260,3 +260,76 @@ async def test_an_upgraded_connection_is_handed_out() -> None:
                 await stream.write(b"frame")
                 assert await stream.read(100) == b"FRAME"
         tasks.cancel_scope.cancel()
+
+
+async def websocket(stream: ByteStream) -> None:
+    wsproto = pytest.importorskip("wsproto")
+    from wsproto import events
+
+    session = wsproto.WSConnection(wsproto.ConnectionType.SERVER)
+    async with stream:
+        async for data in stream:
+            session.receive_data(data)
+            for event in session.events():
+                if isinstance(event, events.Request):
+                    await stream.send(session.send(events.AcceptConnection()))
+                elif isinstance(event, events.TextMessage):
+                    await stream.send(session.send(events.TextMessage(data=event.data.upper())))
+                elif isinstance(event, events.CloseConnection):
+                    await stream.send(session.send(event.response()))
+                    return
+
+
+async def test_websockets_from_a_worker() -> None:
+    httpx_ws = pytest.importorskip("httpx_ws")
+    trustme = pytest.importorskip("trustme")
+    authority = trustme.CA()
+    of_server, of_client = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER), ssl.create_default_context()
+    authority.issue_cert("web").configure_cert(of_server)
+    authority.configure_trust(of_client)
+    async with nsorch.Supervisor() as sup:
+        lan = await sup.bridge("lan", "10.0.0.0/24")
+        web, client = await sup.start("web", links=[lan]), await sup.start("client", links=[lan])
+        listener = TLSListener(await web.create_tcp_listener(local_port=443), of_server, standard_compatible=False)
+        async with listener, anyio.create_task_group() as tasks:
+            tasks.start_soon(listener.serve, websocket)
+            await tasks.start(web.serve, websocket, 80)
+            async with client.http_client(verify=of_client) as http:
+                for url in ("http://web/", "ws://web.lan/", "https://web/", "wss://web/"):
+                    async with httpx_ws.aconnect_ws(url, http) as session:
+                        await session.send_text(url)
+                        assert await session.receive_text() == url.upper()
+            tasks.cancel_scope.cancel()
+
+
+async def test_certificates_are_read_when_tls_needs_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    httpx = pytest.importorskip("httpx", reason="httpx is not installed")
+    trustme = pytest.importorskip("trustme")
+    from nsorch.supervisor import http as module
+
+    monkeypatch.setattr(module._Context, "_made", {})
+    of_server = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    trustme.CA().issue_cert("web").configure_cert(of_server)
+
+    async def refuse(stream: ByteStream) -> None:
+        raise AssertionError("nobody trusts its authority")
+
+    async with nsorch.Supervisor() as sup:
+        lan = await sup.bridge("lan", "10.0.0.0/24")
+        web, client = await sup.start("web", links=[lan]), await sup.start("client", links=[lan])
+        listener = TLSListener(await web.create_tcp_listener(local_port=443), of_server)
+        # A failed handshake is the client's business.
+        monkeypatch.setattr(
+            TLSListener, "handle_handshake_error", staticmethod(lambda exc, stream: anyio.aclose_forcefully(stream))
+        )
+        async with listener, anyio.create_task_group() as tasks:
+            tasks.start_soon(listener.serve, refuse)
+            await tasks.start(web.serve, answer, 80)
+            async with client.http_client() as http:
+                assert (await http.get("http://web/")).status_code == 200
+                assert not module._Context._made
+                for _ in range(2):
+                    with pytest.raises(httpx.ConnectError, match="CERTIFICATE_VERIFY_FAILED"):
+                        await http.get("https://web/")
+                assert len(module._Context._made) == 1
+            tasks.cancel_scope.cancel()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import anyio
 from anyio.abc import SocketAttribute
@@ -18,7 +18,7 @@ except ImportError:
 
 if TYPE_CHECKING:
     import ssl
-    from collections.abc import AsyncIterator, Iterable, Iterator
+    from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
 
     from anyio.abc import ByteStream
 
@@ -52,8 +52,11 @@ class WorkerTransport(httpx.AsyncBaseTransport):
         limits: httpx.Limits | None = None,
     ) -> None:
         limits = limits or httpx.Limits(max_connections=100, max_keepalive_connections=20, keepalive_expiry=5.0)
+        context: Any = _Context()
+        if verify is not True or cert is not None:
+            context = httpx.create_ssl_context(verify=verify, cert=cert, trust_env=False)
         self._pool = httpcore.AsyncConnectionPool(
-            ssl_context=httpx.create_ssl_context(verify=verify, cert=cert, trust_env=False),
+            ssl_context=context,
             max_connections=limits.max_connections,
             max_keepalive_connections=limits.max_keepalive_connections,
             keepalive_expiry=limits.keepalive_expiry,
@@ -87,6 +90,26 @@ class WorkerTransport(httpx.AsyncBaseTransport):
 
     async def aclose(self) -> None:
         await self._pool.aclose()
+
+
+class _Context:
+    """The usual context for TLS, which is made when a connection needs it, in a thread: reading the certificates of all
+    authorities takes 30 ms, and thousands of clients ask for no TLS at all."""
+
+    _made: ClassVar[dict[tuple[str, ...], ssl.SSLContext]] = {}  # by protocols
+
+    def __init__(self) -> None:
+        self._protocols: tuple[str, ...] = ()
+
+    def set_alpn_protocols(self, protocols: Sequence[str]) -> None:
+        self._protocols = tuple(protocols)
+
+    async def get(self) -> ssl.SSLContext:
+        if self._protocols not in self._made:
+            made = await anyio.to_thread.run_sync(lambda: httpx.create_ssl_context(trust_env=False))
+            made.set_alpn_protocols(self._protocols)
+            self._made[self._protocols] = made
+        return self._made[self._protocols]
 
 
 class _Body(httpx.AsyncByteStream):
@@ -174,9 +197,10 @@ class _Stream(httpcore.AsyncNetworkStream):
         }
         with _mapped(failures), anyio.fail_after(timeout):
             try:
+                made: object = ssl_context
                 wrapped = await TLSStream.wrap(
                     self._stream,
-                    ssl_context=ssl_context,
+                    ssl_context=await made.get() if isinstance(made, _Context) else ssl_context,
                     hostname=server_hostname,
                     standard_compatible=False,
                     server_side=False,
