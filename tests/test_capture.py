@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import ctypes.util
+import shutil
 import struct
+import time
 from typing import TYPE_CHECKING
 
 import anyio
@@ -192,3 +194,86 @@ async def test_an_expression_without_libpcap() -> None:
         with pytest.raises(nsorch.UnsupportedError, match="libpcap"):
             async with link.capture(filter="icmp"):
                 pass
+
+
+@pytest.mark.anyio
+async def test_what_the_block_raises_leaves_it_as_it_is() -> None:
+    async with nsorch.Supervisor() as sup:
+        link = await pair(sup)
+        with pytest.raises(KeyError, match="body"):
+            async with link.capture():
+                raise KeyError("body")
+        with pytest.raises(OSError, match="No space left"):
+            async with link.capture(file="/dev/full"):
+                assert (await sup.ping_all([("a", "b")])).ok
+                await anyio.sleep(5)
+                raise AssertionError("the block goes on")
+        with anyio.move_on_after(0.05) as scope:
+            async with link.capture():
+                await anyio.sleep(5)
+        assert scope.cancelled_caught
+
+
+@pytest.mark.anyio
+@pytest.mark.skipif(shutil.which("tshark") is None, reason="tshark is not installed")
+async def test_tshark_reads_the_file(tmp_path: pathlib.Path) -> None:
+    path = tmp_path / "lab.pcapng"
+    async with nsorch.Supervisor() as sup:
+        link = await pair(sup)
+        async with sup.capture([link], filter=ICMP, file=path, direction="both"):
+            assert (await sup.ping_all([("a", "b")])).ok
+    fields = [argument for name in ("frame.interface_name", "icmp.type") for argument in ("-e", name)]
+    done = await anyio.run_process(["tshark", "-r", str(path), "-T", "fields", *fields])
+    assert sorted(done.stdout.decode().split()) == sorted(["a:eth0", "8", "b:eth0", "8", "b:eth0", "0", "a:eth0", "0"])
+
+
+@pytest.mark.anyio
+async def test_it_goes_on_after_the_link_was_down() -> None:
+    async with nsorch.Supervisor() as sup:
+        link = await pair(sup)
+        async with link.capture(filter=ICMP) as packets:
+            for _ in range(2):
+                assert (await sup.ping_all([("a", "b")])).ok
+                await take(packets, 2)
+                await link.down()
+                await link.up()
+            await sup.workers["a"].run("ip link set eth0 down; ip link set eth0 up")
+            assert (await sup.ping_all([("a", "b")])).ok
+            await take(packets, 2)
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("both", [False, True])
+async def test_it_ends_with_the_workers(both: bool) -> None:
+    async with nsorch.Supervisor() as sup:
+        topology = nsorch.Topology()
+        topology.worker("a")
+        topology.worker("b")
+        topology.link("a", "b", subnet="10.0.0.0/24")
+        deployment = await sup.deploy(topology)
+        (link,) = sup.links.values()
+        async with link.capture(filter=ICMP) as packets:
+            assert (await sup.ping_all([("a", "b")])).ok
+            await take(packets, 2)
+            assert (await sup.ping_all([("a", "b")])).ok
+            if both:
+                await deployment.remove()
+            else:
+                await sup.workers["b"].remove()
+            await take(packets, 2)  # what came before
+            with anyio.fail_after(5), pytest.raises(anyio.EndOfStream):
+                await packets.receive()
+            assert packets.received >= 8
+
+
+@pytest.mark.anyio
+async def test_packets_have_the_time_of_their_coming() -> None:
+    for _ in range(5):
+        async with nsorch.Supervisor() as sup:
+            link = await pair(sup)
+            async with link.capture(filter=ICMP) as packets:
+                assert (await sup.ping_all([("a", "b")])).ok
+                before = time.time_ns()
+                for packet in await take(packets, 2):
+                    assert packet.time_ns < before
+                    assert packet.outgoing is False

@@ -7,6 +7,7 @@ import ctypes.util
 import errno
 import socket
 import struct
+import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -74,13 +75,18 @@ class Tap:
     def read(self, most: int) -> Iterator[Packet]:
         """Up to *most* packets that are there.
 
-        :raises OSError: ENETDOWN when the interface was removed or set down
+        :raises OSError: ENETDOWN: the interface is gone
         """
         for _ in range(most):
             try:
                 data, control, _, address = self.sock.recvmsg(self._snaplen, 256)
             except BlockingIOError:
                 return
+            except OSError as exc:
+                # Told once of each time it goes down, too; bound to one that is gone, the socket knows no name.
+                if exc.errno != errno.ENETDOWN or not self.sock.getsockname()[0]:
+                    raise
+                continue
             time_ns, length, tag = _parse_control(control)
             if tag is not None:
                 data = (data[:12] + tag + data[12:])[: self._snaplen]
@@ -101,6 +107,32 @@ class Tap:
     def close(self) -> None:
         self.count()
         self.sock.close()
+
+
+class StampProbe:
+    """Whether the kernel stamps packets: it begins to some moments after the first socket has asked for it, and until
+    then a packet's time is that of its reading."""
+
+    def __init__(self) -> None:
+        self._sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        self._sock.setblocking(False)
+        self._sock.setsockopt(socket.SOL_SOCKET, _SO_TIMESTAMPNS, 1)
+        self._sock.bind(("127.0.0.1", 0))
+        self._sock.connect(self._sock.getsockname())
+
+    def send(self) -> None:
+        self._sock.send(b"")
+
+    def was_stamped(self) -> bool:
+        """Whether the last one sent was, if some time has passed since.
+
+        :raises BlockingIOError: it hasn't arrived
+        """
+        now = time.time_ns()
+        return _parse_control(self._sock.recvmsg(1, 256)[1])[0] < now
+
+    def close(self) -> None:
+        self._sock.close()
 
 
 def _parse_control(control: list[tuple[int, int, bytes]]) -> tuple[int, int, bytes | None]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import socket
 import time
 from collections import deque
@@ -12,7 +13,7 @@ from anyio.abc import ObjectReceiveStream
 
 from nsorch.core.spawner.syscalls import CLONE_NEWNET
 from nsorch.net import pcapng
-from nsorch.net.packets import Packet, Tap, compile_filter
+from nsorch.net.packets import Packet, StampProbe, Tap, compile_filter
 
 if TYPE_CHECKING:
     import os
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
 Direction = Literal["in", "out", "both"]
 # After so many packets the loop gets its turn.
 _BURST = 64
+# Seconds until packets are surely stamped.
+_STAMPING = 0.1
 
 
 class Capture(ObjectReceiveStream[Packet]):
@@ -66,6 +69,7 @@ class Capture(ObjectReceiveStream[Packet]):
         self._unwritten: list[bytes] = []
         self._overrun = 0
         self._open = 0  # taps that are still read
+        self._failure: OSError | None = None  # of writing, which ends the block
         self._more: anyio.Event
         self._tasks: anyio.abc.TaskGroup
 
@@ -95,6 +99,7 @@ class Capture(ObjectReceiveStream[Packet]):
             if self._path is not None:
                 self._file = await anyio.to_thread.run_sync(open, self._path, "wb")
                 self._unwritten = [pcapng.section(), *(pcapng.interface(tap.end, self._snaplen) for tap in self._taps)]
+            await _stamping()
             self._tasks = anyio.create_task_group()
             await self._tasks.__aenter__()
         except BaseException:
@@ -102,19 +107,25 @@ class Capture(ObjectReceiveStream[Packet]):
             raise
         self._open = len(self._taps)
         for number, tap in enumerate(self._taps):
-            self._tasks.start_soon(self._read, number, tap)
+            self._tasks.start_soon(self._read, number, tap, self._links[number // 2])
         if self._file is not None:
             self._tasks.start_soon(self._write)
         return self
 
-    async def __aexit__(
+    async def __aexit__(  # type: ignore[override]  # a failure to write ends the block by a cancellation of its own
         self, kind: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    ) -> bool:
         self._tasks.cancel_scope.cancel()
+        cancelled = isinstance(exc, anyio.get_cancelled_exc_class())
         try:
-            await self._tasks.__aexit__(kind, exc, traceback)
+            # The body's exception leaves the block as it is, not wrapped in a group.
+            swallowed = await self._tasks.__aexit__(*((kind, exc, traceback) if cancelled else (None, None, None)))
         finally:
             await self.aclose()
+        swallowed = cancelled and bool(swallowed)
+        if self._failure is not None and (exc is None or swallowed):
+            raise self._failure
+        return swallowed
 
     async def aclose(self) -> None:
         """Stop, and close what is open; what a file lacks is written also when cancelled."""
@@ -130,16 +141,15 @@ class Capture(ObjectReceiveStream[Packet]):
 
     async def _finish(self, file: BinaryIO) -> None:
         for number, tap in enumerate(self._taps):
-            try:
-                while packets := list(tap.read(_BURST)):
-                    self._take(number, packets)
-            except OSError:
-                pass  # its interface is gone
+            with contextlib.suppress(OSError):  # its interface is gone
+                while self._read_some(number, tap):
+                    pass
         for number, tap in enumerate(self._taps):
             self._unwritten.append(pcapng.statistics(number, time.time_ns(), *tap.count()))
         self._file = None
         try:
-            await anyio.to_thread.run_sync(_write, file, self._unwritten)
+            if self._failure is None:
+                await anyio.to_thread.run_sync(_write, file, self._unwritten)
         finally:
             await anyio.to_thread.run_sync(file.close)
 
@@ -159,18 +169,31 @@ class Capture(ObjectReceiveStream[Packet]):
 
     # -- packets
 
-    async def _read(self, number: int, tap: Tap) -> None:
-        try:
-            while True:
-                await anyio.wait_readable(tap.sock)
-                packets = list(tap.read(_BURST))
-                self._take(number, packets)
-                if len(packets) == _BURST:
-                    await anyio.lowlevel.checkpoint()
-        except (OSError, anyio.ClosedResourceError):
-            pass  # the interface is gone
+    async def _read(self, number: int, tap: Tap, link: Link) -> None:
+        with anyio.CancelScope() as scope:
+            link._on_removal.append(scope.cancel)
+            try:
+                while True:
+                    await anyio.wait_readable(tap.sock)
+                    if self._read_some(number, tap):
+                        await anyio.lowlevel.checkpoint()
+            except (OSError, anyio.ClosedResourceError):
+                pass  # the interface is gone
+            finally:
+                link._on_removal.remove(scope.cancel)
+        if scope.cancelled_caught:  # with the link; the socket would keep the network namespace
+            with contextlib.suppress(OSError):
+                while self._read_some(number, tap):
+                    pass
+            tap.close()
         self._open -= 1
         self._announce()
+
+    def _read_some(self, number: int, tap: Tap) -> bool:
+        """Whether there may be more."""
+        packets = list(tap.read(_BURST))
+        self._take(number, packets)
+        return len(packets) == _BURST
 
     def _take(self, number: int, packets: list[Packet]) -> None:
         for packet in packets:
@@ -195,8 +218,13 @@ class Capture(ObjectReceiveStream[Packet]):
             more = self._more
             if self._unwritten and self._file is not None:
                 blocks, self._unwritten = self._unwritten, []
-                with anyio.CancelScope(shield=True):
-                    await anyio.to_thread.run_sync(_write, self._file, blocks)
+                try:
+                    with anyio.CancelScope(shield=True):
+                        await anyio.to_thread.run_sync(_write, self._file, blocks)
+                except OSError as exc:
+                    self._failure = exc
+                    self._tasks.cancel_scope.cancel()
+                    return
                 await anyio.lowlevel.checkpoint()
             else:
                 await more.wait()
@@ -212,6 +240,16 @@ class Capture(ObjectReceiveStream[Packet]):
                 raise anyio.EndOfStream
             await self._more.wait()
         return self._packets.popleft()
+
+
+async def _stamping() -> None:
+    """Wait until packets are stamped when they come, as far as this host tells."""
+    with contextlib.suppress(OSError), contextlib.closing(StampProbe()) as probe, anyio.move_on_after(_STAMPING):
+        while True:
+            probe.send()
+            await anyio.sleep(0.001)
+            if probe.was_stamped():
+                return
 
 
 def _write(file: BinaryIO, blocks: list[bytes]) -> None:

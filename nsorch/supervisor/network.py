@@ -12,7 +12,7 @@ from nsorch.topology import To
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Collection, Mapping, Sequence
+    from collections.abc import Callable, Collection, Mapping, Sequence
     from ipaddress import IPv4Address, IPv4Interface, IPv4Network, IPv6Address, IPv6Interface, IPv6Network
 
     from nsorch.net.addresses import Segment
@@ -192,6 +192,7 @@ class Link:
         self._state = "planned"
         self._static = False  # its ends know each other's hardware address
         self._busy = 0  # changes of nsorch's own that are under way
+        self._on_removal: list[Callable[[], None]] = []  # of those who use it
 
     def __repr__(self) -> str:
         return f"<Link {self.name} {self._state}>"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import socket
 from typing import TYPE_CHECKING
 
@@ -20,7 +21,7 @@ from nsorch.net.ping import (
 from nsorch.supervisor.turns import in_turns
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+    from collections.abc import AsyncGenerator, Callable, Iterable, Mapping
     from ipaddress import IPv4Address, IPv6Address
 
     from nsorch.supervisor.network import Side
@@ -59,16 +60,17 @@ async def ping_all(
     outcome = Outcome()
     try:
         await _open_sockets(supervisor, probes, sockets)
-        async for chunk, known in _chunks(supervisor, probes):
-            before = len(outcome.rtts)
+        async with contextlib.aclosing(_chunks(supervisor, probes)) as chunks:
+            async for chunk, known in chunks:
+                before = len(outcome.rtts)
 
-            def report(done: int, before: int = before) -> None:
-                if progress is not None:
-                    progress(before + done)
+                def report(done: int, before: int = before) -> None:
+                    if progress is not None:
+                        progress(before + done)
 
-            outcome.extend(await ping_pairs(sockets, chunk, timeout=timeout, attempts=attempts, report=report))
-            if len(chunk) < len(probes):
-                await _forget(supervisor, known, sockets)
+                outcome.extend(await ping_pairs(sockets, chunk, timeout=timeout, attempts=attempts, report=report))
+                if len(chunk) < len(probes):
+                    await _forget(supervisor, known, sockets)
     finally:
         with anyio.CancelScope(shield=True):
             async for sock in in_turns(sockets.values()):
@@ -98,7 +100,7 @@ def _address(supervisor: Supervisor, source: Worker, target: Worker, version: in
 Neighbours = dict["Worker", list[tuple["Side", "IPv4Address | IPv6Address"]]]
 
 
-async def _chunks(supervisor: Supervisor, probes: Probes) -> AsyncIterator[tuple[Probes, Neighbours]]:
+async def _chunks(supervisor: Supervisor, probes: Probes) -> AsyncGenerator[tuple[Probes, Neighbours], None]:
     """Parts of *probes* that fill the neighbour tables by so much, and what they fill it with.
 
     The kernel holds ``gc_thresh3`` neighbours of all network namespaces together, 1,024 by default, and drops none

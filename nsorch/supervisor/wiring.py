@@ -91,6 +91,8 @@ class Wiring:
             if link._state != "planned":
                 bus.publish(events.LinkRemoved(link=link.name, ends=link.ends))
             link._state = "removed"
+            for tell in link._on_removal:
+                tell()
         for name, bridge in self.record.bridges.items():
             bridge._removed = True
             bus.publish(events.BridgeRemoved(bridge=name))
@@ -349,6 +351,8 @@ class Wiring:
                 continue
             was_made, link._state = link._state != "planned", "removed"
             self.record.drop(link)
+            for tell in link._on_removal:
+                tell()
             for side in link._sides:
                 if side.worker is not None and side.worker._devices:
                     self.interfaces.drop_above(side.worker, side.ifname)
