@@ -1,0 +1,202 @@
+"""Known ways out of containers, tried here: each is named by its CVE where it has one."""
+
+from __future__ import annotations
+
+import errno
+import os
+import pathlib
+import subprocess
+import sys
+
+import anyio
+import pytest
+from rootfs_support import make_rootfs
+
+import nsorch
+
+pytestmark = pytest.mark.anyio
+PYTHON = "/usr/bin/python3"  # one that every user can run
+
+
+@pytest.fixture
+def rootfs(tmp_path: pathlib.Path) -> pathlib.Path:
+    return make_rootfs(tmp_path / "rootfs")
+
+
+# Looks at every process of its pid namespace, for as long as it still is a helper that will become a command. Who may
+# open its mem may trace it (PTRACE_MODE_ATTACH); really tracing it would stop the command that it becomes.
+_WATCH = """if True:
+    import os, sys
+    def is_helper(pid):
+        try:
+            with open(f"/proc/{pid}/cmdline", "rb") as file:
+                return b"spawner.stub" in file.read()
+        except OSError:
+            return False
+    def reach(pid):
+        for what in ("exe", "root", "cwd"):
+            try:
+                os.stat(f"/proc/{pid}/{what}")
+                yield what
+            except OSError:
+                pass
+        for what, flags in (("mem", os.O_RDWR), ("environ", os.O_RDONLY), ("maps", os.O_RDONLY)):
+            try:
+                with open(os.open(f"/proc/{pid}/{what}", flags)) as file:
+                    yield what
+            except OSError:
+                pass
+        try:
+            for fd in os.listdir(f"/proc/{pid}/fd"):  # the numbers tell nothing
+                os.stat(f"/proc/{pid}/fd/{fd}")
+                yield "fd"
+        except OSError:
+            pass
+    seen, reached = set(), set()
+    print("ready", flush=True)
+    while not os.path.exists("/dev/shm/stop"):
+        for name in os.listdir("/proc"):
+            if name.isdigit() and int(name) != os.getpid() and is_helper(int(name)):
+                seen.add(int(name))
+                for what in reach(int(name)):
+                    if is_helper(int(name)):
+                        reached.add(what)
+    print(len(seen), *sorted(reached), flush=True)
+"""
+
+
+async def test_nobody_looks_into_what_enters(tmp_path: pathlib.Path) -> None:
+    """CVE-2016-9962: a process of the worker traces, or reads the descriptors of, what ``run`` brings in."""
+    async with nsorch.Supervisor() as sup:
+        worker = await sup.start("w", [PYTHON, "-c", _WATCH], isolation="container", rootfs="/", stdout=subprocess.PIPE)
+        assert worker.stdout is not None
+        assert await worker.stdout.receive() == b"ready\n"
+        for _ in range(15):
+            await worker.run(["true"])
+        await worker.run(["touch", "/dev/shm/stop"])
+        with anyio.fail_after(20):
+            said = await worker.stdout.receive()
+        count, *reached = said.decode().split()
+        assert int(count) >= 2  # the init, and at least one that came in
+        assert not reached
+
+
+@pytest.mark.parametrize("live", [True, False])
+async def test_the_helpers_program_is_not_executed(rootfs: pathlib.Path, live: bool) -> None:
+    """CVE-2019-5736: the command is a link to ``/proc/self/exe``, or a script that has it as its interpreter."""
+    (rootfs / "bin/link").symlink_to("/proc/self/exe")
+    for name, interpreter in (("script", "/proc/self/exe"), ("far", "/bin/script"), ("linked", "/bin/link")):
+        (rootfs / "bin" / name).write_text(f"#!{interpreter}\nprint('reached')\n")
+        (rootfs / "bin" / name).chmod(0o755)
+    async with nsorch.Supervisor() as sup:
+        worker = await sup.start("w", ["sleep", "600"] if live else None, isolation="container", rootfs=rootfs)
+        for name in ("link", "script", "far", "linked"):
+            with pytest.raises(nsorch.NsorchError) as caught:
+                await worker.run([name, "--version"])
+            assert caught.value.errno == errno.ELOOP, name
+        with pytest.raises(nsorch.NsorchError):
+            await worker.run(["/proc/1/exe", "--version"])
+        with pytest.raises(nsorch.NsorchError):
+            await sup.start("other", ["script"], isolation="container", rootfs=rootfs, init=False)
+        (rootfs / "bin/fine").write_text("#!/bin/sh\necho fine $1\n")
+        (rootfs / "bin/fine").chmod(0o755)
+        assert (await worker.run(["fine", "x"])).stdout == b"fine x\n"
+
+
+@pytest.mark.parametrize("live", [True, False])
+async def test_no_descriptor_of_the_host(rootfs: pathlib.Path, live: bool) -> None:
+    """CVE-2024-21626: the working directory is a descriptor of the helper's, that leads out."""
+    async with nsorch.Supervisor() as sup:
+        worker = await sup.start("w", ["sleep", "600"] if live else None, isolation="container", rootfs=rootfs)
+        for number in range(3, 24):
+            (rootfs / "out").unlink(missing_ok=True)
+            (rootfs / "out").symlink_to(f"/proc/self/fd/{number}")
+            for cwd in (f"/proc/self/fd/{number}", f"/proc/self/fd/{number}/../../..", "/out", "/proc/1/cwd"):
+                with pytest.raises(nsorch.NsorchError):
+                    await worker.run(["cat", "etc/shadow"], cwd=cwd)
+        shown = (await worker.run("ls -l /proc/self/fd")).stdout.decode()
+        fds = {line.split()[-3]: line.split()[-1] for line in shown.splitlines() if " -> " in line}
+        assert set(fds) <= {"0", "1", "2", "3"}  # ls has the folder open itself
+        assert fds.get("3", "/proc/").startswith("/proc/")
+        for number in range(24):  # nor a program
+            with pytest.raises(nsorch.NsorchError):
+                await worker.run([f"/proc/self/fd/{number}/bin/sh", "-c", "true"])
+
+
+async def test_a_mask_shows_nothing_else(rootfs: pathlib.Path) -> None:
+    """CVE-2025-31133: ``/dev/null`` is replaced, and what lies there now would be bound over what is to be masked."""
+    async with nsorch.Supervisor() as sup:
+        worker = await sup.start("w", isolation="container", rootfs=rootfs)
+        assert (await worker.run("cat /proc/keys /proc/timer_list")).stdout == b""
+        done = await worker.run("rm /dev/null && ln -s /proc/sys/kernel/core_pattern /dev/null", check=False)
+        if done.returncode:  # it is a mount there, and can't be replaced at all
+            assert os.geteuid()
+            return
+        with pytest.raises(nsorch.SetupError, match="not the null device"):
+            await worker.run(["true"])
+        other = await sup.start("other", isolation="container", rootfs=rootfs)
+        await other.run("rm /dev/null && touch /dev/null")
+        with pytest.raises(nsorch.SetupError, match="not the null device"):
+            await other.run(["true"])
+
+
+async def test_no_console_to_be_replaced(rootfs: pathlib.Path, tmp_path: pathlib.Path) -> None:
+    """CVE-2025-52565: nothing is bound at ``/dev/console``, nor made through ``/dev/pts``."""
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    (rootfs / "dev").symlink_to(outside)
+    async with nsorch.Supervisor() as sup:
+        worker = await sup.start("w", ["sleep", "600"], isolation="container", rootfs=rootfs)
+        assert "console" not in (await worker.run(["ls", "/dev/"])).stdout.decode()
+        assert (await worker.run(["ls", "/dev/pts"])).stdout == b"ptmx\n"
+    assert not list(outside.iterdir())
+
+
+async def test_a_replaced_proc(rootfs: pathlib.Path) -> None:
+    """A worker that may mount puts something else at ``/proc``: what enters it goes by the helper's own."""
+    async with nsorch.Supervisor() as sup:
+        worker = await sup.start("w", ["sleep", "600"], rootfs=rootfs, oom_score_adj=321, no_new_privs=True)
+        await worker.run("mount -t tmpfs none /proc && mkdir -p /proc/self && echo 7 > /proc/self/oom_score_adj")
+        pid = (await worker.run("echo $$")).stdout
+        assert int(pid) > 1
+        async with await worker.popen(["sleep", "600"]) as process:
+            assert pathlib.Path(f"/proc/{process.pid}/oom_score_adj").read_text() == "321\n"
+            assert "NoNewPrivs:\t1" in pathlib.Path(f"/proc/{process.pid}/status").read_text()
+
+
+async def test_the_way_out_of_a_chroot(rootfs: pathlib.Path, tmp_path: pathlib.Path) -> None:
+    """The root is one by pivot_root: above it there is nothing."""
+    (tmp_path / "secret").write_text("secret")
+    async with nsorch.Supervisor() as sup:
+        worker = await sup.start("w", ["sleep", "600"], rootfs=rootfs)
+        await worker.run("mkdir -p /jail/bin")
+        done = await worker.run("cd / && ls ../../../../.. && ls /proc/1/root/ && cat ../../secret", check=False)
+        names = set(done.stdout.decode().split())
+        assert "bin" in names
+        assert "tmp" not in names
+        assert b"secret" not in done.stdout
+
+
+async def test_set_user_id_programs_give_nothing(rootfs: pathlib.Path) -> None:
+    if os.geteuid():
+        pytest.skip("only root can make a set-user-id program of another's")
+    (rootfs / "bin/id").chmod(0o4755)
+    async with nsorch.Supervisor() as sup:
+        plain = await sup.start("plain", ["sleep", "600"], rootfs=rootfs, user="1000:1000")
+        assert b"euid=0" in (await plain.run(["id"])).stdout
+        worker = await sup.start("w", ["sleep", "600"], isolation="container", rootfs=rootfs, user="1000:1000")
+        assert b"euid=0" not in (await worker.run(["id"])).stdout
+
+
+async def test_devices_cannot_be_made(rootfs: pathlib.Path) -> None:
+    """No block device of the host: neither by mknod, nor in a file system that the worker brought."""
+    async with nsorch.Supervisor() as sup:
+        for preset in ("container", "sandbox"):
+            worker = await sup.start(preset, ["sleep", "600"], isolation=preset, rootfs=rootfs)
+            done = await worker.run("mknod /dev/shm/disk b 8 0", check=False)
+            assert done.returncode != 0
+
+
+async def test_interpreter_is_whole() -> None:
+    """After all of these, of course."""
+    assert subprocess.run([sys.executable, "-c", "print(1)"], capture_output=True, check=True).stdout == b"1\n"
