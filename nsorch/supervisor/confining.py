@@ -45,6 +45,7 @@ class Confined:
     :ivar id_maps: of a user namespace of its own
     :ivar env: of its commands, where none is given; None for the application's
     :ivar guarded: what runs in it may be hostile
+    :ivar sysfs: it sees the host's files, but for the ``/sys`` of its network namespace
     """
 
     namespaces: NamespaceSet
@@ -56,6 +57,7 @@ class Confined:
     id_maps: tuple[tuple[IdRange, ...], ...] = _OWN_ID
     env: dict[str, str] | None = None
     guarded: bool = False
+    sysfs: bool = False
     rootless: bool = False
     rootfs: str | Overlay | None = None
     time_offsets: tuple[tuple[str, int, int], ...] = ()
@@ -73,7 +75,7 @@ async def confined_of(spec: WorkerSpec, facts: Facts, *, rootless: bool) -> Conf
     if is_plain(spec):
         namespaces = NamespaceSet.parse(spec.namespaces, passive=spec.command is None)
         if spec.user is None and not isinstance(namespaces.user, New):
-            return Confined(namespaces=namespaces, mapped=facts.ids, rootless=rootless)
+            return Confined(namespaces=namespaces, mapped=facts.ids, rootless=rootless, sysfs=_has_own_sys(namespaces))
         isolation = isolation_of(spec)
     else:
         isolation = isolation_of(spec)
@@ -110,6 +112,7 @@ async def confined_of(spec: WorkerSpec, facts: Facts, *, rootless: bool) -> Conf
         id_maps=id_maps,
         env=_environment() if isolation.keyring else None,
         guarded=isolation.guarded,
+        sysfs=isolation.rootfs is None and _has_own_sys(isolation.namespaces),
         rootless=rootless,
         rootfs=isolation.rootfs,
         time_offsets=tuple((clock, *_split(offset)) for clock, offset in spec.time_offsets.items()),
@@ -253,7 +256,7 @@ def _root(isolation: Isolation, *, rootless: bool, own_user: bool, passive: bool
     if rootfs is None:
         return root
     sysfs = Sysfs.READ_ONLY if isolation.readonly_sys else Sysfs.FRESH
-    if isinstance(namespaces.net, Shared | Host) or (own_user and not isinstance(namespaces.net, New)):
+    if not _has_own_sys(namespaces):
         sysfs = Sysfs.HOST
     overlay = None
     hosts_own = False
@@ -279,6 +282,14 @@ def _root(isolation: Isolation, *, rootless: bool, own_user: bool, passive: bool
         sysfs=sysfs,
         hosts=not hosts_own,
     )
+
+
+def _has_own_sys(namespaces: NamespaceSet) -> bool:
+    """Whether it can mount a ``/sys``: in a mount namespace of its own, that of a network namespace that isn't the
+    host's, nor of a user namespace above its own."""
+    if not isinstance(namespaces.mnt, New) or isinstance(namespaces.net, Shared | Host):
+        return False
+    return isinstance(namespaces.net, New) or not isinstance(namespaces.user, New)
 
 
 def _mount(mount: Mount) -> tuple[object, ...]:

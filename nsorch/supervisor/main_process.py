@@ -149,6 +149,7 @@ class MainProcess:
                     confined.domainname if setup is not None else None,
                     confined.time_offsets,
                     confined.root if setup is not None else b"",
+                    confined.sysfs and setup is not None,
                     confined.id_maps,
                 ),
                 [*(fd for _, fd in joins), *streams.fds],

@@ -264,6 +264,7 @@ class Starter:
                     confined.domainname,
                     confined.time_offsets,
                     confined.root,
+                    confined.sysfs,
                     confined.id_maps,
                 ),
                 [fd for _, fd in joins],

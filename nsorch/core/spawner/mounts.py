@@ -74,6 +74,13 @@ def _part(how: int) -> None:
     mount("", "/proc", "", MS_PRIVATE)
 
 
+def mount_sys() -> None:
+    """On the host's ``/sys``, that of the network namespace. A container that masks parts of its own forbids that, as
+    the kernel sees it in a user namespace: then the host's stays."""
+    with contextlib.suppress(OSError):
+        mount("sysfs", "/sys", "sysfs", _PROC_FLAGS)
+
+
 def mount_home() -> int:
     """Give the spawner its own view: nothing propagates, /proc is its pid namespace's, the hosts file is the lab's.
 

@@ -81,6 +81,7 @@ class Spawn(NamedTuple):
     domainname: str | None = None
     time_offsets: tuple[tuple[str, int, int], ...] = ()  #: clock, seconds, nanoseconds
     root: bytes = b""  #: see :mod:`.rootfs`
+    sysfs: bool = False  #: mount the /sys of its network namespace, where the host allows that
     #: of a new user namespace: (first id inside, first outside, count) of the uids, and of the gids
     id_maps: tuple[tuple[tuple[int, int, int], ...], ...] = (((0, 0, 1),), ((0, 0, 1),))
 

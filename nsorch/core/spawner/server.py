@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 from . import protocol
 from .command import become, identify, pick_streams, resolve, start
 from .confinement import decode, hidden, lent_oom_score, set_oom_score
-from .mounts import make_own
+from .mounts import make_own, mount_sys
 from .nursery import Nursery
 from .pins import Pins
 from .protocol import Command, Event, Kill, Mode, OpenSocket, OpenTun, Own, Spawn
@@ -376,6 +376,8 @@ class Server:
         if request.hostname is not None:
             with stage("hostname"):
                 socket.sethostname(request.hostname)
+        if request.sysfs:
+            mount_sys()
         if request.domainname is not None:
             with stage("domainname"):
                 set_domainname(request.domainname)
