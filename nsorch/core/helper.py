@@ -183,9 +183,9 @@ class Helper:
         self._stopping = False
         self.died = False
 
-    def launch(self, rootless: bool) -> None:
+    def launch(self, rootless: bool, subids: bool | None = None) -> None:
         """Start both, see :func:`nsorch.core.launch.launch`."""
-        launched = self._launched = launch(rootless)
+        launched = self._launched = launch(rootless, subids)
         self._stub = Channel(launched.stub, self._deliver_stub, self._lose)
         self._spawner = Channel(launched.spawner, self._deliver, self._lose)
 

@@ -15,6 +15,7 @@ from nsorch.errors import SetupError, UnsupportedError
 
 from . import descriptors, spawner
 from .spawner import protocol
+from .subids import find_subids
 
 _CAP_SYS_ADMIN = 21
 _SIGNALS = sorted(signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP})
@@ -37,15 +38,18 @@ def may_administer() -> bool:
     return bool(effective >> _CAP_SYS_ADMIN & 1)
 
 
-def launch(rootless: bool) -> Launched:
+def launch(rootless: bool, subids: bool | None = None) -> Launched:
     """Start the stub by posix_spawn, which shares the memory until the exec: a large heap costs nothing. About 1 ms.
 
+    :param subids: see :func:`nsorch.core.subids.find_subids`
     :raises SetupError: it can't be started
+    :raises UnsupportedError: there is no interpreter, or no such ids as *subids* insists on
     """
     if not sys.executable:
         raise UnsupportedError(
             "nsorch needs a Python interpreter to start its helper with, and sys.executable is empty"
         )
+    found = find_subids(subids if rootless else False)
     folder = os.path.dirname(os.path.dirname(os.path.abspath(spawner.__file__)))
     with descriptors.registering:
         opened = [*_pair(), *_pair(), os.pidfd_open(os.getpid())]
@@ -65,7 +69,7 @@ def launch(rootless: bool) -> Launched:
             raise SetupError("start the helper", stage="posix_spawn", errno=exc.errno, detail=sys.executable) from exc
         pidfd = _pidfd(pid)
         stub_socket = _adopt(stub)
-        protocol.send(stub_socket, (rootless,), [own_pidfd, requests_end])
+        protocol.send(stub_socket, (rootless, found.id_maps, found.programs, subids is True), [own_pidfd, requests_end])
     except BaseException:
         descriptors.close((stub, requests))
         raise

@@ -62,18 +62,28 @@ class Supervisor:
 
     :param name: of the lab, for people; in :class:`nsorch.SupervisorStarted`
     :param rootless: work below a user namespace of its own. None: unless this process has CAP_SYS_ADMIN
+    :param subids: without root, map the ids that ``/etc/subuid`` and ``/etc/subgid`` give to the caller, so that there
+        are other users than uid 0. None: where newuidmap and newgidmap can; True: or fail; False: never
     :param grace: seconds from SIGTERM to SIGKILL
     :param history: how many events are kept for replay
     :raises PermissionDeniedError: on entering, where the host forbids it; names the setting
+    :raises UnsupportedError: on entering: *subids* is True, and something is missing
     """
 
     def __init__(
-        self, name: str | None = None, *, rootless: bool | None = None, grace: float = 1.0, history: int = 65536
+        self,
+        name: str | None = None,
+        *,
+        rootless: bool | None = None,
+        subids: bool | None = None,
+        grace: float = 1.0,
+        history: int = 65536,
     ) -> None:
         if grace < 0:
             raise ValueError(f"grace: {grace} is negative")
         self.name = name
         self.grace = grace
+        self._subids = subids
         self.rootless = not may_administer() if rootless is None else rootless
         self._bus = events.Bus(ring=history, log=events.log_event)
         self._helper = Helper()
@@ -103,7 +113,7 @@ class Supervisor:
         self._tasks = anyio.create_task_group()
         await self._tasks.__aenter__()
         try:
-            self._helper.launch(self.rootless)
+            self._helper.launch(self.rootless, self._subids)
             self._tasks.start_soon(self._serve)
             self._facts = await self._helper.ready()
             self._home = home_of(self._facts.descriptors, self.rootless)

@@ -712,6 +712,12 @@ def map_ids(pid: int, id_maps: IdMaps, proc: int, *, deny_setgroups: bool = Fals
         _write(f"{pid}/{name}", "".join("{} {} {}\n".format(*ids) for ids in ranges), proc)
 
 
+def map_gids(pid: int, ranges: tuple[tuple[int, int, int], ...], proc: int) -> None:
+    """The gids alone, as an ordinary user may: without setgroups."""
+    _write(f"{pid}/setgroups", "deny", proc)
+    _write(f"{pid}/gid_map", "".join("{} {} {}\n".format(*ids) for ids in ranges), proc)
+
+
 def _write(path: str, text: str, folder: int) -> None:
     fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC, dir_fd=folder)
     try:

@@ -7,6 +7,7 @@ watches the application and the stub for itself: any of the three may be killed,
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import gc
 import os
@@ -21,7 +22,7 @@ from .command import close_all_but
 from .homing import Namespaces
 from .mounts import mount_home
 from .protocol import Event
-from .server import Home, Server, map_ids
+from .server import Home, IdMaps, Server, map_gids, map_ids
 from .stages import StageError, stage
 from .syscalls import (
     CLONE_NEWIPC,
@@ -43,6 +44,9 @@ class Start(NamedTuple):
     """The application's first message to the stub; then come its pidfd and the spawner's socket."""
 
     rootless: bool
+    id_maps: IdMaps  #: of its user namespace
+    programs: tuple[str, ...]  #: newuidmap and newgidmap, where more than the caller's own ids is mapped
+    insists: bool  #: on all of id_maps; else the caller's own serve where these programs fail
 
 
 def main(stub_fd: int) -> NoReturn:
@@ -63,7 +67,6 @@ def main(stub_fd: int) -> NoReturn:
     null = _above(os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC))
     proc = _above(os.open("/proc", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC))
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    uid, gid = os.geteuid(), os.getegid()
     flags = CLONE_NEWPID | CLONE_NEWNS
     if start.rootless:
         flags |= CLONE_NEWUSER | CLONE_NEWNET | CLONE_NEWUTS | CLONE_NEWIPC
@@ -80,8 +83,7 @@ def main(stub_fd: int) -> NoReturn:
         os.close(spawner_fd)
         theirs.close()
         if start.rootless:
-            with stage("uid map"):
-                map_ids(pid, (((0, uid, 1),), ((0, gid, 1),)), proc, deny_setgroups=True)
+            _map_home(pid, start, proc)
         ours.send(b"mapped")
         protocol.send(application, (Event.READY, 0), [pidfd])
     except StageError as exc:
@@ -100,6 +102,27 @@ def main(stub_fd: int) -> NoReturn:
             while True:
                 os.waitpid(-1, 0)
         os._exit(0)
+
+
+def _map_home(pid: int, start: Start, proc: int) -> None:
+    """Map the ids of the spawner's user namespace: alone, only the caller's own may be."""
+    own = tuple(ranges[:1] for ranges in start.id_maps)
+    if not start.programs:
+        with stage("uid map"):
+            map_ids(pid, own, proc, deny_setgroups=True)
+        return
+    for number, (program, ranges) in enumerate(zip(start.programs, start.id_maps, strict=True)):
+        words = [str(word) for ids in ranges for word in ids]
+        child = os.posix_spawn(program, [program, str(pid), *words], os.environ, setsigmask=())
+        if os.waitpid(child, 0)[1] == 0:
+            continue
+        if start.insists:
+            raise StageError("uid map", errno.EPERM, f"{program} refuses {' '.join(words)}")
+        with stage("uid map"):
+            if number == 0:
+                map_ids(pid, own, proc, deny_setgroups=True)
+                return
+            map_gids(pid, own[1], proc)
 
 
 def _run_spawner(

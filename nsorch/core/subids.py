@@ -1,0 +1,75 @@
+"""The ids that an ordinary user may map besides their own: subuid(5), subgid(5), and the programs that map them."""
+
+from __future__ import annotations
+
+import os
+import pwd
+import shutil
+
+from nsorch.errors import UnsupportedError
+
+#: (first id inside, first outside, count) of the uids, of the gids
+IdMaps = tuple[tuple[tuple[int, int, int], ...], ...]
+_PROGRAMS = ("newuidmap", "newgidmap")
+_FILES = ("/etc/subuid", "/etc/subgid")
+
+
+class SubIds:
+    """What a supervisor without root maps: its caller as 0, and from 1 on the ranges that they were given.
+
+    :ivar id_maps: as the kernel wants them
+    :ivar programs: paths of newuidmap and newgidmap; empty where the caller's own ids are all
+    """
+
+    def __init__(self, id_maps: IdMaps, programs: tuple[str, ...] = ()) -> None:
+        self.id_maps = id_maps
+        self.programs = programs
+
+
+def find_subids(wanted: bool | None) -> SubIds:
+    """Read the files, which are short. Blocks for some 100 µs.
+
+    :param wanted: False: never; None: where all that it takes is there; True: or else the error says what is missing
+    :raises UnsupportedError: it is wanted and not there
+    """
+    own = (os.geteuid(), os.getegid())
+    single = SubIds(tuple(((0, number, 1),) for number in own))
+    if wanted is False:
+        return single
+    path = os.pathsep.join((os.environ.get("PATH", os.defpath), "/usr/bin", "/bin"))
+    programs = tuple(found for name in _PROGRAMS if (found := shutil.which(name, path=path)))
+    ranges = [_ranges(file, own[0]) for file in _FILES]
+    if len(programs) == len(_PROGRAMS) and all(ranges):
+        return SubIds(tuple(_map(number, found) for number, found in zip(own, ranges, strict=True)), programs)
+    if wanted:
+        missing = [name for name in _PROGRAMS if not any(found.endswith(f"/{name}") for found in programs)]
+        missing += [f"a line for the caller in {file}" for file, found in zip(_FILES, ranges, strict=True) if not found]
+        raise UnsupportedError(
+            "map more ids than the caller's own", stage="uid map", detail=f"missing: {', '.join(missing)}"
+        )
+    return single
+
+
+def _ranges(file: str, uid: int) -> list[tuple[int, int]]:
+    try:
+        names = {str(uid), pwd.getpwuid(uid).pw_name}
+    except KeyError:  # newuidmap refuses who has no name
+        return []
+    found = []
+    try:
+        with open(file) as lines:
+            for line in lines:
+                owner, _, rest = line.strip().partition(":")
+                first, _, count = rest.partition(":")
+                if owner in names and first.isdecimal() and count.isdecimal() and int(count):
+                    found.append((int(first), int(count)))
+    except OSError:
+        pass
+    return found
+
+
+def _map(own: int, ranges: list[tuple[int, int]]) -> tuple[tuple[int, int, int], ...]:
+    mapped = [(0, own, 1)]
+    for first, count in ranges:
+        mapped.append((mapped[-1][0] + mapped[-1][2], first, count))
+    return tuple(mapped)
