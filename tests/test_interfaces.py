@@ -4,6 +4,7 @@ these. The others are in test_layer2.py."""
 from __future__ import annotations
 
 import os
+import struct
 
 import anyio
 import pytest
@@ -26,6 +27,8 @@ from nsorch import (
     UnsupportedError,
     Vxlan,
 )
+from nsorch.net.messages import get_link
+from nsorch.net.netlink import Request
 
 pytestmark = pytest.mark.anyio
 
@@ -366,3 +369,36 @@ async def test_cancelled_opening_leaves_nothing() -> None:
                 await worker.open_tun(f"tun{number}")
         assert not worker.interfaces
         assert (await worker.run(["cat", "/proc/net/dev"])).stdout.count(b":") == 1
+
+
+# -- bridges
+
+
+def options_of(sup: nsorch.Supervisor, bridge: str) -> dict[str, int]:
+    """What the kernel says of a bridge."""
+    ifinfmsg = pytest.importorskip("pyroute2.netlink.rtnl.ifinfmsg").ifinfmsg
+    (part,) = sup.bridges[bridge]._parts.all
+    body = sup._wiring.kernel.engine.fabric.ask(Request(get_link(part.index), "look at", bridge))
+    message = ifinfmsg(struct.pack("=IHHII", 16 + len(body), 16, 0, 0, 0) + body)
+    message.decode()
+    return dict(message.get_nested("IFLA_LINKINFO", "IFLA_INFO_DATA")["attrs"])
+
+
+async def test_options_of_bridges() -> None:
+    async with nsorch.Supervisor() as sup:
+        await sup.bridge("plain")
+        await sup.bridge("tree", stp=True, forward_delay="3s", ageing=7.5)
+        await sup.bridge("quick", stp=True, multicast_snooping=True)
+        plain, tree, quick = (options_of(sup, name) for name in ("plain", "tree", "quick"))
+        assert [made["IFLA_BR_STP_STATE"] for made in (plain, tree, quick)] == [0, 1, 1]
+        assert [made["IFLA_BR_FORWARD_DELAY"] for made in (tree, quick)] == [300, 200]
+        assert [made["IFLA_BR_AGEING_TIME"] for made in (plain, tree)] == [30000, 750]
+        assert [made["IFLA_BR_MCAST_SNOOPING"] for made in (plain, tree, quick)] == [0, 0, 1]
+        assert quick["IFLA_BR_MCAST_QUERIER"] == 1
+
+
+async def test_a_port_forwards_once_the_spanning_tree_is_known() -> None:
+    async with nsorch.Supervisor() as sup:
+        await sup.bridge("lan", BOTH, stp=True)
+        a, b = await sup.start("a", links=["lan"]), await sup.start("b", links=["lan"])
+        assert await answers(a, b, b.addresses[0], timeout=15)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from nsorch.errors import NetlinkError
 from nsorch.net import messages
 from nsorch.net.engine import Engine
-from nsorch.net.mac import link_local
+from nsorch.net.mac import link_local as link_local_address
 from nsorch.net.messages import RTM_DELADDR, RTM_DELNEIGH, RTM_NEWADDR, RTM_NEWLINK, RTM_NEWNEIGH
 from nsorch.net.netlink import Netlink, Request
 
@@ -70,7 +70,7 @@ def make(handle: NetnsHandle, plan: InterfacePlan) -> LinkState:
             else:
                 join = messages.set_link(port.index, master=made.index)
                 netlink.execute([Request(join, f"make a port of {plan.ifname}", port.name)])
-        set_up(handle, plan.ifname, plan.addresses, carrier=plan.carrier)
+        set_up(handle, plan.ifname, plan.addresses, carrier=plan.carrier, link_local=plan.link_local)
         return Engine.link_state(netlink, plan.ifname)
     except NetlinkError:
         with contextlib.suppress(NetlinkError):
@@ -84,12 +84,14 @@ def set_up(
     addresses: Iterable[IPInterface],
     *,
     carrier: bool,
+    link_local: bool = True,
     mac: bytes | None = None,
     mtu: int | None = None,
 ) -> None:
     """Set it up, and give it those of *addresses* that it hasn't got.
 
     :param carrier: whether to wait for it
+    :param link_local: with IPv6 addresses it has a link-local one as well
     """
     netlink = Netlink(handle.sock, handle.name)
     if mac is not None or mtu is not None:
@@ -100,8 +102,8 @@ def set_up(
         Request(messages.set_link(state.index, up=True), "set up", name),
     ]
     own = list(addresses)
-    if len(state.mac) == 6 and any(address.version == 6 for address in own):
-        own.append(link_local(state.mac))
+    if link_local and len(state.mac) == 6 and any(address.version == 6 for address in own):
+        own.append(link_local_address(state.mac))
     requests += [
         Request(messages.address(RTM_NEWADDR, state.index, address), f"add {address} to", name) for address in own
     ]

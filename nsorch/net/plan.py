@@ -96,6 +96,7 @@ class InterfacePlan:
     :ivar parent: the interface that it is above
     :ivar ports: interfaces that become ports of it
     :ivar carrier: whether it has any without a program's doing, and is waited for
+    :ivar link_local: whether it has a link-local address with IPv6 ones
     """
 
     ifname: str
@@ -108,6 +109,7 @@ class InterfacePlan:
     mtu: int | None = None
     addresses: tuple[IPInterface, ...] = ()
     carrier: bool = True
+    link_local: bool = True
 
 
 @frozen(kw_only=True)

@@ -44,7 +44,7 @@ class Device:
     described: bool
     addresses: tuple[IPv4Interface | IPv6Interface, ...] = ()
     segment: Segment | None = None
-    state: str = "planned"  # then "up", "removed"
+    state: str = "planned"  # then "made", "up", "removed"
     mac: bytes = b""
     mtu: int | None = None
     public_key: str | None = None
@@ -72,6 +72,16 @@ class Device:
     @property
     def far_workers(self) -> tuple[str, ...]:
         return self.spec.workers if isinstance(self.spec, Vxlan | WireGuard) else ()
+
+    @property
+    def has_carrier(self) -> bool:
+        """Once it is up; else only while a program has it open, or with ports."""
+        return not isinstance(self.spec, Tun) and not (isinstance(self.spec, Bond) and not self.spec.ports)
+
+    @property
+    def has_link_local(self) -> bool:
+        """Not what shares its hardware address, and hears whatever is sent to any of its own addresses."""
+        return not isinstance(self.spec, Ipvlan)
 
     def interface(self) -> Interface:
         return Interface(
@@ -112,7 +122,8 @@ class Device:
             mac=self.wanted_mac(),
             mtu=own_mtu,
             addresses=self.addresses,
-            carrier=not isinstance(spec, Tun) and not (isinstance(spec, Bond) and not spec.ports),
+            carrier=self.has_carrier,
+            link_local=self.has_link_local,
         )
 
 

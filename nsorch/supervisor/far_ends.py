@@ -8,12 +8,15 @@ from typing import TYPE_CHECKING, Any
 
 import anyio
 
+from nsorch import events
+from nsorch.errors import NsorchError
 from nsorch.net import interfaces as net
 from nsorch.net.wireguard import Peer, WireGuardSocket
+from nsorch.supervisor.turns import in_turns
 from nsorch.topology import Tun, Vxlan, WireGuard
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Collection, Iterator
 
     from nsorch.net.addresses import Segment
     from nsorch.supervisor.devices import Device
@@ -31,28 +34,45 @@ class FarEnds:
     def __init__(self, supervisor: Supervisor, wiring: Wiring) -> None:
         self._supervisor = supervisor
         self._wiring = wiring
+        self._tunnels: dict[Device, None] = {}
         self._settling: anyio.Lock | None = None  # made in the loop
 
-    async def settle(self) -> None:
-        """Have each tunnel know what is so now. Shield it."""
-        if self._supervisor._helper.died or not any(self._tunnels()):
+    def note(self, device: Device) -> None:
+        """It is there now."""
+        if isinstance(device.spec, Vxlan | WireGuard):
+            self._tunnels[device] = None
+
+    def forget(self, device: Device) -> None:
+        self._tunnels.pop(device, None)
+
+    async def settle(self, new: Collection[Device]) -> None:
+        """Have each tunnel know what is so now. Shield it.
+
+        :raises NetlinkError: the kernel refused what one of the *new* ones needs; of others there is an event
+        """
+        if self._supervisor._helper.died or not self._tunnels:
             return
         if self._settling is None:
             self._settling = anyio.Lock()
         async with self._settling:
-            for device in list(self._tunnels()):
+            async for device in in_turns(list(self._tunnels)):
                 if device.state != "up":
                     continue  # it went meanwhile
                 wanted = self._remotes(device) if isinstance(device.spec, Vxlan) else self._peers(device)
                 if wanted != device.known:
                     before, device.known = device.known, wanted
-                    await self._tell(device, before)
+                    try:
+                        await self._tell(device, before)
+                    except NsorchError as exc:
+                        if device in new:
+                            raise
+                        self._report(device, exc)
 
-    def _tunnels(self) -> Iterator[Device]:
-        for worker in self._supervisor._workers.values():
-            for device in worker._devices.values():
-                if device.state == "up" and isinstance(device.spec, Vxlan | WireGuard):
-                    yield device
+    def _report(self, device: Device, exc: NsorchError) -> None:
+        operation = f"set the far ends of {device.name}"
+        self._wiring.publish(
+            events.NetError(worker=device.worker.name, operation=operation, errno=exc.errno or 0, detail=str(exc))
+        )
 
     async def _tell(self, device: Device, before: dict[Any, Peer | None]) -> None:
         gone = [key for key in before if key not in device.known]
@@ -94,7 +114,7 @@ class FarEnds:
             if peer.worker is None:
                 assert peer.public_key is not None
                 found[peer.public_key] = _peer(peer, peer.public_key, peer.endpoint, peer.allowed_ips)
-            elif (other := self._other(device, peer.worker)) is not None and other.public_key is not None:
+            elif (other := self._other(device, peer)) is not None and other.public_key is not None:
                 assert isinstance(other.spec, WireGuard)
                 address = self._address(device, peer.worker, None)
                 endpoint = peer.endpoint or (None if address is None else (address, other.spec.port))
@@ -102,14 +122,19 @@ class FarEnds:
                 found[other.public_key] = _peer(peer, other.public_key, endpoint, (*own, *peer.allowed_ips))
         return found
 
-    def _other(self, device: Device, name: str) -> Device | None:
-        """The WireGuard interface of worker *name*: that which names this one's worker, or the first."""
-        worker = self._supervisor._workers.get(name)
+    def _other(self, device: Device, peer: WireGuardPeer) -> Device | None:
+        """The WireGuard interface that is meant by *peer*."""
+        worker = self._supervisor._workers.get(str(peer.worker))
         if worker is None:
             return None
-        theirs = [d for d in worker._devices.values() if isinstance(d.spec, WireGuard) and d.state == "up"]
-        theirs.sort(key=lambda other: device.worker.name not in other.far_workers)
-        return theirs[0] if theirs else None
+        theirs = [
+            other
+            for other in worker._devices.values()
+            if isinstance(other.spec, WireGuard) and other.state == "up" and peer.interface in (None, other.name)
+        ]
+        return min(
+            theirs, key=lambda its: (device.worker.name not in its.far_workers, its.name != device.name), default=None
+        )
 
     def _address(self, device: Device, name: str, version: int | None) -> IPAddress | None:
         """Of worker *name*, nearest to the worker of *device*: on a segment of its own, or the name's first."""

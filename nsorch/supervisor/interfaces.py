@@ -16,18 +16,19 @@ from nsorch.net.wireguard import generate_key
 from nsorch.supervisor.devices import Device
 from nsorch.supervisor.far_ends import FarEnds
 from nsorch.supervisor.planning import netns_key
+from nsorch.supervisor.ports import Ports
 from nsorch.supervisor.routes import device_routes
-from nsorch.supervisor.telling import forget
 from nsorch.supervisor.tun import TunDevice, attach
 from nsorch.supervisor.turns import in_turns
-from nsorch.topology import Bond, Ipvlan, Macvlan, Tun, Vlan, Vrf, WireGuard
+from nsorch.topology import Ipvlan, Macvlan, Tun, Vlan, WireGuard
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Sequence
 
     from nsorch.net.addresses import Segment
     from nsorch.net.engine import NetnsHandle
-    from nsorch.supervisor.network import Interface, Link, Side
+    from nsorch.net.messages import LinkState
+    from nsorch.supervisor.network import Interface
     from nsorch.supervisor.supervisor import Supervisor
     from nsorch.supervisor.wiring import Wiring
     from nsorch.supervisor.worker import Worker
@@ -51,6 +52,7 @@ class Interfaces:
         self._supervisor = supervisor
         self._wiring = wiring
         self._supported: dict[str, bool] = {}
+        self._ports = Ports(wiring, self)
         self.far_ends = FarEnds(supervisor, wiring)
 
     # -- before anything is made
@@ -92,14 +94,14 @@ class Interfaces:
                 self._plan(device, f"workers.{worker.name}.interfaces[{number}]")
 
     def _plan(self, device: Device, where: str) -> None:
-        known = self._names_in(device.netns)
+        known = self._wiring.record.ifnames_of(device.netns)
         for needed in device.spec.needs:
             if needed not in known or needed == device.name:
                 raise TopologyError(f'{where}: the worker has no interface "{needed}"')
-        for port in device.ports:
-            for other in device.worker._devices.values():
-                if other is not device and port in other.ports:
-                    raise TopologyError(f'{where}.ports: "{port}" is a port of "{other.name}" already')
+        others = [d for worker in self._wiring.record.workers_in(device.netns) for d in worker._devices.values()]
+        for other in others:
+            for port in set(other.ports).intersection(device.ports) if other is not device else ():
+                raise TopologyError(f'{where}.ports: "{port}" is a port of "{other.name}" already')
         segment = device.segment = self._segment(device)
         given = device.spec.address
         if segment is None:
@@ -118,30 +120,23 @@ class Interfaces:
             raise
         device.addresses = tuple(reserved)
 
-    def _names_in(self, netns: str) -> set[str]:
-        """All interfaces that are planned or there, of those who share a network namespace."""
-        return self._wiring.record.ifnames_of(netns)
-
     def _segment(self, device: Device) -> Segment | None:
         """The layer-2 segment that it is on, where that is known."""
         if not isinstance(device.spec, Vlan | Macvlan | Ipvlan):
             return None
-        end = self._end(device.worker, device.spec.parent)
+        end = self._wiring.record.end_in(device.netns, device.spec.parent)
         if isinstance(device.spec, Vlan):
             bridge = None if end is None else end[2].bridge
             return None if bridge is None else bridge._vlans.get(device.spec.id)
         if end is not None:
             return end[1].segment
-        below = device.worker._devices.get(device.spec.parent)
+        below = self.find(device.netns, device.spec.parent)
         return None if below is None else below.segment
 
-    def _end(self, worker: Worker, name: str) -> tuple[Link, Side, Side] | None:
-        """The link of *worker* with an end of that name, this end, and the other."""
-        for link in self._wiring.record.links_of.get(worker.name, ()):
-            for side, other in link._both():
-                if side.worker is worker and side.ifname == name:
-                    return link, side, other
-        return None
+    def find(self, netns: str, name: str) -> Device | None:
+        """Of those who share a network namespace."""
+        there = (worker._devices.get(name) for worker in self._wiring.record.workers_in(netns))
+        return next((device for device in there if device is not None), None)
 
     # -- making
 
@@ -164,9 +159,7 @@ class Interfaces:
         device.handed_out = handed_out
         try:
             self._plan(device, where)
-            with anyio.CancelScope(shield=True):
-                await self.make([worker])
-            await anyio.lowlevel.checkpoint()
+            await self.make([worker])
         except BaseException:
             with anyio.CancelScope(shield=True):
                 await self.remove([device])
@@ -174,49 +167,55 @@ class Interfaces:
         return device
 
     async def make(self, workers: Iterable[Worker]) -> None:
-        """Those that are planned, after the links: then the routes through them. Shield it.
+        """Those that are planned, after the links: then the routes through them.
 
         :raises NetlinkError: the kernel refused one; it is undone, those before it stay
         """
-        made = False
+        made: list[Device] = []
         async for worker in in_turns(workers):
             planned = [device for device in worker._devices.values() if device.state == "planned"]
             if planned:
-                made = True
-                async with self._wiring.kernel.handles([worker]) as handles:
-                    for device in planned:
-                        await self._make(device, handles[netns_key(worker)])
-                await self._add_routes(worker, planned)
+                with anyio.CancelScope(shield=True):
+                    async with self._wiring.kernel.handles([worker]) as handles:
+                        for device in planned:
+                            await self._make(device, handles[netns_key(worker)])
+                    await self._add_routes(worker, planned)
+                made += planned
+                await anyio.lowlevel.checkpoint()
         if made:
-            await self._wiring.settle()
+            await self._wiring.settle(made)
 
     async def _make(self, device: Device, handle: NetnsHandle) -> None:
         kernel, worker = self._wiring.kernel, device.worker
-        if isinstance(device.spec, Tun):
-            fd = await attach(self._supervisor, device, index=device.index, persistent=not device.handed_out)
-            if device.handed_out:
-                TunDevice(device, fd, owner=True)
+        async with self._ports.own(device):
+            if isinstance(device.spec, Tun):
+                state = await self._make_tun(device, handle)
             else:
-                await kernel.in_thread(descriptors.close, [fd])
-            set_up = partial(net.set_up, carrier=device.handed_out, mac=device.wanted_mac(), mtu=device.spec.mtu)
-            await kernel.in_thread(set_up, handle, device.name, device.addresses)
-            state = await kernel.in_thread(net.look_at, handle, device.name)
-        else:
-            try:
-                state = await kernel.in_thread(net.make, handle, device.plan(*self.far_ends.underlay(device)))
-            except NetlinkError as exc:
-                await self._release_ports(device, handle)
-                raise _explained(exc, device) from None
-        device.state, device.mac, device.mtu = "up", state.mac, state.mtu
-        if isinstance(device.spec, WireGuard):
-            await self._configure(device, device.spec)
-        if isinstance(device.spec, Vrf):
-            worker._tables.update(dict.fromkeys(device.ports, device.spec.table))
-            await self._restore_ports(device, handle)
-        elif isinstance(device.spec, Bond):
-            await self._strip_ports(device, handle)
+                try:
+                    state = await kernel.in_thread(net.make, handle, device.plan(*self.far_ends.underlay(device)))
+                except NetlinkError as exc:
+                    await self._ports.release(device, handle)
+                    raise _explained(exc, device) from None
+            device.state, device.mac, device.mtu = "made", state.mac, state.mtu
+            if isinstance(device.spec, WireGuard):
+                await self._configure(device, device.spec)
+            await self._ports.take(device, handle)
+        device.state = "up"
+        self.far_ends.note(device)
         self._wiring.names.stale.add(worker.name)
         self._wiring.publish(events.InterfaceCreated(worker=worker.name, interface=device.name, type=device.spec.kind))
+
+    async def _make_tun(self, device: Device, handle: NetnsHandle) -> LinkState:
+        kernel = self._wiring.kernel
+        fd = await attach(self._supervisor, device, index=device.index, persistent=not device.handed_out)
+        device.state = "made"
+        if device.handed_out:
+            TunDevice(device, fd, owner=True)
+        else:
+            await kernel.in_thread(descriptors.close, [fd])
+        set_up = partial(net.set_up, carrier=device.handed_out, mac=device.wanted_mac(), mtu=device.spec.mtu)
+        await kernel.in_thread(set_up, handle, device.name, device.addresses)
+        return await kernel.in_thread(net.look_at, handle, device.name)  # type: ignore[no-any-return]
 
     async def _configure(self, device: Device, spec: WireGuard) -> None:
         key = spec.private_key or generate_key()
@@ -229,56 +228,31 @@ class Interfaces:
         if routes:
             await self._wiring.kernel.in_netns(worker, self._wiring.kernel.engine.add_routes, routes)
 
-    # -- ports
-
-    async def _strip_ports(self, bond: Device, handle: NetnsHandle) -> None:
-        """What is sent to their addresses would find the bond instead."""
-        for port in bond.ports:
-            end, below = self._end(bond.worker, port), bond.worker._devices.get(port)
-            had = end[1].addresses if end is not None else below.addresses if below is not None else ()
-            if end is not None:
-                _, side, other = end
-                if other.bridge is not None:
-                    await forget(self._wiring.kernel, other.bridge, [side], stays=True)
-                if side.segment is not None:
-                    side.segment.release(side.addresses)
-                side.addresses = ()
-            elif below is not None:
-                self._give_back(below)
-            await self._wiring.kernel.in_thread(net.strip, handle, port, had)
-
-    async def _restore_ports(self, device: Device, handle: NetnsHandle) -> None:
-        """The kernel sets ports down and up again, and drops their routes, neighbours and IPv6 addresses."""
-        for port in device.ports:
-            end, below = self._end(device.worker, port), device.worker._devices.get(port)
-            if end is not None:
-                await self._wiring.restore_end(end[0], end[1])
-            elif below is not None:
-                await self._restore(below, handle)
-
-    async def _release_ports(self, device: Device, handle: NetnsHandle) -> None:
-        """It is gone; the kernel has left its ports down, or without their routes."""
-        for port in device.ports:
-            device.worker._tables.pop(port, None)
-            if port in self._names_in(device.netns):
-                await self._wiring.kernel.in_thread(partial(net.set_up, handle, port, (), carrier=False))
-        await self._restore_ports(device, handle)
-
     # -- when what is below comes up again
 
-    async def restore_above(self, worker: Worker, name: str) -> None:
+    async def restore_above(self, netns: str, name: str) -> None:
         """The kernel has set down what is above *name*, too, and dropped routes and IPv6 addresses."""
-        above = [d for d in worker._devices.values() if d.parent == name and d.state == "up"]
-        if above:
-            async with self._wiring.kernel.handles([worker]) as handles:
-                for device in above:
-                    await self._restore(device, handles[netns_key(worker)])
+        for device in self._above(netns, name):
+            if device.state == "up":
+                async with self._wiring.kernel.handles([device.worker]) as handles:
+                    await self.restore(device, handles[netns_key(device.worker)])
 
-    async def _restore(self, device: Device, handle: NetnsHandle) -> None:
-        carrier = not isinstance(device.spec, Tun)
-        await self._wiring.kernel.in_thread(partial(net.set_up, handle, device.name, device.addresses, carrier=carrier))
+    async def restore(self, device: Device, handle: NetnsHandle) -> None:
+        """After it was down for a moment."""
+        set_up = partial(net.set_up, carrier=device.has_carrier, link_local=device.has_link_local)
+        try:
+            await self._wiring.kernel.in_thread(set_up, handle, device.name, device.addresses)
+        except NetlinkError as exc:
+            if exc.errno != errno.ENODEV:
+                raise
+            self._drop(device)  # another program has removed it
+            return
         await self._add_routes(device.worker, [device])
-        await self.restore_above(device.worker, device.name)
+        await self.restore_above(device.netns, device.name)
+
+    def _above(self, netns: str, name: str) -> list[Device]:
+        workers = self._wiring.record.workers_in(netns)
+        return [device for worker in workers for device in worker._devices.values() if device.parent == name]
 
     # -- changing and removing
 
@@ -300,25 +274,29 @@ class Interfaces:
 
     async def remove(self, devices: Iterable[Device]) -> None:
         """With all that is above them. Shield it."""
-        by_worker: dict[Worker, list[Device]] = {}
+        doomed: dict[Worker, list[Device]] = {}
         for device in devices:
-            doomed = by_worker.setdefault(device.worker, [])
-            doomed += [d for d in self._with_above(device) if d not in doomed and d.state != "removed"]
-        for worker, doomed in by_worker.items():
-            for device in doomed:
+            for each in self._with_above(device):
+                if each.state != "removed" and each not in doomed.setdefault(each.worker, []):
+                    doomed[each.worker].append(each)
+        for worker, its in doomed.items():
+            for device in its:
                 await self._close(device)
-            there = [device for device in doomed if device.state == "up"]
+            there = [device for device in its if device.state in ("made", "up")]
             if there and not self._supervisor._helper.died:
                 async with self._wiring.kernel.handles([worker]) as handles:
-                    handle = handles[netns_key(worker)]
-                    await self._wiring.kernel.in_thread(net.delete, handle, [device.name for device in there])
                     for device in there:
-                        if device.ports:
-                            await self._release_ports(device, handle)
-            for device in reversed(doomed):
+                        await self._delete(device, handles[netns_key(worker)])
+            for device in reversed(its):
                 self._drop(device)
-        if by_worker:
+        if doomed:
             await self._wiring.settle()
+
+    async def _delete(self, device: Device, handle: NetnsHandle) -> None:
+        async with self._ports.own(device):
+            await self._wiring.kernel.in_thread(net.delete, handle, [device.name])
+            if device.ports:
+                await self._ports.release(device, handle)
 
     async def _close(self, device: Device) -> None:
         for opened in list(device.opened):
@@ -326,14 +304,13 @@ class Interfaces:
 
     def _with_above(self, device: Device) -> list[Device]:
         found = [device]
-        for other in device.worker._devices.values():
-            if other.parent == device.name:
-                found += self._with_above(other)
+        for other in self._above(device.netns, device.name):
+            found += self._with_above(other)
         return found
 
-    def drop_above(self, worker: Worker, name: str) -> None:
+    def drop_above(self, netns: str, name: str) -> None:
         """The link with the end *name* is gone, and the kernel has removed what was above it."""
-        for device in [device for device in worker._devices.values() if device.parent == name]:
+        for device in self._above(netns, name):
             for other in reversed(self._with_above(device)):
                 self._drop(other)
 
@@ -343,7 +320,7 @@ class Interfaces:
         for device in devices:
             await self._close(device)
         if not dying:
-            await self.remove([device for device in devices if device.state == "up"])
+            await self.remove(devices)
         for device in reversed(devices):
             self._drop(device)
 
@@ -361,18 +338,18 @@ class Interfaces:
             return
         was_up, device.state = device.state == "up", "removed"
         worker = device.worker
-        self._give_back(device)
+        self.give_back(device)
+        self.far_ends.forget(device)
         self._wiring.record.give_ifname_back(device.netns, device.name)
         if worker._devices.get(device.name) is device:
             del worker._devices[device.name]
-        for port in device.ports:
-            worker._tables.pop(port, None)
+        self._ports.forget(device)
         self._wiring.names.stale.add(worker.name)
         if was_up:
             kind = device.spec.kind
             self._wiring.publish(events.InterfaceRemoved(worker=worker.name, interface=device.name, type=kind))
 
-    def _give_back(self, device: Device) -> None:
+    def give_back(self, device: Device) -> None:
         """Its addresses."""
         segment, device.segment = device.segment, None
         if segment is not None:

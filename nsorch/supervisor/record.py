@@ -107,6 +107,21 @@ class Record:
             raise TopologyError("subnet: is needed for more than two workers")
         return Segment(subnet, where)
 
+    def workers_in(self, netns: str) -> Iterator[Worker]:
+        """Those who share a network namespace, by the name of its owner."""
+        for name in (netns, *self._guests.get(netns, ())):
+            if (worker := self._supervisor._workers.get(name)) is not None:
+                yield worker
+
+    def end_in(self, netns: str, name: str) -> tuple[Link, Side, Side] | None:
+        """The link with an end of that name there, this end, and the other."""
+        for worker in self.workers_in(netns):
+            for link in self.links_of.get(worker.name, ()):
+                for side, other in link._both():
+                    if side.worker is worker and side.ifname == name:
+                        return link, side, other
+        return None
+
     def ifnames_of(self, netns: str) -> set[str]:
         """Of all interfaces that are planned or there."""
         return {name for owner, name in self._ifnames if owner == netns}

@@ -98,40 +98,45 @@ class ShortestPaths:
         loopbacks: Loopbacks,
         cost: Callable[[Link, Side], float],
     ) -> None:
-        names = [*topology.bridges, *topology.workers]  # bridges first: what leaves them may cost nothing
+        every = list(dict.fromkeys(link for name in topology.workers for link in links.get(name, ())))
+        # Bridges that are linked are one segment.
+        self._whole = {name: min(names) for names in connected(topology.bridges, topology.trunks()) for name in names}
+        segments = dict.fromkeys(self._node(side) for link in every for side in link._sides if side.worker is None)
+        names = [*segments, *topology.workers]  # segments first: what leaves them may cost nothing
         self._numbers = {name: number for number, name in enumerate(names)}
-        for component in connected(topology.bridges, topology.trunks()):  # bridges that are linked are one segment
-            self._numbers |= dict.fromkeys(component, min(self._numbers[name] for name in component))
         self._loopbacks = loopbacks
         self._packed = {
             version: [b"".join(a.packed for a in loopbacks.get(name, ()) if a.version == version) for name in names]
             for version in (4, 6)
         }
-        self._transit = {
-            self._numbers[name] for name in names if name in topology.bridges or topology.workers[name].forward
-        }
+        self._transit = {self._numbers[name] for name in names if name in segments or topology.workers[name].forward}
         self._hop_limit = _HOP_LIMIT if len(names) > _NEAR else None
         self._links = links
-        every = list(dict.fromkeys(link for name in topology.workers for link in links.get(name, ())))
         costs = {side: cost(link, side) for link in every for side in link._sides}
         whole = whole_costs(costs.values())
         self._costs = {side: whole[value] for side, value in costs.items()}
-        self._on_bridge: dict[int, list[tuple[Side, Side]]] = {}  # ends, and their ports
+        self._on_segment: dict[str, list[tuple[Side, Side]]] = {}  # ends, and their ports
         graphs: dict[int, list[list[tuple[int, int]]]] = {version: [[] for _ in names] for version in (4, 6)}
         for link in every:
             for side, other in link._both():
                 if side.bridge is not None:
-                    self._on_bridge.setdefault(self._number(side), []).append((other, side))
+                    self._on_segment.setdefault(self._node(side), []).append((other, side))
                 for version in _versions(link):
                     graphs[version][self._number(side)].append((self._number(other), self._costs[side]))
         if graphs[4] == graphs[6]:
             graphs[6] = graphs[4]
         self._graphs = graphs
 
+    def _node(self, side: Side) -> str:
+        """The worker, or the segment: a bridge, or a VLAN of one."""
+        if side.worker is not None:
+            return side.worker.name
+        assert side.bridge is not None
+        name = self._whole[side.bridge.name]
+        return name if side.vlans is None else f"{name} {side.vlans.pvid}"
+
     def _number(self, side: Side) -> int:
-        node = side.bridge if side.worker is None else side.worker
-        assert node is not None
-        return self._numbers[node.name]
+        return self._numbers[self._node(side)]
 
     def routes_of(self, name: str) -> tuple[RouteGroup, ...]:
         """A millisecond or two for a network of 754."""
@@ -158,7 +163,7 @@ class ShortestPaths:
             for side, other in link._both():
                 if side.worker is None or side.worker.name != name or version not in _versions(link):
                     continue
-                ends = [(other, None)] if other.bridge is None else self._on_bridge[self._number(other)]
+                ends = [(other, None)] if other.bridge is None else self._on_segment[self._node(other)]
                 for end, port in ends:
                     gateway = _address(end, version)
                     if gateway is not None and end.worker is not side.worker:

@@ -171,9 +171,7 @@ class Starter:
         if not errors:
             try:
                 await self._supervisor._wiring.finish(workers, bridges)
-                with anyio.CancelScope(shield=True):
-                    await self._supervisor._wiring.interfaces.make(workers)
-                await anyio.lowlevel.checkpoint()
+                await self._supervisor._wiring.interfaces.make(workers)
             except Exception as exc:
                 errors.append(exc)
 

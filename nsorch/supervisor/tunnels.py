@@ -21,7 +21,8 @@ if TYPE_CHECKING:
     from nsorch.topology import InterfaceSpec
 
     Addresses = tuple[IPv4Interface | IPv6Interface, ...]
-    Make = Callable[[Worker, str, Addresses, list[str]], InterfaceSpec]
+    Others = dict[str, str]  # the names of their interfaces, by worker
+    Make = Callable[[Worker, str, Addresses, Others], InterfaceSpec]
 
 
 async def wireguard(
@@ -36,8 +37,8 @@ async def wireguard(
 ) -> list[Interface]:
     """See :meth:`Supervisor.wireguard`."""
 
-    def make(worker: Worker, ifname: str, address: Addresses, others: list[str]) -> InterfaceSpec:
-        peers = [WireGuardPeer(worker=other, keepalive=keepalive) for other in others]
+    def make(worker: Worker, ifname: str, address: Addresses, others: Others) -> InterfaceSpec:
+        peers = [WireGuardPeer(worker=other, interface=its, keepalive=keepalive) for other, its in others.items()]
         return WireGuard(ifname, address=address, peers=peers, port=port or _free_port(worker), mtu=mtu)
 
     return await _mesh(supervisor, workers, subnet, name or "wg", make, numbered=name is None)
@@ -55,8 +56,8 @@ async def vxlan(
 ) -> list[Interface]:
     """See :meth:`Supervisor.vxlan`."""
 
-    def make(worker: Worker, ifname: str, address: Addresses, others: list[str]) -> InterfaceSpec:  # noqa: ARG001
-        return Vxlan(ifname, id=id, address=address, remote=others, port=port, mtu=mtu)
+    def make(worker: Worker, ifname: str, address: Addresses, others: Others) -> InterfaceSpec:  # noqa: ARG001
+        return Vxlan(ifname, id=id, address=address, remote=list(others), port=port, mtu=mtu)
 
     return await _mesh(supervisor, workers, subnet, name or f"vxlan{id}", make, numbered=False)
 
@@ -76,12 +77,18 @@ async def _mesh(
     record = supervisor._wiring.record
     segment = record.tunnel_segment(networks(subnet), name, len(chosen))
     made: list[Interface] = []
+
+    def choose(worker: Worker) -> str:
+        there = record.ifnames_in(worker)
+        free = (choice for number in itertools.count() if (choice := f"{name}{number}") not in there)
+        return next(free) if numbered else name
+
+    names = {worker.name: choose(worker) for worker in chosen}
     try:
         for worker in chosen:
-            free = (n for number in itertools.count() if (n := f"{name}{number}") not in record.ifnames_in(worker))
-            ifname = next(free) if numbered else name
-            others = [other.name for other in chosen if other is not worker]
-            made.append(await worker.add_interface(make(worker, ifname, segment.allocate(worker.name), others)))
+            others = {other: its for other, its in names.items() if other != worker.name}
+            spec = make(worker, names[worker.name], segment.allocate(worker.name), others)
+            made.append(await worker.add_interface(spec))
     except BaseException:
         with anyio.CancelScope(shield=True):
             for worker, interface in zip(chosen, made, strict=False):

@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from ipaddress import IPv4Interface, IPv6Interface
 
     from nsorch.core.helper import Facts
+    from nsorch.supervisor.devices import Device
     from nsorch.supervisor.network import Bridge, Link, Side
     from nsorch.supervisor.supervisor import Supervisor
     from nsorch.supervisor.worker import Worker
@@ -269,11 +270,14 @@ class Wiring:
         await self.watcher.hear(workers)
         await self.settle()
 
-    async def settle(self) -> None:
-        """Addresses have changed: have the hosts file, and tunnels between workers, tell of them."""
+    async def settle(self, new: Collection[Device] = ()) -> None:
+        """Addresses have changed: have the hosts file, and tunnels between workers, tell of them.
+
+        :raises NetlinkError: the kernel refused what *new* tunnels need; of others there is an event
+        """
         await self.names.rewrite()
         with anyio.CancelScope(shield=True):
-            await self.interfaces.far_ends.settle()
+            await self.interfaces.far_ends.settle(new)
 
     def _node_plan(
         self, worker: Worker, links: Collection[Link], complete: Container[Worker] | None = None
@@ -354,8 +358,8 @@ class Wiring:
             for tell in link._on_removal:
                 tell()
             for side in link._sides:
-                if side.worker is not None and side.worker._devices:
-                    self.interfaces.drop_above(side.worker, side.ifname)
+                if side.worker is not None:
+                    self.interfaces.drop_above(side.netns, side.ifname)
             self.names.stale.update(side.worker.name for side in link._sides if side.worker is not None)
             if was_made:
                 self._supervisor._bus.publish(events.LinkRemoved(link=link.name, ends=link.ends, by=by))
@@ -423,7 +427,7 @@ class Wiring:
         for side in link._sides:
             if side.worker is not None:
                 await self._restore_routes(link, side, side.worker)
-                await self.interfaces.restore_above(side.worker, side.ifname)
+                await self.interfaces.restore_above(side.netns, side.ifname)
 
     async def restore_end(self, link: Link, side: Side) -> None:
         """One of a link that is up was down for a moment."""

@@ -72,9 +72,10 @@ def _far_ends(name: str, worker: WorkerSpec, topology: Topology) -> Iterator[str
                 yield f'{path}: there is no worker "{other}"'
             elif other == name:
                 yield f'{path}: "{other}" is the worker itself'
-            elif isinstance(interface, WireGuard) and not any(
-                isinstance(its, WireGuard) for its in topology.workers[other].interfaces
-            ):
-                yield f'{path}: "{other}" has no WireGuard interface'
             else:
+                theirs = {its.name for its in topology.workers[other].interfaces if isinstance(its, WireGuard)}
+                wanted = {p.interface or "" for p in getattr(interface, "peers", ()) if p.worker == other} - {""}
+                if isinstance(interface, WireGuard) and not (theirs and wanted <= theirs):
+                    name_of_it = f' "{", ".join(sorted(wanted - theirs))}"' if wanted else ""
+                    yield f'{path}: "{other}" has no WireGuard interface{name_of_it}'
                 yield None

@@ -16,6 +16,7 @@ _PORT = {"type": "integer", "minimum": 1, "maximum": 65535}
 _KEY = {"type": "string", "pattern": "^[A-Za-z0-9+/]{43}=$"}
 _PEER_VALUES: dict[str, Any] = {
     "worker": _TEXT,
+    "interface": {**_IFNAME, "description": "of the worker; the one that fits if not given"},
     "public_key": _KEY,
     "endpoint": {"type": "string", "description": "address:port; a worker's own if not given"},
     "allowed_ips": _ONE_OR_MORE,

@@ -421,7 +421,7 @@ class BridgeSpec:
             raise TopologyError(f"{where}.arp: the kernel's bridges don't answer ARP within VLANs")
         if self.forward_delay is not None and not self.stp:
             raise TopologyError(f"{where}.forward_delay: it is of stp, which is off")
-        if self.gateway is not None and not self.subnet:
+        if self.gateway is not None and not self.subnet and not any(self.vlans.values()):
             raise TopologyError(f"bridges.{self.name}.gateway: a bridge without subnet has no gateway")
 
 

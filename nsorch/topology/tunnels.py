@@ -11,7 +11,7 @@ from typing import Any
 from attrs import Attribute, field, fields, frozen
 
 from nsorch.errors import AddressError, TopologyError
-from nsorch.topology.converters import allowed_networks, one_or_many, valid_name
+from nsorch.topology.converters import allowed_networks, one_or_many, valid_interface_name, valid_name
 from nsorch.topology.interfaces import InterfaceSpec, within
 
 IPAddress = IPv4Address | IPv6Address
@@ -88,6 +88,15 @@ def _worker(value: Any) -> str | None:
         raise TopologyError(*(f"worker: {problem.removeprefix('name: ')}" for problem in exc.problems)) from None
 
 
+def _interface(value: Any) -> str | None:
+    if value is None:
+        return None
+    try:
+        return valid_interface_name(value)
+    except TopologyError as exc:
+        raise TopologyError(*(f"interface: {problem.removeprefix('name: ')}" for problem in exc.problems)) from None
+
+
 def _endpoint(value: Any) -> tuple[IPAddress, int] | None:
     if value is None or isinstance(value, tuple):
         return value
@@ -113,6 +122,7 @@ class WireGuardPeer:
     """Another end of a :class:`WireGuard` tunnel.
 
     :ivar worker: that has a WireGuard interface, now or later: its key, endpoint and addresses are looked up there
+    :ivar interface: its interface; if None, one that has this end's worker as peer, of the same name where it can be
     :ivar public_key: of an end that is no worker's, in Base64
     :ivar endpoint: ``"address:port"`` or ``"[address]:port"``; of a worker, its address nearest to here if None
     :ivar allowed_ips: networks behind it; the addresses of a worker's interface are allowed in any case
@@ -121,6 +131,7 @@ class WireGuardPeer:
     """
 
     worker: str | None = field(default=None, converter=_worker)
+    interface: str | None = field(default=None, converter=_interface)
     public_key: str | None = field(default=None, validator=_key)
     endpoint: tuple[IPAddress, int] | None = field(default=None, converter=_endpoint)
     allowed_ips: tuple[IPv4Network | IPv6Network, ...] = field(default=(), converter=allowed_networks)
@@ -130,6 +141,8 @@ class WireGuardPeer:
     def __attrs_post_init__(self) -> None:
         if (self.worker is None) == (self.public_key is None):
             raise TopologyError("worker: a peer is either a worker or a public_key")
+        if self.interface is not None and self.worker is None:
+            raise TopologyError("interface: only a worker has one")
 
 
 PEER_KEYS = tuple(item.name for item in fields(WireGuardPeer))
@@ -138,8 +151,8 @@ PEER_KEYS = tuple(item.name for item in fields(WireGuardPeer))
 def _peers(value: Any) -> tuple[WireGuardPeer, ...]:
     items = [value] if isinstance(value, Mapping) else one_or_many(value)
     found = tuple(_peer(number, item) for number, item in enumerate(items))
-    names = [peer.worker for peer in found if peer.worker is not None]
-    if len(set(names)) < len(names):
+    ends = [(peer.worker, peer.interface) for peer in found if peer.worker is not None]
+    if len(set(ends)) < len(ends):
         raise TopologyError("peers: a worker is named twice")
     return found
 
