@@ -371,7 +371,9 @@ class Starter:
     async def remove(self, workers: Sequence[Worker]) -> None:
         """Kill, disconnect, let go of the namespaces, and free the names. Shield it."""
         supervisor = self._supervisor
+        workers = list(dict.fromkeys((*supervisor._uplinks.helpers_of(workers), *workers)))
         async for worker in in_turns(workers):
+            supervisor._uplinks.drop(worker)
             worker.kill()
         async for worker in in_turns(workers):
             await worker._ended()

@@ -15,6 +15,7 @@ from nsorch.core.launch import may_administer
 from nsorch.errors import ClosedError, NsorchError, SpawnerDiedError, WorkerExitedError
 from nsorch.supervisor.entry import Home, home_of
 from nsorch.supervisor.starting import Starter
+from nsorch.supervisor.uplinks import Uplinks
 from nsorch.supervisor.wiring import Wiring
 from nsorch.topology import BridgeSpec, WorkerSpec
 
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from nsorch.supervisor.capture import Capture, Direction
     from nsorch.supervisor.deployment import Deployment
     from nsorch.supervisor.network import Bridge, Interface, Link
+    from nsorch.supervisor.uplinks import Method, Uplink
     from nsorch.supervisor.worker import Worker
     from nsorch.topology import (
         Dnsmasq,
@@ -100,6 +102,7 @@ class Supervisor:
         self._orders = itertools.count()
         self._wiring = Wiring(self)
         self._starter = Starter(self)
+        self._uplinks = Uplinks(self)
 
     # -- the block
 
@@ -228,6 +231,7 @@ class Supervisor:
             await anyio.lowlevel.checkpoint()
             workers = sorted(self._workers.values(), key=lambda worker: -worker.order)
             fds = [fd for worker in workers for fd in worker._take_descriptors()]
+            self._uplinks.close()
             self._wiring.close()
             self._helper.close()
             await anyio.to_thread.run_sync(descriptors.close, fds)
@@ -612,6 +616,23 @@ class Supervisor:
         return await ping_all(self, pairs, timeout=timeout, attempts=attempts, version=version, progress=progress)
 
     # -- events
+
+    async def uplink(self, worker: Worker | str, *, name: str = "up0", method: Method | None = None) -> Uplink:
+        """Give *worker* a way to the outside of the lab, through an interface *name*: nothing else has one.
+
+        By ``"pasta"`` (Debian: passt), a process that sends for it by ordinary sockets and runs as worker
+        ``NAME-uplink``, with or without root; or by ``"nat"``, the host's own address translation, which root alone
+        may set, and only where the host forwards already. Both go with the worker or the supervisor, also when these
+        are killed. Cancelled, there is none.
+
+        :param method: None: ``"nat"`` for root where the host forwards, else ``"pasta"``
+        :raises UnsupportedError: pasta isn't installed, or the host doesn't forward; names the package and the sysctl
+        :raises TopologyError: the worker has a default route already
+        :raises NameInUseError: it has such an interface
+        :raises SetupError: pasta failed; says what it said
+        """
+        self._check_running()
+        return await self._uplinks.make(self._worker(worker), name, method)
 
     async def wait_converged(self, timeout: float = 60.0) -> None:
         """Wait until the routing protocols of all workers with :class:`nsorch.Frr` have taken in the links as they are
