@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import anyio
 from attrs import define, field
 
-from nsorch.errors import ClosedError, NsorchError
+from nsorch.errors import NsorchError
 from nsorch.net.plan import Batch
 from nsorch.supervisor.telling import tell
 
@@ -79,7 +79,7 @@ class Orders:
             self._draining = False
             for order in (*orders, *self._orders):
                 if not order.done.is_set():
-                    order.failure = ClosedError("the supervisor has ended")
+                    order.failure = self._kernel.ended()
                     order.done.set()
 
     async def _execute_singly(self, orders: Sequence[Order]) -> None:

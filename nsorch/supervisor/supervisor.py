@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Self
@@ -189,7 +190,8 @@ class Supervisor:
         await anyio.lowlevel.checkpoint()
         while running := [worker for worker in self._workers.values() if worker.pid is not None]:
             for worker in running:
-                await worker.wait()
+                with contextlib.suppress(ClosedError):  # it was removed meanwhile
+                    await worker.wait()
 
     async def _shut_down(self, orderly: bool) -> None:
         with anyio.CancelScope(shield=True):
@@ -227,12 +229,13 @@ class Supervisor:
             for scope in self._scopes:
                 scope.cancel()
             self._serving.cancel()
-            self._helper.died = True
+            self._helper.leave()
             await anyio.lowlevel.checkpoint()
+            # Threads use the descriptors that are closed next: their numbers may be anything then.
+            await self._wiring.close()
             workers = sorted(self._workers.values(), key=lambda worker: -worker.order)
             fds = [fd for worker in workers for fd in worker._take_descriptors()]
             self._uplinks.close()
-            self._wiring.close()
             self._helper.close()
             await anyio.to_thread.run_sync(descriptors.close, fds)
             await self._helper.gone()
@@ -251,14 +254,20 @@ class Supervisor:
                 self._scopes.add(scope)
                 try:
                     await func()
+                except (ClosedError, SpawnerDiedError):
+                    if self._phase == "running" and self._failure is None:
+                        raise
                 finally:
                     self._scopes.discard(scope)
 
         self._tasks.start_soon(run)
 
-    def _check_running(self) -> None:
-        if self._failure is not None and isinstance(self._failure, SpawnerDiedError):
+    def _check_helper(self) -> None:
+        if isinstance(self._failure, SpawnerDiedError):
             raise SpawnerDiedError("the helper process that holds all workers was killed")
+
+    def _check_running(self) -> None:
+        self._check_helper()
         if self._phase != "running":
             raise ClosedError(
                 "the supervisor isn't running yet" if self._phase == "new" else "the supervisor has ended"
