@@ -17,7 +17,7 @@ from .stages import StageError, stage
 from .syscalls import clone3
 
 # What Python ignores: nothing else is, and handlers end with the exec.
-_IGNORED = (int(signal.SIGPIPE), int(signal.SIGXFSZ))
+IGNORED = (int(signal.SIGPIPE), int(signal.SIGXFSZ))
 _AT_FDCWD = -100
 _MOST_INTERPRETERS = 6  # the kernel follows 5 (fs/exec.c)
 _PIDFD_GET_PID_NAMESPACE = 0xFF05  # linux/pidfd.h
@@ -118,7 +118,7 @@ def spawn(command: Command, program: bytes, streams: tuple[int, int, int]) -> in
             file_actions=actions,
             setsid=command.session,
             setsigmask=(),
-            setsigdef=_IGNORED,
+            setsigdef=IGNORED,
         )
 
 
@@ -170,7 +170,7 @@ def become(command: Command, program: bytes, streams: tuple[int, int, int], *kee
     if command.user is not None or command.confinement:
         confine(confinement, command.user)
     close_all_but(0, 1, 2, *keep)
-    for number in _IGNORED:
+    for number in IGNORED:
         signal.signal(number, signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_SETMASK, ())
     if command.guarded:

@@ -21,10 +21,11 @@ import struct
 from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
 from . import protocol
-from .command import become, identify, pick_streams, resolve, start
+from .command import IGNORED, become, enter_directory, environment, identify, pick_streams, resolve, start
 from .confinement import decode, hidden, lent_oom_score, set_oom_score
 from .mounts import make_own, mount_sys
 from .nursery import Nursery
+from .pid1 import Pid1
 from .pins import Pins
 from .protocol import Command, Event, Kill, Mode, OpenSocket, OpenTun, Own, Spawn
 from .reaper import supervise
@@ -38,12 +39,14 @@ from .syscalls import (
     CLONE_NEWTIME,
     CLONE_NEWUSER,
     CLONE_PARENT,
+    MNT_DETACH,
     NS_FILES,
     clone3,
     set_domainname,
     set_dumpable,
     setns,
     signalfd,
+    umount,
     unshare,
 )
 
@@ -103,7 +106,9 @@ class Server:
         requests.setblocking(False)
         self.pins = Pins()
         self._nursery = None
+        self._pid1 = None
         if home.namespaces:
+            self._pid1 = Pid1.prepare()
             self._nursery = Nursery(home.namespaces, self._report, self._begin_init)
 
     def serve(self, *ends: int) -> None:
@@ -261,7 +266,8 @@ class Server:
             if not self._home.namespaces or (request.unshare | _kinds(request.join)) & CLONE_NEWUSER:
                 self._spawn_by_child(request, joined, streams)
             elif self._nursery is not None and _wants_init(request):
-                self._spawn_by_nursery(self._nursery, request, joined, streams)
+                if not self._spawn_below_pid1(request, joined, streams):
+                    self._spawn_by_nursery(self._nursery, request, joined, streams)
             else:
                 self._spawn_from_here(request, joined, streams)
         except StageError as exc:
@@ -304,6 +310,46 @@ class Server:
             self._register(request, pid)
         finally:
             self._return(made | _kinds(request.join))
+
+    def _spawn_below_pid1(self, request: Spawn, joined: Joined, streams: tuple[int, int, int]) -> bool:
+        """False if it takes an init that can do more."""
+        pid1, command = self._pid1, request.command
+        if pid1 is None or not _is_plain(request):
+            return False
+        assert command is not None
+        proc = Own(*request.own).proc
+        try:
+            self._enter(request.unshare, joined)
+            self._prepare(request)
+            if proc == 2:
+                # That of the pid namespace that is gone; ours lies below it.
+                with contextlib.suppress(OSError):
+                    umount("/proc", MNT_DETACH)
+            if not pid1.can_start():
+                return False
+            program = resolve(command)
+            held = self._namespaces(request.hold)
+            try:
+                enter_directory(command)
+                init, pidfd = pid1.start(
+                    request.job,
+                    program,
+                    command.argv,
+                    environment(command),
+                    streams,
+                    IGNORED,
+                    self._home.own_proc,
+                    mount_proc=bool(proc),
+                    session=command.session,
+                )
+            except StageError:
+                _close(held)
+                raise
+            self._register(request, init)
+            self._started(request.job, pidfd, held)
+            return True
+        finally:
+            self._return(request.unshare | _kinds(request.join))
 
     def _spawn_by_nursery(
         self, nursery: Nursery, request: Spawn, joined: Joined, streams: tuple[int, int, int]
@@ -429,6 +475,9 @@ class Server:
                     return
                 # Reapers report before they end, so the report is there; the nursery's children their birth, too.
                 self._read_reports()
+                for number, ended in () if self._pid1 is None else self._pid1.read_ends():
+                    if number in self._jobs:
+                        self._jobs[number].status = ended
                 job = self._by_pid.pop(pid, None)
                 if job is None:
                     if self._nursery is not None and pid == self._nursery.pid:
@@ -645,6 +694,17 @@ def _kinds(joined: tuple[int, ...]) -> int:
 def _wants_init(request: Spawn) -> bool:
     command = request.command
     return command is not None and command.mode == Mode.INIT and bool(request.unshare & CLONE_NEWPID)
+
+
+def _is_plain(request: Spawn) -> bool:
+    """Whether nothing is to be done in the child but to mount /proc."""
+    command, own = request.command, Own(*request.own)
+    return (
+        command is not None
+        and command.user is None
+        and not (command.confinement or command.guarded or request.root or own.cgroup or own.guarded)
+        and own.proc <= 2
+    )
 
 
 def _own_pid(proc: int) -> int:

@@ -1,0 +1,149 @@
+"""The init of a worker: the small one, what it is made of, and the forked one where a command is confined."""
+
+from __future__ import annotations
+
+import os
+import pathlib
+import shutil
+import signal
+import subprocess
+from typing import Any
+
+import anyio
+import pytest
+
+import nsorch
+from nsorch.core.spawner import pid1
+
+SOURCE = pathlib.Path(pid1.__file__).with_suffix(".S")
+SMALL = pid1.assembled(os.uname().machine) is not None
+
+
+@pytest.fixture(params=["small", "forked"])
+def confined(request: pytest.FixtureRequest) -> dict[str, Any]:
+    """Options of a worker that has the one init or the other."""
+    if request.param == "small" and not SMALL:
+        pytest.skip(f"none is assembled for {os.uname().machine}")
+    return {} if request.param == "small" else {"no_new_privs": True}
+
+
+@pytest.mark.skipif(os.uname().machine != "x86_64", reason="assembled for x86-64")
+@pytest.mark.skipif(shutil.which("as") is None or shutil.which("objcopy") is None, reason="no binutils")
+def test_it_is_its_source(tmp_path: pathlib.Path) -> None:
+    made, code = tmp_path / "pid1.o", tmp_path / "pid1.bin"
+    subprocess.run(["as", "-o", made, SOURCE], check=True)
+    subprocess.run(["objcopy", "-O", "binary", "-j", ".text", made, code], check=True)
+    program = pid1.assembled("x86_64")
+    assert program is not None
+    assert program[64 + 2 * 56 :] == code.read_bytes()
+
+
+@pytest.mark.anyio
+async def test_which_one(confined: dict[str, Any]) -> None:
+    async with nsorch.Supervisor() as sup:
+        worker = await sup.start("w", ["sleep", "600"], **confined)
+        found = await worker.run(["sh", "-c", "cat /proc/1/comm; readlink /proc/1/exe; echo $PPID"])
+        name, program, _ = found.stdout.decode().splitlines()
+        assert (name == "nsorch-init") == (not confined)
+        assert program.startswith("/memfd:nsorch-init") == (not confined)
+        done = await worker.run(["sh", "-c", "echo >/proc/1/exe"], check=False)
+        assert done.returncode
+
+
+@pytest.mark.anyio
+async def test_it_is_the_parent_of_process_2(confined: dict[str, Any]) -> None:
+    async with nsorch.Supervisor() as sup:
+        line = "echo $$ $PPID $(ps -o sid= -p $$ 2>/dev/null || echo $$); exec 2>&1; ls -l /proc/1/fd | wc -l"
+        worker = await sup.start("w", ["sh", "-c", line], stdout=subprocess.PIPE, **confined)
+        assert worker.stdout is not None
+        words = (await _all(worker.stdout)).split()
+        assert words[:3] == [b"2", b"1", b"2"]
+        assert (await worker.wait()).code == 0
+
+
+def parent_of(pid: int | None) -> int:
+    with open(f"/proc/{pid}/stat") as file:
+        return int(file.read().rpartition(")")[2].split()[1])
+
+
+async def _all(stream: anyio.abc.ByteReceiveStream) -> bytes:
+    return b"".join([chunk async for chunk in stream])
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize(
+    ("line", "code", "number"),
+    [("exit 0", 0, None), ("exit 143", 143, None), ("kill -TERM $$", None, 15), ("kill -KILL $$", None, 9)],
+)
+async def test_exit(confined: dict[str, Any], line: str, code: int | None, number: int | None) -> None:
+    async with nsorch.Supervisor() as sup:
+        worker = await sup.start("w", ["sh", "-c", line], **confined)
+        how = await worker.wait()
+        assert (how.code, how.signal, how.expected) == (code, number, False)
+
+
+@pytest.mark.anyio
+async def test_signals_reach_the_command(confined: dict[str, Any]) -> None:
+    async with nsorch.Supervisor() as sup:
+        line = 'trap "echo heard; exit 7" USR1; echo ready; while :; do sleep 0.01; done'
+        worker = await sup.start("w", ["sh", "-c", line], stdout=subprocess.PIPE, **confined)
+        assert worker.stdout is not None
+        assert await worker.stdout.receive() == b"ready\n"
+        os.kill(parent_of(worker.pid), signal.SIGUSR1)
+        assert await _all(worker.stdout) == b"heard\n"
+        assert (await worker.wait()).code == 7
+
+
+@pytest.mark.anyio
+async def test_orphans_are_reaped_and_end_with_the_command(confined: dict[str, Any], marker: str) -> None:
+    async with nsorch.Supervisor() as sup:
+        line = f"(sleep {marker} & sleep {marker} & (true & true &)) & read x"
+        worker = await sup.start("w", ["sh", "-c", line], stdin=subprocess.PIPE, **confined)
+        states = "sleep sleep"
+        with anyio.fail_after(5):
+            while await _below(worker) != states.split():
+                await anyio.sleep(0.01)
+        assert worker.stdin is not None
+        await worker.stdin.aclose()
+        assert (await worker.wait()).code is not None
+        assert not await _running(marker)
+
+
+async def _below(worker: nsorch.Worker) -> list[str]:
+    """Names of the children of PID 1 but the command's; those that nobody reaps are among them."""
+    done = await worker.run(
+        ["sh", "-c", "for i in $(cat /proc/1/task/1/children); do cat /proc/$i/comm; done"], check=False
+    )
+    return done.stdout.decode().split()[1:]
+
+
+async def _running(marker: str) -> bool:
+    found = await anyio.run_process(["ps", "ax", "-o", "args"])
+    return f"sleep {marker}" in found.stdout.decode()
+
+
+@pytest.mark.anyio
+async def test_what_fails_is_told(confined: dict[str, Any], tmp_path: pathlib.Path) -> None:
+    os.chmod(tmp_path, 0o755)
+    bad = tmp_path / "bad"
+    bad.write_bytes(b"\0no program")
+    bad.chmod(0o755)
+    async with nsorch.Supervisor() as sup:
+        with pytest.raises(nsorch.SetupError, match="not executable") as failure:
+            await sup.start("w", [str(bad)], cwd="/", **confined)
+        assert failure.value.worker == "w"
+        assert not sup.workers
+        worker = await sup.start("w", ["sleep", "600"], **confined)
+        with pytest.raises(nsorch.SetupError, match="not executable"):
+            await worker.restart([str(bad)])
+
+
+@pytest.mark.anyio
+async def test_restarts_have_a_proc_of_their_own(confined: dict[str, Any]) -> None:
+    async with nsorch.Supervisor() as sup:
+        worker = await sup.start("w", ["sleep", "600"], **confined)
+        for _ in range(3):
+            await worker.restart()
+            done = await worker.run(["cat", "/proc/2/comm"])
+            assert done.stdout == b"sleep\n"
+        assert worker.incarnation == 4
