@@ -146,7 +146,13 @@ async def test_what_can_t_be_is_refused_before_anything_is_made() -> None:
             await sup.start("b", links=["lan"], interfaces=[Macvlan("m", parent="eth1")])
         with pytest.raises(UnsupportedError, match="host's network namespace"):
             await sup.start("b", interfaces=[Tun("t")], namespaces={"net": "host"})
+        with pytest.raises(NetlinkError, match="create interface m"):
+            await sup.start("b", links=["lan"], interfaces=[Macvlan("m", parent="eth0", mtu=9000)])
         assert list(sup.workers) == ["a"]
+        for _ in range(3):
+            with anyio.CancelScope() as scope:
+                scope.cancel()
+                await worker.add_interface(Macvlan("m", parent="eth0"))
         await worker.add_interface(Macvlan("m", parent="eth0"))
         assert str(worker.interfaces["m"].addresses[0].ip) == "10.0.0.2"
         # A link without a name takes the next free one.
@@ -276,6 +282,61 @@ async def test_apply_makes_only_the_difference() -> None:
         assert {"eth0", "mv2", "vx0"} == a.interfaces.keys()
         assert await answers(b, a, "10.7.0.1")
         assert await answers(b, a, a.interfaces["mv2"].addresses[0])
+
+
+@needs_kernel("macvlan")
+async def test_routes_follow_interfaces_that_are_made_again() -> None:
+    def topology(name: str, mtu: int | None, *routes: nsorch.Route) -> nsorch.Topology:
+        made = nsorch.Topology()
+        made.bridge("lan", BOTH, mtu=mtu)
+        interface = Macvlan(name, parent="eth0", address=["10.7.0.1/24", "fd07::1/64"])
+        made.worker("a", links=["lan"], interfaces=[interface], routes=routes)
+        return made
+
+    async with nsorch.Supervisor() as sup:
+        by = nsorch.Route("10.99.0.0/16", via="10.7.0.9")
+        deployment = await sup.deploy(topology("mv0", None, by))
+        worker = sup.workers["a"]
+
+        async def ways() -> list[str]:
+            lines = (await worker.run(["cat", "/proc/net/route"])).stdout.decode().splitlines()
+            return [line.split()[0] for line in lines if line.split()[1] == "0000630A"]
+
+        assert await ways() == ["mv0"]
+        await deployment.apply(topology("mv0", 1400, by))
+        assert await ways() == ["mv0"]
+        await deployment.apply(topology("mv1", 1400, nsorch.Route("10.99.0.0/16", dev="mv1")))
+        assert await ways() == ["mv1"]
+        with pytest.raises(TopologyError, match="on none of its links"):
+            await worker.set_routes([by, nsorch.Route("10.98.0.0/16", via="10.5.5.5")])
+        assert await ways() == ["mv1"]
+
+
+@needs_kernel("macvlan", "nf_tables")
+async def test_nat_by_an_interface() -> None:
+    topology = nsorch.Topology()
+    topology.bridge("home", "10.0.0.0/24", gateway="r")
+    topology.bridge("internet", "203.0.113.0/24")
+    topology.worker(
+        "r",
+        links=["internet", "home"],
+        interfaces=[Macvlan("up0", parent="eth0", address="203.0.113.77")],
+        nat=nsorch.Nat(["eth0", "up0"], forwards=[nsorch.Forward(80, to="a", protocol="udp")]),
+    )
+    for name in "ab":
+        topology.worker(name, links=["home"])
+    topology.worker("x", links=["internet"])
+    async with nsorch.Supervisor() as sup:
+        await sup.deploy(topology)
+        a = sup.workers["a"]
+        async with await a.create_udp_socket(local_host=a.addresses[0].ip, local_port=80) as server:
+            for name in "xb":  # from outside, and from inside by the outside address
+                async with await sup.workers[name].create_connected_udp_socket("203.0.113.77", 80) as client:
+                    await client.send(b"in")
+                    with anyio.fail_after(10):
+                        data, who = await server.receive()
+                        await server.sendto(data + b" and out", *who)
+                        assert await client.receive() == b"in and out"
 
 
 # -- TUN and TAP

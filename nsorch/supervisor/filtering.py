@@ -157,9 +157,10 @@ class Filters:
 
     def _nat(self, worker: Worker, nat: Nat, *, strict: bool) -> NatPlan:
         outside = self.interfaces(worker, nat.outside)
-        sides = [side for side, _ in self._wiring.record.ends_of(worker)]
-        addresses = tuple(address.ip for side in sides if side.ifname in outside for address in side.addresses)
-        inside = [address.network for side in sides if side.ifname not in outside for address in side.addresses]
+        own = [(side.ifname, side.addresses) for side, _ in self._wiring.record.ends_of(worker)]
+        own += [(device.name, device.addresses) for device in worker._devices.values()]
+        addresses = tuple(address.ip for name, its in own if name in outside for address in its)
+        inside = [address.network for name, its in own if name not in outside for address in its]
         forwards: list[ForwardPlan] = []
         for number, forward in enumerate(nat.forwards):
             made = list(self._forward(forward, inside, ipv6=nat.ipv6))
@@ -239,6 +240,8 @@ class Filters:
             bridge = self._wiring.record.bridges.get(end)
             if bridge is not None:
                 yield from bridge.subnets
+                for subnets in bridge.spec.vlans.values():
+                    yield from subnets
                 continue
             try:
                 yield ip_network(end)

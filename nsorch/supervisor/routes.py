@@ -64,11 +64,15 @@ def _routes(worker: Worker, links: Sequence[Link]) -> Iterator[RoutePlan]:
         (side.ifname, side.addresses) for link in links for side in link._sides if side.worker is worker
     ]
     there += [(device.name, device.addresses) for device in worker._devices.values()]
+    # An interface that went with a link that is replaced comes again, with its routes.
+    awaited = any(spec.name not in worker._devices for spec in worker.spec.interfaces)
     for number, route in enumerate(worker.spec.routes):
         if route.dev is None:
             dev = next((name for name, own in there if any(route.via in address.network for address in own)), None)
         else:
             dev = route.dev if any(name == route.dev for name, _ in there) else None
+        if dev is None and awaited:
+            continue
         if dev is None:
             where = f"workers.{worker.name}.routes[{number}]"
             raise TopologyError(f"{where}: {route.dev or route.via} is on none of its links")
