@@ -63,7 +63,6 @@ from nsorch.supervisor.deployment import Deployment
 from nsorch.supervisor.network import Bridge, Interface, Link
 from nsorch.supervisor.supervisor import Supervisor
 from nsorch.supervisor.tun import TunDevice
-from nsorch.supervisor.uplinks import Uplink
 from nsorch.supervisor.worker import Worker
 from nsorch.topology import (
     Bind,
@@ -189,7 +188,6 @@ __all__ = [
     "TunDevice",
     "Unpacked",
     "UnsupportedError",
-    "Uplink",
     "Usage",
     "Vlan",
     "Vrf",

@@ -105,6 +105,17 @@ async def test_more_workers_than_a_kernel_bridge_has_ports() -> None:
         assert len(sup.bridges["lan"]._parts.all) == 2
         assert (await sup.ping_all([("x", "w1099"), ("w1098", "x"), ("x", "w0")])).ok
         await sup.workers["x"].remove()
+        # Moves and hardware addresses, on either of the two and across.
+        await sup.bridge("other", ("10.0.0.0/16", "fd00::/64"))
+        for name, mac in (("w9", "02:00:00:00:00:09"), ("w1090", "02:00:00:00:10:90")):
+            await sup.links[f"{name}:eth0-lan"].set(mac=mac)
+            others = [(name, "w1"), ("w1", name), (name, "w1095"), ("w1095", name), ("w0", name)]
+            assert await questions(sup, "w7:", others) == 0
+            await sup.links[f"{name}:eth0-lan"].set(bridge="other")
+            gone = await sup.ping_all([("w1", name), ("w1095", name)], timeout=0.2, attempts=1)
+            assert len(gone.failed) == 2
+            await sup.links[f"{name}:eth0-other"].set(bridge="lan")
+            assert await questions(sup, "w7:", [(b, a) for a, b in others]) == 0
         await deployment.remove()
         assert not sup.links
 

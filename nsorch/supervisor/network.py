@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+import anyio
 from attrs import define, field, frozen
 
 from nsorch.errors import ClosedError, TopologyError
@@ -116,6 +117,7 @@ class Bridge:
         self._owners: dict[bytes, bytes] = {}  # hardware addresses as they were last, by packed address
         self._answers = spec.arp == "static"
         self._introduced: dict[Side, set[Side]] = {}  # to the gateway
+        self._telling = anyio.Lock()
         self._trunks: dict[Side, Bridge] = {}  # ports of links to other bridges
         self._retired = False
         self._left = 0  # ports that the kernel removes with their workers' network namespaces
@@ -192,6 +194,8 @@ class Link:
         self._state = "planned"
         self._static = False  # its ends know each other's hardware address
         self._busy = 0  # changes of nsorch's own that are under way
+        self._lock: anyio.Lock | None = None  # of these
+        self._leaving = False  # it is removed, or will be next
         self._on_removal: list[Callable[[], None]] = []  # of those who use it
 
     def __repr__(self) -> str:
@@ -230,8 +234,9 @@ class Link:
         )
 
     def _check(self) -> None:
-        if self._state not in ("up", "down"):
-            raise ClosedError(f"the link {self.name} was removed")
+        if self._leaving or self._state not in ("up", "down"):
+            why = "isn't made yet" if self._state == "planned" else "was removed"
+            raise ClosedError(f"the link {self.name} {why}")
 
     async def up(self) -> None:
         """Set it up, and wait for carrier. Cancelled, it is done all the same.
@@ -316,7 +321,12 @@ class Link:
         )
 
     async def remove(self) -> None:
-        """Remove it. Doing it twice is once; cancelled, it is done all the same."""
+        """Remove it. Doing it twice is once; cancelled, it is done all the same.
+
+        :raises ClosedError: it is being made with its workers
+        """
+        if self._state == "planned":
+            self._check()
         await self._wiring.remove_link(self)
 
 

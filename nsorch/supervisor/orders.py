@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 from typing import TYPE_CHECKING, Any
 
 import anyio
 from attrs import define, field
 
-from nsorch.errors import NsorchError
+from nsorch.errors import ClosedError, NsorchError
 from nsorch.net.plan import Batch
 from nsorch.supervisor.telling import tell
 
@@ -79,7 +80,7 @@ class Orders:
             self._draining = False
             for order in (*orders, *self._orders):
                 if not order.done.is_set():
-                    order.failure = self._kernel.ended()
+                    order.failure = ClosedError("the supervisor has ended")
                     order.done.set()
 
     async def _execute_singly(self, orders: Sequence[Order]) -> None:
@@ -112,11 +113,17 @@ class Orders:
             part.made = True
         for part in lower:
             part.up = True
-        for link in (link for order in orders for link in order.links):
+        links = [link for order in orders for link in order.links]
+        gone = [link for link in links if link._leaving]  # somebody has removed them meanwhile
+        for link in [link for link in links if not link._leaving]:
             link._state = "up"
             for side, other in link._both():
                 if other.bridge is not None and side.worker is not None:
                     other.bridge._add_end(side, other)
+        for link in gone:
+            side = next((side for side in link._sides if side.worker is None), link._sides[0])
+            with contextlib.suppress(ClosedError):  # the worker was removed, too
+                await self._kernel.with_handle(side, self._kernel.engine.delete_links, [side.ifname])
         for bridge in rising:
             await self._kernel.in_thread(self._kernel.engine.await_ports, _last_ports(bridge))
             await tell(self._kernel, bridge)

@@ -220,7 +220,7 @@ class Record:
     def _side(self, end: End, segment: Segment, mtu: int | None, where: str, *, free_addresses: bool = True) -> Side:
         """:param free_addresses: of families of which none is given, the next free ones"""
         worker = self._supervisor._workers.get(end.worker)
-        if worker is None:
+        if worker is None or worker._leaving:
             raise TopologyError(f'{where}: there is no worker or bridge "{end.worker}"')
         owner, fresh = self._owner_of_netns(worker)
         if (owner.name, end.name) in self._ifnames:

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import errno
+from typing import TYPE_CHECKING, Any
 
+from nsorch.errors import ClosedError, NetlinkError
 from nsorch.net.messages import RTM_DELNEIGH, RTM_NEWNEIGH
 from nsorch.supervisor.planning import as_neighbour
 from nsorch.supervisor.segments import MANY, news
 from nsorch.supervisor.turns import in_turns
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Sequence
+    from collections.abc import Callable, Collection, Sequence
 
     from nsorch.net.engine import Engine
     from nsorch.supervisor.kernel import Kernel
@@ -23,6 +25,12 @@ _TOLD = 200
 
 async def tell(kernel: Kernel, bridge: Bridge) -> None:
     """Who is new, so that no question for it floods the segment."""
+    # One after the other: what is told of an end isn't true any more when that is forgotten.
+    async with bridge._telling:
+        await _tell(kernel, bridge)
+
+
+async def _tell(kernel: Kernel, bridge: Bridge) -> None:
     ends = bridge._ends
     gateway = next((side for side in ends if side.worker is not None and side.worker.name == bridge.gateway), None)
     # Within VLANs the kernel's bridges don't answer ARP.
@@ -48,9 +56,20 @@ async def _correct(kernel: Kernel, bridge: Bridge, gateway: Side | None) -> None
     stale = [ip async for side in in_turns(new) if side is not gateway for ip in bridge._note_owner(side)]
     if stale:
         known = [side for near in bridge._joined() for side in near._ends]
-        for side in [side for side in known if side not in set(new)]:
-            index = side.index or side.ifname
-            await kernel.with_handle(side, kernel.engine.forget_neighbours, [(index, ip) for ip in stale])
+        fresh = set(new)
+        for side in [side for side in known if side not in fresh]:
+            await _at(kernel, side, kernel.engine.forget_neighbours, [(side.index or side.ifname, ip) for ip in stale])
+
+
+async def _at(kernel: Kernel, side: Side, func: Callable[..., None], *args: Any) -> None:
+    """Call *func* where *side* is, unless it is gone meanwhile, with its worker or without."""
+    try:
+        await kernel.with_handle(side, func, *args)
+    except ClosedError:
+        pass
+    except NetlinkError as exc:
+        if exc.errno != errno.ENODEV:
+            raise
 
 
 def _announce(engine: Engine, part: Part, told: News) -> None:
@@ -68,20 +87,24 @@ async def _introduce(kernel: Kernel, bridge: Bridge, gateway: Side) -> None:
     for start in range(0, len(new), _TOLD):
         some = new[start : start + _TOLD]
         known = [(address.ip, side.mac) for side in some if side.mac is not None for address in side.addresses]
-        await kernel.with_handle(gateway, kernel.engine.tell_neighbours, RTM_NEWNEIGH, index, known)
+        await _at(kernel, gateway, kernel.engine.tell_neighbours, RTM_NEWNEIGH, index, known)
         told.update(some)
-    for side in bridge._ends:
+    for side in list(bridge._ends):
         if side is not gateway and side.gateway != gateway.mac and bridge._serves(side):
             side.gateway = gateway.mac
             known = list(as_neighbour(gateway, side))
-            index = side.index or side.ifname
-            await kernel.with_handle(side, kernel.engine.tell_neighbours, RTM_NEWNEIGH, index, known)
+            await _at(kernel, side, kernel.engine.tell_neighbours, RTM_NEWNEIGH, side.index or side.ifname, known)
 
 
 async def forget(
     kernel: Kernel, bridge: Bridge, gone: Sequence[Side], dying: Collection[str] = (), *, stays: bool = False
 ) -> None:
     """The opposite of :meth:`tell`, when the ends are removed, or change but *stay*."""
+    async with bridge._telling:
+        await _forget(kernel, bridge, gone, dying, stays=stays)
+
+
+async def _forget(kernel: Kernel, bridge: Bridge, gone: Sequence[Side], dying: Collection[str], *, stays: bool) -> None:
     ends = [(side, bridge._ends.pop(side)) for side in gone if side in bridge._ends]
     if bridge._retired:
         return
@@ -104,4 +127,4 @@ async def forget(
         known_addresses = [(a.ip, side.mac) for side in old_ones if side.mac is not None for a in side.addresses]
         if known_addresses and gateway.netns not in dying:
             index = gateway.index or gateway.ifname
-            await kernel.with_handle(gateway, kernel.engine.tell_neighbours, RTM_DELNEIGH, index, known_addresses)
+            await _at(kernel, gateway, kernel.engine.tell_neighbours, RTM_DELNEIGH, index, known_addresses)

@@ -19,16 +19,15 @@ from nsorch import events
 from nsorch.core import descriptors
 from nsorch.core.spawner.protocol import Spawn
 from nsorch.core.spawner.syscalls import CLONE_NEWNET
-from nsorch.errors import NetlinkError
+from nsorch.errors import ClosedError, NetlinkError, NsorchError
 from nsorch.net.messages import parse_link
 from nsorch.net.watch import ADDRESS, LINK, NO_LINK, Enquiry, Listener, parse_address
 from nsorch.supervisor.changing import note_mac, record
 from nsorch.supervisor.planning import netns_key
-from nsorch.supervisor.thread import Thread
 from nsorch.supervisor.turns import in_turns
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Collection, Iterable, Sequence
+    from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterable, Sequence
 
     from nsorch.net.messages import LinkState
     from nsorch.net.plan import IPInterface
@@ -51,7 +50,7 @@ class Watcher:
         self._wiring = wiring
         self._listener: Listener | None = None
         self._enquiry: Enquiry
-        self._thread: Thread | None = None
+        self._thread: anyio.CapacityLimiter
         self._opening: anyio.Lock
         self._reading: anyio.Lock
         self._ids: dict[str, int] = {}  # of the namespaces that are heard, by the worker that owns them
@@ -60,13 +59,10 @@ class Watcher:
         self._overrun = False
 
     def open(self) -> None:
-        self._thread = Thread(self._supervisor._check_running)
+        self._thread = anyio.CapacityLimiter(1)
         self._opening, self._reading = anyio.Lock(), anyio.Lock()
 
-    async def close(self) -> None:
-        """Shield it."""
-        if self._thread is not None:
-            await self._thread.close()
+    def close(self) -> None:
         if self._listener is not None:
             descriptors.close([self._listener.sock.detach(), self._enquiry.sock.detach()])
             self._listener = None
@@ -125,7 +121,7 @@ class Watcher:
         new = []
         async for link in in_turns(links):
             for side in link._sides:
-                if side.netns in self._ids and link._state in ("up", "down"):
+                if side.netns in self._ids and link._state in ("up", "down") and not link._leaving:
                     side.heard = self._ids[side.netns]
                     new.append((link, side))
         if not new or self._listener is None:
@@ -136,7 +132,7 @@ class Watcher:
         for (_, side), state, _ in await self._ask([end for end in new if end[1].index is None]):
             side.index = None if state is None else state.index
         async for link, side in in_turns(new):
-            if side.heard is not None and side.index is not None and link._state in ("up", "down"):
+            if side.heard is not None and side.index is not None and not link._leaving:
                 self._ends[side.heard, side.index] = link, side
 
     def leave(self, links: Iterable[Link]) -> None:
@@ -154,16 +150,24 @@ class Watcher:
 
     @contextlib.asynccontextmanager
     async def own(self, link: Link) -> AsyncIterator[None]:
-        """What happens to *link* meanwhile is nsorch's doing. Cancelled, it is done all the same."""
+        """What happens to *link* meanwhile is nsorch's doing, one thing after the other. Cancelled, it is done all the
+        same.
+
+        :raises ClosedError: it was removed
+        """
+        if link._lock is None:
+            link._lock = anyio.Lock()
         with anyio.CancelScope(shield=True):
-            link._busy += 1
-            try:
-                yield
-            finally:
-                if self._ends_of(link):
-                    await self._read()
-                link._busy -= 1
-                await self._look(self._ends_of(link), own=True)
+            async with link._lock:
+                link._check()  # it may be gone meanwhile
+                link._busy += 1
+                try:
+                    yield
+                finally:
+                    if self._ends_of(link):
+                        await self._read()
+                    link._busy -= 1
+                    await self._look(self._ends_of(link), own=True)
         await anyio.lowlevel.checkpoint()
 
     # -- what others do
@@ -246,10 +250,26 @@ class Watcher:
             if places and self._listener is not None:
                 return await self._in_thread(ask)  # type: ignore[no-any-return]
         except NetlinkError as exc:
-            self._supervisor._bus.publish(
-                events.NetError(operation=exc.operation, errno=exc.errno or 0, detail=exc.detail)
-            )
+            self._tell_failure(exc)
         return []
+
+    def _begin(self, func: Callable[..., Awaitable[None]], *args: Any) -> None:
+        """What a notice asks for, in a task of its own."""
+
+        async def run() -> None:
+            try:
+                await func(*args)
+            except ClosedError:
+                pass  # the worker was removed meanwhile
+            except NsorchError as exc:
+                self._tell_failure(exc)
+
+        self._supervisor._start_soon(run)
+
+    def _tell_failure(self, exc: NsorchError) -> None:
+        self._supervisor._bus.publish(
+            events.NetError(operation=getattr(exc, "operation", "watch"), errno=exc.errno or 0, detail=str(exc))
+        )
 
     def _note_state(self, link: Link, side: Side, state: LinkState) -> None:
         changes: dict[str, str] = {}
@@ -262,14 +282,14 @@ class Watcher:
         if changes:
             record(self._wiring, link, by="kernel", **changes)
         if state.mac != side.mac:
-            self._supervisor._start_soon(partial(self._correct, link, side, state.mac))
+            self._begin(self._correct, link, side, state.mac)
         is_up = state.up and state.carrier  # an end has carrier while the other one is up, too
         if is_up != link.is_up:
             link._state = "up" if is_up else "down"
             kind = events.LinkUp if is_up else events.LinkDown
             self._supervisor._bus.publish(kind(link=link.name, ends=link.ends, by="kernel"))
             if is_up:  # the kernel has dropped IPv6 addresses meanwhile
-                self._supervisor._start_soon(partial(self._look, self._ends_of(link)))
+                self._begin(self._look, self._ends_of(link))
 
     def _note_addresses(self, link: Link, side: Side, known: Collection[IPInterface], *, own: bool = False) -> None:
         """*known* are all that it has. While it is down, the kernel keeps no IPv6 ones; nsorch's own change may have
@@ -290,16 +310,18 @@ class Watcher:
         """Others are to know its new hardware address."""
         if mac != side.mac and link._state in ("up", "down"):
             async with self.own(link):
+                if mac == side.mac:
+                    return
                 await note_mac(self._wiring, link, side, mac)
                 record(self._wiring, link, by="kernel", mac=mac.hex(":"))
 
     def _note_gone(self, link: Link) -> None:
         self.leave([link])
-        self._supervisor._start_soon(partial(self._wiring.remove_links, [link], by="kernel"))
+        self._begin(partial(self._wiring.remove_links, by="kernel"), [link])
 
     def _ends_of(self, link: Link) -> list[tuple[Link, Side]]:
         return [(link, side) for side in link._sides if side.heard is not None]
 
     async def _in_thread(self, func: Callable[..., Any], *args: Any) -> Any:
-        assert self._thread is not None
-        return await self._thread.call(func, *args)
+        with anyio.CancelScope(shield=True):
+            return await anyio.to_thread.run_sync(func, *args, limiter=self._thread)

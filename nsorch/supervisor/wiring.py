@@ -12,7 +12,7 @@ from attrs import evolve
 
 from nsorch import events
 from nsorch.core.spawner.syscalls import CLONE_NEWNET
-from nsorch.errors import TopologyError
+from nsorch.errors import ClosedError, TopologyError
 from nsorch.net.plan import Batch, NodePlan
 from nsorch.supervisor.capture import Capture
 from nsorch.supervisor.filtering import Filters
@@ -60,7 +60,7 @@ class Wiring:
 
     def __init__(self, supervisor: Supervisor) -> None:
         self._supervisor = supervisor
-        self.kernel = Kernel(supervisor._check_running)
+        self.kernel = Kernel()
         self.record = Record(supervisor, self)
         self.routing = Routing(self.kernel)
         self.watcher = Watcher(supervisor, self)
@@ -76,10 +76,9 @@ class Wiring:
         self.names.open(facts.descriptors.get("hosts", -1))
         self.watcher.open()
 
-    async def close(self) -> None:
-        """After what is under way in threads. Shield it."""
-        await self.watcher.close()
-        await self.kernel.close()
+    def close(self) -> None:
+        self.watcher.close()
+        self.kernel.close()
 
     async def _names_changed(self, names: AbstractSet[str]) -> None:
         await self.filters.refresh(names)
@@ -179,6 +178,10 @@ class Wiring:
         self._supervisor._check_running()
         first, second = _ends(a, b)
         spec = LinkSpec(a=first, b=second, subnet=subnet, mtu=mtu, label=label, **emulation)
+        for end in (spec.a, spec.b):
+            if end.worker in self._supervisor._workers:
+                await self._supervisor._workers[end.worker]._settled()
+        self._supervisor._check_running()
         led = {bridge for bridge in self.record.bridges.values() if bridge.gateway is not None}
         link = self.record.plan_link(spec)
         workers = [side.worker for side in link._sides if side.worker is not None]
@@ -250,6 +253,8 @@ class Wiring:
         for bridge in bridges:
             self.announce_bridge(bridge)
         async for link in in_turns(links):
+            if link._state != "up":
+                raise ClosedError(f"the link {link.name} was removed while it was made")
             self.note_interfaces(link)
             ends = link.ends
             bus.publish(events.LinkCreated(link=link.name, ends=ends))
@@ -345,6 +350,22 @@ class Wiring:
             down all of them at once; one by one, each costs tens of milliseconds
         :param by: ``"kernel"``: they are gone already
         """
+        links = [link for link in links if not link._leaving]  # the others are somebody else's
+        for link in links:
+            link._leaving = True
+        try:
+            await self._remove_links(links, dying, by)
+        finally:
+            for link in links:
+                link._leaving = link._state == "removed"
+
+    async def _remove_links(
+        self, links: Sequence[Link], dying: Collection[str], by: Literal["nsorch", "kernel"]
+    ) -> None:
+        for link in links:
+            if link._lock is not None:
+                async with link._lock:  # changes that are under way are ended first
+                    pass
         self.watcher.leave(links)
         made = [link for link in links if link._state in ("up", "down")]
         if made and not self._supervisor._helper.died:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-import signal
 import socket
 import subprocess
 from types import MappingProxyType
@@ -20,7 +19,7 @@ from nsorch.core.process import Process
 from nsorch.core.spawner.protocol import Mode, Spawn
 from nsorch.core.spawner.syscalls import CLONE_NEWCGROUP, CLONE_NEWNET, CLONE_NEWNS, CLONE_NEWPID, NS_FILES
 from nsorch.errors import ClosedError, NsorchError, SetupError, UnsupportedError
-from nsorch.events import State, WorkerRemoved
+from nsorch.events import State, WorkerExited, WorkerReady, WorkerRemoved, WorkerStarted
 from nsorch.supervisor import sockets
 from nsorch.supervisor.changing import set_routes
 from nsorch.supervisor.commands import build_command, encode_environment, open_streams
@@ -66,6 +65,7 @@ class Worker:
         "_indices",
         "_inodes",
         "_interfaces",
+        "_leaving",
         "_main",
         "_netlink",
         "_pins",
@@ -88,6 +88,7 @@ class Worker:
         self._inodes: dict[str, int] = {}
         self._interfaces: dict[str, Link] = {}  # by the name of its end here
         self._main: MainProcess | None = None
+        self._leaving = False  # it is removed next
         self._pins: tuple[str, ...] = ()
         self._devices: dict[str, Device] = {}  # its other interfaces, by name
         self._tables: dict[str, int] = {}  # routing tables of those that are ports of a VRF
@@ -221,8 +222,6 @@ class Worker:
                 raise TimeoutError(f"{self.name}: {command!r} took longer than {timeout} s")
             code = process.returncode
         assert code is not None
-        if code == -signal.SIGKILL:
-            self._supervisor._check_helper()  # with which it was killed
         arguments: Any = command
         if check and code != 0:
             raise subprocess.CalledProcessError(code, arguments, output["stdout"], output["stderr"])
@@ -567,7 +566,6 @@ class Worker:
         if env is not None:
             spec = evolve(spec, env=env)
         await self.stop(grace)
-        self._supervisor._check_running()  # else it would live on while all others end
         self._spec = spec
         await self._supervisor._starter.run_main(self)
         return self
@@ -631,8 +629,10 @@ class Worker:
     async def remove(self) -> None:
         """Kill its process, remove its links, and free its namespaces and its name. Doing it twice is once.
 
-        Cancelled, it is done all the same before the cancellation goes on.
+        While it is being started it waits for that. Cancelled afterwards, it is done all the same before the
+        cancellation goes on.
         """
+        await self._settled()
         with anyio.CancelScope(shield=True):
             await self._supervisor._starter.remove([self])
         await anyio.lowlevel.checkpoint()
@@ -694,8 +694,6 @@ class Worker:
 
     def _removed(self) -> None:
         """It is gone, with all that it held."""
-        if self._state is State.REMOVED:  # by the supervisor's end, while it was being removed
-            return
         self._state = State.REMOVED
         self._supervisor._bus.publish(WorkerRemoved(worker=self.name, incarnation=self.incarnation))
         if self._main is not None:
@@ -706,6 +704,13 @@ class Worker:
         if self._netlink is not None:
             descriptors.close([self._netlink.detach()])
             self._netlink = None
+
+    async def _settled(self) -> None:
+        """Wait while it is being started."""
+        bus = self._supervisor._bus
+        while self._state is State.STARTING:
+            kinds = (WorkerReady, WorkerStarted, WorkerExited, WorkerRemoved)
+            await bus.wait(kinds, worker=self.name, since=bus.seq + 1)
 
     def _take_descriptors(self) -> list[int]:
         self._close_netlink()

@@ -1,0 +1,150 @@
+"""Changes of one lab by many tasks at a time."""
+
+from __future__ import annotations
+
+import collections
+import contextlib
+import random
+
+import anyio
+import pytest
+
+import nsorch
+from nsorch import AddressError, ClosedError, TopologyError
+
+pytestmark = pytest.mark.anyio
+
+BRIDGES = ("s0", "s1", "s2")
+
+
+class Lab:
+    """Random changes; those of somebody else's may have been faster."""
+
+    def __init__(self, sup: nsorch.Supervisor, seed: int) -> None:
+        self.sup = sup
+        self.choose = random.Random(seed)
+        self.count = 0
+
+    async def start(self) -> None:
+        self.count += 1
+        await self.sup.start(f"w{self.count}", links=[self.choose.choice(BRIDGES)], namespaces=["net"])
+
+    async def change(self) -> None:
+        sup, choose = self.sup, self.choose
+        what = choose.choice(
+            ("start", "start", "remove", "link", "unlink", "move", "mac", "address", "down", "mtu", "by")
+        )
+        if what == "start" or not sup.links:
+            await self.start()
+            return
+        link = choose.choice(list(sup.links.values()))
+        name, _, interface = link.ends[0].partition(":")
+        mac = bytes((2, *(choose.randrange(256) for _ in range(5)))).hex(":")
+        if what == "remove":
+            await sup.workers[name].remove()
+        elif what == "link":
+            await sup.link(name, choose.choice(BRIDGES))
+        elif what == "unlink":
+            await link.remove()
+        elif what == "move":
+            await link.set(bridge=choose.choice(BRIDGES))
+        elif what == "mac":
+            await link.set(mac=mac)
+        elif what == "address":
+            await link.set(address=str(sup.bridges[link.ends[1]].subnets[0][choose.randrange(100, 200)]))
+        elif what == "down":
+            await link.down()
+            await link.up()
+        elif what == "mtu":
+            await link.set(mtu=choose.choice((1400, 1500, 2000)))
+        else:
+            by = choose.choice((f"address {mac}", "mtu 1300", "down"))
+            await sup.workers[name].run(["ip", "link", "set", interface, *by.split()], check=False)
+
+
+@pytest.mark.parametrize("arp", ["static", "dynamic"])
+async def test_many_changes_at_a_time(arp: str) -> None:
+    async with nsorch.Supervisor() as sup:
+        lab = Lab(sup, 7)
+        for number, name in enumerate(BRIDGES):
+            await sup.bridge(name, (f"10.{number}.0.0/24", f"fd0{number}::/64"), arp=arp)
+        for _ in range(10):
+            await lab.start()
+
+        async def change() -> None:
+            for _ in range(12):
+                # Somebody else has removed it, or has the address.
+                with contextlib.suppress(ClosedError, TopologyError, AddressError, KeyError):
+                    await lab.change()
+
+        with anyio.fail_after(60):
+            async with anyio.create_task_group() as tasks:
+                for _ in range(8):
+                    tasks.start_soon(change)
+        for link in list(sup.links.values()):
+            await link.up()  # what was set down by others
+        on: dict[str, list[str]] = collections.defaultdict(list)
+        for link in sup.links.values():
+            on[link.ends[1]].append(link.ends[0].partition(":")[0])
+        pairs = [(a, b) for names in on.values() for a in names for b in names if a != b]
+        assert pairs
+        for version in (4, 6):
+            reached = await sup.ping_all(pairs, version=version)
+            assert not reached.failed
+        for bridge in sup.bridges.values():
+            assert len(bridge._ends) == len(on[bridge.name])
+        for worker in list(sup.workers.values()):
+            await worker.remove()
+        assert not sup.links
+        assert all(not bridge._ends and not bridge._segment._owners for bridge in sup.bridges.values())
+        assert not sup._wiring.watcher._ends
+
+
+async def test_linked_and_removed_while_it_starts() -> None:
+    async with nsorch.Supervisor() as sup:
+        await sup.bridge("lan", "10.0.0.0/24")
+        await sup.start("a", links=["lan"])
+        async with sup.events() as events, anyio.create_task_group() as tasks:
+            for number in range(5):
+                tasks.start_soon(lambda name=f"w{number}": sup.start(name, ["sleep", "600"], links=["lan"]))  # type: ignore[misc]
+            while not isinstance(event := await events.receive(), nsorch.WorkerRequested):
+                pass
+            name = str(event.worker)
+            assert sup.workers[name].state is nsorch.State.STARTING
+            link = await sup.link("a", name)  # waits for it
+            assert link.is_up
+        assert (await sup.ping_all()).ok
+        async with sup.events() as events, anyio.create_task_group() as tasks:
+            tasks.start_soon(lambda: sup.start("x", ["sleep", "600"], links=["lan"]))
+            while not isinstance(await events.receive(), nsorch.WorkerRequested):
+                pass
+            (planned,) = [link for link in sup.links.values() if link.ends[0].startswith("x:")]
+            with pytest.raises(ClosedError, match="isn't made yet"):
+                await planned.remove()
+            await sup.workers["x"].remove()
+            assert "x" not in sup.workers
+
+
+async def test_a_bridge_that_is_removed_while_workers_come() -> None:
+    async with nsorch.Supervisor() as sup:
+        for _ in range(10):
+            lan = await sup.bridge("lan", "10.0.0.0/24")
+            async with sup.events() as events:
+
+                async def come() -> None:
+                    specs = [nsorch.WorkerSpec(name=f"w{number}", links=["lan"]) for number in range(60)]
+                    try:
+                        await sup.start_all(specs)
+                    except* (ClosedError, TopologyError, nsorch.NetlinkError):
+                        pass
+
+                with anyio.fail_after(20):
+                    async with anyio.create_task_group() as tasks:
+                        tasks.start_soon(come)
+                        while not isinstance(await events.receive(), nsorch.LinkCreated):
+                            pass
+                        await lan.remove()
+                for worker in list(sup.workers.values()):
+                    await worker.remove()
+                assert not sup.links
+                assert not sup.bridges
