@@ -49,6 +49,37 @@ async def start(n: int, shape: str) -> dict[str, float]:
     return {"seconds": seconds}
 
 
+_SEVEN = ["user", "net", "mnt", "uts", "ipc", "pid", "cgroup"]
+
+
+def _isolated(name: str, rootfs: str) -> nsorch.WorkerSpec:
+    return nsorch.WorkerSpec(name=name, command=["/bin/true"], namespaces=_SEVEN, rootfs=rootfs, init=False)
+
+
+async def isolated(n: int, rootfs: str) -> dict[str, float]:
+    """Medians (seconds) of *n* starts one after the other: until the exec is confirmed, and until the end is known."""
+    started, ended = [], []
+    async with nsorch.Supervisor() as sup:
+        for number in range(n):
+            begin = time.perf_counter()
+            (worker,) = await sup.start_all([_isolated(f"w{number}", rootfs)])
+            started.append(time.perf_counter() - begin)
+            await worker.wait()
+            ended.append(time.perf_counter() - begin)
+            await worker.remove()
+    return {"started": statistics.median(started), "ended": statistics.median(ended)}
+
+
+async def isolated_together(n: int, rootfs: str) -> dict[str, float]:
+    """How many a second, of *n* started at once, until the last has ended."""
+    specs = [_isolated(f"w{number}", rootfs) for number in range(n)]
+    async with nsorch.Supervisor() as sup:
+        begin = time.perf_counter()
+        for worker in await sup.start_all(specs):
+            await worker.wait()
+        return {"rate": n / (time.perf_counter() - begin)}
+
+
 async def tick_during_start(n: int, shape: str) -> dict[str, float]:
     """Lateness (seconds) of a 1 ms ticker in the same loop."""
     specs = _specs(n, shape)
@@ -310,6 +341,8 @@ _JOBS: dict[str, Callable[..., Awaitable[dict[str, float]]]] = {
     job.__name__: job
     for job in (
         start,
+        isolated,
+        isolated_together,
         tick_during_start,
         tick_beside,
         passive_memory,

@@ -13,6 +13,7 @@ from attrs import frozen
 
 from . import jobs
 from .figure import Figure, Limit
+from .isolation import isolation_row
 from .jobs import measure
 from .networks import ROUTERS
 from .peers import peers
@@ -440,4 +441,5 @@ ROWS: dict[int, Callable[[Setting], Iterator[Figure]]] = {
     14: partial(star_row, _STARS[2]),
     15: connection_row,
     16: peer_row,
+    18: isolation_row,
 }
