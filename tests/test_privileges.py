@@ -339,6 +339,7 @@ async def test_cgroup_namespace() -> None:
         assert all(line.endswith(":/") for line in lines)
         link = (await worker.run(["readlink", "/proc/self/ns/cgroup"])).stdout.decode().strip()
         assert link == os.readlink(f"/proc/{worker.pid}/ns/cgroup") != os.readlink("/proc/self/ns/cgroup")
+        assert link == f"cgroup:[{worker.namespaces['cgroup']}]"
         passive = await sup.start("passive", cgroup_namespace=True)
         lines = (await passive.run(["cat", "/proc/self/cgroup"])).stdout.decode().splitlines()
         assert all(line.endswith(":/") for line in lines)

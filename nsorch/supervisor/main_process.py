@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -293,6 +294,9 @@ class MainProcess:
     def _started(self, job: Job) -> None:
         worker = self._worker
         assert worker._entry is not None
+        if worker._entry.make & CLONE_NEWCGROUP:
+            with contextlib.suppress(OSError):  # it has ended
+                worker._inodes["cgroup"] = os.stat(f"/proc/{job.pid}/ns/cgroup").st_ino
         if worker._entry.make & CLONE_NEWPID and job.pid_namespace:
             worker._inodes["pid"] = job.pid_namespace
         worker._state = State.STOPPING if self._stopping else State.RUNNING
@@ -314,7 +318,8 @@ class MainProcess:
                 usage=Usage(user_time=job.exit.user_time, system_time=job.exit.system_time, max_rss=job.exit.max_rss),
             )
             worker._state = State.EXITED
-            worker._inodes.pop("pid", None)
+            for kind in ("pid", "cgroup"):
+                worker._inodes.pop(kind, None)
             self._publish(events.WorkerExited(worker=worker.name, incarnation=self.incarnation, exit=self.exit))
             if worker.spec.critical and not self._stopping:
                 self._supervisor._critical_exit(worker, self.exit)

@@ -125,7 +125,7 @@ def become_user(user: User) -> None:
             os.setgroups(groups)
         except PermissionError:
             # Denied in a user namespace that maps the caller's own id alone: its groups stay, and can't be told apart.
-            if groups:
+            if set(groups) - {gid}:
                 raise
         os.setresgid(gid, gid, gid)
         os.setresuid(uid, uid, uid)

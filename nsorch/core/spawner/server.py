@@ -92,6 +92,15 @@ class _Job:
         self.held = []
 
 
+class _Birth(NamedTuple):
+    """A child that does its own set-up, while others are served."""
+
+    told: socket.socket  #: by the child; its end of file is the exec, or the end of the set-up
+    job: int
+    pid: int
+    started: tuple[int, ...]  #: what STARTED says, and the pidfd; where that is for us to say
+
+
 class Server:
     def __init__(self, requests: socket.socket, home: Home) -> None:
         self._requests = requests
@@ -105,6 +114,8 @@ class Server:
         self._reports.setblocking(False)
         requests.setblocking(False)
         self.pins = Pins()
+        self._poll = select.poll()
+        self._births: dict[int, _Birth] = {}  # by descriptor
         self._nursery = None
         self._pid1 = None
         if home.namespaces:
@@ -114,7 +125,7 @@ class Server:
     def serve(self, *ends: int) -> None:
         """Serve, all signals blocked, until the application closes its end or one of *ends* becomes readable."""
         died = signalfd(signal.SIGCHLD)
-        poll = select.poll()
+        poll = self._poll
         for fd in (died, self._reports.fileno(), *ends):
             poll.register(fd, select.POLLIN)
         poll.register(self._requests, select.POLLIN)
@@ -133,7 +144,9 @@ class Server:
                 elif fd == self._requests.fileno():
                     if not self._read_requests():
                         return
-                else:
+                elif fd in self._births:
+                    self._hear_birth(fd)
+                elif fd in ends:
                     return
 
     # -- requests
@@ -478,6 +491,7 @@ class Server:
                 for number, ended in () if self._pid1 is None else self._pid1.read_ends():
                     if number in self._jobs:
                         self._jobs[number].status = ended
+                self._hear_births(pid=pid)
                 job = self._by_pid.pop(pid, None)
                 if job is None:
                     if self._nursery is not None and pid == self._nursery.pid:
@@ -503,6 +517,7 @@ class Server:
             if event == Event.BORNE:
                 self._bear_out(self._jobs[number], values[0])
             elif event == Event.STARTED:
+                self._hear_births(job=number)
                 started = self._jobs[number]
                 self._answer((Event.STARTED, number, *values), [*fds, *started.held])
                 started.held = []
@@ -530,30 +545,73 @@ class Server:
         child behind as its sibling: its parent is who reaps it.
         """
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        if self._home.namespaces and CLONE_NEWUSER not in request.join:
+            with theirs:
+                try:
+                    self._enter(0, joined)
+                    child = self._clone(request, streams, ours, theirs)
+                except BaseException:
+                    ours.close()
+                    raise
+                finally:
+                    self._return(_kinds(request.join))
+            self._await_birth(request, child, ours)
+            return
         with ours:
             with theirs:
-                if self._home.namespaces and CLONE_NEWUSER not in request.join:
-                    try:
-                        self._enter(0, joined)
-                        child = self._clone(request, streams, ours, theirs)
-                    finally:
-                        self._return(_kinds(request.join))
-                    between = 0
-                else:
-                    child = 0
-                    between, _ = clone3(0)
-                    if between == 0:
-                        self._step_between(request, joined, streams, ours, theirs)
+                between, _ = clone3(0)
+                if between == 0:
+                    self._step_between(request, joined, streams, ours, theirs)
             try:
-                self._hear_child(request, child, ours)
+                self._hear_child(request, ours)
             finally:
-                if between:
-                    os.waitpid(between, 0)
+                os.waitpid(between, 0)
 
-    def _hear_child(self, request: Spawn, child: int, ours: socket.socket) -> None:
+    def _await_birth(self, request: Spawn, child: int, told: socket.socket) -> None:
+        """Go on with other requests: what the child has to say is heard from the loop."""
+        started: tuple[int, ...] = ()
+        self._register_if_command(request, child)
+        if request.command is not None and request.command.mode == Mode.EXEC:
+            # Now, because it may have ended and be reaped when its exec is heard of.
+            pidfd = os.pidfd_open(child)
+            started = (*identify(pidfd, self._home.proc), pidfd)
+        told.setblocking(False)
+        self._births[told.fileno()] = _Birth(told, request.job, child, started)
+        self._poll.register(told, select.POLLIN)
+
+    def _hear_birth(self, fd: int) -> None:
+        birth = self._births[fd]
+        while True:
+            try:
+                received = protocol.receive(birth.told)
+            except BlockingIOError:
+                return
+            if received is None:
+                break
+            (event, *values), fds = received
+            if event == Event.FAILED:
+                self._jobs.pop(birth.job, None)
+                self._fail(birth.job, StageError(*values))
+                _close(list(birth.started[-1:]))
+                birth = birth._replace(started=())
+                break
+            self._answer((event, birth.job), fds)
+        del self._births[fd]
+        self._poll.unregister(fd)
+        birth.told.close()
+        if birth.started:
+            *facts, pidfd = birth.started
+            self._answer((Event.STARTED, birth.job, *facts), [pidfd])
+
+    def _hear_births(self, pid: int = 0, job: int = 0) -> None:
+        """What those of the child *pid*, or of *job*, had to say before something else is told of them."""
+        for fd, birth in list(self._births.items()):
+            if birth.pid == pid or birth.job == job:
+                self._hear_birth(fd)
+
+    def _hear_child(self, request: Spawn, ours: socket.socket) -> None:
         """Until the end of file: the exec, the set-up's end, or a death that the reaping will report."""
-        if child:
-            self._register_if_command(request, child)
+        child = 0
         while (received := protocol.receive(ours)) is not None:
             (event, *values), fds = received
             if event == "child":
