@@ -125,6 +125,13 @@ def test_files_give_back_what_they_were_written_from(tmp_path: object) -> None:
         (lambda: nsorch.BridgeSpec(name="b", stp="yes"), "stp: 'yes' is neither true nor false"),
         (lambda: nsorch.WorkerSpec(name="w", interfaces=[Dummy("d"), Dummy("d")]), 'name: "d" is used twice'),
         (lambda: nsorch.WorkerSpec(name="w", interfaces=["d"]), "is not an interface such as"),
+        (lambda: nsorch.WorkerSpec(name="w", interfaces="d"), "is not an interface such as"),
+        (lambda: nsorch.WorkerSpec(name="w", interfaces=[{"kind": "x"}]), r'interfaces\[0\].kind: "x" is none of'),
+        (lambda: nsorch.WorkerSpec(name="w", interfaces={"kind": "vlan", "x": 1}), r"interfaces\[0\].x: unknown key"),
+        (
+            lambda: nsorch.WorkerSpec(name="w", interfaces={"kind": "vrf", "name": "r", "table": 0}),
+            r"interfaces\[0\]\.table: 0 is not",
+        ),
         (
             lambda: nsorch.WorkerSpec(name="w", interfaces=[Vlan("v", parent="d", id=1), Dummy("d")]),
             '"d" must stand before "v"',
@@ -144,6 +151,13 @@ def test_files_give_back_what_they_were_written_from(tmp_path: object) -> None:
 def test_bad_values_are_refused(spec: object, problem: str) -> None:
     with pytest.raises((TopologyError, AddressError), match=problem):
         spec()  # type: ignore[operator]
+
+
+def test_mappings_are_read_as_files_are() -> None:
+    spec = nsorch.WorkerSpec(name="w", interfaces=[{"kind": "dummy", "name": "d", "address": "10.9.0.1"}])
+    assert spec.interfaces == (Dummy("d", address="10.9.0.1/32"),)
+    assert hash(spec.interfaces) == hash((Dummy("d", address="10.9.0.1"),))
+    assert len({nsorch.BridgeSpec(name="b", vlan_aware=True, vlans={1: "10.0.0.0/24"})}) == 1
 
 
 def test_all_errors_of_a_file_at_once() -> None:

@@ -463,3 +463,50 @@ async def test_a_port_forwards_once_the_spanning_tree_is_known() -> None:
         await sup.bridge("lan", BOTH, stp=True)
         a, b = await sup.start("a", links=["lan"]), await sup.start("b", links=["lan"])
         assert await answers(a, b, b.addresses[0], timeout=15)
+
+
+@needs_kernel("macvlan")
+async def test_workers_that_share_a_network_namespace() -> None:
+    async with nsorch.Supervisor() as sup:
+        lan = await sup.bridge("lan", BOTH)
+        host = await sup.start("host", links=[lan])
+        guest = await sup.start("guest", namespaces={"net": host})
+        other = await sup.start("other", links=[lan])
+        made = await guest.add_interface({"kind": "macvlan", "name": "m", "parent": "eth0"})
+        for address in made.addresses:
+            assert await answers(other, guest, address)
+        with pytest.raises(NameInUseError):
+            await host.add_interface(Macvlan("m", parent="eth0"))
+        link = sup.links["host:eth0-lan"]
+        await link.down()
+        await link.up()
+        for address in made.addresses:
+            assert await answers(other, guest, address)
+        await guest.remove()
+        assert b"m:" not in (await host.run(["cat", "/proc/net/dev"])).stdout
+        again = await host.add_interface(Macvlan("m", parent="eth0"))
+        assert again.addresses == made.addresses
+        pair = await sup.link(host, other)
+        end = pair.interfaces[0].name
+        assert (await host.add_interface(Macvlan("m2", parent=end))).addresses == (), "a pair has no address to spare"
+
+
+@needs_tun
+async def test_two_taps_and_a_program_are_a_wire() -> None:
+    async with nsorch.Supervisor() as sup:
+        a, b = await sup.start_all([nsorch.WorkerSpec(name=name) for name in "ab"])
+        async with (
+            await a.open_tun("tap0", "tap", address=["10.3.0.1/24", "fd03::1/64"]) as near,
+            await b.open_tun("tap0", "tap", address=["10.3.0.2/24", "fd03::2/64"]) as far,
+            anyio.create_task_group() as tasks,
+        ):
+
+            async def carry(source: nsorch.TunDevice, target: nsorch.TunDevice) -> None:
+                async for frame in source:
+                    await target.send(frame)
+
+            tasks.start_soon(carry, near, far)
+            tasks.start_soon(carry, far, near)
+            for address in ("10.3.0.2", "fd03::2"):
+                assert await answers(a, b, address)
+            tasks.cancel_scope.cancel()

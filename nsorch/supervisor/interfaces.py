@@ -21,9 +21,10 @@ from nsorch.supervisor.routes import device_routes
 from nsorch.supervisor.tun import TunDevice, attach
 from nsorch.supervisor.turns import in_turns
 from nsorch.topology import Ipvlan, Macvlan, Tun, Vlan, WireGuard
+from nsorch.topology.interface_files import to_interfaces
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable, Sequence
+    from collections.abc import Collection, Iterable, Mapping, Sequence
 
     from nsorch.net.addresses import Segment
     from nsorch.net.engine import NetnsHandle
@@ -121,15 +122,15 @@ class Interfaces:
         device.addresses = tuple(reserved)
 
     def _segment(self, device: Device) -> Segment | None:
-        """The layer-2 segment that it is on, where that is known."""
+        """That of the bridge that it is on, where that is known."""
         if not isinstance(device.spec, Vlan | Macvlan | Ipvlan):
             return None
         end = self._wiring.record.end_in(device.netns, device.spec.parent)
+        bridge = None if end is None else end[2].bridge
         if isinstance(device.spec, Vlan):
-            bridge = None if end is None else end[2].bridge
             return None if bridge is None else bridge._vlans.get(device.spec.id)
         if end is not None:
-            return end[1].segment
+            return None if bridge is None else end[1].segment
         below = self.find(device.netns, device.spec.parent)
         return None if below is None else below.segment
 
@@ -140,7 +141,7 @@ class Interfaces:
 
     # -- making
 
-    async def add(self, worker: Worker, spec: InterfaceSpec) -> Interface:
+    async def add(self, worker: Worker, spec: InterfaceSpec | Mapping[str, Any]) -> Interface:
         """See :meth:`Worker.add_interface`."""
         return (await self._add(worker, spec)).interface()
 
@@ -149,8 +150,11 @@ class Interfaces:
         (opened,) = (await self._add(worker, spec, handed_out=True)).opened
         return opened
 
-    async def _add(self, worker: Worker, spec: InterfaceSpec, *, handed_out: bool = False) -> Device:
+    async def _add(
+        self, worker: Worker, spec: InterfaceSpec | Mapping[str, Any], *, handed_out: bool = False
+    ) -> Device:
         self._supervisor._check_running()
+        (spec,) = to_interfaces(spec)
         if worker.state is events.State.REMOVED:
             raise ClosedError("the worker was removed", worker=worker.name)
         where = f"workers.{worker.name}.interfaces.{spec.name}"

@@ -325,7 +325,7 @@ class Supervisor:
         forward: bool = False,
         nat: Nat | Mapping[str, Any] | str | None = None,
         firewall: Firewall | Mapping[str, Any] | str | None = None,
-        interfaces: Iterable[InterfaceSpec] = (),
+        interfaces: Iterable[InterfaceSpec | Mapping[str, Any]] = (),
         service: Dnsmasq | Frr | Mapping[str, Any] | None = None,
         label: str | None = None,
     ) -> Worker:

@@ -373,8 +373,9 @@ class Worker:
             )
         return await supervisor._helper.open_socket(netns, family, type, proto)
 
-    async def add_interface(self, spec: InterfaceSpec) -> Interface:
-        """Make another interface in its network namespace, such as ``nsorch.Dummy("d0", address="10.9.0.1/32")``.
+    async def add_interface(self, spec: InterfaceSpec | Mapping[str, Any]) -> Interface:
+        """Make another interface in its network namespace, such as ``nsorch.Dummy("d0", address="10.9.0.1/32")``, or a
+        mapping with the same keys and ``kind``.
         Returns when it is up and has its addresses. Cancelled, there is none.
 
         :raises NameInUseError: it has an interface of that name

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from attrs import NOTHING, fields
@@ -29,12 +30,29 @@ def required_of(kind: str) -> list[str]:
 
 
 def to_interfaces(value: Any) -> tuple[InterfaceSpec, ...]:
-    """From what code gives."""
-    found = (value,) if isinstance(value, InterfaceSpec) else tuple(value)
-    for number, item in enumerate(found):
-        if not isinstance(item, InterfaceSpec):
-            raise TopologyError(f"interfaces[{number}]: {item!r} is not an interface such as nsorch.Dummy('d0')")
-    return found
+    """From what code gives: one, or several; mappings have the keys of files."""
+    items = (value,) if isinstance(value, InterfaceSpec | Mapping | str) else tuple(value)
+    return tuple(_to_interface(item, f"interfaces[{number}]") for number, item in enumerate(items))
+
+
+def _to_interface(item: Any, where: str) -> InterfaceSpec:
+    if isinstance(item, InterfaceSpec):
+        return item
+    if not isinstance(item, Mapping):
+        raise TopologyError(f"{where}: {item!r} is not an interface such as nsorch.Dummy('d0')")
+    options = dict(item)
+    kind = options.pop("kind", None)
+    if kind not in INTERFACES:
+        raise TopologyError(f'{where}.kind: "{kind}" is none of {", ".join(INTERFACES)}')
+    unknown = [key for key in options if key not in keys_of(kind)]
+    missing = [key for key in required_of(kind) if key not in options]
+    if unknown or missing:
+        problems = [f"{where}.{key}: unknown key" for key in unknown]
+        raise TopologyError(*problems, *(f"{where}.{key}: is missing" for key in missing))
+    try:
+        return INTERFACES[kind](**options)
+    except TopologyError as exc:
+        raise TopologyError(*(f"{where}.{problem}" for problem in exc.problems)) from None
 
 
 def interface_to_dict(spec: InterfaceSpec) -> dict[str, Any]:

@@ -404,7 +404,7 @@ class BridgeSpec:
     mtu: int | None = field(default=None, converter=to_mtu)
     arp: str = "auto"
     vlan_aware: bool = field(default=False, validator=_flag)
-    vlans: Mapping[int, tuple[IPv4Network | IPv6Network, ...]] = field(default=(), converter=vlan_subnets)
+    vlans: Mapping[int, tuple[IPv4Network | IPv6Network, ...]] = field(default=(), converter=vlan_subnets, hash=False)
     stp: bool = field(default=False, validator=_flag)
     forward_delay: float | None = field(default=None, converter=_forward_delay)
     ageing: float | None = field(default=None, converter=_ageing)
