@@ -63,6 +63,7 @@ from nsorch.supervisor.deployment import Deployment
 from nsorch.supervisor.network import Bridge, Interface, Link
 from nsorch.supervisor.supervisor import Supervisor
 from nsorch.supervisor.tun import TunDevice
+from nsorch.supervisor.uplinks import Uplink
 from nsorch.supervisor.worker import Worker
 from nsorch.topology import (
     Bind,
@@ -188,6 +189,7 @@ __all__ = [
     "TunDevice",
     "Unpacked",
     "UnsupportedError",
+    "Uplink",
     "Usage",
     "Vlan",
     "Vrf",

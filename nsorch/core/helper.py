@@ -181,7 +181,8 @@ class Helper:
         self._facts: dict[str, Any] = {}
         self._owned: list[int] = []
         self._stopping = False
-        self.died = False
+        self.died = False  #: nothing is asked of it any more
+        self._left = False
 
     def launch(self, rootless: bool, subids: bool | None = None) -> None:
         """Start both, see :func:`nsorch.core.launch.launch`."""
@@ -245,7 +246,7 @@ class Helper:
         job = Job(next(self._numbers), channel, worker)
         job.on_create, job.on_start, job.on_end = on_created, on_start, on_end
         if self.died:
-            job.finish(failure=SpawnerDiedError("the helper process is gone", worker=worker))
+            job.finish(failure=self._gone(worker))
             return job
         spawn = make(job.number)
         self._jobs[job.number] = job
@@ -270,7 +271,7 @@ class Helper:
     async def _open(self, netns: int, operation: str, *arguments: int) -> int:
         assert self._spawner is not None
         if self.died:
-            raise SpawnerDiedError("the helper process is gone")
+            raise self._gone(None)
         number = next(self._numbers)
         request = self._sockets[number] = _SocketRequest()
         self._spawner.send(Request((operation, number, *arguments), (netns,)))
@@ -295,7 +296,7 @@ class Helper:
         assert self._stub is not None
         job = Job(next(self._numbers), self._stub, worker)
         if self.died:
-            raise SpawnerDiedError("the helper process is gone", worker=worker)
+            raise self._gone(worker)
         self._jobs[job.number] = job
         self._stub.send(Request(("pin", job.number, path, target), ()))
         with anyio.CancelScope(shield=True):
@@ -311,6 +312,11 @@ class Helper:
     async def all_ended(self) -> None:
         for job in list(self._jobs.values()):
             await job.end()
+
+    def leave(self) -> None:
+        """It is closed next: ask nothing more of it."""
+        self._left = not self.died
+        self.died = True
 
     def close(self) -> None:
         """Close both sockets: the helpers end, and all that they run. :meth:`serve` must not be running any more."""
@@ -334,6 +340,7 @@ class Helper:
         reap(launched.pid)
         descriptors.close([launched.pidfd])
         self._launched = None
+        self._fail_all()  # what somebody asked for while it was closed
 
     # -- answers
 
@@ -414,12 +421,11 @@ class Helper:
         request.done.set()
 
     def _fail_all(self) -> None:
-        died = "the helper process died"
         if self._failure is None:
-            self._failure = SpawnerDiedError(died)
+            self._failure = self._gone(None)
         self._ready.set()
         for request in self._sockets.values():
-            request.failure = SpawnerDiedError(died)
+            request.failure = self._gone(None)
             request.done.set()
         self._sockets.clear()
         for job in list(self._jobs.values()):
@@ -427,8 +433,13 @@ class Helper:
             if job.pid:
                 job.finish(exit=_KILLED)
             else:
-                job.finish(failure=SpawnerDiedError(died, worker=job.worker))
+                job.finish(failure=self._gone(job.worker))
         self._jobs.clear()
+
+    def _gone(self, worker: str | None) -> NsorchError:
+        if self._left:
+            return ClosedError("the supervisor has ended", worker=worker)
+        return SpawnerDiedError("the helper process died", worker=worker)
 
 
 def _plain(spawn: protocol.Spawn) -> tuple[Any, ...]:

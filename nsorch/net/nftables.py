@@ -26,6 +26,7 @@ NETLINK_NETFILTER = 12  # not in the socket module
 BATCH_BEGIN, BATCH_END = 0x10, 0x11
 _NEWTABLE, _DELTABLE, _NEWCHAIN, _NEWRULE, _NEWSET = 0, 2, 3, 6, 9
 _CREATE, _APPEND = 0x400, 0x800
+_OWNER = 2
 _CONNTRACK, _CT_DELETE = 1, 2
 
 INET, IPV4, IPV6 = 1, 2, 10  # NFPROTO_*; INET is both
@@ -88,14 +89,18 @@ def batch_edge(kind: int) -> bytes:
 
 @frozen
 class Table:
-    """:ivar family: INET, IPV4 or IPV6"""
+    """:ivar family: INET, IPV4 or IPV6
+    :ivar owned: it goes with the socket that has made it, and only that can change it (Linux 5.12)
+    """
 
     name: str
     family: int = INET
+    owned: bool = False
 
     def add(self) -> bytes:
         """No error where there is one."""
-        return _message(_NEWTABLE, _CREATE, _text(1, self.name), family=self.family)
+        flags = [_u32(2, _OWNER)] if self.owned else []
+        return _message(_NEWTABLE, _CREATE, _text(1, self.name), *flags, family=self.family)
 
     def delete(self) -> bytes:
         """With all that is in it."""

@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Any
 import anyio
 
 from nsorch.core.spawner.syscalls import CLONE_NEWNET
-from nsorch.errors import ClosedError
+from nsorch.errors import ClosedError, NsorchError
 from nsorch.net.engine import Engine, NetnsHandle
 from nsorch.supervisor.planning import netns_key
+from nsorch.supervisor.thread import Thread
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterable, Sequence
@@ -22,12 +23,16 @@ if TYPE_CHECKING:
 
 
 class Kernel:
-    """Carries out what is planned, one thing after the other."""
+    """Carries out what is planned, one thing after the other.
 
-    def __init__(self) -> None:
+    :param check_running: raises, once the supervisor has ended
+    """
+
+    def __init__(self, check_running: Callable[[], None]) -> None:
         self.engine: Engine
+        self._check_running = check_running
         self._fabric: socket.socket | None = None
-        self._thread: anyio.CapacityLimiter  # to one thread
+        self._thread: Thread | None = None
         self._doomed: list[int] = []  # interfaces of the fabric, by index
         self._deleting: anyio.Lock
 
@@ -35,17 +40,31 @@ class Kernel:
         """*rtnetlink*: a socket of the fabric's, which stays its owner's."""
         self._fabric = socket.socket(fileno=os.dup(rtnetlink))
         self.engine = Engine(self._fabric)
-        self._thread = anyio.CapacityLimiter(1)
+        self._thread = Thread(self._check_running)
         self._deleting = anyio.Lock()
 
-    def close(self) -> None:
+    async def close(self) -> None:
+        """After what is under way. Shield it."""
+        if self._thread is not None:
+            await self._thread.close()
         if self._fabric is not None:
             self._fabric.close()
 
     async def in_thread(self, func: Callable[..., Any], *args: Any) -> Any:
-        """Call *func* in the one thread that waits for the kernel. Cancelled, it is waited for all the same."""
-        with anyio.CancelScope(shield=True):
-            return await anyio.to_thread.run_sync(func, *args, limiter=self._thread)
+        """Call *func* in the one thread that waits for the kernel. Cancelled, it is waited for all the same.
+
+        :raises ClosedError: the supervisor ends; SpawnerDiedError: because of that
+        """
+        assert self._thread is not None
+        return await self._thread.call(func, *args)
+
+    def ended(self) -> NsorchError:
+        """Why nothing is done any more."""
+        try:
+            self._check_running()
+        except NsorchError as exc:
+            return exc
+        return ClosedError("the supervisor has ended")
 
     async def with_handle(self, side: Side, func: Callable[..., Any], *args: Any, **options: Any) -> None:
         """Call *func* with where *side* is: a handle of the worker's network namespace, or None for the fabric."""

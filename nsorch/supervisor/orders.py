@@ -80,7 +80,7 @@ class Orders:
             self._draining = False
             for order in (*orders, *self._orders):
                 if not order.done.is_set():
-                    order.failure = ClosedError("the supervisor has ended")
+                    order.failure = self._kernel.ended()
                     order.done.set()
 
     async def _execute_singly(self, orders: Sequence[Order]) -> None:

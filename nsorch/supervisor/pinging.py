@@ -112,7 +112,7 @@ async def _chunks(supervisor: Supervisor, probes: Probes) -> AsyncGenerator[tupl
     known: Neighbours = {}
     start = count = 0
     async for number, probe in in_turns(enumerate(probes)):
-        source, target = supervisor.workers[probe.source], supervisor.workers[probe.target]
+        source, target = supervisor._worker(probe.source), supervisor._worker(probe.target)
         side = supervisor._wiring.record.neighbour_of(source, probe.address)
         if side is not None:
             known.setdefault(source, []).append((side, probe.address))
@@ -158,7 +158,7 @@ async def _open_sockets(supervisor: Supervisor, probes: Probes, sockets: dict[tu
             if version == 6:
                 family, protocol = socket.AF_INET6, socket.IPPROTO_ICMPV6
             try:
-                sock = await supervisor.workers[name].open_socket(family, socket.SOCK_RAW, protocol)
+                sock = await supervisor._worker(name).open_socket(family, socket.SOCK_RAW, protocol)
             except Exception as exc:
                 failures.append(exc)
                 return

@@ -9,15 +9,18 @@ from typing import TYPE_CHECKING
 import anyio
 
 from nsorch.errors import NotReadyError, NsorchError
+from nsorch.supervisor.uplinks import RouteReady, has_route
 from nsorch.topology import ExecReady, TcpReady
 from nsorch.topology.services import ServiceReady
+
+Ready = TcpReady | ExecReady | ServiceReady | RouteReady
 
 if TYPE_CHECKING:
     from nsorch.core.helper import Job
     from nsorch.supervisor.worker import Worker
 
 
-async def wait_until_ready(worker: Worker, ready: TcpReady | ExecReady | ServiceReady, job: Job) -> bool:
+async def wait_until_ready(worker: Worker, ready: Ready, job: Job) -> bool:
     """Wait until *ready* holds: True; or until the process ends first: False.
 
     :raises NotReadyError: neither within the condition's own deadline
@@ -46,7 +49,9 @@ async def wait_until_ready(worker: Worker, ready: TcpReady | ExecReady | Service
     return holds
 
 
-async def _check(worker: Worker, ready: TcpReady | ExecReady | ServiceReady) -> bool:
+async def _check(worker: Worker, ready: Ready) -> bool:
+    if isinstance(ready, RouteReady):
+        return await has_route(ready.target)
     if isinstance(ready, ServiceReady):
         return await worker._supervisor._wiring.services.is_ready(worker)
     if isinstance(ready, ExecReady):
@@ -71,7 +76,9 @@ async def _accepts(worker: Worker, host: str, port: int) -> bool:
         return sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) == 0
 
 
-def _describe(ready: TcpReady | ExecReady | ServiceReady) -> str:
+def _describe(ready: Ready) -> str:
+    if isinstance(ready, RouteReady):
+        return f"{ready.target.name} has no route to the outside"
     if isinstance(ready, ServiceReady):
         return "its service isn't, or hasn't converged"
     if isinstance(ready, TcpReady):

@@ -25,7 +25,8 @@ _ALSO_IN_PATH = ":/usr/local/sbin:/usr/sbin:/sbin"
 _DNS = 53
 
 
-def _find(program: str) -> str | None:
+def find(program: str) -> str | None:
+    """The path of an installed program."""
     return shutil.which(program, path=os.environ.get("PATH", os.defpath) + _ALSO_IN_PATH)
 
 
@@ -42,7 +43,7 @@ class Services:
         """:raises UnsupportedError: its program isn't installed; names the Debian package"""
         if spec.service is not None and spec.rootfs is None:
             program, package = PROGRAMS[type(spec.service)]
-            if _find(program) is None:
+            if find(program) is None:
                 raise UnsupportedError(
                     f"{os.path.basename(program)} isn't installed (Debian: {package})",
                     worker=spec.name,
@@ -65,7 +66,7 @@ class Services:
         """
         service = worker.spec.service
         if isinstance(service, Dnsmasq):
-            found = _find("dnsmasq") if worker.spec.rootfs is None else None
+            found = find("dnsmasq") if worker.spec.rootfs is None else None
             return [found or "dnsmasq", *self._dnsmasq(worker, service)]
         if isinstance(service, Frr):
             return self.routers.command(worker, service)

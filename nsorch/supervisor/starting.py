@@ -11,7 +11,7 @@ from nsorch import events
 from nsorch.core import descriptors
 from nsorch.core.spawner.protocol import Mode, Spawn
 from nsorch.core.spawner.syscalls import CLONE_NEWCGROUP, CLONE_NEWNET, CLONE_NEWPID, CLONE_NEWUTS, NS_FILES
-from nsorch.errors import NameInUseError, SpawnerDiedError, TopologyError
+from nsorch.errors import ClosedError, NameInUseError, SpawnerDiedError, TopologyError
 from nsorch.events import State
 from nsorch.supervisor.commands import build_command, encode_environment
 from nsorch.supervisor.confining import confined_of, reconfined
@@ -49,6 +49,7 @@ class Starter:
         errors: list[Exception] = []
         workers = await self._bring_up([spec], errors)
         if errors:
+            self._supervisor._check_running()
             raise errors[0]
         return workers[0]
 
@@ -56,7 +57,7 @@ class Starter:
         errors: list[Exception] = []
         workers = await self._bring_up(specs, errors)
         if errors:
-            _raise_if_died(errors)
+            self._supervisor._check_running()  # else not each worker's error, but one
             names = ", ".join(str(getattr(error, "worker", None) or "?") for error in errors[:5])
             raise ExceptionGroup(f"{len(errors)} of {len(specs)} workers failed: {names}", errors)
         return workers
@@ -96,7 +97,7 @@ class Starter:
                 wiring.record.merge(wiring.record.bridges[a], wiring.record.bridges[b])
             workers = await self._bring_up(specs, errors, made, plan)
             if errors:
-                _raise_if_died(errors)
+                self._supervisor._check_running()
                 raise ExceptionGroup(f"{len(errors)} errors while deploying", errors)
         except BaseException:
             with anyio.CancelScope(shield=True):
@@ -346,6 +347,7 @@ class Starter:
 
     async def _take(self, step: Callable[[Worker], Awaitable[None]], worker: Worker, errors: list[Exception]) -> None:
         try:
+            self._supervisor._check_running()
             await step(worker)
         except Exception as exc:
             if getattr(exc, "worker", "") is None:
@@ -370,10 +372,20 @@ class Starter:
 
     async def remove(self, workers: Sequence[Worker]) -> None:
         """Kill, disconnect, let go of the namespaces, and free the names. Shield it."""
+        try:
+            await self._remove(workers)
+        except (ClosedError, SpawnerDiedError):
+            # The supervisor ends meanwhile: they go with it.
+            assert self._supervisor._stopped is not None
+            await self._supervisor._stopped.wait()
+
+    async def _remove(self, workers: Sequence[Worker]) -> None:
         supervisor = self._supervisor
+        workers = list(dict.fromkeys((*supervisor._uplinks.helpers_of(workers), *workers)))
         for worker in workers:
             worker._leaving = True  # nothing is linked to it from here on
         async for worker in in_turns(workers):
+            supervisor._uplinks.drop(worker)
             worker.kill()
         async for worker in in_turns(workers):
             await worker._ended()
@@ -391,13 +403,6 @@ class Starter:
 def _is_wired(spec: WorkerSpec) -> bool:
     """Whether something of its network has to be there before its command."""
     return bool(spec.links or spec.interfaces or spec.nat or spec.firewall or spec.service)
-
-
-def _raise_if_died(errors: Sequence[Exception]) -> None:
-    """Not each worker's error, then, but one."""
-    for error in errors:
-        if isinstance(error, SpawnerDiedError):
-            raise error
 
 
 class _Held:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Self
@@ -15,6 +16,7 @@ from nsorch.core.launch import may_administer
 from nsorch.errors import ClosedError, NsorchError, SpawnerDiedError, WorkerExitedError
 from nsorch.supervisor.entry import Home, home_of
 from nsorch.supervisor.starting import Starter
+from nsorch.supervisor.uplinks import Uplinks
 from nsorch.supervisor.wiring import Wiring
 from nsorch.topology import BridgeSpec, WorkerSpec
 
@@ -30,6 +32,7 @@ if TYPE_CHECKING:
     from nsorch.supervisor.capture import Capture, Direction
     from nsorch.supervisor.deployment import Deployment
     from nsorch.supervisor.network import Bridge, Interface, Link
+    from nsorch.supervisor.uplinks import Method, Uplink
     from nsorch.supervisor.worker import Worker
     from nsorch.topology import (
         Dnsmasq,
@@ -100,6 +103,7 @@ class Supervisor:
         self._orders = itertools.count()
         self._wiring = Wiring(self)
         self._starter = Starter(self)
+        self._uplinks = Uplinks(self)
 
     # -- the block
 
@@ -186,7 +190,8 @@ class Supervisor:
         await anyio.lowlevel.checkpoint()
         while running := [worker for worker in self._workers.values() if worker.pid is not None]:
             for worker in running:
-                await worker.wait()
+                with contextlib.suppress(ClosedError):  # it was removed meanwhile
+                    await worker.wait()
 
     async def _shut_down(self, orderly: bool) -> None:
         with anyio.CancelScope(shield=True):
@@ -224,11 +229,13 @@ class Supervisor:
             for scope in self._scopes:
                 scope.cancel()
             self._serving.cancel()
-            self._helper.died = True
+            self._helper.leave()
             await anyio.lowlevel.checkpoint()
+            # Threads use the descriptors that are closed next: their numbers may be anything then.
+            await self._wiring.close()
             workers = sorted(self._workers.values(), key=lambda worker: -worker.order)
             fds = [fd for worker in workers for fd in worker._take_descriptors()]
-            self._wiring.close()
+            self._uplinks.close()
             self._helper.close()
             await anyio.to_thread.run_sync(descriptors.close, fds)
             await self._helper.gone()
@@ -247,14 +254,20 @@ class Supervisor:
                 self._scopes.add(scope)
                 try:
                     await func()
+                except (ClosedError, SpawnerDiedError):
+                    if self._phase == "running" and self._failure is None:
+                        raise
                 finally:
                     self._scopes.discard(scope)
 
         self._tasks.start_soon(run)
 
-    def _check_running(self) -> None:
-        if self._failure is not None and isinstance(self._failure, SpawnerDiedError):
+    def _check_helper(self) -> None:
+        if isinstance(self._failure, SpawnerDiedError):
             raise SpawnerDiedError("the helper process that holds all workers was killed")
+
+    def _check_running(self) -> None:
+        self._check_helper()
         if self._phase != "running":
             raise ClosedError(
                 "the supervisor isn't running yet" if self._phase == "new" else "the supervisor has ended"
@@ -612,6 +625,23 @@ class Supervisor:
         return await ping_all(self, pairs, timeout=timeout, attempts=attempts, version=version, progress=progress)
 
     # -- events
+
+    async def uplink(self, worker: Worker | str, *, name: str = "up0", method: Method | None = None) -> Uplink:
+        """Give *worker* a way to the outside of the lab, through an interface *name*: nothing else has one.
+
+        By ``"pasta"`` (Debian: passt), a process that sends for it by ordinary sockets and runs as worker
+        ``NAME-uplink``, with or without root; or by ``"nat"``, the host's own address translation, which root alone
+        may set, and only where the host forwards already. Both go with the worker or the supervisor, also when these
+        are killed. Cancelled, there is none.
+
+        :param method: None: ``"nat"`` for root where the host forwards, else ``"pasta"``
+        :raises UnsupportedError: pasta isn't installed, or the host doesn't forward; names the package and the sysctl
+        :raises TopologyError: the worker has a default route already
+        :raises NameInUseError: it has such an interface
+        :raises SetupError: pasta failed; says what it said
+        """
+        self._check_running()
+        return await self._uplinks.make(self._worker(worker), name, method)
 
     async def wait_converged(self, timeout: float = 60.0) -> None:
         """Wait until the routing protocols of all workers with :class:`nsorch.Frr` have taken in the links as they are

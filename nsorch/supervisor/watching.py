@@ -19,11 +19,12 @@ from nsorch import events
 from nsorch.core import descriptors
 from nsorch.core.spawner.protocol import Spawn
 from nsorch.core.spawner.syscalls import CLONE_NEWNET
-from nsorch.errors import ClosedError, NetlinkError, NsorchError
+from nsorch.errors import ClosedError, NetlinkError, NsorchError, SpawnerDiedError
 from nsorch.net.messages import parse_link
 from nsorch.net.watch import ADDRESS, LINK, NO_LINK, Enquiry, Listener, parse_address
 from nsorch.supervisor.changing import note_mac, record
 from nsorch.supervisor.planning import netns_key
+from nsorch.supervisor.thread import Thread
 from nsorch.supervisor.turns import in_turns
 
 if TYPE_CHECKING:
@@ -50,7 +51,7 @@ class Watcher:
         self._wiring = wiring
         self._listener: Listener | None = None
         self._enquiry: Enquiry
-        self._thread: anyio.CapacityLimiter
+        self._thread: Thread | None = None
         self._opening: anyio.Lock
         self._reading: anyio.Lock
         self._ids: dict[str, int] = {}  # of the namespaces that are heard, by the worker that owns them
@@ -59,10 +60,13 @@ class Watcher:
         self._overrun = False
 
     def open(self) -> None:
-        self._thread = anyio.CapacityLimiter(1)
+        self._thread = Thread(self._supervisor._check_running)
         self._opening, self._reading = anyio.Lock(), anyio.Lock()
 
-    def close(self) -> None:
+    async def close(self) -> None:
+        """Shield it."""
+        if self._thread is not None:
+            await self._thread.close()
         if self._listener is not None:
             descriptors.close([self._listener.sock.detach(), self._enquiry.sock.detach()])
             self._listener = None
@@ -259,8 +263,8 @@ class Watcher:
         async def run() -> None:
             try:
                 await func(*args)
-            except ClosedError:
-                pass  # the worker was removed meanwhile
+            except (ClosedError, SpawnerDiedError):
+                pass  # the worker was removed meanwhile, or the lab ends
             except NsorchError as exc:
                 self._tell_failure(exc)
 
@@ -323,5 +327,5 @@ class Watcher:
         return [(link, side) for side in link._sides if side.heard is not None]
 
     async def _in_thread(self, func: Callable[..., Any], *args: Any) -> Any:
-        with anyio.CancelScope(shield=True):
-            return await anyio.to_thread.run_sync(func, *args, limiter=self._thread)
+        assert self._thread is not None
+        return await self._thread.call(func, *args)

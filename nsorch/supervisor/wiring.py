@@ -60,7 +60,7 @@ class Wiring:
 
     def __init__(self, supervisor: Supervisor) -> None:
         self._supervisor = supervisor
-        self.kernel = Kernel()
+        self.kernel = Kernel(supervisor._check_running)
         self.record = Record(supervisor, self)
         self.routing = Routing(self.kernel)
         self.watcher = Watcher(supervisor, self)
@@ -76,9 +76,10 @@ class Wiring:
         self.names.open(facts.descriptors.get("hosts", -1))
         self.watcher.open()
 
-    def close(self) -> None:
-        self.watcher.close()
-        self.kernel.close()
+    async def close(self) -> None:
+        """After what is under way in threads. Shield it."""
+        await self.watcher.close()
+        await self.kernel.close()
 
     async def _names_changed(self, names: AbstractSet[str]) -> None:
         await self.filters.refresh(names)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import signal
 import socket
 import subprocess
 from types import MappingProxyType
@@ -222,6 +223,8 @@ class Worker:
                 raise TimeoutError(f"{self.name}: {command!r} took longer than {timeout} s")
             code = process.returncode
         assert code is not None
+        if code == -signal.SIGKILL:
+            self._supervisor._check_helper()  # with which it was killed
         arguments: Any = command
         if check and code != 0:
             raise subprocess.CalledProcessError(code, arguments, output["stdout"], output["stderr"])
@@ -567,6 +570,7 @@ class Worker:
         if env is not None:
             spec = evolve(spec, env=env)
         await self.stop(grace)
+        self._supervisor._check_running()  # else it would live on while all others end
         self._spec = spec
         await self._supervisor._starter.run_main(self)
         return self
@@ -695,6 +699,8 @@ class Worker:
 
     def _removed(self) -> None:
         """It is gone, with all that it held."""
+        if self._state is State.REMOVED:  # by the supervisor's end, while it was being removed
+            return
         self._state = State.REMOVED
         self._supervisor._bus.publish(WorkerRemoved(worker=self.name, incarnation=self.incarnation))
         if self._main is not None:

@@ -1,0 +1,122 @@
+"""Whatever a program has under way when a lab ends: nothing hangs, each call says why, and the events are whole."""
+
+from __future__ import annotations
+
+import collections
+import contextlib
+import json
+import os
+import signal
+from typing import TYPE_CHECKING, Any
+
+import anyio
+import pytest
+
+import nsorch
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+pytestmark = pytest.mark.anyio
+
+
+def calls(sup: nsorch.Supervisor) -> dict[str, Callable[[], Awaitable[Any]]]:
+    """Which take their time."""
+    of = sup.workers
+    many = [nsorch.WorkerSpec(name=f"many{n}", command=["sleep", "600"]) for n in range(200)]
+    return {
+        "run": lambda: of["w0"].run(["sleep", "600"]),
+        "run in passive": lambda: of["p"].run(["sleep", "600"]),
+        "wait": lambda: of["w1"].wait(),
+        "stop": lambda: of["w2"].stop(grace=60),
+        "restart": lambda: of["w3"].restart(grace=60),
+        "wait for all": sup.wait,
+        "start": lambda: sup.start("tcp", ["sleep", "600"], ready=nsorch.tcp_ready(80)),
+        "start with exec": lambda: sup.start("exec", ["sleep", "600"], ready=nsorch.exec_ready(["sleep", "600"])),
+        "start_all": lambda: sup.start_all(many),
+        "deploy": lambda: sup.deploy(nsorch.Topology.ring(60)),
+        "ping": lambda: sup.ping_all([("w0", "w1")] * 1000, timeout=60),
+        "wait_event": lambda: sup.wait_event(nsorch.WorkerExited, worker="w4"),
+    }
+
+
+def kill(pid: int) -> None:
+    os.kill(pid, signal.SIGKILL)
+
+
+def spawner_of(stub: int) -> int:
+    with open(f"/proc/{stub}/task/{stub}/children") as file:
+        return int(file.read().split()[0])
+
+
+@pytest.mark.parametrize("how", ["spawner", "stub", "stop", "leave", "exception"])
+async def test_calls_under_way(how: str) -> None:
+    error = nsorch.SpawnerDiedError if how in ("spawner", "stub") else nsorch.ClosedError
+    outcomes: dict[str, object] = {}
+    seen: list[nsorch.Event] = []
+    sup = nsorch.Supervisor(grace=0.1)
+
+    async def attempt(name: str, call: Callable[[], Awaitable[Any]]) -> None:
+        try:
+            outcomes[name] = await call()
+        except (Exception, ExceptionGroup) as exc:
+            outcomes[name] = exc
+
+    async def listen(events: Any) -> None:
+        async for event in events:
+            seen.append(event)
+
+    expected = contextlib.nullcontext() if how in ("stop", "leave") else pytest.raises((error, ZeroDivisionError))
+    with anyio.fail_after(20):
+        async with sup.events(since=0, buffer=1 << 20) as events, anyio.create_task_group() as tasks:
+            tasks.start_soon(listen, events)
+            with expected:
+                async with sup:
+                    lan = await sup.bridge("lan", "10.0.0.0/8")
+                    # PID 1 hears no SIGTERM that it has no handler for.
+                    specs = [
+                        nsorch.WorkerSpec(name=f"w{n}", command=["sleep", "600"], links=[lan], init=False)
+                        for n in range(5)
+                    ]
+                    await sup.start_all(specs)
+                    passive = await sup.start("p", links=[lan])
+                    link = await sup.link("w0", "p")
+                    under_way = calls(sup)
+                    for name, call in under_way.items():
+                        tasks.start_soon(attempt, name, call)
+                    await sup.wait_event(nsorch.LinkCreated, predicate=lambda event: event.link.startswith("n"))
+                    stub = sup._facts.pid
+                    if how in ("spawner", "stub"):
+                        kill(stub if how == "stub" else spawner_of(stub))
+                        await anyio.sleep_forever()
+                    elif how == "stop":
+                        await sup.stop()
+                    elif how == "exception":
+                        raise ZeroDivisionError
+
+    assert outcomes.keys() == under_way.keys()
+    killed = outcomes.pop("wait"), outcomes.pop("stop")
+    assert all(isinstance(ended, nsorch.Exit) and ended.signal == signal.SIGKILL for ended in killed)
+    assert isinstance(outcomes.pop("wait_event"), nsorch.WorkerExited)
+    assert outcomes.pop("wait for all") is None
+    outcomes.pop("ping")  # it may have been faster
+    for name in ("run", "run in passive"):
+        outcome = outcomes.pop(name)
+        if how in ("spawner", "stub"):
+            assert isinstance(outcome, error), (name, outcome)
+    assert {name: type(outcome) for name, outcome in outcomes.items()} == dict.fromkeys(outcomes, error)
+
+    for later in (passive.remove, link.remove, lan.remove, sup.stop, sup.wait):
+        await later()
+    for call in (passive.run, sup.start, sup.bridge):
+        with pytest.raises(error):
+            await call("x")  # type: ignore[operator]
+
+    assert [event.seq for event in seen] == list(range(1, len(seen) + 1))
+    assert seen[-1].kind == "SupervisorStopped"
+    count = collections.Counter((type(event), event.worker, event.incarnation) for event in seen)
+    spawned = {key[1:] for key in count if key[0] is nsorch.WorkerSpawned}
+    assert {key[1:]: n for key, n in count.items() if key[0] is nsorch.WorkerExited} == dict.fromkeys(spawned, 1)
+    asked = {key[1] for key in count if key[0] is nsorch.WorkerRequested}
+    assert {key[1]: n for key, n in count.items() if key[0] is nsorch.WorkerRemoved} == dict.fromkeys(asked, 1)
+    assert len(json.dumps([event.to_dict() for event in seen])) > 0
