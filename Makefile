@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check -q install
 
-.PHONY: demo test test-vm check bench bench-peers clean
+.PHONY: demo test test-vm fidelity check bench bench-peers clean
 
 demo: $(VENV)/installed
 	$(BIN)/nsorch run examples/office.toml --check
@@ -17,6 +17,10 @@ test: $(VENV)/tests
 # The tests marked vm, under Debian's kernels in a virtual machine: docs/vm-tier.md.
 test-vm: $(VENV)/tests
 	@tests/vm/run.sh
+
+# How truly links are emulated, as a table, there too.
+fidelity: $(VENV)/tests
+	@VM_COMMAND="-m bench.fidelity" VM_USERS=root VM_KERNELS=$${VM_KERNELS:-6.1} tests/vm/run.sh
 
 check: $(VENV)/dev
 	$(BIN)/ruff check .

@@ -209,7 +209,7 @@ async def star(n: int, shape: str) -> dict[str, float]:
         async with ticker() as late_remove:
             begin_remove = time.perf_counter()
             await deployment.remove()
-            while _ports(helpers[0]):  # noqa: ASYNC110 - nobody tells
+            while _ports(helpers[0]):
                 await anyio.sleep(0.005)
             gone = time.perf_counter()
     assert to_gateway.ok

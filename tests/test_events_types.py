@@ -53,6 +53,8 @@ EXAMPLES = [
         {"link": "l", "changes": [["mtu", "9000"]], "by": "kernel"},
     ),
     (ev.LinkRemoved(link="l", ends=("a", "b")), {"link": "l", "ends": ["a", "b"], "by": "nsorch"}),
+    (ev.NetworkPartitioned(groups=(("a", "b"), ("c",))), {"groups": [["a", "b"], ["c"]]}),
+    (ev.NetworkHealed(), {}),
     (ev.InterfaceCreated(worker="w", interface="d0", type="dummy"), {"interface": "d0", "type": "dummy"}),
     (ev.InterfaceRemoved(worker="w", interface="d0", type="dummy"), {"interface": "d0", "type": "dummy"}),
     (

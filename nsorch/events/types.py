@@ -247,6 +247,18 @@ class LinkChanged(Event):
 
 
 @_event
+class NetworkPartitioned(Event):
+    """:ivar groups: names of workers; those of one don't hear those of another"""
+
+    groups: tuple[tuple[str, ...], ...]
+
+
+@_event
+class NetworkHealed(Event):
+    """The opposite of :class:`NetworkPartitioned`."""
+
+
+@_event
 class LinkRemoved(Event):
     """:ivar by: as of :class:`LinkUp`."""
 
@@ -333,6 +345,8 @@ EVENT_TYPES: tuple[type[Event], ...] = (
     LinkRemoved,
     InterfaceCreated,
     InterfaceRemoved,
+    NetworkPartitioned,
+    NetworkHealed,
     NetError,
     Gap,
     Snapshot,

@@ -27,6 +27,7 @@ from nsorch.net.messages import (
     VethEnd,
 )
 from nsorch.net.netlink import Netlink, Request
+from nsorch.net.shaping import Shaper
 
 if TYPE_CHECKING:
     import socket
@@ -68,6 +69,7 @@ class Engine:
 
     def __init__(self, fabric: socket.socket) -> None:
         self.fabric = Netlink(fabric)
+        self.shaper = Shaper(self.fabric)
 
     def execute(self, batch: Batch, namespaces: Mapping[Netns, NetnsHandle]) -> None:
         """Make all of *batch*; returns when every end has carrier.
@@ -130,9 +132,11 @@ class Engine:
             # The kernel gives only the first end its master.
             data = messages.set_link(second.index, master=second.master)
             requests.append(Request(data, "make a port of", second.ifname))
-        requests += [
-            _port_vlans(RTM_NEWLINK, end.index, end.vlans) for end in (first, second) if end.vlans and end.index
-        ]
+        for end in (first, second):
+            if end.vlans and end.index:
+                requests.append(_port_vlans(RTM_NEWLINK, end.index, end.vlans))
+            if not end.netns and end.index is not None:
+                requests += self.shaper.requests(end.index, end.qdisc, end.ifname)
         self.fabric.execute(requests)
         if not first.netns and first.index is not None:
             made.append(Request(messages.delete_link(first.index), "remove link", plan.name))
@@ -164,6 +168,7 @@ class Engine:
             if end.ipv6 and end.mac is not None:
                 requests.append(_add(index, link_local(end.mac), end.ifname))
             requests += [_neighbour(index, ip, mac) for ip, mac in end.neighbours]
+            requests += self.shaper.requests(index, end.qdisc, end.ifname)
         for route in routes:
             for hop in route.nexthops:
                 if hop.dev not in indices:

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 _SUBSYSTEM = 10
 NETLINK_NETFILTER = 12  # not in the socket module
 BATCH_BEGIN, BATCH_END = 0x10, 0x11
-_NEWTABLE, _DELTABLE, _NEWCHAIN, _NEWRULE, _NEWSET = 0, 2, 3, 6, 9
+_NEWTABLE, _DELTABLE, _NEWCHAIN, _NEWRULE, _NEWSET, _NEWSETELEM = 0, 2, 3, 6, 9, 12
 _CREATE, _APPEND = 0x400, 0x800
 _OWNER = 2
 _CONNTRACK, _CT_DELETE = 1, 2
@@ -46,7 +46,7 @@ _ADMIN_PROHIBITED = 3
 _IFNAMSIZ = 16
 
 # Numbers of libnftables' data types, for people who list the rules; a concatenation has six bits for each.
-_ADDRESS_TYPE, _SERVICE_TYPE = 7, 13
+_ADDRESS_TYPE, _ADDRESS6_TYPE, _HARDWARE_TYPE, _SERVICE_TYPE = 7, 8, 9, 13
 
 
 def _u32(kind: int, value: int) -> bytes:
@@ -77,6 +77,7 @@ class Kind:
 
 
 ADDRESS, SERVICE = Kind(_ADDRESS_TYPE, 4), Kind(_SERVICE_TYPE, 2)
+ADDRESS6, HARDWARE = Kind(_ADDRESS6_TYPE, 16), Kind(_HARDWARE_TYPE, 6)
 
 
 # -- objects
@@ -125,6 +126,17 @@ class Table:
             parts += [_u32(6, value.number), _u32(7, value.size)]
         parts += [_u32(10, number), attribute(11, struct.pack(">Q", int(timeout * 1000)))]
         return _message(_NEWSET, _CREATE, *parts, family=self.family)
+
+    def add_fixed_set(self, name: str, *, number: int, key: Kind) -> bytes:
+        """A set that :meth:`add_members` fills."""
+        parts = [_text(1, self.name), _text(2, name), _u32(3, 0), _u32(4, key.number), _u32(5, key.size)]
+        return _message(_NEWSET, _CREATE, *parts, _u32(10, number), family=self.family)
+
+    def add_members(self, name: str, *, number: int, members: Iterable[bytes]) -> bytes:
+        """Some thousands at most: an attribute has 64 KiB."""
+        elements = [_nested(1, _value(1, member)) for member in members]
+        parts = [_text(1, self.name), _text(2, name), _nested(3, *elements), _u32(4, number)]
+        return _message(_NEWSETELEM, _CREATE, *parts, family=self.family)
 
 
 def flush_connections() -> bytes:
@@ -203,6 +215,12 @@ def load_source(version: int, register: int = R0) -> bytes:
 
 def load_destination(version: int, register: int = R0) -> bytes:
     return _payload(1, 16, 4, register) if version == 4 else _payload(1, 24, 16, register)
+
+
+def load_hardware_source(register: int = R0) -> list[bytes]:
+    """Of frames of Ethernet, on which what follows goes on."""
+    ethernet = 1
+    return [_meta(8), compare(struct.pack("=H", ethernet)), _payload(0, 6, 6, register)]
 
 
 def load_source_port(register: int = R0) -> bytes:

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from ipaddress import IPv4Address, IPv4Interface, IPv4Network, IPv6Address, IPv6Interface, IPv6Network
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from attrs import frozen
+
+if TYPE_CHECKING:
+    from nsorch.net.qdiscs import QdiscPlan
 
 #: key of a network namespace; 0 is the fabric
 Netns = int
@@ -65,6 +68,7 @@ class EndPlan:
     :ivar ipv6: give it a link-local address; without, IPv6 stays silent on it
     :ivar neighbours: (address, MAC) of others on the link, which need not be asked for then, and don't count against
         the 1,024 neighbours that all network namespaces share
+    :ivar qdisc: what packets go through that this end sends
     """
 
     netns: Netns
@@ -77,6 +81,7 @@ class EndPlan:
     vlans: PortVlans | None = None
     ipv6: bool = False
     neighbours: tuple[tuple[IPAddress, bytes], ...] = ()
+    qdisc: QdiscPlan | None = None
 
 
 @frozen(kw_only=True)

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     Interfaces = tuple[IPv4Interface | IPv6Interface, ...]
 
 
-def end_of(link: Link, end: Worker | str | None) -> tuple[Side, Side]:
+def end_of(link: Link, end: Worker | Bridge | str | None) -> tuple[Side, Side]:
     """The end of *link* that is meant, and the other one.
 
     :param end: a worker, or ``"worker:interface"``; needed only where both are in workers

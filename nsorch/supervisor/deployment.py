@@ -9,11 +9,13 @@ import anyio
 from attrs import evolve
 
 from nsorch.errors import TopologyError, UnsupportedError
+from nsorch.supervisor.emulating import apply_ways, needs_netem, require_netem
 from nsorch.supervisor.routes import ShortestPaths
 from nsorch.supervisor.turns import in_turns
 from nsorch.topology import To, Topology
 from nsorch.topology.checks import checks, emulations
 from nsorch.topology.difference import as_link, difference, links_of
+from nsorch.topology.profiles import directions
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -102,8 +104,12 @@ class Deployment:
     async def _change(self, topology: Topology, found: Difference) -> None:
         self.topology = topology
         links = self._links
-        for key, spec in found.links_to_set.items():
-            await links[key].set(mtu=1500 if spec.mtu is None else spec.mtu)
+        wiring = self._supervisor._wiring
+        for key, (spec, differing) in found.links_to_set.items():
+            if "mtu" in differing:
+                await links[key].set(mtu=1500 if spec.mtu is None else spec.mtu)
+            with anyio.CancelScope(shield=True):
+                await apply_ways(wiring, links[key], wiring.record.ways_of(spec))
         for name, worker in self._workers.items():
             described = topology.workers[name]
             await self._supervisor._wiring.interfaces.adapt(worker, described.interfaces)
@@ -143,11 +149,14 @@ async def _check(supervisor: Supervisor, topology: Topology) -> None:
     problems = [problem async for problem in in_turns(checks(topology)) if problem is not None]
     if problems:
         raise TopologyError(*problems)
-    emulated = [path async for path in in_turns(emulations(topology)) if path is not None]
-    if emulated:
-        raise UnsupportedError(f"{', '.join(emulated)}: link emulation is not in this version of nsorch", stage="link")
     supervisor._check_running()
     await supervisor._wiring.interfaces.require(topology.workers.values(), topology.bridges.values())
+    paths = [
+        path
+        async for path, a, b, both in in_turns(emulations(topology))
+        if (a.active or b.active or both.active) and needs_netem(*directions(a, b, both))
+    ]
+    await require_netem(supervisor._wiring.kernel, paths)
 
 
 def _remaining(topology: Topology, found: Difference) -> Topology:

@@ -113,10 +113,10 @@ class Filters:
     async def flush(self, worker: Worker) -> None:
         """Forget all connections and mappings."""
         flush = partial(_execute, worker.name, [Request(flush_connections(), "forget", "connections")])
-        await self._with_socket(worker, flush)
+        await self.with_socket(worker, flush)
         nat, _ = self._set.get(worker, _NOTHING)
         if nat is not None:
-            await self._with_socket(worker, partial(_commit, worker.name, nat_requests(nat, nat)))
+            await self.with_socket(worker, partial(commit, worker.name, nat_requests(nat, nat)))
 
     async def _set_plans(self, worker: Worker, plans: Plans) -> None:
         before = self._set.get(worker, _NOTHING)
@@ -126,13 +126,13 @@ class Filters:
         if plans[1] != before[1]:
             requests += firewall_requests(plans[1])
         if requests:
-            await self._with_socket(worker, partial(_commit, worker.name, requests))
+            await self.with_socket(worker, partial(commit, worker.name, requests))
         if plans == _NOTHING:
             self._set.pop(worker, None)
         else:
             self._set[worker] = plans
 
-    async def _with_socket(self, worker: Worker, use: partial[None]) -> None:
+    async def with_socket(self, worker: Worker, use: partial[None]) -> None:
         """Call *use* in the kernel's thread, with a socket of nfnetlink in *worker*'s network namespace."""
         with anyio.CancelScope(shield=True):  # what the kernel has, and what is written down of it, are one
             try:
@@ -254,7 +254,7 @@ def _leads_to(side: Side, name: str) -> bool:
     return node is not None and node.name == name
 
 
-def _commit(worker: str, requests: Sequence[Request], sock: socket.socket) -> None:
+def commit(worker: str, requests: Sequence[Request], sock: socket.socket) -> None:
     """In the thread."""
     try:
         Netlink(sock, worker).commit(requests)

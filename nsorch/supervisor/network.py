@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import TYPE_CHECKING, Any
 
 import anyio
@@ -9,7 +10,10 @@ from attrs import define, field, frozen
 
 from nsorch.errors import ClosedError, TopologyError
 from nsorch.supervisor.changing import end_of, move, set_addresses, set_mac
+from nsorch.supervisor.emulating import UNSET, Unset, apply_ways, needs_netem, plan_emulation, require_netem
 from nsorch.topology import To
+from nsorch.topology.emulation import NO_EMULATION, given
+from nsorch.topology.units import duration
 
 if TYPE_CHECKING:
     import os
@@ -23,7 +27,7 @@ if TYPE_CHECKING:
     from nsorch.supervisor.segments import Part, Parts
     from nsorch.supervisor.wiring import Wiring
     from nsorch.supervisor.worker import Worker
-    from nsorch.topology import BridgeSpec
+    from nsorch.topology import BridgeSpec, Emulation, Trace
 
 
 @frozen(kw_only=True)
@@ -67,6 +71,7 @@ class Side:
     netns: str = ""  #: the worker whose network namespace it is in
     part: Part | None = None  #: of the bridge, that it is a port of
     vlans: PortVlans | None = None  #: that it is in, as a port of a VLAN-aware bridge
+    emulation: Emulation = NO_EMULATION  #: of what it sends
     gateway: bytes | None = None  #: hardware address of the gateway, that it knows for good
     heard: int | None = None  #: id of its network namespace, where the watcher hears what becomes of it
     missing: frozenset[IPv4Interface | IPv6Interface] = frozenset()  #: of the addresses, that another program removed
@@ -233,6 +238,16 @@ class Link:
             addresses=side.present,
         )
 
+    @property
+    def emulation(self) -> tuple[Emulation, Emulation]:
+        """What packets go through that either of the :attr:`ends` sends."""
+        a, b = self._sides
+        return a.emulation, b.emulation
+
+    def _emulate(self, ways: tuple[Emulation, Emulation]) -> None:
+        for side, way in zip(self._sides, ways, strict=True):
+            side.emulation = way
+
     def _check(self) -> None:
         if self._leaving or self._state not in ("up", "down"):
             why = "isn't made yet" if self._state == "planned" else "was removed"
@@ -268,9 +283,27 @@ class Link:
         bridge: Bridge | str | None = None,
         vlan: int | None = None,
         tagged: Any = None,
-        end: Worker | str | None = None,
+        end: Worker | Bridge | str | None = None,
+        emulation: Emulation | Unset | None = UNSET,
+        profile: str | Unset | None = UNSET,
+        delay: Any = UNSET,
+        jitter: Any = UNSET,
+        delay_correlation: Any = UNSET,
+        distribution: str | Unset | None = UNSET,
+        loss: Any = UNSET,
+        loss_correlation: Any = UNSET,
+        gilbert_elliott: Any = UNSET,
+        duplicate: Any = UNSET,
+        corrupt: Any = UNSET,
+        reorder: Any = UNSET,
+        rate: Any = UNSET,
+        limit: int | Unset | None = UNSET,
     ) -> None:
         """Change it; nothing else is touched. Cancelled, it is done all the same.
+
+        Emulation, from *profile* to *limit*, changes in place, and packets that are under way stay so; what isn't
+        given stays, and None takes a part away. The last is taken away when the packets it holds are through, for
+        which up to 2 s are waited.
 
         :param mtu: bytes, of both ends
         :param mac: of a worker's end, such as ``"02:00:00:00:00:01"``
@@ -279,11 +312,14 @@ class Link:
             The link's name changes with it
         :param vlan: of the untagged frames of its port, on a VLAN-aware bridge; as *bridge* for its addresses
         :param tagged: VLANs that its port hears and sends with a tag. With *vlan* alone there are none any more
-        :param end: the worker, or ``"worker:interface"``, whose end is meant, where both ends are in workers
+        :param end: the worker, or ``"worker:interface"``, whose end is meant, where both ends are in workers; of
+            emulation, the one end (also a bridge) whose sending changes, instead of both
+        :param emulation: all of it anew: what it doesn't say is taken away, and with None everything
+        :param profile: anew as well; see :class:`nsorch.Emulation` for it and what follows
         :raises ClosedError: it was removed
         :raises AddressError: an address that is outside of the subnet, or taken, or none
-        :raises TopologyError: no such end, or no such bridge
-        :raises UnsupportedError: shortest paths go by the end's addresses
+        :raises TopologyError: no such end, no such bridge, or a wrong value; nothing was changed
+        :raises UnsupportedError: shortest paths go by the end's addresses; or the kernel has no netem
         :raises NetlinkError: the kernel refused
         """
         self._check()
@@ -294,7 +330,25 @@ class Link:
         to = None if bridge is None else self._wiring.record.bridge(bridge, where)
         plug = None if vlan is None and tagged is None else To("x", vlan=vlan, tagged=tagged)
         ends = end_of(self, end) if mac is not None or addresses else None
+        values = {
+            "profile": profile,
+            "delay": delay,
+            "jitter": jitter,
+            "delay_correlation": delay_correlation,
+            "distribution": distribution,
+            "loss": loss,
+            "loss_correlation": loss_correlation,
+            "gilbert_elliott": gilbert_elliott,
+            "duplicate": duplicate,
+            "corrupt": corrupt,
+            "reorder": reorder,
+            "rate": rate,
+            "limit": limit,
+        }
+        shape = plan_emulation(self, emulation, {k: v for k, v in values.items() if v is not UNSET}, end)
         async with self._wiring.watcher.own(self):
+            if shape is not None and needs_netem(*shape):
+                await require_netem(self._wiring.kernel, [where])
             if mtu is not None:
                 await self._wiring.set_mtu(self, mtu)
             if mac is not None and ends is not None:
@@ -303,6 +357,53 @@ class Link:
                 await move(self._wiring, self, to, plug, addresses)
             elif addresses and ends is not None:
                 await set_addresses(self._wiring, self, *ends, addresses)
+            if shape is not None:
+                await apply_ways(self._wiring, self, shape)
+
+    async def follow(self, trace: Trace, *, end: Worker | Bridge | str | None = None, repeat: bool = False) -> None:
+        """Have its emulation go the way of *trace*; returns at the trace's end. What the trace doesn't speak of stays.
+
+        Cancelled, the link keeps the values of the last step.
+
+        :param end: only what this end sends, as of :meth:`set`
+        :param repeat: begin again at the trace's end, until cancelled
+        :raises ClosedError: it was removed
+        :raises UnsupportedError: the kernel has no netem
+        """
+        if repeat and not trace.length:
+            raise TopologyError(f"links.{self.name}.follow: a trace of no length can't be repeated")
+        start = anyio.current_time()
+        while True:
+            for step in trace:
+                await anyio.sleep_until(start + step.time)
+                await self.set(**given(step.emulation), end=end)
+            start += trace.length
+            await anyio.sleep_until(start)
+            if not repeat:
+                return
+
+    async def flap(self, *, down: Any = 1.0, up: Any = 1.0, times: int | None = None) -> None:
+        """Down, and up again, over and over. Cancelled, it is up.
+
+        :param down: seconds, or such as ``"200ms"``, as *up*
+        :param times: how often; until cancelled if None
+        :raises ClosedError: it was removed
+        """
+        spans = []
+        for name, value in (("down", down), ("up", up)):
+            try:
+                spans.append(duration(value))
+            except ValueError as exc:
+                raise TopologyError(f"links.{self.name}.flap.{name}: {exc}") from None
+        for _ in itertools.count() if times is None else range(times):
+            try:
+                await self.down()
+                await anyio.sleep(spans[0])
+            finally:
+                with anyio.CancelScope(shield=True):
+                    if self._state == "down":
+                        await self.up()
+            await anyio.sleep(spans[1])
 
     def capture(
         self,

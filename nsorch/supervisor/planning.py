@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from nsorch.net.plan import EndPlan, LinkPlan
+from nsorch.supervisor.emulating import qdisc_plan
 from nsorch.supervisor.segments import FABRIC
 
 if TYPE_CHECKING:
@@ -67,6 +68,7 @@ def _plan(side: Side, neighbours: Neighbours) -> EndPlan:
         vlans=side.vlans,
         ipv6=any(address.version == 6 for address in side.addresses),
         neighbours=neighbours,
+        qdisc=qdisc_plan(side.emulation) if side.emulation.active else None,
     )
 
 

@@ -16,8 +16,10 @@ from nsorch.supervisor.segments import Parts
 from nsorch.supervisor.turns import in_turns
 from nsorch.topology import End
 from nsorch.topology.checks import joined_names
+from nsorch.topology.emulation import NO_EMULATION
 from nsorch.topology.layer2 import trunk_problem, vlan_problem
 from nsorch.topology.namespaces import Host, NamespaceSet, New, OfWorker, Shared
+from nsorch.topology.profiles import directions
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -71,13 +73,12 @@ class Record:
     def check(self, spec: WorkerSpec) -> None:
         """Refuse links that can't be made, before any worker is admitted.
 
-        :raises TopologyError: a bridge that doesn't exist
-        :raises UnsupportedError: link emulation
+        :raises TopologyError: a bridge that doesn't exist, or an emulation that contradicts itself
         """
         for number, to in enumerate(spec.links):
             where = f"workers.{spec.name}.links[{number}]"
             _check_vlans(where, to, self.bridge(to.bridge, where))
-            _refuse_emulation(to, where)
+            _directions(where, to)
 
     def take_ifname(self, worker: Worker, name: str, where: str) -> tuple[str, int | None]:
         """Reserve it in the worker's network namespace. Returns whose that is, and its future ifindex, if known.
@@ -136,17 +137,15 @@ class Record:
             where = f"workers.{worker.name}.links[{number}]"
             bridge = self.bridge(to.bridge, where)
             end = End(worker=worker.name, name=to.name, address=to.address or None, mac=to.mac, mtu=to.mtu)
-            self._add(Link(self._wiring, self._on_bridge(end, to, bridge, where), self._port(bridge, to)))
+            link = Link(self._wiring, self._on_bridge(end, to, bridge, where), self._port(bridge, to))
+            link._emulate(_directions(where, to))
+            self._add(link)
 
     def plan_link(self, spec: LinkSpec, *, routed: bool = False) -> Link:
         """Plan a link between workers, or a worker and a bridge. The ends of a *routed* one know each other's MAC."""
         where = "links." + "-".join((spec.a.worker, spec.b.worker))
-        for emulation in (spec, spec.a, spec.b):
-            _refuse_emulation(emulation, where)
-        if spec.a.worker in self.bridges and spec.b.worker not in self.bridges:
-            a, b = spec.b, spec.a
-        else:
-            a, b = spec.a, spec.b
+        a, b = self._worker_first(spec)
+        ways = self.ways_of(spec)
         if b.worker in self.bridges:
             if spec.subnet:
                 raise TopologyError(f'{where}.subnet: the bridge "{b.worker}" has its own')
@@ -157,7 +156,9 @@ class Record:
                 return self._plan_trunk(self.bridges[a.worker], bridge, spec, where)
             _check_vlans(where, a, bridge)
             side, port = self._on_bridge(a, a, bridge, where, spec.mtu), self._port(bridge, a, spec.mtu)
-            return self._add(Link(self._wiring, side, port, spec.label))
+            link = Link(self._wiring, side, port, spec.label)
+            link._emulate(ways)
+            return self._add(link)
         for end in (a, b):
             _check_vlans(where, end, None)
         for network in spec.subnet:
@@ -171,7 +172,17 @@ class Record:
             raise
         link = Link(self._wiring, first, second, spec.label)
         link._static = routed
+        link._emulate(ways)
         return self._add(link)
+
+    def _worker_first(self, spec: LinkSpec) -> tuple[End, End]:
+        if spec.a.worker in self.bridges and spec.b.worker not in self.bridges:
+            return spec.b, spec.a
+        return spec.a, spec.b
+
+    def ways_of(self, spec: LinkSpec) -> tuple[Emulation, Emulation]:
+        """What its ends send goes through, in the order of the link's sides."""
+        return _directions("links." + "-".join((spec.a.worker, spec.b.worker)), *self._worker_first(spec), spec)
 
     def _plan_trunk(self, a: Bridge, b: Bridge, spec: LinkSpec, where: str) -> Link:
         """A link between bridges, which carries all VLANs."""
@@ -180,7 +191,9 @@ class Record:
         if problem := trunk_problem([bridge.spec for bridge in both], loop=b in near):
             raise TopologyError(f"{where}: {a.name} and {b.name} {problem}")
         self.merge(a, b)
-        link = self._add(Link(self._wiring, self._port(a, None, spec.mtu), self._port(b, None, spec.mtu), spec.label))
+        link = Link(self._wiring, self._port(a, None, spec.mtu), self._port(b, None, spec.mtu), spec.label)
+        link._emulate(self.ways_of(spec))
+        self._add(link)
         for side, other in link._both():
             assert side.bridge is not None
             assert other.bridge is not None
@@ -392,6 +405,12 @@ def _check_vlans(where: str, end: End | To, bridge: Bridge | None) -> None:
         raise TopologyError(problem)
 
 
-def _refuse_emulation(emulation: Emulation, where: str) -> None:
-    if emulation.active:
-        raise UnsupportedError(f"{where}: link emulation is not in this version of nsorch", stage="link")
+def _directions(
+    where: str, a: Emulation, b: Emulation = NO_EMULATION, both: Emulation = NO_EMULATION
+) -> tuple[Emulation, Emulation]:
+    try:
+        return directions(a, b, both)
+    except TopologyError as exc:
+        own = b is NO_EMULATION and both is NO_EMULATION  # of a worker's own links, there is one end to speak of
+        problems = (problem.removeprefix("ends[0].") if own else problem for problem in exc.problems)
+        raise TopologyError(*(f"{where}.{problem}" for problem in problems)) from None

@@ -16,11 +16,14 @@ from nsorch.events import State
 from nsorch.supervisor.commands import build_command, encode_environment
 from nsorch.supervisor.confining import confined_of, reconfined
 from nsorch.supervisor.connecting import Connecting
+from nsorch.supervisor.emulating import needs_netem, require_netem
 from nsorch.supervisor.entry import OF_PROCESSES, open_sources
 from nsorch.supervisor.main_process import MainProcess, Setup, end
 from nsorch.supervisor.turns import in_turns
 from nsorch.supervisor.worker import Worker
 from nsorch.topology.checks import find_loop, joined_names
+from nsorch.topology.emulation import NO_EMULATION
+from nsorch.topology.profiles import directions
 from nsorch.topology.sysctls import sysctl_path
 
 if TYPE_CHECKING:
@@ -191,6 +194,15 @@ class Starter:
             supervisor._wiring.services.check(spec)
             confined.append(await confined_of(spec, supervisor._facts, rootless=supervisor.rootless))
         await supervisor._wiring.interfaces.require(specs, ())
+        await require_netem(
+            supervisor._wiring.kernel,
+            [
+                f"workers.{spec.name}.links[{number}]"
+                async for spec in in_turns(specs)
+                for number, to in enumerate(spec.links)
+                if to.active and needs_netem(*directions(to, NO_EMULATION))
+            ],
+        )
         descriptors.make_room(_DESCRIPTORS * len(specs))
         async for spec, how in in_turns(zip(specs, confined, strict=True)):
             supervisor._check_running()

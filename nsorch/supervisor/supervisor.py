@@ -509,9 +509,14 @@ class Supervisor:
         subnet: Any = None,
         mtu: int | None = None,
         label: str | None = None,
+        profile: str | None = None,
         delay: Any = None,
         jitter: Any = None,
+        delay_correlation: Any = None,
+        distribution: str | None = None,
         loss: Any = None,
+        loss_correlation: Any = None,
+        gilbert_elliott: Any = None,
         duplicate: Any = None,
         corrupt: Any = None,
         reorder: Any = None,
@@ -522,7 +527,8 @@ class Supervisor:
 
         Without *subnet*, two workers get addresses of a /31 and a /127. Cancelled, there is no link.
 
-        :raises UnsupportedError: *delay* to *limit*, the emulation of this version
+        :param profile: what packets go through in both directions, as *delay* to *limit*; see :class:`nsorch.Emulation`
+        :raises UnsupportedError: the kernel has no netem, which all but *rate* and *limit* need
         :raises AddressError: an address is outside of the subnet, or taken
         :raises NetlinkError: the kernel refused
         """
@@ -533,9 +539,14 @@ class Supervisor:
             mtu=mtu,
             label=label,
             emulation={
+                "profile": profile,
                 "delay": delay,
                 "jitter": jitter,
+                "delay_correlation": delay_correlation,
+                "distribution": distribution,
                 "loss": loss,
+                "loss_correlation": loss_correlation,
+                "gilbert_elliott": gilbert_elliott,
                 "duplicate": duplicate,
                 "corrupt": corrupt,
                 "reorder": reorder,
@@ -591,12 +602,29 @@ class Supervisor:
 
         return await vxlan(self, workers, id=id, subnet=subnet, name=name, port=port, mtu=mtu)
 
+    async def partition(self, *groups: Iterable[Worker | str]) -> None:
+        """Have the network fall apart: workers of one of the *groups* hear nothing of those of another, whatever links
+        and bridges they share, until :meth:`heal`. Inside a group, and with workers of no group, nothing changes.
+
+        It drops IP packets in silence, as a broken network does. A router of one group is of no use to another; one of
+        no group forwards, but not from group to group. Links and addresses that come later are cut off, too. Another
+        call replaces the groups. Cancelled or failed, what was before is again.
+
+        :raises TopologyError: a worker in two groups; fewer than two groups
+        :raises UnsupportedError: the kernel lacks nf_tables; or a worker has the host's network namespace
+        """
+        await self._wiring.partitions.partition(groups)
+
+    async def heal(self) -> None:
+        """The opposite of :meth:`partition`, and no error without one. Cancelled, it is done all the same."""
+        await self._wiring.partitions.heal()
+
     async def deploy(self, topology: Topology) -> Deployment:
         """Bring up all of *topology* at once: bridges and workers, links, routes, then commands. Cancelled, none of it
         is left.
 
         :raises TopologyError: the description is wrong; nothing was made
-        :raises UnsupportedError: it asks for emulation
+        :raises UnsupportedError: it asks for emulation that this kernel can't do; nothing was made
         :raises ExceptionGroup: of errors that name each failed worker; all of it is undone
         """
         from nsorch.supervisor.deployment import deploy

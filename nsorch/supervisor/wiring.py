@@ -15,11 +15,13 @@ from nsorch.core.spawner.syscalls import CLONE_NEWNET
 from nsorch.errors import ClosedError, TopologyError
 from nsorch.net.plan import Batch, NodePlan
 from nsorch.supervisor.capture import Capture
+from nsorch.supervisor.emulating import needs_netem, require_netem
 from nsorch.supervisor.filtering import Filters
 from nsorch.supervisor.hosts import Names
 from nsorch.supervisor.interfaces import Interfaces
 from nsorch.supervisor.kernel import Kernel
 from nsorch.supervisor.orders import Order, Orders
+from nsorch.supervisor.partitions import Partitions
 from nsorch.supervisor.planning import addresses_in, bridges_of, end_plan, link_plan, netns_key
 from nsorch.supervisor.record import Record
 from nsorch.supervisor.routes import default_routes, given_routes
@@ -56,6 +58,7 @@ class Wiring:
     :ivar watcher: of what other programs do to links
     :ivar filters: NAT and firewalls
     :ivar services: that workers run
+    :ivar partitions: who doesn't hear whom
     """
 
     def __init__(self, supervisor: Supervisor) -> None:
@@ -67,6 +70,7 @@ class Wiring:
         self.filters = Filters(supervisor, self, self.kernel)
         self.interfaces = Interfaces(supervisor, self)
         self.services = Services(supervisor, self)
+        self.partitions = Partitions(supervisor, self)
         self.names = Names(supervisor._workers, self.record, self.routing, self.kernel, self._names_changed)
         self._orders = Orders(self.kernel, supervisor._start_soon)
 
@@ -83,6 +87,7 @@ class Wiring:
 
     async def _names_changed(self, names: AbstractSet[str]) -> None:
         await self.filters.refresh(names)
+        await self.partitions.refresh(names)
         self.services.refresh()
 
     def publish_removed(self) -> None:
@@ -182,6 +187,8 @@ class Wiring:
         for end in (spec.a, spec.b):
             if end.worker in self._supervisor._workers:
                 await self._supervisor._workers[end.worker]._settled()
+        if needs_netem(*self.record.ways_of(spec)):
+            await require_netem(self.kernel, [f"links.{spec.a.worker}-{spec.b.worker}"])
         self._supervisor._check_running()
         led = {bridge for bridge in self.record.bridges.values() if bridge.gateway is not None}
         link = self.record.plan_link(spec)
@@ -427,6 +434,7 @@ class Wiring:
         async for worker in in_turns(workers):
             self.filters.drop(worker)
             self.services.drop(worker)
+            self.partitions.drop(worker)
             links.update(dict.fromkeys(self.record.links_of.get(worker.name, ())))
         with_devices = [worker async for worker in in_turns(workers) if worker._devices]
         dying = await self.record.owners_among(workers) if links or with_devices else set()

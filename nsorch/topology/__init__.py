@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from nsorch.topology.difference import Change, Difference
+from nsorch.topology.emulation import Emulation, GilbertElliott
 from nsorch.topology.filters import Firewall, Forward, Nat, Rule
 from nsorch.topology.home import home_router
 from nsorch.topology.interfaces import Bond, Dummy, InterfaceSpec, Ipvlan, Macvlan, Tun, Vlan, Vrf
@@ -10,10 +11,10 @@ from nsorch.topology.model import Topology
 from nsorch.topology.mounts import Bind, Overlay, Tmpfs, bind, overlay, tmpfs
 from nsorch.topology.namespaces import NamespaceSet, Pid
 from nsorch.topology.privileges import Capabilities, CapabilityChange
+from nsorch.topology.profiles import PROFILES, Profile
 from nsorch.topology.services import Dnsmasq, Frr
 from nsorch.topology.specs import (
     BridgeSpec,
-    Emulation,
     End,
     ExecReady,
     LinkSpec,
@@ -24,9 +25,11 @@ from nsorch.topology.specs import (
     exec_ready,
     tcp_ready,
 )
+from nsorch.topology.traces import Step, Trace
 from nsorch.topology.tunnels import Vxlan, WireGuard, WireGuardPeer
 
 __all__ = [
+    "PROFILES",
     "Bind",
     "Bond",
     "BridgeSpec",
@@ -42,6 +45,7 @@ __all__ = [
     "Firewall",
     "Forward",
     "Frr",
+    "GilbertElliott",
     "InterfaceSpec",
     "Ipvlan",
     "LinkSpec",
@@ -50,12 +54,15 @@ __all__ = [
     "Nat",
     "Overlay",
     "Pid",
+    "Profile",
     "Route",
     "Rule",
+    "Step",
     "TcpReady",
     "Tmpfs",
     "To",
     "Topology",
+    "Trace",
     "Tun",
     "Vlan",
     "Vrf",

@@ -6,10 +6,13 @@ import itertools
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
+from nsorch.errors import TopologyError
+from nsorch.topology.emulation import NO_EMULATION, Emulation
 from nsorch.topology.filters import filter_names, interface_names, outside_problem
 from nsorch.topology.interface_checks import interface_checks
 from nsorch.topology.layer2 import trunk_problem
 from nsorch.topology.namespaces import NamespaceSet
+from nsorch.topology.profiles import directions
 from nsorch.topology.services import Frr, served_interfaces
 
 if TYPE_CHECKING:
@@ -30,15 +33,29 @@ def checks(topology: Topology) -> Iterator[str | None]:
     yield from _filters(topology)
     yield from interface_checks(topology)
     yield from found.addresses()
+    yield from _contradictions(topology)
 
 
-def emulations(topology: Topology) -> Iterator[str | None]:
-    """Paths of the links that ask for emulation, and None for those that don't."""
+def emulations(topology: Topology) -> Iterator[tuple[str, Emulation, Emulation, Emulation]]:
+    """Paths of all links, and what is said of their two ends and of both together."""
     for name, worker in topology.workers.items():
         for number, to in enumerate(worker.links):
-            yield f"workers.{name}.links[{number}]" if to.active else None
+            yield f"workers.{name}.links[{number}]", to, NO_EMULATION, NO_EMULATION
     for number, link in enumerate(topology.links):
-        yield f"links[{number}]" if link.active or link.a.active or link.b.active else None
+        a, b = link.a, link.b
+        if a.worker in topology.bridges:
+            a, b = b, a  # the worker is the subscriber of a profile
+        yield f"links[{number}]", a, b, link
+
+
+def _contradictions(topology: Topology) -> Iterator[str | None]:
+    for path, a, b, both in emulations(topology):
+        try:
+            directions(a, b, both)
+            yield None
+        except TopologyError as exc:
+            for problem in exc.problems:
+                yield f"{path}.{problem.removeprefix('ends[0].') if path.startswith('workers') else problem}"
 
 
 def joined_names(worker: WorkerSpec) -> set[str]:

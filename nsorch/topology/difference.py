@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Literal, TypeVar
 
 from attrs import evolve, field, fields, frozen
 
+from nsorch.topology.emulation import EMULATION_KEYS
 from nsorch.topology.specs import BridgeSpec, End, LinkSpec, To, WorkerSpec
 
 if TYPE_CHECKING:
@@ -27,7 +28,7 @@ _RESTARTED = {
     *("capabilities", "no_new_privs", "seccomp", "rlimits", "oom_score_adj"),
 }
 _FREE = {"label", "links", "routes", "interfaces", "nat", "firewall"}
-_SETTABLE = {"mtu"}
+_SETTABLE = {"mtu", *EMULATION_KEYS}
 
 
 @frozen(kw_only=True)
@@ -56,7 +57,7 @@ class Difference:
     changes: tuple[Change, ...] = ()
     links_to_remove: tuple[LinkKey, ...] = field(default=(), repr=False)
     links_to_add: tuple[LinkKey, ...] = field(default=(), repr=False)
-    links_to_set: Mapping[LinkKey, LinkSpec] = field(factory=dict, repr=False)
+    links_to_set: Mapping[LinkKey, tuple[LinkSpec, frozenset[str]]] = field(factory=dict, repr=False)
 
     def __bool__(self) -> bool:
         return bool(self.changes)
@@ -85,8 +86,8 @@ def as_link(key: LinkKey, spec: LinkSpec | To) -> LinkSpec:
     if isinstance(spec, LinkSpec):
         return spec
     end = End(key[0], name=spec.name, address=spec.address or None, mac=spec.mac, mtu=spec.mtu)
-    emulated = {attribute.name for attribute in fields(End)} - {"worker", "name", "address", "mac", "mtu"}
-    return LinkSpec(a=evolve(end, **{name: getattr(spec, name) for name in emulated}), b=End(spec.bridge))
+    other = {attribute.name for attribute in fields(End)} - {"worker", "name", "address", "mac", "mtu"}
+    return LinkSpec(a=evolve(end, **{name: getattr(spec, name) for name in other}), b=End(spec.bridge))
 
 
 def difference(old: Topology, new: Topology) -> Difference:
@@ -97,21 +98,21 @@ def difference(old: Topology, new: Topology) -> Difference:
     links: list[Change] = []
     remove: list[LinkKey] = []
     add: list[LinkKey] = []
-    settable: dict[LinkKey, LinkSpec] = {}
+    settable: dict[LinkKey, tuple[LinkSpec, frozenset[str]]] = {}
     before, after = dict(links_of(old)), dict(links_of(new))
     for key, spec in before.items():
         name = f"{key[0]}-{key[2]}"
         now = after.get(key)
-        keys = () if now is None or spec is now else _differing(as_link(key, spec), as_link(key, now))
+        keys = () if now is None or spec is now else _link_keys(as_link(key, spec), as_link(key, now))
         if now is None:
             remove.append(key)
             links.append(Change(action="remove", kind="link", name=name))
-        elif anew & {key[0], key[2]} or set(keys) - _SETTABLE:
+        elif anew & {key[0], key[2]} or not all(name.rpartition(".")[2] in _SETTABLE for name in keys):
             remove.append(key)
             add.append(key)
             links.append(Change(action="replace", kind="link", name=name, details=keys))
         elif keys and now is not None:
-            settable[key] = as_link(key, now)
+            settable[key] = as_link(key, now), frozenset(keys)
             links.append(Change(action="set", kind="link", name=name, details=keys))
     for key in after:
         if key not in before:
@@ -142,6 +143,20 @@ def _named(
 def _differing(old: AttrsInstance, new: AttrsInstance) -> tuple[str, ...]:
     names = [attribute.name for attribute in fields(type(old))]
     return tuple(name for name in names if name != "label" and getattr(old, name) != getattr(new, name))
+
+
+def _link_keys(old: LinkSpec, new: LinkSpec) -> tuple[str, ...]:
+    """Those that differ; of an end whose emulation alone differs, its own: ``ends[0].delay``."""
+    found: list[str] = []
+    for name in _differing(old, new):
+        if name not in ("a", "b"):
+            found.append(name)
+            continue
+        ends = getattr(old, name), getattr(new, name)
+        where = f"ends[{('a', 'b').index(name)}]"
+        keys = _differing(*ends)
+        found += [f"{where}.{key}" for key in keys] if set(keys) <= set(EMULATION_KEYS) else [where]
+    return tuple(found)
 
 
 def _bridge_change(name: str, old: BridgeSpec, new: BridgeSpec) -> Change | None:

@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Any
 from attrs import frozen
 
 from nsorch.errors import UnsupportedError
-from nsorch.topology.specs import EMULATION_KEYS
+from nsorch.topology.emulation import GILBERT_ELLIOTT_KEYS, given
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from nsorch.topology.emulation import Emulation
     from nsorch.topology.model import Topology
-    from nsorch.topology.specs import Emulation
 
 # What no XML can hold, and what would only confuse a drawing: XML 1.0, section 2.2.
 _UNPRINTABLE = re.compile("[^\t\n\r\x20-\x7e\x85\xa0-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
@@ -49,10 +49,17 @@ class _Edge:
 
 
 def _given(emulation: Emulation) -> dict[str, Any]:
-    return {key: value for key in EMULATION_KEYS if (value := getattr(emulation, key)) is not None}
+    """What was said, as numbers and words."""
+    said = given(emulation)
+    loss = said.pop("gilbert_elliott", None)
+    if loss is not None:
+        said |= {f"gilbert_elliott_{key}": getattr(loss, key) for key in GILBERT_ELLIOTT_KEYS}
+    return said
 
 
-def _quantity(key: str, value: float) -> str:
+def _quantity(key: str, value: Any) -> str:
+    if isinstance(value, str):
+        return value
     if key in ("delay", "jitter"):
         return f"{value * 1000:g} ms"
     if key == "rate":
@@ -170,7 +177,8 @@ def to_graphml(topology: Topology) -> str:
             put(element, "edge", "weight", "double", edge.weight)
         for emulation in edge.emulation:
             for key, value in _given(emulation).items():
-                put(element, "edge", "LinkSpeedRaw" if key == "rate" else key, "double", value)
+                kind = "string" if isinstance(value, str) else "double"
+                put(element, "edge", "LinkSpeedRaw" if key == "rate" else key, kind, value)
             if _given(emulation):
                 break
     ET.indent(root)

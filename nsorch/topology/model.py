@@ -10,7 +10,9 @@ from attrs import evolve
 
 from nsorch.errors import NameInUseError, TopologyError
 from nsorch.topology.checks import checks, emulations
+from nsorch.topology.emulation import NO_EMULATION
 from nsorch.topology.layer2 import wires
+from nsorch.topology.profiles import directions
 from nsorch.topology.routing import connected
 from nsorch.topology.specs import BridgeSpec, LinkSpec, To, WorkerSpec
 
@@ -220,9 +222,14 @@ class Topology:
         mtu: int | None = None,
         weight: float = 1.0,
         label: str | None = None,
+        profile: str | None = None,
         delay: Any = None,
         jitter: Any = None,
+        delay_correlation: Any = None,
+        distribution: str | None = None,
         loss: Any = None,
+        loss_correlation: Any = None,
+        gilbert_elliott: Any = None,
         duplicate: Any = None,
         corrupt: Any = None,
         reorder: Any = None,
@@ -237,9 +244,14 @@ class Topology:
             mtu=mtu,
             weight=weight,
             label=label,
+            profile=profile,
             delay=delay,
             jitter=jitter,
+            delay_correlation=delay_correlation,
+            distribution=distribution,
             loss=loss,
+            loss_correlation=loss_correlation,
+            gilbert_elliott=gilbert_elliott,
             duplicate=duplicate,
             corrupt=corrupt,
             reorder=reorder,
@@ -292,17 +304,18 @@ class Topology:
 
     def emulated(self) -> list[str]:
         """Paths of the links that ask for emulation."""
-        return [path for path in emulations(self) if path is not None]
+        return [path for path, *said in emulations(self) if any(emulation.active for emulation in said)]
 
     def cost(self, link: LinkSpec | To, sender: str) -> float:
         """What the routing counts for *link*, in the direction that *sender* sends in; out of a bridge nothing but
         delay, as in OSPF (RFC 2328, section 2.1)."""
         if self.metric == "delay":
             if isinstance(link, To):
-                delay = 0.0 if sender == link.bridge else link.delay or 0.0
+                ways = directions(link, NO_EMULATION)
+                delay = ways[0 if sender != link.bridge else 1].delay or 0.0
             else:
-                end = link.a if link.a.worker == sender else link.b
-                delay = (link.delay or 0.0) + (end.delay or 0.0)
+                ways = directions(link.a, link.b, link)
+                delay = ways[0 if sender == link.a.worker else 1].delay or 0.0
             return delay if sender in self._bridges else delay or _NO_DELAY
         if sender in self._bridges:
             return 0.0

@@ -6,6 +6,7 @@ import json
 import os
 from typing import Any
 
+from nsorch.topology.emulation import DISTRIBUTIONS, PROFILE_NAMES
 from nsorch.topology.filters import ACTIONS, CHAINS, FIREWALL_PRESETS, NAT_KINDS, POLICIES, PROTOCOLS, TRANSPORTS
 from nsorch.topology.interface_schema import interface_schema
 from nsorch.topology.model import METRICS, ROUTING
@@ -51,9 +52,25 @@ _RATE = {
     "description": "bits per second, or such as 10mbit",
 }
 _EMULATION: dict[str, Any] = {
+    "profile": {"enum": list(PROFILE_NAMES), "description": "a kind of access link, for what else isn't said"},
     "delay": _DURATION,
     "jitter": _DURATION,
+    "delay_correlation": _FRACTION,
+    "distribution": {"enum": list(DISTRIBUTIONS), "default": "uniform", "description": "of the jitter"},
     "loss": _FRACTION,
+    "loss_correlation": _FRACTION,
+    "gilbert_elliott": {
+        "type": "object",
+        "properties": {
+            "p": {**_FRACTION, "description": "how likely a good link gets bad"},
+            "r": {**_FRACTION, "description": "how likely a bad link gets good"},
+            "bad": {**_FRACTION, "description": "loss in the bad state"},
+            "good": {**_FRACTION, "description": "loss in the good state"},
+        },
+        "required": ["p"],
+        "additionalProperties": False,
+        "description": "loss in bursts",
+    },
     "duplicate": _FRACTION,
     "corrupt": _FRACTION,
     "reorder": _FRACTION,

@@ -5,10 +5,9 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from ipaddress import IPv4Interface, IPv4Network, IPv6Interface, IPv6Network, ip_address, ip_network
-from operator import attrgetter
 from typing import Any
 
-from attrs import Attribute, field, fields, frozen
+from attrs import Attribute, field, frozen
 
 from nsorch.errors import AddressError, TopologyError
 from nsorch.topology.converters import (
@@ -24,6 +23,7 @@ from nsorch.topology.converters import (
     valid_name,
     vlan_subnets,
 )
+from nsorch.topology.emulation import Emulated
 from nsorch.topology.filters import Firewall, Nat, to_firewall, to_nat
 from nsorch.topology.interface_files import to_interfaces
 from nsorch.topology.interfaces import InterfaceSpec, order_problems, within
@@ -49,39 +49,7 @@ from nsorch.topology.privileges import (
 )
 from nsorch.topology.services import PROGRAMS, Frr, Service, to_service
 from nsorch.topology.sysctls import sysctl_problems
-from nsorch.topology.units import count, duration, fraction, rate
-
-
-def _to_delay(value: Any) -> float | None:
-    return checked("delay", duration, value)
-
-
-def _to_jitter(value: Any) -> float | None:
-    return checked("jitter", duration, value)
-
-
-def _to_loss(value: Any) -> float | None:
-    return checked("loss", fraction, value)
-
-
-def _to_duplicate(value: Any) -> float | None:
-    return checked("duplicate", fraction, value)
-
-
-def _to_corrupt(value: Any) -> float | None:
-    return checked("corrupt", fraction, value)
-
-
-def _to_reorder(value: Any) -> float | None:
-    return checked("reorder", fraction, value)
-
-
-def _to_rate(value: Any) -> float | None:
-    return checked("rate", rate, value)
-
-
-def _to_limit(value: Any) -> int | None:
-    return checked("limit", count, value)
+from nsorch.topology.units import duration
 
 
 def _to_gateway(value: Any) -> str | None:
@@ -89,43 +57,7 @@ def _to_gateway(value: Any) -> str | None:
 
 
 @frozen(kw_only=True)
-class Emulation:
-    """What a link does to packets.
-
-    :ivar delay: seconds, as *jitter*
-    :ivar loss: a fraction, as *duplicate*, *corrupt* and *reorder*
-    :ivar rate: bits per second
-    :ivar limit: queue length in packets
-    """
-
-    delay: float | None = field(default=None, converter=_to_delay)
-    jitter: float | None = field(default=None, converter=_to_jitter)
-    loss: float | None = field(default=None, converter=_to_loss)
-    duplicate: float | None = field(default=None, converter=_to_duplicate)
-    corrupt: float | None = field(default=None, converter=_to_corrupt)
-    reorder: float | None = field(default=None, converter=_to_reorder)
-    rate: float | None = field(default=None, converter=_to_rate)
-    limit: int | None = field(default=None, converter=_to_limit)
-
-    @property
-    def active(self) -> bool:
-        return _emulation(self) != _NO_EMULATION
-
-
-EMULATION_KEYS = tuple(item.name for item in fields(Emulation))
-_emulation = attrgetter(*EMULATION_KEYS)
-_NO_EMULATION = (None,) * len(EMULATION_KEYS)
-
-
-@frozen(kw_only=True)
-class _Emulated(Emulation):
-    @property
-    def emulation(self) -> Emulation:
-        return Emulation(**{key: getattr(self, key) for key in EMULATION_KEYS})
-
-
-@frozen(kw_only=True)
-class _Plugged(_Emulated):
+class _Plugged(Emulated):
     """What may be on a bridge."""
 
     vlan: int | None = field(default=None, validator=within(1, 4094))
@@ -432,7 +364,7 @@ def _to_end(value: Any) -> End:
 
 
 @frozen(kw_only=True)
-class LinkSpec(_Emulated):
+class LinkSpec(Emulated):
     """Description of a link; the fields of :meth:`nsorch.Supervisor.link`."""
 
     a: End = field(converter=_to_end)

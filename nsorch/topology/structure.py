@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from attrs import evolve
 
 from nsorch.errors import NsorchError, TopologyError
+from nsorch.topology.emulation import EMULATION_KEYS, GILBERT_ELLIOTT_KEYS, Emulation, given
 from nsorch.topology.filters import to_plain
 from nsorch.topology.interface_files import INTERFACES, interface_to_dict, keys_of, required_of
 from nsorch.topology.isolation import ISOLATION_KEYS, OWN_KEYS, TEXT_KEYS, check_tables, isolation_to_dict
@@ -18,9 +19,7 @@ from nsorch.topology.model import Topology
 from nsorch.topology.reading import walk
 from nsorch.topology.services import Frr, service_to_plain
 from nsorch.topology.specs import (
-    EMULATION_KEYS,
     BridgeSpec,
-    Emulation,
     End,
     ExecReady,
     LinkSpec,
@@ -440,7 +439,11 @@ def _networks(values: tuple[Any, ...]) -> Any:
 
 
 def _emulation(value: Emulation) -> dict[str, Any]:
-    return _set(**{key: getattr(value, key) for key in EMULATION_KEYS})
+    said = given(value)
+    loss = said.get("gilbert_elliott")
+    if loss is not None:
+        said["gilbert_elliott"] = {key: getattr(loss, key) for key in GILBERT_ELLIOTT_KEYS}
+    return said
 
 
 def _bridge(spec: BridgeSpec) -> dict[str, Any]:

@@ -4,6 +4,7 @@
 #
 #   VM_KERNELS="6.1 6.12"   the kernels
 #   VM_TESTS="-x tests/test_net.py"   instead of all test files with such tests: arguments of pytest
+#   VM_COMMAND="-m bench.fidelity"    instead of tests: arguments of Python
 #   VM_USERS="both"         or "root"
 #   VM_KVM=1                with hardware acceleration: ten times as fast, where it works
 #   VM_MINUTES=20           a run that takes longer has failed
@@ -17,6 +18,7 @@ sh "$top/tests/vm/setup.sh" $kernels || exit
 cd "$top" || exit
 # Each file that is looked at costs a second or more inside.
 tests=${VM_TESTS:--q $(grep -lE 'mark\.vm\b' tests/test_*.py | tr '\n' ' ')}
+command=${VM_COMMAND:--m pytest -m vm $tests}
 acceleration=--disable-kvm  # a /dev/kvm that is there may be a broken one of a nested machine
 [ -z "${VM_KVM:-}" ] || acceleration=
 
@@ -32,7 +34,7 @@ machine() {  # kernel, folder for output
     done
     exec timeout "${VM_MINUTES:-20}m" "$vm/venv/bin/virtme-run" --verbose $acceleration --force-9p --mods auto \
         --kimg "$image" --cpus "$(nproc)" --memory 2G --rwdir "$2" \
-        --script-sh "NSORCH_VM_USERS=${VM_USERS:-both} sh $top/tests/vm/guest.sh $top $1 $python $2 $tests" \
+        --script-sh "NSORCH_VM_USERS=${VM_USERS:-both} sh $top/tests/vm/guest.sh $top $1 $python $2 $command" \
         "${shared[@]}" </dev/null >"$2/console" 2>&1
 }
 

@@ -167,6 +167,9 @@ class _Mininet:
             else:
                 text = f"{value}us" if str(value).replace(".", "", 1).isdigit() else str(value)
                 found[key] = self._building.add(f"{path}.{key}", duration, text)
+        if "limit" in found and not found.get("rate") and not found.get("delay"):
+            self._building.note(f"{path}.max_queue_size", "is left out: without bw or delay nothing waits")
+            del found["limit"]
         return {key: value for key, value in found.items() if value is not None}
 
 

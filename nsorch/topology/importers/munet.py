@@ -12,7 +12,15 @@ from nsorch.topology.specs import End, LinkSpec, To
 if TYPE_CHECKING:
     from nsorch.topology.model import Topology
 
-_EMULATED = ("delay", "jitter", "loss", "rate")
+# With our name, and in what unit munet has it.
+_EMULATED = {
+    "delay": ("delay", 1e-6),
+    "jitter": ("jitter", 1e-6),
+    "jitter-correlation": ("delay_correlation", 0.01),
+    "loss": ("loss", 0.01),
+    "loss-correlation": ("loss_correlation", 0.01),
+    "rate": ("rate", 1.0),
+}
 _CONNECTION = ("to", "ip", "ipv6", "name", "remote-name", "mtu", *_EMULATED)
 _PREFIXES = {"": 1.0, "K": 1e3, "M": 1e6, "G": 1e9, "T": 1e12}
 _BINARY = {"Ki": 2.0**10, "Mi": 2.0**20, "Gi": 2.0**30, "Ti": 2.0**40}
@@ -120,15 +128,14 @@ class _Node:
                 address = building.add(f"{path}.{key}", ip_interface, text)
                 addresses += [] if address is None else [address]
         options["address"] = tuple(addresses)
-        scales = {"delay": 1e-6, "jitter": 1e-6, "loss": 0.01, "rate": 1.0}
-        for key in _EMULATED:
+        for key, (ours, scale) in _EMULATED.items():
             value = table.get(key)
             if key == "rate" and isinstance(value, dict):
                 building.leave(f"{path}.rate", value, ("rate",))
                 value = value.get("rate")
             if value is not None:
                 number = building.add(f"{path}.{key}", _number, value)
-                options[key] = None if number is None else number * scales[key]
+                options[ours] = None if number is None else number * scale
         return options
 
     def _link(

@@ -1,0 +1,245 @@
+"""What a link does to packets, as frozen values that have been checked."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from operator import attrgetter
+from typing import Any
+
+from attrs import Factory, evolve, field, fields, frozen
+
+from nsorch.errors import TopologyError
+from nsorch.topology.converters import checked
+from nsorch.topology.units import count, duration, fraction, rate
+
+#: of the jitter; its standard deviation is the jitter, but for "uniform", which stays within it
+DISTRIBUTIONS = ("uniform", "normal", "pareto", "paretonormal")
+#: see :mod:`nsorch.topology.profiles`
+PROFILE_NAMES = ("wifi", "3g", "4g", "5g", "dsl", "cable", "satellite-leo", "satellite-geo", "dialup")
+# The kernel counts time in 64 ns, in 32 bits.
+_LONGEST = 274.0
+
+
+def _time(value: Any) -> float:
+    seconds = duration(value)
+    if seconds > _LONGEST:
+        raise ValueError(f"{value!r} is above {_LONGEST:g} s, the longest the kernel can count")
+    return seconds
+
+
+def _choice(value: Any, names: tuple[str, ...]) -> str:
+    if value not in names:
+        raise ValueError(f"{value!r} is none of {', '.join(names)}")
+    return str(value)
+
+
+def _to_delay(value: Any) -> float | None:
+    return checked("delay", _time, value)
+
+
+def _to_jitter(value: Any) -> float | None:
+    return checked("jitter", _time, value)
+
+
+def _to_delay_correlation(value: Any) -> float | None:
+    return checked("delay_correlation", fraction, value)
+
+
+def _to_distribution(value: Any) -> str | None:
+    return checked("distribution", lambda given: _choice(given, DISTRIBUTIONS), value)
+
+
+def _to_loss(value: Any) -> float | None:
+    return checked("loss", fraction, value)
+
+
+def _to_loss_correlation(value: Any) -> float | None:
+    return checked("loss_correlation", fraction, value)
+
+
+def _to_duplicate(value: Any) -> float | None:
+    return checked("duplicate", fraction, value)
+
+
+def _to_corrupt(value: Any) -> float | None:
+    return checked("corrupt", fraction, value)
+
+
+def _to_reorder(value: Any) -> float | None:
+    return checked("reorder", fraction, value)
+
+
+def _to_rate(value: Any) -> float | None:
+    return checked("rate", rate, value)
+
+
+def _to_limit(value: Any) -> int | None:
+    return checked("limit", count, value)
+
+
+def _to_profile(value: Any) -> str | None:
+    return checked("profile", lambda given: _choice(given, PROFILE_NAMES), value)
+
+
+def _share(name: str, value: Any) -> float:
+    try:
+        return fraction(value)
+    except ValueError as exc:
+        raise TopologyError(f"gilbert_elliott.{name}: {exc}") from None
+
+
+def _to_p(value: Any) -> float:
+    return _share("p", value)
+
+
+def _to_r(value: Any) -> float:
+    return _share("r", value)
+
+
+def _to_bad(value: Any) -> float:
+    return _share("bad", value)
+
+
+def _to_good(value: Any) -> float:
+    return _share("good", value)
+
+
+@frozen
+class GilbertElliott:
+    """Loss in bursts: the link is in a good or a bad state, and changes between them from packet to packet.
+
+    All are fractions, or such as ``"1%"``; see tc-netem(8), ``loss gemodel``.
+
+    :ivar p: how likely a good link gets bad
+    :ivar r: how likely a bad link gets good; 1 - p if not given
+    :ivar bad: loss in the bad state
+    :ivar good: loss in the good state
+    """
+
+    p: float = field(converter=_to_p)
+    r: float = field(default=Factory(lambda self: 1 - self.p, takes_self=True), converter=_to_r)
+    bad: float = field(default=1.0, kw_only=True, converter=_to_bad)
+    good: float = field(default=0.0, kw_only=True, converter=_to_good)
+
+    @property
+    def mean(self) -> float:
+        """Loss in the long run."""
+        if not self.p:
+            return self.good
+        return (self.r * self.good + self.p * self.bad) / (self.p + self.r)
+
+
+GILBERT_ELLIOTT_KEYS = tuple(item.name for item in fields(GilbertElliott))
+
+
+def _to_gilbert_elliott(value: Any) -> GilbertElliott | None:
+    if value is None or isinstance(value, GilbertElliott):
+        return value
+    if not isinstance(value, Mapping):
+        raise TopologyError(f"gilbert_elliott: {value!r} is not {{ p = …, r = …, bad = …, good = … }}")
+    for key in value:
+        if key not in GILBERT_ELLIOTT_KEYS:
+            raise TopologyError(f"gilbert_elliott.{key}: unknown key; there are {', '.join(GILBERT_ELLIOTT_KEYS)}")
+    if "p" not in value:
+        raise TopologyError("gilbert_elliott.p: is missing")
+    return GilbertElliott(**value)
+
+
+@frozen(kw_only=True)
+class Emulation:
+    """What a link does to packets. None is what was not said, 0 is nothing.
+
+    :ivar profile: a named kind of access link, for what else isn't said: :data:`PROFILES`
+    :ivar delay: seconds, as *jitter*
+    :ivar delay_correlation: of each packet's jitter with that of the one before, a fraction
+    :ivar distribution: of the jitter, one of :data:`DISTRIBUTIONS`
+    :ivar loss: a fraction, as *loss_correlation*, *duplicate*, *corrupt* and *reorder*
+    :ivar gilbert_elliott: loss in bursts, instead of *loss*
+    :ivar reorder: share of packets that are not delayed, and so overtake others
+    :ivar rate: bits per second, of frames without their check sum
+    :ivar limit: queue length in packets: those that wait for their turn by the *rate*, or, where there is none, those
+        that are being delayed
+    """
+
+    profile: str | None = field(default=None, converter=_to_profile)
+    delay: float | None = field(default=None, converter=_to_delay)
+    jitter: float | None = field(default=None, converter=_to_jitter)
+    delay_correlation: float | None = field(default=None, converter=_to_delay_correlation)
+    distribution: str | None = field(default=None, converter=_to_distribution)
+    loss: float | None = field(default=None, converter=_to_loss)
+    loss_correlation: float | None = field(default=None, converter=_to_loss_correlation)
+    gilbert_elliott: GilbertElliott | None = field(default=None, converter=_to_gilbert_elliott)
+    duplicate: float | None = field(default=None, converter=_to_duplicate)
+    corrupt: float | None = field(default=None, converter=_to_corrupt)
+    reorder: float | None = field(default=None, converter=_to_reorder)
+    rate: float | None = field(default=None, converter=_to_rate)
+    limit: int | None = field(default=None, converter=_to_limit)
+
+    @property
+    def active(self) -> bool:
+        """Whether anything was said."""
+        return _emulation(self) != _NOTHING
+
+    @property
+    def emulation(self) -> Emulation:
+        return self
+
+
+EMULATION_KEYS = tuple(item.name for item in fields(Emulation))
+_emulation = attrgetter(*EMULATION_KEYS)
+_NOTHING = (None,) * len(EMULATION_KEYS)
+NO_EMULATION = Emulation()
+# What means nothing without others: the kernel would take it and do nothing.
+_NEEDS = {
+    "delay_correlation": ("jitter",),
+    "distribution": ("jitter",),
+    "loss_correlation": ("loss",),
+    "reorder": ("delay",),
+    "limit": ("rate", "delay"),
+}
+
+
+@frozen(kw_only=True)
+class Emulated(Emulation):
+    """Something that has an emulation among other things."""
+
+    @property
+    def emulation(self) -> Emulation:
+        return Emulation(**{key: getattr(self, key) for key in EMULATION_KEYS})
+
+
+def given(emulation: Emulation) -> dict[str, Any]:
+    """What was said."""
+    return {key: value for key in EMULATION_KEYS if (value := getattr(emulation, key)) is not None}
+
+
+def overlay(base: Emulation, over: Emulation) -> Emulation:
+    """*base* with what *over* says; of the two kinds of loss, the one that was said last."""
+    said = given(over)
+    if "loss" in said and "gilbert_elliott" not in said:
+        said["gilbert_elliott"] = None
+    elif "gilbert_elliott" in said and "loss" not in said:
+        said |= {"loss": None, "loss_correlation": None}
+    return evolve(base.emulation, **said)
+
+
+def changed(emulation: Emulation, changes: Mapping[str, Any]) -> Emulation:
+    """*emulation* with other values; None takes one away, and what means nothing without it."""
+    changes = dict(changes)
+    for key, others in (("loss", ("gilbert_elliott",)), ("gilbert_elliott", ("loss", "loss_correlation"))):
+        if changes.get(key) is not None:
+            changes = dict.fromkeys(others) | changes
+    for key, needed in _NEEDS.items():
+        left = [changes.get(other, getattr(emulation, other)) for other in needed]
+        if set(needed) & changes.keys() and not any(left):
+            changes.setdefault(key, None)
+    return evolve(emulation, **changes)
+
+
+def contradictions(emulation: Emulation) -> Iterator[tuple[str, str]]:
+    """Keys that contradict others, in all that is known of one direction, and why."""
+    if emulation.loss is not None and emulation.gilbert_elliott is not None:
+        yield "gilbert_elliott", "there is loss already, of another kind"
+    for key, needed in _NEEDS.items():
+        if getattr(emulation, key) and not any(getattr(emulation, other) for other in needed):
+            yield key, f"means nothing without {' or '.join(needed)}"
