@@ -53,6 +53,11 @@ class Train:
         return statistics.median(self.delays.values())
 
     @property
+    def least(self) -> float:
+        """Of all delays, in seconds: a busy processor only adds to some."""
+        return min(self.delays.values())
+
+    @property
     def duplicates(self) -> int:
         return len(self.order) - len(self.delays)
 

@@ -13,8 +13,8 @@ import nsorch
 from bench.trains import about, binomial, send_train
 
 pytestmark = pytest.mark.anyio
-# An emulated processor, and others on the machine, add to each delay.
-SLACK = 0.004
+# An emulated processor, and others on the machine, add to each delay; nothing takes from it.
+EARLY, LATE = 0.0005, 0.009
 netem = [pytest.mark.vm, needs_kernel("sch_netem")]
 
 
@@ -22,6 +22,31 @@ def vm(test):
     for mark in netem:
         test = mark(test)
     return test
+
+
+class Delay:
+    """Equal to what is measured of so many seconds; fractions of the value are those of the promise."""
+
+    def __init__(self, seconds, late=LATE) -> None:
+        self.low, self.high = seconds * 0.98 - EARLY, seconds * 1.02 + late
+
+    def __eq__(self, seen):
+        return self.low <= seen <= self.high
+
+    __hash__ = None
+
+    def __repr__(self) -> str:
+        return f"{self.low:.4f} to {self.high:.4f}"
+
+
+async def undisturbed(measure) -> None:
+    """Once in a few tries it must hold, however busy the machine is."""
+    for _ in range(4):
+        try:
+            return await measure()
+        except AssertionError:
+            pass
+    return await measure()
 
 
 def address(worker, index=0):
@@ -46,14 +71,21 @@ async def rtt(sup, a, b):
 async def test_rates_hold_each_way_on_any_kernel() -> None:
     async with nsorch.Supervisor() as sup:
         a, b, link = await pair(sup, rate="8mbit")
-        train = await send_train(a, b, address(b), count=200, size=1000)
-        assert train.lost == 0
-        assert train.rate in about(8e6, share=0.1)
+
+        async def both_alike() -> None:
+            train = await send_train(a, b, address(b), count=200, size=1000)
+            assert train.lost == 0
+            assert train.rate in about(8e6, share=0.1)
+
+        async def each_its_own() -> None:
+            there = await send_train(a, b, address(b), count=150, size=1000)
+            back = await send_train(b, a, address(a), count=200, size=1000)
+            assert there.rate in about(4e6, share=0.1)
+            assert back.rate in about(8e6, share=0.1)
+
+        await undisturbed(both_alike)
         await link.set(rate="4mbit", end="a")
-        there = await send_train(a, b, address(b), count=150, size=1000)
-        back = await send_train(b, a, address(a), count=200, size=1000)
-        assert there.rate in about(4e6, share=0.1)
-        assert back.rate in about(8e6, share=0.1)
+        await undisturbed(each_its_own)
         async with sup.events(kinds=[nsorch.LinkChanged]) as events:
             await link.set(rate=None)
             event = await events.receive()
@@ -109,14 +141,14 @@ async def test_contradictions_are_refused() -> None:
 async def test_delays_each_way_and_changes() -> None:
     async with nsorch.Supervisor() as sup:
         a, b, link = await pair(sup, delay="20ms")
-        assert await rtt(sup, a, b) in about(0.040, plus=2 * SLACK)
+        assert await rtt(sup, a, b) == Delay(0.040)
         await link.set(delay="50ms", end="b")
         there = await send_train(a, b, address(b), count=30, interval=0.005)
         back = await send_train(b, a, address(a), count=30, interval=0.005)
-        assert there.delay in about(0.020, share=0.02, plus=SLACK)
-        assert back.delay in about(0.050, share=0.02, plus=SLACK)
+        assert there.least == Delay(0.020)
+        assert back.least == Delay(0.050)
         await link.set(emulation=None)
-        assert await rtt(sup, a, b) < 2 * SLACK
+        assert await rtt(sup, a, b) == Delay(0)
         assert link.emulation == (nsorch.Emulation(), nsorch.Emulation())
 
 
@@ -151,7 +183,7 @@ async def test_ends_of_their_own() -> None:
     async with nsorch.Supervisor() as sup:
         a, b = await sup.start("a"), await sup.start("b")
         await sup.link(nsorch.End("a", delay="80ms"), nsorch.End("b", delay="40ms"))
-        assert await rtt(sup, a, b) in about(0.1205, plus=0.0015 + SLACK)
+        assert await rtt(sup, a, b) == Delay(0.120)
     topology = nsorch.Topology.linear(3)
     slow = nsorch.Topology(routing="shortest-path")
     for worker in topology.workers.values():
@@ -160,7 +192,7 @@ async def test_ends_of_their_own() -> None:
         slow.link(link.a, link.b, delay="15ms")
     async with nsorch.Supervisor() as sup:
         await sup.deploy(slow)
-        assert await rtt(sup, "n0", "n2") in about(0.060, plus=4 * SLACK)
+        assert await rtt(sup, "n0", "n2") == Delay(0.060)
 
 
 @vm
@@ -172,13 +204,13 @@ async def test_both_ends_of_a_link_to_a_bridge() -> None:
         link = await sup.link(b, lan, delay="10ms")
         there = await send_train(a, b, address(b), count=20, interval=0.005)
         back = await send_train(b, a, address(a), count=20, interval=0.005)
-        assert there.delay in about(0.040, plus=SLACK)
-        assert back.delay in about(0.010, plus=SLACK)
+        assert there.least == Delay(0.040)
+        assert back.least == Delay(0.010)
         await link.set(delay="20ms", end=lan)
         there = await send_train(a, b, address(b), count=20, interval=0.005)
         back = await send_train(b, a, address(a), count=20, interval=0.005)
-        assert there.delay in about(0.050, plus=SLACK)
-        assert back.delay in about(0.010, plus=SLACK)
+        assert there.least == Delay(0.050)
+        assert back.least == Delay(0.010)
 
 
 @vm
@@ -221,19 +253,19 @@ async def test_bursts_of_loss() -> None:
 async def test_jitter_and_its_distributions() -> None:
     async with nsorch.Supervisor() as sup:
         a, b, link = await pair(sup, delay="50ms", jitter="20ms")
-        spread = {}
         for distribution in (None, "normal", "pareto", "paretonormal", "uniform"):
             await link.set(distribution=distribution)
-            train = await send_train(a, b, address(b), count=300, interval=0.002)
-            assert train.lost == 0
-            values = list(train.delays.values())
-            assert statistics.median(values) in about(0.050, plus=3 * SLACK)
-            spread[distribution] = statistics.pstdev(values)
-            assert min(values) >= (0.0299 if distribution in (None, "uniform") else 0)
-        for distribution in (None, "uniform"):
-            assert spread[distribution] in about(0.020 / math.sqrt(3), share=0.3)
-        for distribution in ("normal", "pareto", "paretonormal"):
-            assert spread[distribution] in about(0.020, share=0.4)
+            flat = distribution in (None, "uniform")
+
+            async def spread(flat=flat) -> None:
+                train = await send_train(a, b, address(b), count=200, interval=0.002)
+                assert train.lost == 0
+                values = list(train.delays.values())
+                assert statistics.median(values) in about(0.048, plus=0.010)
+                assert statistics.pstdev(values) in about(0.020 / (math.sqrt(3) if flat else 1), share=0.4)
+                assert min(values) >= (0.0295 if flat else 0)
+
+            await undisturbed(spread)
         # What the kernel makes of it can't be measured: it takes the lowest bits of correlated numbers.
         await link.set(delay_correlation="95%", distribution="normal")
         shown = (await a.run(["tc", "qdisc", "show", "dev", "eth0"])).stdout.decode()
@@ -248,11 +280,15 @@ async def test_rates_and_queues() -> None:
         there = await send_train(a, b, address(b), count=15, size=1400)
         assert there.lost == 0
         await link.set(limit=None)
-        there = await send_train(a, b, address(b), count=80, size=1400)
-        back = await send_train(b, a, address(a), count=150, size=1400)
-        assert there.rate in about(1e6, share=0.05)
-        assert back.rate in about(3e6, share=0.05)
-        assert min(there.delays.values()) in about(0.010 + 1442 * 8 / 1e6, plus=SLACK)
+
+        async def rates() -> None:
+            there = await send_train(a, b, address(b), count=80, size=1400)
+            back = await send_train(b, a, address(a), count=150, size=1400)
+            assert there.rate in about(1e6, share=0.05)
+            assert back.rate in about(3e6, share=0.05)
+            assert there.least == Delay(0.010 + 1442 * 8 / 1e6)
+
+        await undisturbed(rates)
         await link.set(limit=5, end="a")
         there = await send_train(a, b, address(b), count=60, size=1400)
         assert there.lost > 20  # more than the queue takes
@@ -280,5 +316,5 @@ async def test_a_deployment_changes_its_emulation() -> None:
         train = await send_train(
             sup.workers["a"], sup.workers["b"], sup.workers["b"].addresses[0].ip, count=20, interval=0.01
         )
-        assert train.delay in about(0.040, plus=SLACK)
+        assert train.least == Delay(0.040)
         assert links[2].emulation == (nsorch.Emulation(loss=0.05, rate=10e6), nsorch.Emulation(rate=10e6))
