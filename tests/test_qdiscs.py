@@ -6,7 +6,7 @@ import statistics
 import struct
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nsorch.net import qdiscs
@@ -38,6 +38,7 @@ def decode(data):
     return message
 
 
+@settings(deadline=None)
 @given(plans)
 def test_netem_is_pyroute2s(plan: QdiscPlan) -> None:
     message = decode(qdiscs.replace_netem(7, plan, table=False))
@@ -62,6 +63,7 @@ def test_netem_is_pyroute2s(plan: QdiscPlan) -> None:
     assert rate == (max(1, round(plan.rate / 8)) if plan.rate else 0)
 
 
+@settings(deadline=None)
 @given(st.floats(8, 400e9), st.one_of(st.none(), st.integers(1, 100_000)))
 def test_tbf_is_pyroute2s(rate: float, limit: int | None) -> None:
     data = qdiscs.replace_tbf(7, QdiscPlan(rate=rate, limit=limit))
