@@ -21,7 +21,7 @@ from .launch import launch, reap
 from .spawner.protocol import Event
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Container, Sequence
 
     from .launch import Launched
     from .spawner import protocol
@@ -55,6 +55,7 @@ class Job:
         "_request",
         "exit",
         "failure",
+        "frozen",
         "held",
         "number",
         "on_create",
@@ -78,6 +79,7 @@ class Job:
         self.on_create: Callable[[tuple[int, ...]], None] | None = None
         self.on_start: Callable[[Job], None] | None = None
         self.on_end: Callable[[Job], None] | None = None
+        self.frozen: Container[str | None] = ()  #: workers whose processes can't do their part of a kill
         self._channel = channel
         self._request: Request | None = None
         self._changed = anyio.Event()
@@ -129,7 +131,7 @@ class Job:
             request.withdrawn = True
             self.finish(failure=ClosedError("cancelled before it was started", worker=self.worker))
             return
-        self._channel.send(Request(("kill", self.number), ()))
+        self._channel.send(Request(("kill", self.number, self.worker in self.frozen), ()))
 
     def finish(self, *, exit: RawExit | None = None, failure: NsorchError | None = None) -> None:  # noqa: A002
         if self.ended:
@@ -183,6 +185,7 @@ class Helper:
         self._stopping = False
         self.died = False  #: nothing is asked of it any more
         self._left = False
+        self.frozen: set[str | None] = set()  #: names of workers that are
 
     def launch(self, rootless: bool, subids: bool | None = None) -> None:
         """Start both, see :func:`nsorch.core.launch.launch`."""
@@ -245,6 +248,7 @@ class Helper:
         assert channel is not None
         job = Job(next(self._numbers), channel, worker)
         job.on_create, job.on_start, job.on_end = on_created, on_start, on_end
+        job.frozen = self.frozen
         if self.died:
             job.finish(failure=self._gone(worker))
             return job
@@ -294,11 +298,32 @@ class Helper:
         :raises NsorchError: of stage ``"pin"``
         """
         assert self._stub is not None
-        job = Job(next(self._numbers), self._stub, worker)
+        await self._ask(self._stub, ("pin", path, target), (), worker)
+
+    async def adopt(self, leaf: int, worker: str) -> None:
+        """Have all that runs in *worker* moved into the cgroup of descriptor *leaf*. A cancellation waits for it.
+
+        :raises NsorchError: of stage ``"cgroup"``
+        """
+        for channel in (self._spawner, self._stub):
+            theirs = [job for job in self._jobs.values() if job.worker == worker and job._channel is channel]
+            targets = tuple(job.number for job in theirs if job.pid)
+            if targets and channel is not None:
+                await self._ask(channel, ("adopt", targets), (leaf,), worker)
+
+    async def keep_subtree(self, name: str, above: int, folder: int) -> None:
+        """Have the stub remove the subtree of cgroups at the end. A cancellation waits for it."""
+        assert self._stub is not None
+        await self._ask(self._stub, ("subtree", name), (above, folder), None)
+
+    async def _ask(self, channel: Channel, message: tuple[Any, ...], fds: tuple[int, ...], worker: str | None) -> None:
+        """Wait until a helper has done something that takes no time."""
+        job = Job(next(self._numbers), channel, worker)
         if self.died:
             raise self._gone(worker)
         self._jobs[job.number] = job
-        self._stub.send(Request(("pin", job.number, path, target), ()))
+        operation, *values = message
+        channel.send(Request((operation, job.number, *values), fds))
         with anyio.CancelScope(shield=True):
             await job.end()
         if job.failure is not None:

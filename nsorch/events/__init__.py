@@ -27,7 +27,10 @@ from nsorch.events.types import (
     WorkerBackoff,
     WorkerExited,
     WorkerFailed,
+    WorkerFrozen,
     WorkerHealthy,
+    WorkerLimitHit,
+    WorkerOomKilled,
     WorkerReady,
     WorkerRemoved,
     WorkerRequested,
@@ -35,6 +38,7 @@ from nsorch.events.types import (
     WorkerSpawned,
     WorkerStarted,
     WorkerStopping,
+    WorkerThawed,
     WorkerUnhealthy,
 )
 from nsorch.events.values import Exit, State, Usage, WorkerStatus
@@ -67,7 +71,10 @@ __all__ = [
     "WorkerBackoff",
     "WorkerExited",
     "WorkerFailed",
+    "WorkerFrozen",
     "WorkerHealthy",
+    "WorkerLimitHit",
+    "WorkerOomKilled",
     "WorkerReady",
     "WorkerRemoved",
     "WorkerRequested",
@@ -76,6 +83,7 @@ __all__ = [
     "WorkerStarted",
     "WorkerStatus",
     "WorkerStopping",
+    "WorkerThawed",
     "WorkerUnhealthy",
     "log_event",
 ]

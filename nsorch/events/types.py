@@ -196,6 +196,44 @@ class WorkerFailed(Event):
 
 
 @_event
+class WorkerFrozen(Event):
+    """None of its processes runs, until :class:`WorkerThawed`."""
+
+
+@_event
+class WorkerThawed(Event):
+    """Its processes go on."""
+
+
+@_event
+class WorkerOomKilled(Event):
+    """Processes of the worker were killed because its memory, or the host's, was used up. Where one of them was its
+    main process, it comes before :class:`WorkerExited`.
+
+    :ivar count: how many since the last such event
+    :ivar total: how many in all
+    """
+
+    count: int
+    total: int
+
+
+@_event
+class WorkerLimitHit(Event):
+    """A limit of the worker was hit; at most one a second for each of its files.
+
+    :ivar limit: ``"memory"`` (something had to be reclaimed, or killed), ``"memory_high"``, ``"swap"``, or ``"pids"``
+        (a fork was refused)
+    :ivar count: how often since the last such event
+    :ivar total: how often in all
+    """
+
+    limit: str
+    count: int
+    total: int
+
+
+@_event
 class WorkerRemoved(Event):
     """The last event of a worker: its namespaces, descriptors and cgroup are released, its name is free."""
 
@@ -335,6 +373,10 @@ EVENT_TYPES: tuple[type[Event], ...] = (
     WorkerExited,
     WorkerBackoff,
     WorkerFailed,
+    WorkerFrozen,
+    WorkerThawed,
+    WorkerOomKilled,
+    WorkerLimitHit,
     WorkerRemoved,
     BridgeCreated,
     BridgeRemoved,

@@ -115,6 +115,8 @@ class Deployment:
             await self._supervisor._wiring.interfaces.adapt(worker, described.interfaces)
             if worker.spec.routes != described.routes:
                 await worker.set_routes(described.routes)
+            if worker.spec.limits != described.limits:
+                await worker.set_limits(described.limits)
             await self._supervisor._wiring.filters.apply(worker, described)
             worker._spec = described
         for name in found.of("worker", "restart"):

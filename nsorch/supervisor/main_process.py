@@ -134,33 +134,35 @@ class MainProcess:
         first = setup or Setup()
         job: Job | None = None
         try:
-            job = self._job = supervisor._helper.spawn(
-                lambda number: Spawn(
-                    number,
-                    make,
-                    tuple(kind for kind, _ in joins),
-                    hold,
-                    first.hostname,
-                    first.sysctls,
-                    first.loopback,
-                    False,
-                    tuple(confined.own._replace(proc=proc, cgroup=bool(make & CLONE_NEWCGROUP))),
-                    line._replace(streams=streams.numbers),
-                    None,
-                    confined.domainname if setup is not None else None,
-                    confined.time_offsets,
-                    confined.root if setup is not None else b"",
-                    confined.sysfs and setup is not None,
-                    confined.id_maps,
-                ),
-                [*(fd for _, fd in joins), *streams.fds],
-                worker=worker.name,
-                outside=supervisor._home.outside(entry.host),
-                on_created=lambda held: worker._adopt(_by_kind(hold, held), entry),
-                on_start=self._started,
-                on_end=self._ended,
-            )
-            await job.started()
+            with supervisor._cgroups.entering(worker) as leaf:
+                job = self._job = supervisor._helper.spawn(
+                    lambda number: Spawn(
+                        number,
+                        make,
+                        tuple(kind for kind, _ in joins),
+                        hold,
+                        first.hostname,
+                        first.sysctls,
+                        first.loopback,
+                        False,
+                        tuple(confined.own._replace(proc=proc, cgroup=bool(make & CLONE_NEWCGROUP))),
+                        line._replace(streams=streams.numbers),
+                        None,
+                        confined.domainname if setup is not None else None,
+                        confined.time_offsets,
+                        confined.root if setup is not None else b"",
+                        confined.sysfs and setup is not None,
+                        confined.id_maps,
+                        leaf >= 0,
+                    ),
+                    [*(fd for _, fd in joins), *streams.fds, *([leaf] if leaf >= 0 else ())],
+                    worker=worker.name,
+                    outside=supervisor._home.outside(entry.host),
+                    on_created=lambda held: worker._adopt(_by_kind(hold, held), entry),
+                    on_start=self._started,
+                    on_end=self._ended,
+                )
+                await job.started()
         except BaseException:
             streams.close()
             self._stopping = True
@@ -318,6 +320,7 @@ class MainProcess:
                 usage=Usage(user_time=job.exit.user_time, system_time=job.exit.system_time, max_rss=job.exit.max_rss),
             )
             worker._state = State.EXITED
+            self._supervisor._cgroups.told(worker)
             for kind in ("pid", "cgroup"):
                 worker._inodes.pop(kind, None)
             self._publish(events.WorkerExited(worker=worker.name, incarnation=self.incarnation, exit=self.exit))

@@ -71,6 +71,7 @@ class Starter:
         if worker._main is None:
             worker._main = MainProcess(self._supervisor, worker)
         assert worker._entry is not None
+        await self._supervisor._cgroups.thaw(worker)
         try:
             await worker._main.execute(worker._entry, None, encode_environment(None))
             await worker._main.become_ready()
@@ -203,6 +204,7 @@ class Starter:
                 if to.active and needs_netem(*directions(to, NO_EMULATION))
             ],
         )
+        await supervisor._cgroups.admit(specs)
         descriptors.make_room(_DESCRIPTORS * len(specs))
         async for spec, how in in_turns(zip(specs, confined, strict=True)):
             supervisor._check_running()
@@ -215,6 +217,7 @@ class Starter:
             supervisor._wiring.interfaces.reserve(worker)
             supervisor._wiring.record.admit(worker)
             supervisor._wiring.services.admit(worker)
+        await supervisor._cgroups.make(workers)
 
     # -- one worker
 
@@ -402,6 +405,7 @@ class Starter:
         async for worker in in_turns(workers):
             await worker._ended()
             await worker._unpin()
+        await supervisor._cgroups.release(workers)
         await supervisor._wiring.disconnect(workers)
         fds = [fd async for worker in in_turns(workers) for fd in worker._take_descriptors()]
         if fds:

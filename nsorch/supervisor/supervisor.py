@@ -14,6 +14,7 @@ from nsorch.core import descriptors
 from nsorch.core.helper import Helper
 from nsorch.core.launch import may_administer
 from nsorch.errors import ClosedError, NsorchError, SpawnerDiedError, WorkerExitedError
+from nsorch.supervisor.cgroups import Cgroups
 from nsorch.supervisor.entry import Home, home_of
 from nsorch.supervisor.starting import Starter
 from nsorch.supervisor.uplinks import Uplinks
@@ -47,6 +48,7 @@ if TYPE_CHECKING:
         To,
         Topology,
     )
+    from nsorch.topology.limits import Limits
     from nsorch.topology.mounts import Mount, Overlay
     from nsorch.topology.privileges import Capabilities
 
@@ -69,6 +71,7 @@ class Supervisor:
         are other users than uid 0. None: where newuidmap and newgidmap can; True: or fail; False: never
     :param grace: seconds from SIGTERM to SIGKILL
     :param history: how many events are kept for replay
+    :param cgroups: every worker begins in a cgroup of its own; else those with limits, and others when it is needed
     :raises PermissionDeniedError: on entering, where the host forbids it; names the setting
     :raises UnsupportedError: on entering: *subids* is True, and something is missing
     """
@@ -81,6 +84,7 @@ class Supervisor:
         subids: bool | None = None,
         grace: float = 1.0,
         history: int = 65536,
+        cgroups: bool = False,
     ) -> None:
         if grace < 0:
             raise ValueError(f"grace: {grace} is negative")
@@ -102,6 +106,7 @@ class Supervisor:
         self._workers: dict[str, Worker] = {}
         self._orders = itertools.count()
         self._wiring = Wiring(self)
+        self._cgroups = Cgroups(self, always=cgroups)
         self._starter = Starter(self)
         self._uplinks = Uplinks(self)
 
@@ -239,6 +244,7 @@ class Supervisor:
             self._helper.close()
             await anyio.to_thread.run_sync(descriptors.close, fds)
             await self._helper.gone()
+            await self._cgroups.gone()
             self._wiring.publish_removed()
             for number, worker in enumerate(workers):
                 worker._removed()
@@ -321,6 +327,7 @@ class Supervisor:
         seccomp: str | bytes | int | os.PathLike[str] | None = None,
         rlimits: Mapping[str, int | str | tuple[int | str, int | str]] | None = None,
         oom_score_adj: int | None = None,
+        limits: Limits | Mapping[str, Any] | None = None,
         cgroup_namespace: bool | None = None,
         time_offsets: Mapping[str, float] | None = None,
         uid_map: Iterable[tuple[int, int, int]] = (),
@@ -367,6 +374,7 @@ class Supervisor:
         :param seccomp: ``"default"``, ``"unconfined"``, or a BPF program: its bytes, a descriptor, a path
         :param rlimits: limit, or (soft, hard), by name such as ``nofile``; ``"unlimited"``
         :param oom_score_adj: from -1000 to 1000, see proc(5)
+        :param limits: of memory, CPU, processes and I/O: :class:`nsorch.Limits`, or its fields in a mapping
         :param cgroup_namespace: its cgroup is the root of what it sees of them
         :param time_offsets: seconds that its ``"monotonic"`` and ``"boottime"`` clocks are ahead
         :param uid_map: of a user namespace of its own: (first id inside, first id outside, how many), where outside is
@@ -417,6 +425,7 @@ class Supervisor:
             seccomp=seccomp,
             rlimits=rlimits,
             oom_score_adj=oom_score_adj,
+            limits=limits,
             cgroup_namespace=cgroup_namespace,
             time_offsets=time_offsets,
             uid_map=uid_map,

@@ -25,6 +25,7 @@ from nsorch.supervisor import sockets
 from nsorch.supervisor.changing import set_routes
 from nsorch.supervisor.commands import build_command, encode_environment, open_streams
 from nsorch.supervisor.main_process import end
+from nsorch.supervisor.statistics import StatsStream
 from nsorch.supervisor.tun import open_tun
 from nsorch.topology import Route
 
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
     from anyio.streams.tls import TLSStream
 
     from nsorch.core.helper import Job
+    from nsorch.core.usage import WorkerStats
     from nsorch.events import Exit
     from nsorch.supervisor.confining import Confined
     from nsorch.supervisor.devices import Device
@@ -47,7 +49,7 @@ if TYPE_CHECKING:
     from nsorch.supervisor.network import Interface, Link
     from nsorch.supervisor.supervisor import Supervisor
     from nsorch.supervisor.tun import TunDevice
-    from nsorch.topology import Firewall, InterfaceSpec, Nat, WorkerSpec
+    from nsorch.topology import Firewall, InterfaceSpec, Limits, Nat, WorkerSpec
 
     IPAddress = IPv4Address | IPv6Address
 
@@ -61,6 +63,7 @@ class Worker:
     __slots__ = (
         "_confined",
         "_devices",
+        "_entering",
         "_entry",
         "_held",
         "_indices",
@@ -84,6 +87,7 @@ class Worker:
         self.order = order  #: its place among all starts
         self._state = State.STARTING
         self._entry: Entry | None = None
+        self._entering = 0  # commands between their request and their exec
         self._held: dict[int, int] = {}  # descriptor by CLONE_NEW*
         self._netlink: socket.socket | None = None  # in its network namespace, until it is wired
         self._inodes: dict[str, int] = {}
@@ -325,25 +329,27 @@ class Worker:
         streams = await open_streams(*sources, worker=self.name)
         job: Job | None = None
         try:
-            job = supervisor._helper.spawn(
-                lambda number: Spawn(
-                    number,
-                    make,
-                    tuple(kind for kind, _ in joins),
-                    0,
-                    None,
-                    (),
-                    False,
-                    False,
-                    tuple(self._confined.own._replace(proc=proc, cgroup=bool(make & CLONE_NEWCGROUP))),
-                    line._replace(streams=streams.numbers),
-                    None,
-                ),
-                [*(fd for _, fd in joins), *streams.fds],
-                worker=self.name,
-                outside=supervisor._home.outside(host),
-            )
-            await job.started()
+            with supervisor._cgroups.entering(self) as leaf:
+                job = supervisor._helper.spawn(
+                    lambda number: Spawn(
+                        number,
+                        make,
+                        tuple(kind for kind, _ in joins),
+                        0,
+                        None,
+                        (),
+                        False,
+                        False,
+                        tuple(self._confined.own._replace(proc=proc, cgroup=bool(make & CLONE_NEWCGROUP))),
+                        line._replace(streams=streams.numbers),
+                        None,
+                        cgroup=leaf >= 0,
+                    ),
+                    [*(fd for _, fd in joins), *streams.fds, *([leaf] if leaf >= 0 else ())],
+                    worker=self.name,
+                    outside=supervisor._home.outside(host),
+                )
+                await job.started()
         except BaseException:
             streams.close()
             if job is not None:
@@ -643,14 +649,75 @@ class Worker:
         await anyio.lowlevel.checkpoint()
 
     def kill(self) -> None:
-        """SIGKILL to its command and all its descendants."""
+        """SIGKILL to its command and all its descendants; where it has a cgroup, to all that runs in that."""
         if self._main is not None:
             self._main.kill()
+        self._supervisor._cgroups.kill(self)
 
     def signal(self, sig: int) -> None:
         """Send signal *sig* to its command; once that has ended nothing happens."""
         if self._main is not None:
             self._main.signal(sig)
+
+    # -- its cgroup
+
+    @property
+    def cgroup(self) -> str | None:
+        """Path of its cgroup, or None while it has none of its own."""
+        return self._supervisor._cgroups.path(self)
+
+    @property
+    def frozen(self) -> bool:
+        """Whether :meth:`freeze` stopped its processes."""
+        return self._supervisor._cgroups.is_frozen(self)
+
+    async def stats(self) -> WorkerStats:
+        """What all its processes have used, since its cgroup exists: from its start with ``limits`` or
+        ``Supervisor(cgroups=True)``; else it is made now, and what runs is moved into it.
+
+        :raises UnsupportedError: there is no cgroup v2, or none that this user may write to; names what would help
+        :raises ClosedError: the worker is gone
+        """
+        return await self._supervisor._cgroups.stats(self)
+
+    def watch_stats(self, interval: float = 1.0) -> StatsStream:
+        """The same every *interval* seconds, until the worker is gone: ``async for stats in worker.watch_stats(0.5)``.
+
+        Nothing runs between two calls of ``receive``: who is slow misses readings, and gets none that is old.
+
+        :raises ValueError: *interval* is not above 0
+        """
+        return StatsStream(self, interval)
+
+    async def freeze(self) -> None:
+        """Stop all its processes where they are, until :meth:`thaw`. Returns when none runs any more.
+
+        Meanwhile no command can be started in it; a signal that it handles waits, and one that kills it does so at
+        once. Cancelled, they go on.
+
+        :raises UnsupportedError: as :meth:`stats`
+        :raises ClosedError: the worker is gone
+        """
+        await self._supervisor._cgroups.freeze(self)
+
+    async def thaw(self) -> None:
+        """Let them go on. Doing it twice is once; cancelled, it is done all the same.
+
+        :raises ClosedError: the worker is gone
+        """
+        await self._supervisor._cgroups.thaw(self)
+
+    async def set_limits(self, limits: Limits | Mapping[str, Any] | None) -> None:
+        """Replace its limits by these, while it runs; None lifts all. Cancelled, it is done all the same.
+
+        :raises UnsupportedError: a limit that can't be kept here; nothing was changed
+        :raises SetupError: the kernel refuses a value, such as a CPU that isn't there
+        :raises TopologyError: the description is wrong
+        :raises ClosedError: the worker is gone
+        """
+        spec = evolve(self._spec, limits=limits)
+        await self._supervisor._cgroups.set_limits(self, spec.limits)
+        self._spec = evolve(self._spec, limits=spec.limits)
 
     # -- for the supervisor
 

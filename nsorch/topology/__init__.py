@@ -7,6 +7,7 @@ from nsorch.topology.emulation import Emulation, GilbertElliott
 from nsorch.topology.filters import Firewall, Forward, Nat, Rule
 from nsorch.topology.home import home_router
 from nsorch.topology.interfaces import Bond, Dummy, InterfaceSpec, Ipvlan, Macvlan, Tun, Vlan, Vrf
+from nsorch.topology.limits import IoLimits, Limits
 from nsorch.topology.model import Topology
 from nsorch.topology.mounts import Bind, Overlay, Tmpfs, bind, overlay, tmpfs
 from nsorch.topology.namespaces import NamespaceSet, Pid
@@ -47,7 +48,9 @@ __all__ = [
     "Frr",
     "GilbertElliott",
     "InterfaceSpec",
+    "IoLimits",
     "Ipvlan",
+    "Limits",
     "LinkSpec",
     "Macvlan",
     "NamespaceSet",

@@ -27,7 +27,7 @@ _RESTARTED = {
     *("command", "env", "cwd", "user", "groups", "ready", "stdin", "stdout", "stderr", "service"),
     *("capabilities", "no_new_privs", "seccomp", "rlimits", "oom_score_adj"),
 }
-_FREE = {"label", "links", "routes", "interfaces", "nat", "firewall"}
+_FREE = {"label", "limits", "links", "routes", "interfaces", "nat", "firewall"}
 _SETTABLE = {"mtu", *EMULATION_KEYS}
 
 

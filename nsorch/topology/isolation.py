@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from attrs import fields
 
 from nsorch.errors import TopologyError
+from nsorch.topology.limits import limits_to_dict
 from nsorch.topology.mounts import Bind, Overlay
 from nsorch.topology.privileges import CAPABILITIES, CAPABILITY_SETS, UNLIMITED, Capabilities, CapabilityChange
 
@@ -31,6 +32,7 @@ OWN_KEYS = (
     "seccomp",
     "rlimits",
     "oom_score_adj",
+    "limits",
     "cgroup_namespace",
     "time_offsets",
 )
@@ -59,6 +61,7 @@ def isolation_to_dict(spec: WorkerSpec, path: str) -> dict[str, Any]:
         "seccomp": spec.seccomp,
         "rlimits": {name: _limit(*limits) for name, limits in spec.rlimits.items()} or None,
         "oom_score_adj": spec.oom_score_adj,
+        "limits": limits_to_dict(spec.limits) or None,
         "cgroup_namespace": spec.cgroup_namespace,
         "time_offsets": dict(spec.time_offsets) or None,
         "uid_map": [list(ids) for ids in spec.uid_map] or None,

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     import os
     from collections.abc import Iterable, Mapping
 
+    from nsorch.topology.limits import Limits
     from nsorch.topology.mounts import Mount, Overlay
     from nsorch.topology.privileges import Capabilities
 
@@ -147,6 +148,7 @@ class Topology:
         seccomp: str | bytes | int | os.PathLike[str] | None = None,
         rlimits: Mapping[str, int | str | tuple[int | str, int | str]] | None = None,
         oom_score_adj: int | None = None,
+        limits: Limits | Mapping[str, Any] | None = None,
         cgroup_namespace: bool | None = None,
         time_offsets: Mapping[str, float] | None = None,
         uid_map: Iterable[tuple[int, int, int]] = (),
@@ -189,6 +191,7 @@ class Topology:
             seccomp=seccomp,
             rlimits=rlimits,
             oom_score_adj=oom_score_adj,
+            limits=limits,
             cgroup_namespace=cgroup_namespace,
             time_offsets=time_offsets,
             uid_map=uid_map,

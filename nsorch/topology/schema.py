@@ -9,6 +9,7 @@ from typing import Any
 from nsorch.topology.emulation import DISTRIBUTIONS, PROFILE_NAMES
 from nsorch.topology.filters import ACTIONS, CHAINS, FIREWALL_PRESETS, NAT_KINDS, POLICIES, PROTOCOLS, TRANSPORTS
 from nsorch.topology.interface_schema import interface_schema
+from nsorch.topology.limits import IO_KEYS
 from nsorch.topology.model import METRICS, ROUTING
 from nsorch.topology.mounts import MOUNT_KEYS, PROPAGATIONS
 from nsorch.topology.namespaces import KINDS
@@ -80,6 +81,11 @@ _EMULATION: dict[str, Any] = {
 _SUBNET = {**_ONE_OR_MORE, "description": "a network of a family, or one of each"}
 _STREAM = {"type": "string", "description": "null, inherit, or a file"}
 _SIZE = {"anyOf": [{"type": "integer", "minimum": 1}, {"type": "string"}], "description": "bytes, or such as 64m"}
+_LIMIT_SIZE = {
+    "anyOf": [{"type": "integer", "minimum": 0}, {"type": "string"}],
+    "description": "bytes, or such as 512MiB",
+}
+_RATES = {key: _LIMIT_SIZE if key.endswith("bps") else {"type": "integer", "minimum": 1} for key in IO_KEYS}
 _PATHS = {"type": "array", "items": {"type": "string", "pattern": "^/"}}
 _ID = {"type": "integer", "minimum": 0}
 _ID_MAP = {
@@ -153,6 +159,30 @@ _ISOLATION: dict[str, Any] = {
             "anyOf": [_LIMIT, {"type": "array", "items": _LIMIT, "minItems": 2, "maxItems": 2}],
             "description": "a limit, or the soft and the hard one",
         },
+    },
+    "limits": {
+        "type": "object",
+        "properties": {
+            "memory": _LIMIT_SIZE,
+            "memory_high": _LIMIT_SIZE,
+            "swap": _LIMIT_SIZE,
+            "cpus": {"type": "number", "minimum": 0.01, "description": "such as 1.5"},
+            "cpu_weight": {"type": "integer", "minimum": 1, "maximum": 10000},
+            "cpuset": {"type": "string", "description": "such as 0-1,4"},
+            "pids": {"type": "integer", "minimum": 1},
+            "io": {
+                "type": "object",
+                "propertyNames": {"pattern": "^([0-9]+:[0-9]+|/.+)$"},
+                "additionalProperties": {
+                    "type": "object",
+                    "properties": _RATES,
+                    "minProperties": 1,
+                    "additionalProperties": False,
+                },
+                "description": "by block device: its path, or major:minor",
+            },
+        },
+        "additionalProperties": False,
     },
     "oom_score_adj": {"type": "integer", "minimum": -1000, "maximum": 1000},
     "cgroup_namespace": _FLAG,

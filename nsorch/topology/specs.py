@@ -27,6 +27,7 @@ from nsorch.topology.emulation import Emulated
 from nsorch.topology.filters import Firewall, Nat, to_firewall, to_nat
 from nsorch.topology.interface_files import to_interfaces
 from nsorch.topology.interfaces import InterfaceSpec, order_problems, within
+from nsorch.topology.limits import Limits, to_limits
 from nsorch.topology.mounts import Mount, Overlay, to_masked, to_mounts, to_readonly_paths, to_rootfs
 from nsorch.topology.namespaces import NamespaceSet, New
 from nsorch.topology.presets import PRESETS, is_plain, isolation_of
@@ -230,6 +231,7 @@ class WorkerSpec:
     seccomp: str | bytes | int | None = field(default=None, converter=to_seccomp)
     rlimits: Mapping[str, tuple[int, int]] = field(factory=dict, converter=to_rlimits)
     oom_score_adj: int | None = field(default=None, converter=to_score)
+    limits: Limits | None = field(default=None, converter=to_limits)
     cgroup_namespace: bool | None = field(default=None, converter=to_cgroup_namespace)
     time_offsets: Mapping[str, float] = field(factory=dict, converter=to_time_offsets)
     uid_map: tuple[IdRange, ...] = field(default=(), converter=to_uid_map)

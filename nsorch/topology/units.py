@@ -82,6 +82,26 @@ def fraction(value: object) -> float:
     return number
 
 
+# As docker, the kernel and systemd have it: one letter is a power of 1024.
+_BYTES = {
+    f"{prefix}{unit}": base**power
+    for power, prefix in enumerate(("", "k", "m", "g", "t"))
+    for unit, base in (("", 1024), ("b", 1000), ("ib", 1024))
+}
+
+
+def size(value: object) -> int:
+    """Bytes: a number of them, or "512MiB", "64m" (powers of 1024), "10MB" (powers of 1000).
+
+    :raises ValueError: it is no size
+    """
+    number, unit = _split(value, "a size in bytes")
+    factor = _BYTES.get(unit.lower())
+    if factor is None or number * factor != int(number * factor) or number * factor >= 1 << 63:
+        raise ValueError(f'"{value}" is not a size in bytes')
+    return int(number * factor)
+
+
 def count(value: object) -> int:
     """A whole number above 0.
 

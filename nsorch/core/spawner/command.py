@@ -125,19 +125,27 @@ def spawn(command: Command, program: bytes, streams: tuple[int, int, int]) -> in
 _NOTHING = Own()
 
 
-def start(command: Command, program: bytes, streams: tuple[int, int, int], own: Own = _NOTHING) -> int:
+def start(command: Command, program: bytes, streams: tuple[int, int, int], own: Own = _NOTHING, leaf: int = -1) -> int:
     """Run *program* in a child, its exec confirmed on return. Changes the caller's working directory.
+
+    :param leaf: descriptor of the cgroup that it begins in; a posix_spawn can't do that
 
     :raises StageError: the child is gone
     """
-    if command.user is None and own == _NOTHING and not command.confinement and not command.guarded:
+    if command.user is None and own == _NOTHING and not command.confinement and not command.guarded and leaf < 0:
         return spawn(command, program, streams)
     # The end of file on a close-on-exec pipe, with nothing read, confirms the exec.
     ours, theirs = os.pipe()
     if theirs <= 2:  # an init has no standard streams, and the command's would overwrite it
         low, theirs = theirs, fcntl.fcntl(theirs, fcntl.F_DUPFD_CLOEXEC, 3)
         os.close(low)
-    pid, _ = clone3(0)
+    try:
+        with stage("clone3"):
+            pid, _ = clone3(0, leaf)
+    except StageError:
+        os.close(ours)
+        os.close(theirs)
+        raise
     if pid == 0:
         try:
             make_own(own)

@@ -46,12 +46,16 @@ class Nursery:
                 self._orders.close()
                 _serve(orders, home, report, begin)
 
-    def bear(self, job: int, namespaces: Mapping[int, int], message: bytes, fds: tuple[int, ...]) -> None:
-        """Have an init forked in a new pid namespace, and in *namespaces*: descriptors by CLONE_NEW*."""
-        order = (job, tuple(namespaces), message)
+    def bear(self, job: int, namespaces: Mapping[int, int], message: bytes, fds: tuple[int, ...], leaf: int) -> None:
+        """Have an init forked in a new pid namespace, and in *namespaces*: descriptors by CLONE_NEW*.
+
+        :param leaf: descriptor of the cgroup that it begins in, or -1
+        """
+        order = (job, tuple(namespaces), message, leaf >= 0)
+        last = (leaf,) if leaf >= 0 else ()
         while True:
             try:
-                protocol.send(self._orders, order, (*namespaces.values(), *fds))
+                protocol.send(self._orders, order, (*namespaces.values(), *fds, *last))
                 return
             except OSError as exc:
                 # Descriptors under way count against RLIMIT_NOFILE; the nursery takes them in any case.
@@ -69,7 +73,7 @@ def _serve(
     set_parent_death_signal(_SIGKILL)
     with contextlib.suppress(OSError):
         while (received := protocol.receive(orders)) is not None:
-            (job, kinds, message), fds = received
+            (job, kinds, message, has_leaf), fds = received
             home.prepare(functools.reduce(operator.or_, kinds, 0))
             try:
                 for kind, fd in zip(kinds, fds, strict=False):
@@ -77,7 +81,7 @@ def _serve(
                         setns(fd, kind)
                 with stage("unshare", "pid"):
                     unshare(CLONE_NEWPID)
-                if clone3(CLONE_PARENT)[0] == 0:
+                if clone3(CLONE_PARENT, fds[-1] if has_leaf else -1)[0] == 0:
                     begin(message, fds[len(kinds) :])
             except StageError as exc:
                 protocol.send(report, (protocol.Event.FAILED, job, exc.stage, exc.number, exc.detail))

@@ -84,6 +84,7 @@ class Spawn(NamedTuple):
     sysfs: bool = False  #: mount the /sys of its network namespace, where the host allows that
     #: of a new user namespace: (first id inside, first outside, count) of the uids, and of the gids
     id_maps: tuple[tuple[tuple[int, int, int], ...], ...] = (((0, 0, 1),), ((0, 0, 1),))
+    cgroup: bool = False  #: the last descriptor is that of a cgroup, which the command begins in
 
 
 class OpenSocket(NamedTuple):
@@ -105,6 +106,7 @@ class Kill(NamedTuple):
     """SIGKILL to the command of *job* and all that it left, as far as its mode can find them."""
 
     job: int
+    frozen: bool = False  #: what stands between can't do its part
 
 
 class Pin(NamedTuple):
@@ -113,6 +115,21 @@ class Pin(NamedTuple):
     job: int
     path: bytes
     target: bytes
+
+
+class Adopt(NamedTuple):
+    """Move the processes of *targets*, and their descendants, into the cgroup whose descriptor comes along."""
+
+    job: int
+    targets: tuple[int, ...]
+
+
+class Subtree(NamedTuple):
+    """For the stub: the cgroup *name* below that of the first descriptor is to be removed at the end. The second one
+    holds its lock."""
+
+    job: int
+    name: str
 
 
 class Event:
@@ -130,12 +147,14 @@ class Event:
     BORNE: Final = 7  #: (BORNE, job, pid of the init as the spawner counts)
 
 
-OPERATIONS: dict[str, type[Spawn | OpenSocket | OpenTun | Kill | Pin]] = {
+OPERATIONS: dict[str, type[Spawn | OpenSocket | OpenTun | Kill | Pin | Adopt | Subtree]] = {
     "spawn": Spawn,
     "socket": OpenSocket,
     "tun": OpenTun,
     "kill": Kill,
     "pin": Pin,
+    "adopt": Adopt,
+    "subtree": Subtree,
 }
 
 

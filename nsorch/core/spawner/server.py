@@ -21,6 +21,7 @@ import struct
 from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
 from . import protocol
+from .adopting import adopt, descendants, kill_and_wait
 from .command import IGNORED, become, enter_directory, environment, identify, pick_streams, resolve, start
 from .confinement import decode, hidden, lent_oom_score, set_oom_score
 from .mounts import make_own, mount_sys
@@ -116,6 +117,8 @@ class Server:
         self.pins = Pins()
         self._poll = select.poll()
         self._births: dict[int, _Birth] = {}  # by descriptor
+        self.subtree: tuple[str, int] | None = None  # name, and descriptor of the cgroup above
+        self._leaf = -1  # the cgroup of what is being started
         self._nursery = None
         self._pid1 = None
         if home.namespaces:
@@ -172,6 +175,7 @@ class Server:
             # One request that can't be served must not end all workers.
             with stage(operation):
                 if isinstance(request, Spawn):
+                    self._leaf = fds[-1] if request.cgroup else -1
                     self._spawn(request, fds)
                 elif isinstance(request, OpenSocket):
                     self._open(request.job, fds[0], "socket", functools.partial(_socket, request))
@@ -179,6 +183,12 @@ class Server:
                     self._open(request.job, fds[0], "tun", _tun)
                 elif isinstance(request, protocol.Pin):
                     self._pin(request)
+                elif isinstance(request, protocol.Adopt):
+                    self._adopt(request, fds[0])
+                elif isinstance(request, protocol.Subtree):
+                    # The lock is held for as long as we live.
+                    self.subtree, fds[:] = (request.name, fds[0]), []
+                    self._answer((Event.DONE, request.job), [])
                 else:
                     self._kill(request)
         except StageError as exc:
@@ -251,6 +261,10 @@ class Server:
         job = self._jobs.get(request.job)
         if job is not None and not job.pid:
             job.killed = True
+        elif job is not None and request.frozen:
+            # It can't kill its descendants, and none of them can fork. Killed, they end though they are frozen.
+            kill_and_wait(descendants([job.pid], self._home.own_proc)[1:])
+            os.kill(job.pid, signal.SIGKILL)
         elif job is not None:
             # A child that we haven't reaped: the number is still its own.
             by_signal = signal.SIGTERM if job.mode in (Mode.RUNNER, Mode.KEEPER) else signal.SIGKILL
@@ -260,6 +274,11 @@ class Server:
         for job in self._jobs:
             with contextlib.suppress(ProcessLookupError):
                 self._kill(Kill(job))
+
+    def _adopt(self, request: protocol.Adopt, leaf: int) -> None:
+        roots = [job.pid for job in map(self._jobs.get, request.targets) if job is not None and job.pid]
+        adopt(leaf, roots, self._home.own_proc)
+        self._answer((Event.DONE, request.job), [])
 
     # -- starting
 
@@ -307,7 +326,7 @@ class Server:
                 held = self._namespaces(request.hold)
                 try:
                     with lent_oom_score(decode(command.confinement), self._home.own_proc), hidden(seen):
-                        pid = start(command, program, streams, Own(*request.own))
+                        pid = start(command, program, streams, Own(*request.own), self._leaf)
                 except StageError:
                     _close(held)
                     raise
@@ -317,7 +336,7 @@ class Server:
             if request.hold:
                 self._answer((Event.CREATED, request.job), self._namespaces(request.hold))
             with lent_oom_score(decode(command.confinement), self._home.own_proc), hidden(seen):
-                pid, _ = clone3(0)
+                pid, _ = clone3(0, self._leaf)
                 if pid == 0:
                     self._supervise(request, program, streams)
             self._register(request, pid)
@@ -385,7 +404,7 @@ class Server:
         self._register(request, 0)
         self._jobs[request.job].held = held
         message = marshal.dumps((program, *request._replace(command=tuple(command))))  # type: ignore[arg-type]
-        nursery.bear(request.job, namespaces, message, streams)
+        nursery.bear(request.job, namespaces, message, streams, self._leaf)
 
     def _begin_init(self, message: bytes, fds: list[int]) -> NoReturn:
         """In an init, which the nursery has forked."""
@@ -635,7 +654,7 @@ class Server:
             kinds = request.unshare & ~(CLONE_NEWCGROUP | CLONE_NEWTIME)
             confinement = decode(request.command.confinement if request.command is not None else b"")
             with stage("clone3", _names(kinds)), lent_oom_score(confinement, self._home.own_proc):
-                pid, _ = clone3(kinds)
+                pid, _ = clone3(kinds, self._leaf)
                 if pid == 0:
                     ours.close()
                     os.close(map_done)
@@ -681,7 +700,7 @@ class Server:
             if CLONE_NEWPID in request.join:
                 set_dumpable(False)
             with stage("clone3"):
-                pid, _ = clone3(CLONE_PARENT)
+                pid, _ = clone3(CLONE_PARENT, self._leaf)
             if pid == 0:
                 ours.close()
                 protocol.send(theirs, ("child", _own_pid(self._home.own_proc)))

@@ -12,12 +12,13 @@ import fcntl
 import gc
 import os
 import resource
+import select
 import signal
 import socket
 import sys
 from typing import Any, NamedTuple, NoReturn
 
-from . import protocol
+from . import protocol, subtree
 from .command import close_all_but
 from .homing import Namespaces
 from .mounts import mount_home
@@ -89,6 +90,8 @@ def main(stub_fd: int) -> NoReturn:
     except StageError as exc:
         protocol.send(application, (Event.FAILED, 0, exc.stage, exc.number, exc.detail))
         os._exit(1)
+    with contextlib.suppress(OSError):
+        subtree.sweep()
     server = Server(application, Home(Namespaces({}), streams, null, proc, proc))
     try:
         server.serve(application_pidfd, pidfd, ours.fileno())
@@ -101,6 +104,11 @@ def main(stub_fd: int) -> NoReturn:
         with contextlib.suppress(ChildProcessError):
             while True:
                 os.waitpid(-1, 0)
+        if server.subtree is not None:
+            name, above = server.subtree
+            subtree.remove(above, name)
+        elif select.select([application_pidfd], [], [], 0)[0]:
+            subtree.sweep()  # it was killed, maybe before it could tell of one
         os._exit(0)
 
 

@@ -19,6 +19,7 @@ CLONE_NEWIPC = 0x08000000
 CLONE_NEWUSER = 0x10000000
 CLONE_NEWPID = 0x20000000
 CLONE_NEWNET = 0x40000000
+_CLONE_INTO_CGROUP = 0x200000000
 
 #: file name below /proc/PID/ns of each kind
 NS_FILES = {
@@ -71,11 +72,14 @@ def call(number: int, *arguments: Any) -> int:
 
 
 class _CloneArgs(ctypes.Structure):
-    """``struct clone_args``, first version (CLONE_ARGS_SIZE_VER0, 64 bytes): linux/sched.h."""
+    """``struct clone_args``, third version (CLONE_ARGS_SIZE_VER2, 88 bytes): linux/sched.h."""
 
     _fields_ = tuple(
         (name, ctypes.c_uint64)
-        for name in ("flags", "pidfd", "child_tid", "parent_tid", "exit_signal", "stack", "stack_size", "tls")
+        for name in (
+            *("flags", "pidfd", "child_tid", "parent_tid", "exit_signal", "stack", "stack_size", "tls"),
+            *("set_tid", "set_tid_size", "cgroup"),
+        )
     )
 
 
@@ -97,8 +101,10 @@ def setns(fd: int, kinds: int) -> None:
 _SIGCHLD = 17
 
 
-def clone3(flags: int) -> tuple[int, int]:
-    """Fork with *flags*. Returns (pid, pidfd), in the child (0, -1); pidfd is -1 unless CLONE_PIDFD is in flags.
+def clone3(flags: int, cgroup: int = -1) -> tuple[int, int]:
+    """Fork with *flags*, into the cgroup of that descriptor if there is one.
+
+    Returns (pid, pidfd), in the child (0, -1); pidfd is -1 unless CLONE_PIDFD is in flags.
 
     The child is a copy of a single-threaded interpreter, so none of the at-fork handlers is needed.
     """
@@ -107,6 +113,9 @@ def clone3(flags: int) -> tuple[int, int]:
     args = _CloneArgs(flags=flags, exit_signal=0 if flags & CLONE_PARENT else _SIGCHLD)
     if flags & CLONE_PIDFD:
         args.pidfd = ctypes.addressof(pidfd)
+    if cgroup >= 0:
+        args.flags |= _CLONE_INTO_CGROUP
+        args.cgroup = cgroup
     pid = _check(_libc.syscall(_SYS_CLONE3, ctypes.byref(args), ctypes.c_size_t(ctypes.sizeof(args))))
     return pid, pidfd.value if pid else -1
 

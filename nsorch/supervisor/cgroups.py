@@ -1,0 +1,340 @@
+"""The cgroups of a lab: a subtree from its first use on, and a leaf for each worker that needs one.
+
+A worker begins in a leaf if it has limits or a cgroup namespace, or the supervisor was made with ``cgroups=True``.
+Others get theirs, with all that runs in them, when somebody asks for their statistics or freezes them: an ordinary
+worker has no use for one, and a command that begins in one can't be started by posix_spawn.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from functools import partial
+from typing import TYPE_CHECKING, TypeVar
+
+import anyio
+
+from nsorch import events
+from nsorch.core import cgroups, descriptors
+from nsorch.core.event_files import EventFiles
+from nsorch.core.spawner.subtree import kill, write
+from nsorch.core.usage import WorkerStats, read_stats
+from nsorch.errors import ClosedError, NsorchError, SetupError
+from nsorch.events import State
+from nsorch.supervisor.leaf import Leaf
+from nsorch.topology.limits import NO_LIMITS, UNLIMITED, IoLimits
+from nsorch.topology.namespaces import New
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+
+    from nsorch.core.spawner.subtree import Subtree
+    from nsorch.supervisor.confining import Confined
+    from nsorch.supervisor.supervisor import Supervisor
+    from nsorch.supervisor.worker import Worker
+    from nsorch.topology import WorkerSpec
+    from nsorch.topology.limits import Limits
+
+T = TypeVar("T")
+
+_DESCRIPTORS = 4  # of a leaf: its directory, and event files
+
+
+class Cgroups:
+    """:param always: every worker begins in a leaf."""
+
+    def __init__(self, supervisor: Supervisor, *, always: bool) -> None:
+        self._supervisor = supervisor
+        self._always = always
+        self._subtree: Subtree | None = None
+        self._files: EventFiles | None = None
+        self._making: anyio.Lock | None = None  # made in the loop
+        self._leaves: dict[str, Leaf] = {}
+        self._idle: dict[str, anyio.Event] = {}
+
+    # -- before a worker is made
+
+    async def admit(self, specs: Sequence[WorkerSpec]) -> None:
+        """Refuse limits that can't be kept, before anything is made.
+
+        :raises UnsupportedError: naming the worker, the limit, what is missing, and what would help
+        """
+        for spec in specs:
+            if spec.limits is not None or self._always:
+                try:
+                    subtree = await self._root(move=True)
+                except NsorchError as exc:
+                    exc.worker = spec.name
+                    raise
+                self._check(subtree, spec.limits, spec.name)
+
+    def _check(self, subtree: Subtree, limits: Limits | None, worker: str) -> None:
+        for controller, limit in (limits or NO_LIMITS).controllers().items():
+            if controller not in subtree.controllers:
+                raise cgroups.missing(controller, limit, worker)
+
+    async def make(self, workers: Sequence[Worker]) -> None:
+        """Leaves for those of *workers* that begin in one.
+
+        :raises NsorchError: naming the worker; no leaf of these is left
+        """
+        wanted = [worker for worker in workers if self._begins_in_leaf(worker.spec, worker._confined)]
+        if not wanted:
+            return
+        try:
+            subtree = await self._root(move=False)
+        except NsorchError:
+            if any(worker.spec.limits is not None or self._always for worker in wanted):
+                raise
+            return  # a cgroup namespace can do without: its root is our own cgroup then
+        descriptors.make_room(_DESCRIPTORS * len(wanted))
+        made: dict[str, int] = {}
+
+        def make() -> None:
+            for worker in wanted:
+                made[worker.name] = cgroups.make_leaf(subtree, worker.name, _files(worker.spec.limits, worker.name))
+
+        try:
+            await anyio.to_thread.run_sync(make)
+        finally:  # so that they are removed with their workers, whatever happened
+            for worker in wanted:
+                if worker.name in made:
+                    self._adopt(worker, made[worker.name])
+
+    def _begins_in_leaf(self, spec: WorkerSpec, confined: Confined) -> bool:
+        return self._always or spec.limits is not None or isinstance(confined.namespaces.cgroup, New)
+
+    def _adopt(self, worker: Worker, fd: int) -> Leaf:
+        assert self._files is not None
+        leaf = self._leaves[worker.name] = Leaf(worker, fd, self._files, worker.spec.limits)
+        leaf.watch()
+        return leaf
+
+    async def _root(self, *, move: bool) -> Subtree:
+        """The subtree, which is made now if there is none.
+
+        :param move: get the controllers, also where that takes moving our own processes to a leaf
+        """
+        if self._making is None:
+            self._making = anyio.Lock()
+        async with self._making:
+            if self._subtree is not None and (self._subtree.controllers or not move or self._leaves):
+                return self._subtree
+            with anyio.CancelScope(shield=True):
+                if self._subtree is not None:  # one without controllers, in which nothing is
+                    await anyio.to_thread.run_sync(cgroups.remove_subtree, self._subtree)
+                    self._subtree = None
+                made = await anyio.to_thread.run_sync(partial(cgroups.make_subtree, move=move))
+                try:
+                    await self._supervisor._helper.keep_subtree(made.name, made.above, made.folder)
+                except BaseException:
+                    await anyio.to_thread.run_sync(cgroups.remove_subtree, made)
+                    raise
+                self._subtree = made
+            if self._files is None:
+                self._files = EventFiles()
+                self._supervisor._start_soon(self._files.run)
+            return made
+
+    # -- what is started in a worker
+
+    @contextlib.contextmanager
+    def entering(self, worker: Worker) -> Iterator[int]:
+        """Until a command has begun: the descriptor of the cgroup that it is to begin in, or -1.
+
+        :raises SetupError: the worker is frozen, and a command in it would never begin
+        """
+        leaf = self._leaves.get(worker.name)
+        if leaf is not None and leaf.frozen:
+            raise SetupError("the worker is frozen: thaw it first", worker=worker.name, stage="cgroup")
+        worker._entering += 1
+        try:
+            yield -1 if leaf is None else leaf.fd
+        finally:
+            worker._entering -= 1
+            if not worker._entering and (idle := self._idle.pop(worker.name, None)) is not None:
+                idle.set()
+
+    async def _until_idle(self, worker: Worker) -> None:
+        """Wait until no command is between its request and its exec. No checkpoint follows."""
+        while worker._entering:
+            await self._idle.setdefault(worker.name, anyio.Event()).wait()
+
+    def told(self, worker: Worker) -> None:
+        """Publish what its cgroup tells of the process that has just ended."""
+        if (leaf := self._leaves.get(worker.name)) is not None:
+            leaf.tell()
+
+    # -- what is asked of a worker
+
+    async def leaf_of(self, worker: Worker, *, move: bool = False) -> Leaf:
+        """Its leaf; all that runs in it is moved to a new one if it has none.
+
+        :raises UnsupportedError: there is no cgroup v2, or none that we may use
+        :raises ClosedError: the worker is gone
+        """
+        self._check_alive(worker)
+        while (leaf := self._leaves.get(worker.name)) is None:
+            subtree = await self._root(move=move)
+            assert self._making is not None
+            async with self._making:
+                self._check_alive(worker)
+                if worker.name not in self._leaves:
+                    with anyio.CancelScope(shield=True):
+                        fd = await anyio.to_thread.run_sync(cgroups.make_leaf, subtree, worker.name, {})
+                        # From here on what is started begins in it.
+                        await self._until_idle(worker)
+                        leaf = self._adopt(worker, fd)
+                        await self._supervisor._helper.adopt(fd, worker.name)
+        return leaf
+
+    def _check_alive(self, worker: Worker) -> None:
+        self._supervisor._check_running()
+        if worker.state is State.REMOVED:
+            raise ClosedError("the worker was removed", worker=worker.name)
+
+    async def stats(self, worker: Worker) -> WorkerStats:
+        leaf = await self.leaf_of(worker)
+        try:
+            return await self._with_copy(leaf, read_stats)
+        except OSError:
+            raise ClosedError("the worker was removed", worker=worker.name) from None
+
+    async def _with_copy(self, leaf: Leaf, func: Callable[[int], T]) -> T:
+        """Run *func* in a thread, with a descriptor that nobody closes meanwhile."""
+        return await anyio.to_thread.run_sync(_consume, descriptors.duplicate(leaf.fd), func)
+
+    async def freeze(self, worker: Worker) -> None:
+        leaf = await self.leaf_of(worker)
+        async with leaf.changing:
+            if leaf.frozen:
+                return
+            frozen = self._supervisor._helper.frozen
+            try:
+                leaf.frozen = True  # nothing begins from here on
+                await self._until_idle(worker)
+                frozen.add(worker.name)
+                await self._set_frozen(leaf, True)
+            except BaseException:
+                with anyio.CancelScope(shield=True), contextlib.suppress(OSError):  # it may be gone
+                    await self._with_copy(leaf, partial(write, name="cgroup.freeze", text="0"))
+                leaf.frozen = False
+                frozen.discard(worker.name)
+                raise
+        self._supervisor._bus.publish(events.WorkerFrozen(worker=worker.name, incarnation=worker.incarnation))
+
+    async def thaw(self, worker: Worker) -> None:
+        self._check_alive(worker)
+        leaf = self._leaves.get(worker.name)
+        if leaf is None:
+            return
+        async with leaf.changing:
+            if not leaf.frozen:
+                return
+            with anyio.CancelScope(shield=True):
+                await self._set_frozen(leaf, False)
+            leaf.frozen = False
+            self._supervisor._helper.frozen.discard(worker.name)
+        self._supervisor._bus.publish(events.WorkerThawed(worker=worker.name, incarnation=worker.incarnation))
+
+    async def _set_frozen(self, leaf: Leaf, wanted: bool) -> None:
+        """Ask for it, and wait until the kernel says so."""
+        assert self._files is not None
+        changed = anyio.Event()
+        now = {"frozen": -1}
+
+        def tell(numbers: Mapping[str, int]) -> None:
+            now["frozen"] = numbers.get("frozen", -1)
+            changed.set()
+
+        fd = cgroups.open_event_file(leaf.fd, "cgroup.events")
+        try:
+            self._files.add(fd, tell)
+            await self._with_copy(leaf, partial(write, name="cgroup.freeze", text=str(int(wanted))))
+            while now["frozen"] != wanted:
+                await changed.wait()
+                changed = anyio.Event()
+        finally:
+            self._files.remove(fd)
+            descriptors.close([fd])
+
+    async def set_limits(self, worker: Worker, limits: Limits | None) -> None:
+        leaf = await self.leaf_of(worker, move=True)
+        assert self._subtree is not None
+        self._check(self._subtree, limits, worker.name)
+        async with leaf.changing:
+            before = leaf.limits
+
+            def change(fd: int) -> None:
+                old, new = _files(before, worker.name), _files(limits, worker.name)
+                reset = {name: UNLIMITED[name] for name in old if name in UNLIMITED and name not in new}
+                if "io.max" in old:
+                    gone = [line.split()[0] for line in old["io.max"].splitlines()]
+                    reset["io.max"] = "\n".join(f"{device} {IoLimits().line()}" for device in gone)
+                cgroups.write_files(fd, reset, worker.name)
+                cgroups.write_files(fd, new, worker.name)
+
+            with anyio.CancelScope(shield=True):
+                await self._with_copy(leaf, change)
+            leaf.limits = limits
+            leaf.watch()
+
+    def kill(self, worker: Worker) -> None:
+        """SIGKILL to all that runs in its cgroup, soon."""
+        leaf = self._leaves.get(worker.name)
+        if leaf is not None:
+            copy = descriptors.duplicate(leaf.fd)
+            self._supervisor._start_soon(lambda: anyio.to_thread.run_sync(_consume, copy, kill))
+
+    def path(self, worker: Worker) -> str | None:
+        if self._subtree is None or worker.name not in self._leaves:
+            return None
+        return f"{self._subtree.path}/{worker.name}"
+
+    def is_frozen(self, worker: Worker) -> bool:
+        return worker.name in self._leaves and self._leaves[worker.name].frozen
+
+    # -- the end
+
+    async def release(self, workers: Iterable[Worker]) -> None:
+        """Remove the leaves of *workers*, with whatever still runs in them. Shield it."""
+        names = [worker.name for worker in workers if worker.name in self._leaves]
+        if not names or self._subtree is None:
+            return
+        fds = self._forget(names)
+        await anyio.to_thread.run_sync(cgroups.remove_leaves, self._subtree, names)
+        await anyio.to_thread.run_sync(descriptors.close, fds)
+
+    def _forget(self, names: Iterable[str]) -> list[int]:
+        fds = []
+        for name in list(names):
+            fds += self._leaves.pop(name).close()
+            self._supervisor._helper.frozen.discard(name)
+        return fds
+
+    async def gone(self) -> None:
+        """After the stub is: see to it that nothing is left. Shield it."""
+        descriptors.close(self._forget(self._leaves))
+        if self._subtree is not None:
+            await anyio.to_thread.run_sync(cgroups.remove_subtree, self._subtree)
+            self._subtree = None
+        if self._files is not None:
+            self._files.close()
+            self._files = None
+
+
+def _consume(fd: int, func: Callable[[int], T]) -> T:
+    try:
+        return func(fd)
+    finally:
+        descriptors.close([fd])
+
+
+def _files(limits: Limits | None, worker: str) -> dict[str, str]:
+    """What its cgroup's files are to hold. Looks devices up."""
+    if limits is None:
+        return {}
+    files = limits.files()
+    if limits.io:
+        devices = {device: cgroups.device_numbers(device, worker) for device in limits.io}
+        files["io.max"] = "\n".join(f"{devices[device]} {each.line()}" for device, each in limits.io.items())
+    return files

@@ -1,0 +1,328 @@
+"""Cgroups of workers, as far as a bare v2 hierarchy has them: leaves, freezing, statistics, killing, and the end."""
+
+from __future__ import annotations
+
+import os
+import select
+import signal
+import subprocess
+import sys
+import time
+
+import anyio
+import pytest
+from cgroups_support import PLACE, needs_cgroups, processes, subtrees
+from conftest import running
+
+import nsorch
+from nsorch.core.usage import parse_io, parse_pressure
+
+pytestmark = pytest.mark.anyio
+BUSY = ["sh", "-c", "while :; do :; done"]
+KINDS: dict[str, dict[str, object]] = {
+    "init": {},
+    "no init": {"init": False},
+    "no pid namespace": {"namespaces": ["net", "mnt"]},
+    "no pid namespace, no init": {"namespaces": ["net"], "init": False},
+    "user namespace": {"namespaces": ["user", "net", "mnt", "pid"]},
+    "host's pid namespace": {"namespaces": {"net": True, "pid": "host"}},
+    "sandbox": {"isolation": "sandbox"},
+}
+ROOTLESS = [True] if os.geteuid() else [False, True]
+
+
+async def descendants(worker: nsorch.Worker, count: int) -> set[int]:
+    """Wait until so many processes are in its cgroup."""
+    with anyio.fail_after(10):
+        while len(found := processes(worker.cgroup)) != count:
+            await anyio.sleep(0.005)
+    return found
+
+
+@needs_cgroups
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("rootless", ROOTLESS)
+async def test_a_worker_begins_in_its_leaf(kind: str, rootless: bool, anyio_backend: str) -> None:
+    async with nsorch.Supervisor(cgroups=True, rootless=rootless) as sup:
+        worker = await sup.start("w", ["sleep", "60"], **KINDS[kind])
+        assert worker.pid in processes(worker.cgroup)
+        process = await worker.popen(["sleep", "60"])
+        assert process.pid in processes(worker.cgroup)
+        await process.aclose()
+        await worker.restart()
+        assert worker.pid in processes(worker.cgroup)
+        where = worker.cgroup
+        await worker.remove()
+        assert not os.path.exists(where)
+        assert worker.cgroup is None
+    assert subtrees() == []
+
+
+HANDLES = "trap 'exit 7' TERM; (setsid sh -c 'sleep 60 & wait' &); echo up; while :; do sleep 0.01; done"
+
+
+@needs_cgroups
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("rootless", ROOTLESS)
+async def test_freezing_moves_what_runs_into_a_leaf(kind: str, rootless: bool, anyio_backend: str) -> None:
+    async with nsorch.Supervisor(rootless=rootless, grace=0.1) as sup:
+        worker = await sup.start("w", ["sh", "-c", HANDLES], stdout=subprocess.PIPE, **KINDS[kind])
+        assert (worker.cgroup is None) == (kind != "sandbox")  # which has a cgroup namespace
+        assert await worker.stdout.receive() == b"up\n"
+        other = await sup.start("other", ["sleep", "60"])
+        async with await worker.popen(["sleep", "60"]) as process:
+            await worker.freeze()
+            assert worker.frozen
+            inside = processes(worker.cgroup)
+            assert {worker.pid, process.pid} <= inside
+            assert other.pid not in inside
+            with pytest.raises(nsorch.SetupError, match="thaw it first"):
+                await worker.run(["true"])
+            worker.signal(signal.SIGTERM)
+            used = (await worker.stats()).cpu.usage
+        # Leaving that block has killed a command that couldn't do anything for it.
+        assert process.pid not in processes(worker.cgroup)
+        assert (await worker.stats()).cpu.usage < used + 0.01
+        assert worker.pid is not None
+        await worker.thaw()
+        assert not worker.frozen
+        if rootless and kind == "host's pid namespace":
+            return
+        with anyio.fail_after(10):
+            assert (await worker.wait()).code == 7
+        await worker.restart()
+        assert worker.pid in processes(worker.cgroup)
+    assert subtrees() == []
+
+
+@needs_cgroups
+async def test_frozen_workers_end(anyio_backend: str, marker: str) -> None:
+    async with nsorch.Supervisor(grace=0.1) as sup:
+        command = ["sh", "-c", f"sleep {marker} & exec sleep {marker}"]
+        workers = [await sup.start(f"w{n}", command, **kind) for n, kind in enumerate(KINDS.values())]
+        for worker in workers:
+            await worker.freeze()
+        workers[0].kill()
+        assert (await workers[0].wait()).signal == signal.SIGKILL
+        await workers[1].stop(grace=0.01)
+        await workers[2].remove()
+        await workers[3].freeze()  # twice is once
+        await workers[4].restart()
+        assert not workers[4].frozen
+        done = await workers[4].run(["true"])
+        assert done.returncode == 0
+    assert running(marker) == []
+    assert subtrees() == []
+
+
+@needs_cgroups
+async def test_events_of_freezing(anyio_backend: str) -> None:
+    async with nsorch.Supervisor() as sup:
+        worker = await sup.start("w", ["sleep", "60"])
+        passive = await sup.start("p")
+        for each in (worker, passive):
+            await each.freeze()
+            await each.thaw()
+            await each.thaw()
+        assert (await passive.run(["true"])).returncode == 0
+    async with sup.events(since=0, kinds=[nsorch.WorkerFrozen, nsorch.WorkerThawed]) as events:
+        assert [(event.kind, event.worker) async for event in events] == [
+            ("WorkerFrozen", "w"), ("WorkerThawed", "w"), ("WorkerFrozen", "p"), ("WorkerThawed", "p"),
+        ]  # fmt: skip
+
+
+@needs_cgroups
+async def test_freezing_waits_for_commands_that_begin(anyio_backend: str) -> None:
+    """Whatever is started at the same time runs, or is refused: nothing waits for ever, and nothing stays outside."""
+    async with nsorch.Supervisor() as sup:
+        worker = await sup.start("w", ["sleep", "60"])
+        outcomes: list[str] = []
+
+        async def run() -> None:
+            try:
+                await worker.run(["true"])
+                outcomes.append("ran")
+            except nsorch.SetupError:
+                outcomes.append("refused")
+
+        with anyio.fail_after(20):
+            for _ in range(3):
+                async with anyio.create_task_group() as tasks:
+                    for _ in range(8):
+                        tasks.start_soon(run)
+                    await anyio.lowlevel.checkpoint()
+                    await worker.freeze()
+                    await worker.thaw()
+        assert len(outcomes) == 24
+        await descendants(worker, 2)  # the init and the sleep
+
+
+@needs_cgroups
+async def test_cancelled_freezing(anyio_backend: str) -> None:
+    async with nsorch.Supervisor() as sup:
+        worker = await sup.start("w", ["sleep", "60"])
+        for _ in range(3):
+            with anyio.CancelScope() as scope:
+                scope.cancel()
+                await worker.freeze()
+            assert not worker.frozen
+            assert (await worker.run(["true"])).returncode == 0
+
+
+@needs_cgroups
+async def test_stats(anyio_backend: str) -> None:
+    async with nsorch.Supervisor() as sup:
+        worker = await sup.start("w", BUSY)
+        first = await worker.stats()
+        assert first.processes == 2
+        assert not first.frozen
+        readings = []
+        async with worker.watch_stats(0.02) as stream:
+            async for stats in stream:
+                readings.append(stats)
+                if stats.cpu.usage > first.cpu.usage + 0.05:
+                    break
+        assert [each.mono for each in readings] == sorted(each.mono for each in readings)
+        await worker.freeze()
+        frozen = await worker.stats()
+        assert frozen.frozen
+        assert (await worker.stats()).cpu.usage == frozen.cpu.usage
+        assert set(frozen.to_dict()) == {"mono", "processes", "frozen", "cpu", "memory", "pids", "io"}
+        if not PLACE.controllers & {"memory"}:
+            assert (frozen.memory, frozen.pids, frozen.io) == (None, None, None)
+        passive = await sup.start("p")
+        assert (await passive.stats()).processes == 0
+        await passive.remove()
+        with pytest.raises(nsorch.ClosedError):
+            await passive.stats()
+        assert [stats async for stats in passive.watch_stats()] == []
+        with pytest.raises(ValueError, match="interval"):
+            worker.watch_stats(0)
+
+
+@needs_cgroups
+async def test_kill_reaches_what_left_the_worker(anyio_backend: str, marker: str) -> None:
+    """Without pid namespace and init, a descendant that forked twice is nobody's but the cgroup's."""
+    async with nsorch.Supervisor(cgroups=True) as sup:
+        script = f"(setsid sh -c 'sleep {marker} &' &); exec sleep {marker}"
+        for end in ("kill", "remove"):
+            worker = await sup.start("w", ["sh", "-c", script], namespaces=["net"], init=False)
+            await descendants(worker, 2)
+            if end == "kill":
+                worker.kill()
+                await worker.wait()
+                await descendants(worker, 0)
+            await worker.remove()
+            assert running(marker) == []
+
+
+@needs_cgroups
+async def test_cgroup_namespace_is_rooted_at_the_leaf(anyio_backend: str) -> None:
+    async with nsorch.Supervisor() as sup:
+        worker = await sup.start("w", ["sleep", "60"], cgroup_namespace=True)
+        lines = (await worker.run(["cat", "/proc/self/cgroup"])).stdout.decode().splitlines()
+        assert "0::/" in lines
+
+
+async def test_limits_that_can_not_be_kept(anyio_backend: str) -> None:
+    """Refused before the start, with the reason; and nothing of it is left."""
+    limits = {"memory": "64MiB", "cpus": 0.5, "cpuset": "0", "pids": 10, "io": {"7:0": {"wbps": "1MiB"}}}
+    controllers = {"cpus": "cpu"}
+    async with nsorch.Supervisor() as sup:
+        for key, value in limits.items():
+            if PLACE is not None and controllers.get(key, key) in PLACE.controllers:
+                continue
+            with pytest.raises(nsorch.UnsupportedError) as caught:
+                await sup.start("w", ["true"], limits={key: value})
+            assert caught.value.worker == "w"
+            assert caught.value.detail
+            if PLACE is not None:
+                assert f"limits.{key}" in str(caught.value)
+        assert not sup.workers
+        if PLACE is None:
+            worker = await sup.start("w", ["sleep", "60"])
+            for call in (worker.freeze, worker.stats):
+                with pytest.raises(nsorch.UnsupportedError):
+                    await call()
+            assert (await worker.run(["true"])).returncode == 0
+
+
+PROGRAM = """
+import sys, anyio, nsorch
+marker, backend = sys.argv[1:]
+async def main():
+    async with nsorch.Supervisor(cgroups=True) as sup:
+        started = await sup.wait_event(nsorch.SupervisorStarted, since=0)
+        script = f"(setsid sleep {marker} &); exec sleep {marker}"
+        workers = [await sup.start(f"w{n}", ["sh", "-c", script], init=bool(n % 2)) for n in range(4)]
+        await workers[0].freeze()
+        await sup.start("passive")
+        print(started.pid, flush=True)
+        await anyio.sleep_forever()
+try:
+    anyio.run(main, backend=backend)
+except nsorch.SpawnerDiedError:
+    print("SpawnerDiedError")
+"""
+
+
+@needs_cgroups
+@pytest.mark.parametrize(
+    "victims",
+    [("app",), ("stub",), ("spawner",), ("stub", "spawner"), ("app", "spawner"), ("app", "stub"), ("app", "stub", "spawner")],
+    ids="+".join,
+)  # fmt: skip
+def test_deaths(victims: tuple[str, ...], anyio_backend: str, marker: str) -> None:
+    command = [sys.executable, "-c", PROGRAM, marker, anyio_backend]
+    app = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    stub = int(app.stdout.readline())
+    with open(f"/proc/{stub}/task/{stub}/children") as file:
+        spawner = int(file.read().split()[0])
+    pidfds = {name: os.pidfd_open(pid) for name, pid in (("app", app.pid), ("stub", stub), ("spawner", spawner))}
+    mine = subtrees(app.pid)
+    assert len(mine) == 1
+    assert len(list(mine[0].glob("*/cgroup.procs"))) == 5
+    for name in victims:
+        signal.pidfd_send_signal(pidfds[name], signal.SIGKILL)
+    for fd in pidfds.values():
+        assert select.select([fd], [], [], 10)[0]
+        os.close(fd)
+    app.communicate(timeout=10)
+    deadline = time.monotonic() + 10
+    while set(running(marker)) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert running(marker) == []
+    if {"app", "stub"} <= set(victims):  # nobody is left to remove it: the next start does
+        subprocess.run([sys.executable, "-c", NEXT], check=True)
+    assert subtrees(app.pid) == []
+
+
+NEXT = """
+import anyio, nsorch
+async def main():
+    async with nsorch.Supervisor() as sup:
+        await sup.start("w")
+anyio.run(main)
+"""
+
+
+@needs_cgroups
+async def test_the_next_start_leaves_living_labs_alone(anyio_backend: str) -> None:
+    async with nsorch.Supervisor(cgroups=True) as sup:
+        worker = await sup.start("w")  # an empty leaf
+        await anyio.to_thread.run_sync(lambda: subprocess.run([sys.executable, "-c", NEXT], check=True))
+        assert os.path.isdir(worker.cgroup)
+        assert (await worker.stats()).processes == 0
+
+
+def test_parsers() -> None:
+    pressure = parse_pressure(
+        "some avg10=0.50 avg60=1.25 avg300=0.00 total=2500000\nfull avg10=0.00 avg60=0.00 avg300=0.00 total=0\n"
+    )
+    assert pressure is not None
+    assert (pressure.some.avg60, pressure.some.total, pressure.full.total) == (1.25, 2.5, 0)
+    assert parse_pressure("some avg10=0.50 avg60=1.25 avg300=0.00 total=1\n").full is None
+    assert parse_pressure("") is None
+    devices = parse_io("254:0 rbytes=4096 wbytes=8192 rios=1 wios=2 dbytes=0 dios=0\n7:0 \n")
+    assert list(devices) == ["254:0"]
+    assert (devices["254:0"].read_bytes, devices["254:0"].writes) == (4096, 2)
