@@ -774,10 +774,11 @@ def _wants_init(request: Spawn) -> bool:
 
 
 def _is_plain(request: Spawn) -> bool:
-    """Whether nothing is to be done in the child but to mount /proc."""
+    """Whether nothing is to be done in the child but to mount /proc, and nothing by its clone."""
     command, own = request.command, Own(*request.own)
     return (
         command is not None
+        and not request.cgroup
         and command.user is None
         and not (command.confinement or command.guarded or request.root or own.cgroup or own.guarded)
         and own.proc <= 2
