@@ -50,6 +50,7 @@ class Cgroups:
         self._making: anyio.Lock | None = None  # made in the loop
         self._leaves: dict[str, Leaf] = {}
         self._idle: dict[str, anyio.Event] = {}
+        self._closed = False
 
     # -- before a worker is made
 
@@ -97,8 +98,11 @@ class Cgroups:
             await anyio.to_thread.run_sync(make)
         finally:  # so that they are removed with their workers, whatever happened
             for worker in wanted:
-                if worker.name in made:
+                if worker.name in made and not self._closed:
                     self._adopt(worker, made[worker.name])
+            if self._closed:
+                descriptors.close(made.values())
+                self._check_open()
 
     def _begins_in_leaf(self, spec: WorkerSpec, confined: Confined) -> bool:
         return self._always or spec.limits is not None or isinstance(confined.namespaces.cgroup, New)
@@ -125,6 +129,7 @@ class Cgroups:
                     self._subtree = None
                 made = await anyio.to_thread.run_sync(partial(cgroups.make_subtree, move=move))
                 try:
+                    self._check_open()
                     await self._supervisor._helper.keep_subtree(made.name, made.above, made.folder)
                 except BaseException:
                     await anyio.to_thread.run_sync(cgroups.remove_subtree, made)
@@ -181,11 +186,18 @@ class Cgroups:
                 if worker.name not in self._leaves:
                     with anyio.CancelScope(shield=True):
                         fd = await anyio.to_thread.run_sync(cgroups.make_leaf, subtree, worker.name, {})
+                        if self._closed:
+                            descriptors.close([fd])
+                            self._check_open()
                         # From here on what is started begins in it.
                         await self._until_idle(worker)
                         leaf = self._adopt(worker, fd)
                         await self._supervisor._helper.adopt(fd, worker.name)
         return leaf
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise ClosedError("the supervisor has ended")
 
     def _check_alive(self, worker: Worker) -> None:
         self._supervisor._check_running()
@@ -200,7 +212,12 @@ class Cgroups:
             raise ClosedError("the worker was removed", worker=worker.name) from None
 
     async def _with_copy(self, leaf: Leaf, func: Callable[[int], T]) -> T:
-        """Run *func* in a thread, with a descriptor that nobody closes meanwhile."""
+        """Run *func* in a thread, with a descriptor that nobody closes meanwhile.
+
+        :raises ClosedError: it is gone
+        """
+        if leaf.closed.is_set():
+            raise ClosedError("the worker was removed")
         return await anyio.to_thread.run_sync(_consume, descriptors.duplicate(leaf.fd), func)
 
     async def freeze(self, worker: Worker) -> None:
@@ -215,7 +232,7 @@ class Cgroups:
                 frozen.add(worker.name)
                 await self._set_frozen(leaf, True)
             except BaseException:
-                with anyio.CancelScope(shield=True), contextlib.suppress(OSError):  # it may be gone
+                with anyio.CancelScope(shield=True), contextlib.suppress(OSError, ClosedError):  # it may be gone
                     await self._with_copy(leaf, partial(write, name="cgroup.freeze", text="0"))
                 leaf.frozen = False
                 frozen.discard(worker.name)
@@ -251,7 +268,9 @@ class Cgroups:
             self._files.add(fd, tell)
             await self._with_copy(leaf, partial(write, name="cgroup.freeze", text=str(int(wanted))))
             while now["frozen"] != wanted:
-                await changed.wait()
+                await _either(changed, leaf.closed)
+                if leaf.closed.is_set():
+                    raise ClosedError("the worker was removed")
                 changed = anyio.Event()
         finally:
             self._files.remove(fd)
@@ -283,7 +302,7 @@ class Cgroups:
         leaf = self._leaves.get(worker.name)
         if leaf is not None:
             copy = descriptors.duplicate(leaf.fd)
-            self._supervisor._start_soon(lambda: anyio.to_thread.run_sync(_consume, copy, kill))
+            self._supervisor._start_soon(partial(_consume_later, copy, kill))
 
     def path(self, worker: Worker) -> str | None:
         if self._subtree is None or worker.name not in self._leaves:
@@ -313,6 +332,7 @@ class Cgroups:
 
     async def gone(self) -> None:
         """After the stub is: see to it that nothing is left. Shield it."""
+        self._closed = True
         descriptors.close(self._forget(self._leaves))
         if self._subtree is not None:
             await anyio.to_thread.run_sync(cgroups.remove_subtree, self._subtree)
@@ -320,6 +340,23 @@ class Cgroups:
         if self._files is not None:
             self._files.close()
             self._files = None
+
+
+async def _either(one: anyio.Event, other: anyio.Event) -> None:
+    """Wait until one of both is set."""
+    async with anyio.create_task_group() as tasks:
+
+        async def wait(event: anyio.Event) -> None:
+            await event.wait()
+            tasks.cancel_scope.cancel()
+
+        tasks.start_soon(wait, one)
+        tasks.start_soon(wait, other)
+
+
+async def _consume_later(fd: int, func: Callable[[int], object]) -> None:
+    with anyio.CancelScope(shield=True):
+        await anyio.to_thread.run_sync(_consume, fd, func)
 
 
 def _consume(fd: int, func: Callable[[int], T]) -> T:

@@ -29,9 +29,10 @@ _PAUSE = 1.0
 class Leaf:
     """:ivar fd: descriptor of its directory
     :ivar frozen: whether it is, or is about to be
+    :ivar closed: its directory is gone, and the number of the descriptor may be another's
     """
 
-    __slots__ = ("_counted", "_files", "_open", "_worker", "changing", "fd", "frozen", "limits")
+    __slots__ = ("_counted", "_files", "_open", "_worker", "changing", "closed", "fd", "frozen", "limits")
 
     def __init__(self, worker: Worker, fd: int, files: EventFiles, limits: Limits | None) -> None:
         self._worker = worker
@@ -42,6 +43,7 @@ class Leaf:
         self.frozen = False
         self.limits = limits
         self.changing = anyio.Lock()
+        self.closed = anyio.Event()
 
     def watch(self) -> None:
         """Tell of limits that are hit, from now on."""
@@ -98,4 +100,5 @@ class Leaf:
         for fd in self._open.values():
             self._files.remove(fd)
         self._open.clear()
+        self.closed.set()
         return fds
