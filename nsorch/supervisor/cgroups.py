@@ -16,7 +16,7 @@ import anyio
 from nsorch import events
 from nsorch.core import cgroups, descriptors
 from nsorch.core.event_files import EventFiles
-from nsorch.core.spawner.subtree import kill, write
+from nsorch.core.spawner.subtree import kill, read, write
 from nsorch.core.usage import WorkerStats, read_stats
 from nsorch.errors import ClosedError, NsorchError, SetupError
 from nsorch.events import State
@@ -280,12 +280,15 @@ class Cgroups:
         leaf = await self.leaf_of(worker, move=True)
         assert self._subtree is not None
         self._check(self._subtree, limits, worker.name)
+        above = self._subtree.folder
         async with leaf.changing:
             before = leaf.limits
 
             def change(fd: int) -> None:
                 old, new = _files(before, worker.name), _files(limits, worker.name)
                 reset = {name: UNLIMITED[name] for name in old if name in UNLIMITED and name not in new}
+                if "cpuset.cpus" in reset:  # it can't be emptied while something runs there: all that there are
+                    reset["cpuset.cpus"] = read(above, "cpuset.cpus.effective").strip()
                 if "io.max" in old:
                     gone = [line.split()[0] for line in old["io.max"].splitlines()]
                     reset["io.max"] = "\n".join(f"{device} {IoLimits().line()}" for device in gone)

@@ -190,7 +190,7 @@ UNLIMITED = {
     "memory.swap.max": "max",
     "cpu.max": f"max {_PERIOD}",
     "cpu.weight": "100",
-    "cpuset.cpus": "",
+    "cpuset.cpus": "",  # all
     "pids.max": "max",
 }
 LIMIT_KEYS = tuple(CONTROLLERS)
