@@ -205,14 +205,17 @@ _MKDIR = {"x86_64": 83}.get(platform.machine(), 0)
 
 
 @pytest.mark.skipif(not _MKDIR, reason="the number of mkdir isn't known here")
-@pytest.mark.parametrize("source", ["bytes", "descriptor", "path"])
+@pytest.mark.parametrize("source", ["bytes", "descriptor", "pipe", "path"])
 @pytest.mark.parametrize("no_new_privs", [True, False])
 async def test_seccomp_program(tmp_path: pathlib.Path, source: str, no_new_privs: bool) -> None:
     program = refuse(_MKDIR, errno.EXDEV)
     file = tmp_path / "program"
     file.write_bytes(program)
     with file.open("rb") as opened:
-        chosen = {"bytes": program, "descriptor": opened.fileno(), "path": file}[source]
+        ours, theirs = os.pipe()
+        os.write(theirs, program)
+        os.close(theirs)
+        chosen = {"bytes": program, "descriptor": opened.fileno(), "pipe": ours, "path": file}[source]
         async with nsorch.Supervisor() as sup:
             worker = await sup.start("w", ["sleep", "600"], seccomp=chosen, no_new_privs=no_new_privs)
             done = await worker.run([sys.executable, "-c", _CALLS, str(tmp_path / "made")])
@@ -220,6 +223,7 @@ async def test_seccomp_program(tmp_path: pathlib.Path, source: str, no_new_privs
             for shown in await inside(worker):
                 assert shown["Seccomp"] == "2"
             await worker.run(["mkdir", str(tmp_path / "made")], confined=False)
+        os.close(ours)
 
 
 _DENIED = """if True:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import os
+import stat
 from typing import TYPE_CHECKING
 
 import anyio
@@ -64,6 +66,12 @@ class Confined:
     domainname: str | None = None
 
 
+@functools.lru_cache(maxsize=64)
+def _plain(namespaces: NamespaceSet, ids: tuple[tuple[IdRange, ...], ...], rootless: bool) -> Confined:
+    """One for all alike."""
+    return Confined(namespaces=namespaces, mapped=ids, rootless=rootless, sysfs=_has_own_sys(namespaces))
+
+
 async def confined_of(spec: WorkerSpec, facts: Facts, *, rootless: bool) -> Confined:
     """Look up users, and read or build a seccomp program, in a thread where it may take its time.
 
@@ -75,10 +83,8 @@ async def confined_of(spec: WorkerSpec, facts: Facts, *, rootless: bool) -> Conf
     if is_plain(spec):
         namespaces = NamespaceSet.parse(spec.namespaces, passive=spec.command is None)
         if spec.user is None and not isinstance(namespaces.user, New):
-            return Confined(namespaces=namespaces, mapped=facts.ids, rootless=rootless, sysfs=_has_own_sys(namespaces))
-        isolation = isolation_of(spec)
-    else:
-        isolation = isolation_of(spec)
+            return _plain(namespaces, facts.ids, rootless)
+    isolation = isolation_of(spec)
     user = None
     if spec.user is not None or spec.groups:
         user = await anyio.to_thread.run_sync(find_user, spec.user, spec.groups, isolation.rootfs, spec.name)
@@ -207,8 +213,11 @@ async def _seccomp_program(isolation: Isolation, worker: str) -> bytes:
 
 
 def _read(source: str | int, worker: str) -> bytes:
-    """A whole file, from its start, whatever somebody has read of it."""
+    """A whole file, from its start, whatever somebody has read of it; or what is in a pipe."""
     try:
+        if isinstance(source, int) and stat.S_ISFIFO(os.fstat(source).st_mode):
+            with open(source, "rb", closefd=False) as pipe:
+                return pipe.read(1 << 20)
         if isinstance(source, int):
             return os.pread(source, 1 << 20, 0)
         with open(source, "rb") as file:
