@@ -658,9 +658,7 @@ class Server:
                 if pid == 0:
                     ours.close()
                     os.close(map_done)
-                    os.read(mapped, 1)  # the end of file: the maps are written, or we are to die
-                    os.close(mapped)
-                    self._set_up(request, streams, theirs)
+                    self._set_up(request, streams, theirs, mapped)
             if request.unshare & CLONE_NEWUSER:
                 try:
                     with stage("uid map"):
@@ -731,11 +729,17 @@ class Server:
         if failure:
             raise StageError("uid map", failure)
 
-    def _set_up(self, request: Spawn, streams: tuple[int, int, int], told: socket.socket) -> NoReturn:
-        """In the child: all that is left, then the command."""
+    def _set_up(self, request: Spawn, streams: tuple[int, int, int], told: socket.socket, mapped: int = -1) -> NoReturn:
+        """In the child: all that is left, then the command.
+
+        :param mapped: a pipe whose end of file says that the maps are written, or that we are to die
+        """
         command = request.command
         try:
             sources = Sources(request.root) if request.root else None
+            if mapped >= 0:
+                os.read(mapped, 1)
+                os.close(mapped)
             if request.unshare & CLONE_NEWUSER:
                 # Whoever makes a file must be mapped.
                 uid, gid = (ranges[0][0] for ranges in request.id_maps)
