@@ -21,6 +21,8 @@ _LIMITS = {
     "uts": "max_uts_namespaces",
     "ipc": "max_ipc_namespaces",
     "pid": "max_pid_namespaces",
+    "cgroup": "max_cgroup_namespaces",
+    "time": "max_time_namespaces",
 }
 _FORBIDDING = (
     ("kernel/unprivileged_userns_clone", "0"),
@@ -69,7 +71,7 @@ def _namespaces(stage: str, number: int, kinds: str, worker: str | None) -> Nsor
     elif number == errno.EAGAIN:
         hint = "a limit of processes is reached (RLIMIT_NPROC, kernel.pid_max, kernel.threads-max, pids.max)"
         return SetupError(what, worker=worker, stage=stage, errno=number, detail=hint)
-    elif number in (errno.EINVAL, errno.ENOSYS):
+    elif number in (errno.EINVAL, errno.ENOSYS, errno.ENOENT):
         missing = [name for name in names if not os.path.exists(f"/proc/self/ns/{name}")]
         hint = f"this kernel has no {', '.join(missing)} namespaces" if missing else "this kernel refuses them"
         return UnsupportedError(what, worker=worker, stage=stage, errno=number, detail=hint)
@@ -78,13 +80,23 @@ def _namespaces(stage: str, number: int, kinds: str, worker: str | None) -> Nsor
     return PermissionDeniedError(what, worker=worker, stage=stage, errno=number, detail=hint)
 
 
+_HINTS = {
+    "user": "without root only the caller's own user is mapped, as uid 0, and what /etc/subuid and /etc/subgid give",
+    "setns": "the namespace belongs to a user namespace in which the caller has no rights",
+    "rlimits": "a hard limit can't be raised without CAP_SYS_RESOURCE of the host",
+    "oom_score_adj": "it can't be lowered without CAP_SYS_RESOURCE of the host",
+    "seccomp": "a filter needs no_new_privs, or CAP_SYS_ADMIN",
+    "capabilities": "the supervisor hasn't got them itself",
+    "mount source": "it, or a directory above it, can't be reached by the supervisor's user",
+    "rootfs": "it, or a directory above it, can't be reached or written to by the supervisor's user",
+}
+
+
 def _permission_hint(stage: str) -> str:
+    if stage in _HINTS:
+        return _HINTS[stage]
     if stage.startswith(("mount", "hosts")):
         return "a container that masks parts of /proc, or a security module, forbids this mount"
-    if stage == "user":
-        return "without root only the caller's own user is mapped, as uid 0"
-    if stage == "setns":
-        return "the namespace belongs to a user namespace in which the caller has no rights"
     return ""
 
 
