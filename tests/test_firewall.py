@@ -61,7 +61,6 @@ async def certainly_opens(client, server, port, **options):
 
 
 @pytest.mark.anyio
-@pytest.mark.vm
 @needs_nf_tables
 @pytest.mark.parametrize("version", [4, 6])
 async def test_home(version):
@@ -80,8 +79,8 @@ async def test_home(version):
 
 
 @pytest.mark.anyio
-@pytest.mark.vm
 @needs_nf_tables
+@pytest.mark.vm
 async def test_home_with_forwards_and_exceptions():
     nat = nsorch.Nat("internet", forwards=[nsorch.Forward(8080, to="a:80")])
     rules = [
@@ -100,7 +99,6 @@ async def test_home_with_forwards_and_exceptions():
 
 
 @pytest.mark.anyio
-@pytest.mark.vm
 @needs_nf_tables
 async def test_web_only_and_closed():
     async with lab_with(firewall={"preset": "web-only", "outside": "internet"}) as (_, lab):
@@ -117,7 +115,6 @@ async def test_web_only_and_closed():
 
 
 @pytest.mark.anyio
-@pytest.mark.vm
 @needs_nf_tables
 @pytest.mark.parametrize("version", [4, 6])
 async def test_rules_by_name(version):
@@ -145,7 +142,6 @@ async def test_rules_by_name(version):
 
 
 @pytest.mark.anyio
-@pytest.mark.vm
 @needs_nf_tables
 async def test_set_before_the_command_runs():
     """The rules are there before the worker's own process is."""
@@ -319,7 +315,6 @@ READ = {
 
 
 @pytest.mark.anyio
-@pytest.mark.vm
 @needs_nf_tables
 @pytest.mark.skipif(shutil.which("nft") is None, reason="nft is not installed (Debian: nftables)")
 @pytest.mark.parametrize("part", PLANS)

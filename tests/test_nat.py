@@ -13,7 +13,7 @@ from kernel_support import needs_kernel
 
 import nsorch
 
-pytestmark = [pytest.mark.anyio, pytest.mark.vm, needs_kernel("nf_tables")]
+pytestmark = [pytest.mark.anyio, needs_kernel("nf_tables")]
 
 SECONDS = 30
 OUTSIDE = "203.0.113.1"  # of the router
@@ -72,6 +72,7 @@ async def mapped(inside, outside):
     return await hears(outside, inside, local(outside))
 
 
+@pytest.mark.vm
 async def test_lets_out_and_not_in():
     async with home() as (sup, lab):
         a, x = lab.workers["a"], lab.workers["x"]
@@ -96,6 +97,7 @@ async def test_lets_out_and_not_in():
                 await x.connect_tcp(OUTSIDE, 80)
 
 
+@pytest.mark.vm
 async def test_port_forwards_and_hairpin():
     forwards = [nsorch.Forward(8080, to="a:80"), nsorch.Forward("7000-7001", to="10.0.0.3", protocol="udp")]
     async with home(nsorch.Nat("internet", forwards=forwards)) as (_, lab):
@@ -121,6 +123,7 @@ async def test_port_forwards_and_hairpin():
             assert await hears(inside, outside, (OUTSIDE, 7001)) == local(outside)
 
 
+@pytest.mark.vm
 @pytest.mark.parametrize(
     ("kind", "same_port", "same_host", "anybody"),
     [
@@ -195,7 +198,11 @@ async def test_at_run_time():
             await r.flush_connections()
             where = await mapped(inside, first)
             assert await hears(inside, other, where) == local(other)
-            await r.set_nat(None)
+            async with anyio.create_task_group() as tasks:  # neither undoes the other
+                tasks.start_soon(r.set_nat, None)
+                tasks.start_soon(r.set_firewall, "closed")
+            assert (r.spec.nat, r.spec.firewall) == (None, nsorch.Firewall("closed"))
+            await r.set_firewall(None)
             await r.flush_connections()
             assert await hears(first, inside, local(first)) == local(inside)
         # Others than the description asks for.
@@ -245,6 +252,7 @@ async def test_apply_changes_it_in_place():
             assert await mapped(inside, first) != await mapped(inside, other)
 
 
+@pytest.mark.vm
 async def test_ipv6():
     """Without more it is only routed; or translated as IPv4 is; or by prefix, and so reachable from outside."""
     async with home() as (_, lab):

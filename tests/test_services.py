@@ -234,7 +234,6 @@ async def test_a_broken_link_detours_and_comes_back(protocols):
 
 
 @pytest.mark.anyio
-@pytest.mark.vm
 @needs_frr
 async def test_routers_that_come_later():
     """Alone, one has converged; links and routers that come later are told to those that run."""
@@ -312,6 +311,8 @@ def test_wrong(service, message):
 
 
 def test_wrong_together():
+    with pytest.raises(nsorch.TopologyError, match="workers.w.ready: its service says when it is ready"):
+        nsorch.WorkerSpec(name="w", ready=nsorch.tcp_ready(53), service=nsorch.Dnsmasq("eth0"))
     with pytest.raises(nsorch.TopologyError, match="workers.w.command: its service gives it one"):
         nsorch.WorkerSpec(name="w", command=["true"], service=nsorch.Frr("ospf"))
     with pytest.raises(
@@ -334,3 +335,25 @@ def test_ranges_that_are_given_out():
     assert made("10.0.0.1/30") == ["set:eth1,10.0.0.2,10.0.0.2,255.255.255.252,600"]
     assert made("10.0.0.0/31") == []
     assert made("fd00::1/64") == ["fd00::,ra-only,64,600"]
+
+
+@pytest.mark.anyio
+@needs_dnsmasq
+async def test_names_that_change_while_it_starts():
+    """Reading them again mustn't end a dnsmasq that doesn't listen to signals yet."""
+    async with nsorch.Supervisor() as sup, anyio.create_task_group() as tasks:
+        lan = await sup.bridge("lan", "10.0.0.0/24")
+        client = await sup.start("client", links=[lan])
+
+        async def others():
+            for number in range(20):
+                await sup.start(f"w{number}", links=[lan])
+
+        tasks.start_soon(others)
+        r = await sup.start("r", links=[lan], service=nsorch.Dnsmasq(lan))
+        assert r.state is nsorch.State.RUNNING
+        server = str(r.addresses[0].ip)
+        with anyio.fail_after(SECONDS):
+            while (await ask(client, server, "w19")) in (["unknown"], ["refused"]):
+                await anyio.sleep(0.02)
+        assert r.exit is None

@@ -13,7 +13,7 @@ from kernel_support import needs_kernel
 
 import nsorch
 
-pytestmark = [pytest.mark.anyio, pytest.mark.vm, needs_kernel("nf_tables", "tun")]
+pytestmark = [pytest.mark.anyio, needs_kernel("nf_tables", "tun")]
 needs_pasta = pytest.mark.skipif(shutil.which("pasta") is None, reason="pasta is not installed (Debian: passt)")
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
 SERVER = "203.0.113.9"

@@ -29,7 +29,7 @@ from nsorch.net.nftables import NETLINK_NETFILTER, flush_connections
 from nsorch.topology.filters import filter_names, outside_problem
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
     from collections.abc import Set as AbstractSet
     from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 
@@ -58,6 +58,7 @@ class Filters:
         self._wiring = wiring
         self._kernel = kernel
         self._set: dict[Worker, Plans] = {}  # what the kernel has
+        self._changing: dict[Worker, anyio.Lock] = {}
 
     def check(self, spec: WorkerSpec, coming: AbstractSet[str] = frozenset()) -> None:
         """Refuse what can't be made, before any worker is admitted.
@@ -79,14 +80,24 @@ class Filters:
             raise TopologyError(*(f"{where}.{problem}" for problem in problems))
 
     async def apply(self, worker: Worker, spec: WorkerSpec) -> None:
-        """Have the kernel do what *spec* says, of what *worker* has now.
+        """Have the kernel do what *spec* says, which is *worker*'s description from then on.
 
         :raises TopologyError: a worker that ports lead to has no address that fits
         :raises UnsupportedError: the kernel lacks a part of nf_tables; names the modules
         :raises NetlinkError: the kernel refused; what was there stays
         """
         if worker in self._set or spec.nat is not None or spec.firewall is not None:
+            async with self._changing.setdefault(worker, anyio.Lock()):
+                await self._set_plans(worker, self._plans(worker, spec, strict=True))
+                worker._spec = spec
+
+    async def change(self, worker: Worker, change: Callable[[WorkerSpec], WorkerSpec]) -> None:
+        """As :meth:`apply`, with what *change* makes of its description as it is then."""
+        async with self._changing.setdefault(worker, anyio.Lock()):
+            spec = change(worker.spec)
+            self.check(spec)
             await self._set_plans(worker, self._plans(worker, spec, strict=True))
+            worker._spec = spec
 
     async def refresh(self, names: AbstractSet[str]) -> None:
         """*names* have other addresses or links now: change the rules that go by these."""
@@ -96,7 +107,8 @@ class Filters:
             spec = worker.spec
             if worker.name in names or names & {name for _, name in filter_names(spec.nat, spec.firewall)}:
                 try:
-                    await self._set_plans(worker, self._plans(worker, spec, strict=False))
+                    async with self._changing.setdefault(worker, anyio.Lock()):
+                        await self._set_plans(worker, self._plans(worker, worker.spec, strict=False))
                 except ClosedError:
                     continue  # it has just been removed
                 except NsorchError as exc:
@@ -109,6 +121,7 @@ class Filters:
     def drop(self, worker: Worker) -> None:
         """Its network namespace ends, and the rules with it."""
         self._set.pop(worker, None)
+        self._changing.pop(worker, None)
 
     async def flush(self, worker: Worker) -> None:
         """Forget all connections and mappings."""
@@ -119,6 +132,7 @@ class Filters:
             await self.with_socket(worker, partial(commit, worker.name, nat_requests(nat, nat)))
 
     async def _set_plans(self, worker: Worker, plans: Plans) -> None:
+        """Under the worker's lock."""
         before = self._set.get(worker, _NOTHING)
         requests = []
         if plans[0] != before[0]:
@@ -157,10 +171,9 @@ class Filters:
 
     def _nat(self, worker: Worker, nat: Nat, *, strict: bool) -> NatPlan:
         outside = self.interfaces(worker, nat.outside)
-        own = [(side.ifname, side.addresses) for side, _ in self._wiring.record.ends_of(worker)]
-        own += [(device.name, device.addresses) for device in worker._devices.values()]
-        addresses = tuple(address.ip for name, its in own if name in outside for address in its)
-        inside = [address.network for name, its in own if name not in outside for address in its]
+        by_interface = self._wiring.addresses_by_interface(worker).items()
+        addresses = tuple(address.ip for name, own in by_interface if name in outside for address in own)
+        inside = [address.network for name, own in by_interface if name not in outside for address in own]
         forwards: list[ForwardPlan] = []
         for number, forward in enumerate(nat.forwards):
             made = list(self._forward(forward, inside, ipv6=nat.ipv6))

@@ -88,7 +88,7 @@ class MainProcess:
     @property
     def _ready(self) -> TcpReady | ExecReady | ServiceReady | None:
         spec = self._worker.spec
-        return ready_of(spec.service) if spec.ready is None and spec.service is not None else spec.ready
+        return spec.ready if spec.service is None else ready_of(spec.service)
 
     # -- beginning
 

@@ -317,9 +317,13 @@ class Record:
                 if side.worker is worker:
                     yield side, other
 
-    def ends_on(self, bridge: Bridge) -> list[Side]:
-        """Of all links of *bridge* in workers, also of those that are only planned."""
-        return [side for link in self.links.values() for side, other in link._both() if other.bridge is bridge]
+    def neighbours_of(self, side: Side, other: Side) -> list[Side]:
+        """The ends in workers on the segment of *side*, also of links that are only planned: *other*, or all that its
+        bridge connects, in the same VLAN, also over other bridges."""
+        if other.worker is not None:
+            return [other]
+        ends = (end for link in self.links.values() for end in link._sides if end.worker is not None)
+        return [end for end in ends if end is not side and end.segment is side.segment]
 
     def neighbour_of(self, source: Worker, address: IPv4Address | IPv6Address) -> Side | None:
         """The end of a link of *source* that has to ask for *address*, a neighbour on its bridge; or None."""

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import subprocess
 from typing import TYPE_CHECKING
 
 import anyio
 
-from nsorch.errors import NsorchError
+from nsorch.errors import ClosedError, NsorchError
 from nsorch.net.mac import link_local
 from nsorch.services import frr
 from nsorch.topology.services import Frr
@@ -57,8 +58,9 @@ class Routers:
         while True:
             self._supervisor._check_running()
             running = [worker for worker in self._supervisor._workers.values() if _runs(worker)]
-            if await self._all_converged(running):
-                return
+            with contextlib.suppress(ClosedError):  # one of them has just been removed
+                if await self._all_converged(running):
+                    return
             await anyio.sleep(_INTERVAL)
 
     async def _all_converged(self, workers: Sequence[Worker]) -> bool:
@@ -101,7 +103,7 @@ class Routers:
                 if side.worker is worker and side.index == index and link.is_up:
                     if other.bridge is None:
                         return other.worker
-                    ends = self._wiring.record.ends_on(other.bridge)
+                    ends = self._wiring.record.neighbours_of(side, other)
                     return next((end.worker for end in ends if gateway in _packed_addresses(end)), None)
         return None
 
@@ -126,8 +128,7 @@ class Routers:
         self, worker: Worker, service: Frr, side: Side, other: Side
     ) -> Iterator[tuple[Worker, str, IPAddress]]:
         """(neighbour, protocol, its address) behind an end of a link, for all that both speak."""
-        behind = [other] if other.bridge is None else self._wiring.record.ends_on(other.bridge)
-        for end in behind:
+        for end in self._wiring.record.neighbours_of(side, other):
             if end.worker is None or end.worker is worker or not isinstance(end.worker.spec.service, Frr):
                 continue
             families = {address.version for address in side.addresses}

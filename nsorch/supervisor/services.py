@@ -37,6 +37,9 @@ class Services:
         self._supervisor = supervisor
         self._wiring = wiring
         self.routers = Routers(supervisor, wiring)
+        self._all: dict[Worker, None] = {}
+        self._reading: dict[Worker, int] = {}  # incarnations of dnsmasq that a signal doesn't end
+        self._unread: set[Worker] = set()  # whose dnsmasq may not know the latest names
 
     @staticmethod
     def check(spec: WorkerSpec) -> None:
@@ -52,11 +55,16 @@ class Services:
 
     def admit(self, worker: Worker) -> None:
         """Reserve the loopback addresses of a router."""
+        if worker.spec.service is not None:
+            self._all[worker] = None
         if isinstance(worker.spec.service, Frr):
             routing = self._wiring.routing
             routing.plan(worker.name, routing.pool.take(worker.name), ())
 
     def drop(self, worker: Worker) -> None:
+        self._all.pop(worker, None)
+        self._reading.pop(worker, None)
+        self._unread.discard(worker)
         self.routers.drop(worker)
 
     def command(self, worker: Worker) -> Sequence[str | bytes | os.PathLike[str]]:
@@ -79,33 +87,42 @@ class Services:
             return await self.routers.has_converged(worker, worker.spec.service)
         try:
             async with await worker.connect_tcp("127.0.0.1", _DNS):
-                return True
+                pass
         except OSError:
             return False
+        self._reading[worker] = worker.incarnation
+        if worker in self._unread:
+            self._read_names(worker)
+        return True
 
     def refresh(self) -> None:
         """Some workers have other addresses or links now."""
         if self._supervisor._helper.died:
             return
-        for worker in self._supervisor._workers.values():
+        for worker in self._all:
             service = worker.spec.service
-            if service is None or worker._main is None or worker._main.alive is None:
+            if worker._main is None or worker._main.alive is None:
                 continue
-            if isinstance(service, Dnsmasq):
-                worker.signal(signal.SIGHUP)  # it reads the hosts file again
-            else:
+            if isinstance(service, Frr):
                 self.routers.refresh(worker, service)
+            else:
+                self._read_names(worker)
+
+    def _read_names(self, worker: Worker) -> None:
+        """Have dnsmasq read the hosts file again; before it is ready, that would end it."""
+        if self._reading.get(worker) == worker.incarnation:
+            self._unread.discard(worker)
+            worker.signal(signal.SIGHUP)
+        else:
+            self._unread.add(worker)
 
     # -- dnsmasq
 
     def _dnsmasq(self, worker: Worker, service: Dnsmasq) -> list[str]:
         names = self._wiring.filters.interfaces(worker, service.inside)
         where = f"workers.{worker.name}.service.dnsmasq"
-        served = [
-            dnsmasq.Served(ifname=side.ifname, addresses=side.addresses)
-            for side, _ in self._wiring.record.ends_of(worker)
-            if side.ifname in names
-        ]
+        own = self._wiring.addresses_by_interface(worker)
+        served = [dnsmasq.Served(ifname=name, addresses=own[name]) for name in names if name in own]
         if {one.ifname for one in served} < set(names):
             raise TopologyError(f"{where}.inside: it has no interface {', '.join(service.inside)}")
         networks = [address.network for one in served for address in one.addresses]

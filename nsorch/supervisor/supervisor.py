@@ -395,8 +395,8 @@ class Supervisor:
         :param firewall: :class:`nsorch.Firewall`, or only the name of a preset
         :param interfaces: others than the ends of its links, such as ``nsorch.Vlan("eth0.10", parent="eth0", id=10)``;
             those that need others stand behind them
-        :param service: :class:`nsorch.Dnsmasq` or :class:`nsorch.Frr`, which gives it its command and, unless *ready*
-            is given, says when it is ready
+        :param service: :class:`nsorch.Dnsmasq` or :class:`nsorch.Frr`, which gives it its command and
+            says when it is ready
         :raises NameInUseError: the name is taken
         :raises TopologyError: the description is wrong
         :raises CommandNotFoundError: there is no such command

@@ -126,13 +126,16 @@ class Uplinks:
 
     async def remove(self, uplink: Uplink) -> None:
         """Shield it."""
-        if self._of.get(uplink._owner) is not uplink:
-            return
-        self.drop(uplink._owner)
-        if uplink._process is not None:
-            await uplink._process.remove()
-        if uplink._host_end:
-            await self._supervisor._wiring.kernel.in_thread(_delete, uplink._host_end)
+        if self._of.get(uplink._owner) is uplink:
+            del self._of[uplink._owner]
+        if uplink._rules is not None:
+            uplink._rules.close()
+        process, uplink._process = uplink._process, None
+        if process is not None:
+            await process.remove()
+        host_end, uplink._host_end = uplink._host_end, ""
+        if host_end:
+            await self._supervisor._wiring.kernel.in_thread(_delete, host_end)
 
     async def _note_index(self, worker: Worker, name: str) -> None:
         """The numbers of the worker's next interfaces come behind this one's."""

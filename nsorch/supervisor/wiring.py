@@ -123,6 +123,11 @@ class Wiring:
         devices = tuple(address for device in worker._devices.values() for address in device.addresses)
         return (*self.routing.loopbacks_of(worker.name), *own, *devices)
 
+    def addresses_by_interface(self, worker: Worker) -> dict[str, tuple[IPv4Interface | IPv6Interface, ...]]:
+        """Of its links, also of those that are only planned, and of its other interfaces."""
+        found = {side.ifname: side.addresses for side, _ in self.record.ends_of(worker)}
+        return found | {name: device.addresses for name, device in worker._devices.items()}
+
     # -- bridges
 
     async def make_bridge(self, spec: BridgeSpec) -> Bridge:

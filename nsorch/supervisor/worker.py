@@ -604,7 +604,7 @@ class Worker:
         """
         if nat is not None and not self._spec.forward:
             raise UnsupportedError("it doesn't forward: start it with forward=True", worker=self.name, stage="nat")
-        await self._filter(evolve(self._spec, nat=nat))
+        await self._filter(lambda spec: evolve(spec, nat=nat))
 
     async def set_firewall(self, firewall: Firewall | Mapping[str, Any] | str | None) -> None:
         """Give it another firewall, or none, in one step. Cancelled, it is done all the same.
@@ -613,17 +613,15 @@ class Worker:
         :raises UnsupportedError: the kernel lacks a part of nf_tables
         :raises NetlinkError: the kernel refused; what was there stays
         """
-        await self._filter(evolve(self._spec, firewall=firewall))
+        await self._filter(lambda spec: evolve(spec, firewall=firewall))
 
-    async def _filter(self, spec: WorkerSpec) -> None:
+    async def _filter(self, change: Callable[[WorkerSpec], WorkerSpec]) -> None:
         self._supervisor._check_running()
         if self._state is State.REMOVED:
             raise ClosedError("the worker was removed", worker=self.name)
         filters = self._supervisor._wiring.filters
-        filters.check(spec)
         with anyio.CancelScope(shield=True):
-            await filters.apply(self, spec)
-            self._spec = spec
+            await filters.change(self, change)
         await anyio.lowlevel.checkpoint()
 
     async def flush_connections(self) -> None:

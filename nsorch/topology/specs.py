@@ -259,6 +259,8 @@ class WorkerSpec:
             if self.command not in (None, program):
                 raise TopologyError(f"workers.{self.name}.command: its service gives it one")
             object.__setattr__(self, "command", program)  # its arguments are made of its links, later
+            if self.ready is not None:
+                raise TopologyError(f"workers.{self.name}.ready: its service says when it is ready")
         if self.nat is not None or isinstance(self.service, Frr):  # both are about what is forwarded
             object.__setattr__(self, "forward", True)
         try:
