@@ -556,3 +556,62 @@ def test_what_no_file_can_hold_is_not_dumped(tmp_path: pathlib.Path) -> None:
     topology.worker("a", [b"echo", pathlib.Path("/x")])
     topology.dump(tmp_path / "x.toml")
     assert Topology.load(tmp_path / "x.toml").workers["a"].command == ("echo", "/x")
+
+
+def graphml(body: str, namespace: str = ' xmlns="http://graphml.graphdrawing.org/xmlns"') -> str:
+    return f'<?xml version="1.0"?><graphml{namespace}>{body}</graphml>'
+
+
+PAIR = '<graph edgedefault="undirected"><node id="a"/><node id="b"/><edge source="a" target="b"/></graph>'
+
+
+def load_graphml(text: str, tmp_path: pathlib.Path) -> Topology:
+    (tmp_path / "x.graphml").write_text(text)
+    return Topology.load(tmp_path / "x.graphml")
+
+
+def test_graphml_without_its_namespace(tmp_path: pathlib.Path) -> None:
+    topology = load_graphml(graphml(PAIR, ""), tmp_path)
+    assert list(topology.workers) == ["n0", "n1"]
+    assert len(topology.links) == 1
+
+
+def test_defaults_of_graphml_keys(tmp_path: pathlib.Path) -> None:
+    keys = (
+        '<key id="k" for="edge" attr.name="weight"><default>7</default></key>'
+        '<key id="l" for="node" attr.name="label"><default>nobody</default></key>'
+    )
+    topology = load_graphml(
+        graphml(keys + PAIR.replace('<node id="b"/>', '<node id="b"><data key="l">B</data></node>')), tmp_path
+    )
+    assert topology.links[0].weight == 7
+    assert [worker.label for worker in topology.workers.values()] == ["nobody", "B"]
+
+
+def test_hyperedges_are_segments(tmp_path: pathlib.Path) -> None:
+    ends = "".join(f'<endpoint node="{name}"/>' for name in "ab")
+    topology = load_graphml(graphml(PAIR.replace("</graph>", f"<hyperedge>{ends}</hyperedge></graph>")), tmp_path)
+    assert list(topology.bridges) == ["n2"]
+    assert sorted(link.b.worker for link in topology.links if link.a.worker == "n2") == ["n0", "n1"]
+    with pytest.raises(TopologyError, match='hyperedge 0: there is no node "z"'):
+        load_graphml(graphml(PAIR.replace("</graph>", '<hyperedge><endpoint node="z"/></hyperedge></graph>')), tmp_path)
+    key = '<key id="h" for="node" attr.name="hyperedge" attr.type="double"/>'
+    pseudo = PAIR.replace('<node id="b"/>', '<node id="b"><data key="h">1.0</data></node>')
+    assert list(load_graphml(graphml(key + pseudo), tmp_path).bridges) == ["n1"]
+
+
+def test_large_segments_have_large_subnets() -> None:
+    graph = nx.Graph()
+    for hub, size in (("x", 3), ("y", 1500), ("z", 254)):
+        graph.add_node(hub, hyperedge=1)
+        graph.add_edges_from((hub, f"{hub}{number}") for number in range(size))
+    topology = Topology.from_networkx(graph)
+    topology.validate()
+    subnets = [bridge.subnet[0] for bridge in topology.bridges.values()]
+    assert [subnet.prefixlen for subnet in subnets] == [24, 21, 24]
+    assert not any(a.overlaps(b) for a in subnets for b in subnets if a is not b)
+
+
+def test_of_several_graphs_the_first(tmp_path: pathlib.Path) -> None:
+    topology = load_graphml(graphml(PAIR + PAIR), tmp_path)
+    assert topology.notes == ("of 2 graphs only the first was read",)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import collections
 import math
 import os
+from ipaddress import ip_address
 from typing import TYPE_CHECKING, Any
 from xml.etree import ElementTree as ET
 
@@ -15,7 +17,7 @@ from nsorch.topology.routing import connected
 from nsorch.topology.units import duration
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable, Iterator, Mapping
 
 _NAMESPACE = "{http://graphml.graphdrawing.org/xmlns}"
 
@@ -73,33 +75,64 @@ def parse(text: str, source: str, options: GraphOptions = GraphOptions()) -> Top
         root = ET.fromstring(text)  # noqa: S314 - without declarations there are no entities to expand
     except ET.ParseError as exc:
         raise TopologyError(f"is not XML: {exc}", source=source) from None
-    graph = root.find(f"{_NAMESPACE}graph") if root.tag == f"{_NAMESPACE}graphml" else None
-    if graph is None:
+    file = _File(root)
+    if file.graph is None:
         raise TopologyError("is XML, but has no graph of GraphML", source=source)
-    keys = {key.get("id", ""): key.get("attr.name", "") for key in root.iter(f"{_NAMESPACE}key")}
     nodes: dict[str, dict[str, str]] = {}
     problems = []
-    for node in graph.iter(f"{_NAMESPACE}node"):
+    for node in file.all("node"):
         name = node.get("id")
         if name is None or name in nodes:
             problems.append(f"node {name!r}: its id is missing or used twice")
         else:
-            nodes[name] = _data(node, keys)
+            nodes[name] = file.data(node)
     edges = []
-    for number, edge in enumerate(graph.iter(f"{_NAMESPACE}edge")):
+    for number, edge in enumerate(file.all("edge")):
         ends = edge.get("source", ""), edge.get("target", "")
         problems += [f'edge {number}: there is no node "{end}"' for end in ends if end not in nodes]
-        edges.append((*ends, _data(edge, keys)))
+        edges.append((*ends, file.data(edge)))
+    for number, shared in enumerate(file.all("hyperedge")):
+        segment = f"hyperedge {number}"
+        members = [end.get("node", "") for end in shared.findall(file.tag("endpoint"))]
+        problems += [f'{segment}: there is no node "{end}"' for end in members if end not in nodes]
+        edges += [(segment, end, {}) for end in members]
+        nodes[segment] = file.data(shared) | {"hyperedge": "1"}
     if problems:
         raise TopologyError(*problems, source=source)
     name = os.path.splitext(os.path.basename(source))[0]
-    own = {keys.get(item.get("key", ""), ""): item.text for item in graph.findall(f"{_NAMESPACE}data")}
-    return _build(_Graph(own.get("Network") or name, nodes, edges), source, options)
+    notes = [f"of {file.graphs} graphs only the first was read"] if file.graphs > 1 else []
+    return _build(_Graph(file.data(file.graph).get("Network") or name, nodes, edges, notes), source, options)
 
 
-def _data(element: ET.Element, keys: Mapping[str, str]) -> dict[str, str]:
-    items = element.findall(f"{_NAMESPACE}data")
-    return {keys.get(item.get("key", ""), ""): item.text or "" for item in items}
+class _File:
+    """The parts of a GraphML file, with or without the namespace that GraphML's schema wants."""
+
+    def __init__(self, root: ET.Element) -> None:
+        self._namespace = _NAMESPACE if root.tag == f"{_NAMESPACE}graphml" else ""
+        graphs = root.findall(self.tag("graph")) if root.tag == self.tag("graphml") else []
+        self.graph = graphs[0] if graphs else None
+        self.graphs = len(graphs)
+        self._names: dict[str, str] = {}
+        self._defaults: dict[str, dict[str, str]] = {}  # by the kind of element
+        for key in root.iter(self.tag("key")):
+            name = self._names[key.get("id", "")] = key.get("attr.name", "")
+            default = key.find(self.tag("default"))
+            if default is not None:
+                kind = key.get("for", "all")
+                for element in ("graph", "node", "edge", "hyperedge") if kind == "all" else (kind,):
+                    self._defaults.setdefault(self.tag(element), {})[name] = default.text or ""
+
+    def tag(self, name: str) -> str:
+        return f"{self._namespace}{name}"
+
+    def all(self, name: str) -> Iterator[ET.Element]:
+        return iter(()) if self.graph is None else self.graph.iter(self.tag(name))
+
+    def data(self, element: ET.Element) -> dict[str, str]:
+        """By the names of the keys; their defaults where it has none of its own."""
+        items = element.findall(self.tag("data"))
+        own = {self._names.get(item.get("key", ""), ""): item.text or "" for item in items}
+        return self._defaults.get(element.tag, {}) | own
 
 
 def from_networkx(graph: Any, options: GraphOptions) -> Topology:
@@ -113,6 +146,8 @@ def _build(graph: _Graph, source: str | None, options: GraphOptions) -> Topology
     topology = Topology(graph.name, routing="shortest-path")
     names: dict[str, str] = {}
     segments = _segments(graph)
+    sizes = collections.Counter(segments[end] for a, b, _ in graph.edges for end in (a, b) if end in segments)
+    subnets = _Subnets()
     for number, (node, data) in enumerate(graph.nodes.items()):
         label = data.get("label")
         if node not in segments:
@@ -120,9 +155,10 @@ def _build(graph: _Graph, source: str | None, options: GraphOptions) -> Topology
             topology.worker(names[node], forward=True, label=label)
         elif segments[node] == node:
             names[node] = f"n{number}"
-            subnets = f"100.{127 - number // 256}.{number % 256}.0/24", f"fd6e:736f:7265:{number:x}::/64"
-            topology.bridge(names[node], subnets, label=label)
-    notes = [f"segment {node} was joined with {other}" for node, other in segments.items() if node != other]
+            topology.bridge(names[node], (subnets.take(sizes[node]), f"fd6e:736f:7265:{number:x}::/64"), label=label)
+    notes = graph.notes + [
+        f"segment {node} was joined with {other}" for node, other in segments.items() if node != other
+    ]
     names |= {node: names[other] for node, other in segments.items()}
     problems: list[str] = []
     delays = _Delays(graph, options, problems)
@@ -147,13 +183,31 @@ def _build(graph: _Graph, source: str | None, options: GraphOptions) -> Topology
 
 def _segments(graph: _Graph) -> dict[str, str]:
     """The pseudo-nodes, each with the first of those that are linked to one another: they are one segment."""
-    nodes = [node for node, data in graph.nodes.items() if data.get("hyperedge") in ("1", "True", "true")]
-    pairs = [(a, b) for a, b, _ in graph.edges if a in nodes and b in nodes]
+    nodes = [node for node, data in graph.nodes.items() if _is_true(data.get("hyperedge", ""))]
+    among = set(nodes)
+    pairs = [(a, b) for a, b, _ in graph.edges if a in among and b in among]
     joined: dict[str, str] = {}
     for component in connected(nodes, pairs):
         first = next(node for node in nodes if node in component)
         joined |= dict.fromkeys(component, first)
     return {node: joined[node] for node in nodes}
+
+
+def _is_true(text: str) -> bool:
+    return text.lower() == "true" or bool(_number(text))
+
+
+class _Subnets:
+    """Of the segments: a /24 each, from the end of the range for networks that nobody routes to (RFC 6598), or what a
+    larger segment needs."""
+
+    def __init__(self) -> None:
+        self._end = int(ip_address("100.128.0.0"))
+
+    def take(self, ends: int) -> str:
+        size = max(256, 1 << (ends + 1).bit_length())
+        self._end = (self._end - size) // size * size
+        return f"{ip_address(self._end)}/{33 - size.bit_length()}"
 
 
 class _Delays:
