@@ -200,6 +200,8 @@ PREPARATIONS = {
 @pytest.mark.parametrize("preparation", PREPARATIONS)
 @pytest.mark.parametrize("flags", [[], ["-O"]], ids=["", "O"])
 def test_any_caller(preparation: str, flags: list[str], tmp_path: pathlib.Path) -> None:
+    if preparation == "deleted directory" and sys.version_info[:3] == (3, 13, 0):
+        pytest.skip("Python 3.13.0 can't import socket in a deleted directory")
     target = tmp_path / "done"
     # Written through a descriptor that is opened first: the umask and the streams may be gone.
     target.touch()

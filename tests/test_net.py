@@ -12,6 +12,7 @@ from pyroute2.netlink.rtnl.ifaddrmsg import ifaddrmsg
 from pyroute2.netlink.rtnl.ifinfmsg import ifinfmsg
 from pyroute2.netlink.rtnl.rtmsg import rtmsg
 
+import nsorch
 from nsorch.errors import AddressError, SubnetFullError
 from nsorch.net import messages
 from nsorch.net.addresses import PointToPointPool, Segment
@@ -148,6 +149,30 @@ def test_pool_avoids_what_the_user_has() -> None:
     assert taken == ["10.0.0.0/31", "10.0.0.4/31", "10.0.0.6/31"]
     with pytest.raises(SubnetFullError):
         pool.take("y")
+
+
+def test_a_pool_that_the_user_has_all_of_is_full_at_once() -> None:
+    pool = PointToPointPool()
+    pool.take("first")
+    pool.exclude(ipaddress.IPv4Network("0.0.0.0/0"))
+    with pytest.raises(nsorch.SubnetFullError, match="for second"):
+        pool.take("second")
+    pool = PointToPointPool()
+    pool.exclude(ipaddress.IPv4Network("100.64.0.0/16"))
+    assert pool.take("x").networks[0] == ipaddress.IPv4Network("100.65.0.0/31")
+
+
+def test_given_lengths_are_the_subnet_s() -> None:
+    segment = Segment([ipaddress.IPv4Network("10.0.0.0/24")], "lan")
+    assert str(segment.reserve("10.0.0.7/24", "a")) == str(segment.reserve("10.0.0.8", "b")).replace("8", "7")
+    with pytest.raises(nsorch.AddressError, match="another length"):
+        segment.reserve("10.0.0.9/16", "c")
+    topology = nsorch.Topology()
+    topology.bridge("lan", "10.0.0.0/24")
+    topology.worker("w", links=[nsorch.To("lan", address="10.0.0.9/16")])
+    assert topology.problems() == ["workers.w.links[0].address: 10.0.0.9/16 has another length than its subnet"]
+    with pytest.raises(nsorch.AddressError, match="multicast"):
+        topology.bridge("groups", "224.0.0.0/24")
 
 
 def test_macs_and_hosts() -> None:

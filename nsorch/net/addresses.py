@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 from nsorch.errors import AddressError, SubnetFullError
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable, Iterator
+    from collections.abc import Collection, Iterable
 
 IPAddress = IPv4Address | IPv6Address
 IPInterface = IPv4Interface | IPv6Interface
@@ -51,15 +51,18 @@ class Segment:
         :raises AddressError: it is in none of the subnets, is no host's, or is taken
         """
         try:
-            ip = ip_interface(str(address)).ip
+            given = ip_interface(str(address))
         except ValueError:
             raise AddressError(f'{self._where}: "{address}" is not an IP address') from None
+        ip = given.ip
         for network in self.networks:
             if ip in network:
                 break
         else:
             names = " and ".join(map(str, self.networks)) or "without subnet"
             raise AddressError(f"{self._where}: {ip} of {owner} is outside of the subnet {names}")
+        if given.network.prefixlen not in (network.prefixlen, network.max_prefixlen):
+            raise AddressError(f"{self._where}: {given} of {owner} has another length than its subnet {network}")
         if not _first(network) <= int(ip) <= _last(network):
             raise AddressError(f"{self._where}: {ip} of {owner} is no host's address in {network}")
         if ip.packed in self._owners:
@@ -180,22 +183,27 @@ class _Slices:
     def __init__(self, range_: IPNetwork, length: int, excluded: list[IPNetwork]) -> None:
         self._range = range_
         self._excluded = excluded
-        self._fresh = self._generate(length)
+        self._length = length
+        self._step = 1 << (range_.max_prefixlen - length)
+        self._next = int(range_.network_address) + (1 if self._step == 1 else 0)
         self._back: list[IPNetwork] = []
 
-    def _generate(self, length: int) -> Iterator[IPNetwork]:
-        step = 1 << (self._range.max_prefixlen - length)
-        start = int(self._range.network_address) + (step if step == 1 else 0)
-        for number in range(start, int(self._range.broadcast_address) + 1, step):
-            yield ip_network((number, length))
-
     def take(self, what: str) -> IPNetwork:
-        while True:
-            network = next(self._fresh, None) or (self._back.pop(0) if self._back else None)
-            if network is None:
-                raise SubnetFullError(f"no subnet is left in {self._range} for {what}")
-            if not any(network.version == other.version and network.overlaps(other) for other in self._excluded):
+        while self._next <= int(self._range.broadcast_address):
+            network: IPNetwork = ip_network((self._next, self._length))
+            other = self._overlapping(network)
+            if other is None:
+                self._next += self._step
                 return network
+            # Behind it, however large it is.
+            self._next += -(-(int(other.broadcast_address) + 1 - self._next) // self._step) * self._step
+        while self._back:
+            if self._overlapping(network := self._back.pop(0)) is None:
+                return network
+        raise SubnetFullError(f"no subnet is left in {self._range} for {what}")
+
+    def _overlapping(self, network: IPNetwork) -> IPNetwork | None:
+        return next((o for o in self._excluded if o.version == network.version and network.overlaps(o)), None)
 
     def give_back(self, network: IPNetwork) -> None:
         self._back.append(network)

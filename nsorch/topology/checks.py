@@ -235,6 +235,10 @@ def _check_addresses(where: str, subnets: tuple[IPv4Network | IPv6Network, ...],
             if not any(address.ip in subnet for subnet in subnets):
                 names = " and ".join(map(str, subnets)) or "(none)"
                 yield f"{path}.address: {address.ip} is outside of the subnet {names}"
+            elif not any(
+                address.ip in s and address.network.prefixlen in (s.prefixlen, s.max_prefixlen) for s in subnets
+            ):
+                yield f"{path}.address: {address} has another length than its subnet"
             elif address.ip in taken:
                 yield f"{path}.address: {address.ip} is used by {taken[address.ip]} already"
             else:

@@ -61,6 +61,8 @@ def networks(value: Any) -> tuple[IPv4Network | IPv6Network, ...]:
             network = item if isinstance(item, IPv4Network | IPv6Network) else ip_network(str(item))
         except ValueError as exc:
             raise AddressError(f'subnet: "{item}" is not a network: {exc}') from None
+        if network.is_multicast:
+            raise AddressError(f"subnet: {network} is for groups, not for hosts (multicast)")
         found.append(network)
     if len({network.version for network in found}) < len(found):
         raise AddressError(f"subnet: more than one of a family: {', '.join(map(str, found))}")
