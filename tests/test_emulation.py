@@ -129,6 +129,10 @@ async def test_contradictions_are_refused() -> None:
             await link.set(limit=10)
         with pytest.raises(nsorch.TopologyError, match=r'links\.a:eth0-b:eth0\.delay: "soon" is not a duration'):
             await link.set(delay="soon")
+        with pytest.raises(nsorch.TopologyError, match=r"links\.a:eth0-b:eth0\.reorder: means nothing without delay"):
+            await link.set(emulation=nsorch.Emulation(reorder=0.1))
+        with pytest.raises(nsorch.TopologyError, match=r"emulation: 'fast' is not an Emulation"):
+            await link.set(emulation="fast")
         with pytest.raises(nsorch.TopologyError, match='no end "c"'):
             await link.set(rate="1mbit", end="c")
         assert link.emulation == (nsorch.Emulation(), nsorch.Emulation())
@@ -292,6 +296,21 @@ async def test_rates_and_queues() -> None:
         await link.set(limit=5, end="a")
         there = await send_train(a, b, address(b), count=60, size=1400)
         assert there.lost > 20  # more than the queue takes
+
+
+@vm
+async def test_profiles_at_run_time() -> None:
+    dsl, cable = nsorch.PROFILES["dsl"], nsorch.PROFILES["cable"]
+    async with nsorch.Supervisor() as sup:
+        _, _, link = await pair(sup, profile="dsl", loss="1%")
+        assert [way.rate for way in link.emulation] == [dsl.up.rate, dsl.down.rate]
+        assert [way.loss for way in link.emulation] == [0.01, 0.01]
+        await link.set(profile="cable")
+        assert link.emulation == (cable.up, cable.down)
+        await link.set(profile="dsl", delay=None, end="b")
+        assert link.emulation == (cable.up, nsorch.Emulation(rate=dsl.up.rate))
+        await link.set(profile=None)
+        assert link.emulation == (nsorch.Emulation(), nsorch.Emulation())
 
 
 @vm

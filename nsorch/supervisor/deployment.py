@@ -108,7 +108,7 @@ class Deployment:
         for key, (spec, differing) in found.links_to_set.items():
             if "mtu" in differing:
                 await links[key].set(mtu=1500 if spec.mtu is None else spec.mtu)
-            with anyio.CancelScope(shield=True):
+            async with wiring.watcher.own(links[key]):
                 await apply_ways(wiring, links[key], wiring.record.ways_of(spec))
         for name, worker in self._workers.items():
             described = topology.workers[name]

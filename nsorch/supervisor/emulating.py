@@ -9,6 +9,8 @@ from __future__ import annotations
 import enum
 from typing import TYPE_CHECKING, Any
 
+from attrs import evolve
+
 from nsorch import events
 from nsorch.errors import TopologyError, UnsupportedError
 from nsorch.net.qdiscs import LossStates, QdiscPlan
@@ -19,9 +21,8 @@ from nsorch.topology.emulation import (
     changed,
     contradictions,
     given,
-    overlay,
 )
-from nsorch.topology.profiles import PROFILES, directions
+from nsorch.topology.profiles import directions
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -94,26 +95,28 @@ def plan_emulation(
     meant = [end is None or _is_meant(side, end) for side in link._sides]
     if not any(meant):
         raise TopologyError(f'{where}: it has no end "{end if isinstance(end, str) else getattr(end, "name", end)}"')
+    if not isinstance(emulation, Emulation | Unset | None):
+        raise TopologyError(f"{where}.emulation: {emulation!r} is not an Emulation")
     try:
         said = given(Emulation(**changes))  # checked, and converted
+        beginning = emulation if isinstance(emulation, Emulation) else NO_EMULATION
+        if "profile" in said:
+            beginning = evolve(beginning.emulation, profile=said.pop("profile"))
+        # Who alone is meant is the subscriber of a profile.
+        ways = directions(NO_EMULATION, NO_EMULATION, beginning)
     except TopologyError as exc:
         raise TopologyError(*(f"{where}.{problem}" for problem in exc.problems)) from None
+    if end is not None:
+        ways = ways[0], ways[0]
     told = {key: said.get(key) for key in changes if key != "profile"}
     anew = emulation is not UNSET or "profile" in changes
-    beginning = emulation if isinstance(emulation, Emulation) else NO_EMULATION
-    ways = directions(NO_EMULATION, NO_EMULATION, beginning)
     new = []
-    for side, is_meant, start, profile in zip(link._sides, meant, ways, _profile(said.get("profile")), strict=True):
-        before = overlay(profile, start) if anew else side.emulation
-        new.append(changed(before, told) if is_meant else side.emulation)
+    for side, is_meant, start in zip(link._sides, meant, ways, strict=True):
+        new.append(changed(start if anew else side.emulation, told) if is_meant else side.emulation)
     wrong = dict.fromkeys(f"{where}.{key}: {text}" for way in new for key, text in contradictions(way))
     if wrong:
         raise TopologyError(*wrong)
     return new[0], new[1]
-
-
-def _profile(name: str | None) -> tuple[Emulation, Emulation]:
-    return (NO_EMULATION, NO_EMULATION) if name is None else (PROFILES[name].up, PROFILES[name].down)
 
 
 def _is_meant(side: Side, end: Worker | Bridge | str) -> bool:

@@ -345,8 +345,10 @@ class Link:
             "rate": rate,
             "limit": limit,
         }
-        shape = plan_emulation(self, emulation, {k: v for k, v in values.items() if v is not UNSET}, end)
+        changes = {key: value for key, value in values.items() if value is not UNSET}
+        plan_emulation(self, emulation, changes, end)  # what is wrong is said before anything is done
         async with self._wiring.watcher.own(self):
+            shape = plan_emulation(self, emulation, changes, end)  # another call may have changed it meanwhile
             if shape is not None and needs_netem(*shape):
                 await require_netem(self._wiring.kernel, [where])
             if mtu is not None:
