@@ -93,6 +93,19 @@ async def test_rates_hold_each_way_on_any_kernel() -> None:
         assert link.emulation == (nsorch.Emulation(), nsorch.Emulation())
 
 
+async def test_changes_at_the_same_time_are_all_done() -> None:
+    async with nsorch.Supervisor() as sup:
+        _, _, link = await pair(sup)
+
+        async def set_rate(end: str, rate: str) -> None:
+            await link.set(rate=rate, end=end)
+
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(set_rate, "a", "1mbit")
+            tasks.start_soon(set_rate, "b", "2mbit")
+        assert [way.rate for way in link.emulation] == [1e6, 2e6]
+
+
 async def test_a_missing_netem_is_one_error_before_anything_is_made() -> None:
     if not missing_in_kernel("sch_netem"):
         pytest.skip("this kernel has netem")
