@@ -285,6 +285,36 @@ async def test_apply_makes_only_the_difference() -> None:
 
 
 @needs_kernel("macvlan")
+async def test_several_at_a_time() -> None:
+    async with nsorch.Supervisor() as sup:
+        await sup.bridge("lan", BOTH)
+        worker = await sup.start("a", links=["lan"])
+        failed = []
+
+        async def add(name: str, parent: str, mtu: int | None = None) -> None:
+            try:
+                await worker.add_interface(Macvlan(name, parent=parent, mtu=mtu))
+            except (NetlinkError, ClosedError) as exc:
+                failed.append((name, type(exc)))
+
+        async with anyio.create_task_group() as tasks:
+            for number in range(4):
+                tasks.start_soon(add, f"m{number}", "eth0")
+            tasks.start_soon(add, "wide", "eth0", 9000)
+        assert failed == [("wide", NetlinkError)]
+        assert worker.interfaces.keys() == {"eth0", "m0", "m1", "m2", "m3"}
+        assert len({address for interface in worker.interfaces.values() for address in interface.addresses}) == 10
+        async with anyio.create_task_group() as tasks:
+            for number in range(4, 8):
+                tasks.start_soon(add, f"m{number}", "eth0")
+            await anyio.lowlevel.checkpoint()
+            await worker.remove()
+        assert not worker.interfaces
+        assert all(kind is ClosedError for _, kind in failed[1:])
+        assert (await sup.start("b", links=["lan"])).addresses[0].ip.packed[-1] == 1, "all addresses are free"
+
+
+@needs_kernel("macvlan")
 async def test_routes_follow_interfaces_that_are_made_again() -> None:
     def topology(name: str, mtu: int | None, *routes: nsorch.Route) -> nsorch.Topology:
         made = nsorch.Topology()

@@ -53,6 +53,7 @@ class Interfaces:
         self._supervisor = supervisor
         self._wiring = wiring
         self._supported: dict[str, bool] = {}
+        self._locks: dict[str, anyio.Lock] = {}  # of network namespaces, while something is made there
         self._ports = Ports(wiring, self)
         self.far_ends = FarEnds(supervisor, wiring)
 
@@ -163,34 +164,43 @@ class Interfaces:
         device.handed_out = handed_out
         try:
             self._plan(device, where)
-            await self.make([worker])
+            await self._make_planned([device])
         except BaseException:
             with anyio.CancelScope(shield=True):
                 await self.remove([device])
             raise
         return device
 
-    async def make(self, workers: Iterable[Worker]) -> None:
-        """Those that are planned, after the links: then the routes through them.
+    async def make_all(self, workers: Iterable[Worker]) -> None:
+        """Those of *workers* that are planned."""
+        await self._make_planned([device async for worker in in_turns(workers) for device in worker._devices.values()])
+
+    async def _make_planned(self, devices: Iterable[Device]) -> None:
+        """After the links: then the routes through them. Of one network namespace one after the other.
 
         :raises NetlinkError: the kernel refused one; it is undone, those before it stay
         """
-        made: list[Device] = []
-        async for worker in in_turns(workers):
-            planned = [device for device in worker._devices.values() if device.state == "planned"]
-            if planned:
-                with anyio.CancelScope(shield=True):
-                    async with self._wiring.kernel.handles([worker]) as handles:
-                        for device in planned:
-                            await self._make(device, handles[netns_key(worker)])
-                    await self._add_routes(worker, planned)
-                made += planned
-                await anyio.lowlevel.checkpoint()
-        if made:
-            await self._wiring.settle(made)
+        by_worker: dict[Worker, list[Device]] = {}
+        for device in devices:
+            by_worker.setdefault(device.worker, []).append(device)
+        for worker, its in by_worker.items():
+            with anyio.CancelScope(shield=True):
+                async with self._locks.setdefault(its[0].netns, anyio.Lock()):
+                    try:
+                        async with self._wiring.kernel.handles([worker]) as handles:
+                            for device in its:
+                                await self._make(device, handles[netns_key(worker)])
+                        await self._add_routes(worker, its)
+                    except NetlinkError:
+                        _check_there(its[0])  # what it stands on may be gone, too
+                        raise
+            await anyio.lowlevel.checkpoint()
+        if by_worker:
+            await self._wiring.settle([device for its in by_worker.values() for device in its])
 
     async def _make(self, device: Device, handle: NetnsHandle) -> None:
         kernel, worker = self._wiring.kernel, device.worker
+        _check_there(device)
         async with self._ports.own(device):
             if isinstance(device.spec, Tun):
                 state = await self._make_tun(device, handle)
@@ -200,10 +210,12 @@ class Interfaces:
                 except NetlinkError as exc:
                     await self._ports.release(device, handle)
                     raise _explained(exc, device) from None
+            _check_there(device)
             device.state, device.mac, device.mtu = "made", state.mac, state.mtu
             if isinstance(device.spec, WireGuard):
                 await self._configure(device, device.spec)
             await self._ports.take(device, handle)
+        _check_there(device)
         device.state = "up"
         self.far_ends.note(device)
         self._wiring.names.stale.add(worker.name)
@@ -212,11 +224,12 @@ class Interfaces:
     async def _make_tun(self, device: Device, handle: NetnsHandle) -> LinkState:
         kernel = self._wiring.kernel
         fd = await attach(self._supervisor, device, index=device.index, persistent=not device.handed_out)
-        device.state = "made"
         if device.handed_out:
             TunDevice(device, fd, owner=True)
         else:
             await kernel.in_thread(descriptors.close, [fd])
+        _check_there(device)
+        device.state = "made"
         set_up = partial(net.set_up, carrier=device.handed_out, mac=device.wanted_mac(), mtu=device.spec.mtu)
         await kernel.in_thread(set_up, handle, device.name, device.addresses)
         return await kernel.in_thread(net.look_at, handle, device.name)  # type: ignore[no-any-return]
@@ -249,7 +262,8 @@ class Interfaces:
         except NetlinkError as exc:
             if exc.errno != errno.ENODEV:
                 raise
-            self._drop(device)  # another program has removed it
+            for gone in reversed(self._with_above(device)):
+                self._drop(gone)  # another program has removed it
             return
         await self._add_routes(device.worker, [device])
         await self.restore_above(device.netns, device.name)
@@ -274,7 +288,7 @@ class Interfaces:
                 except NsorchError:
                     self._drop(device)
                     raise
-        await self.make([worker])
+        await self._make_planned([d for d in worker._devices.values() if d.described and d.state == "planned"])
 
     async def remove(self, devices: Iterable[Device]) -> None:
         """With all that is above them. Shield it."""
@@ -320,6 +334,7 @@ class Interfaces:
 
     async def drop_worker(self, worker: Worker, *, dying: bool) -> None:
         """The worker is removed; *dying*: its network namespace ends, and all that is in it."""
+        self._locks.pop(worker.name, None)
         devices = list(worker._devices.values())
         for device in devices:
             await self._close(device)
@@ -359,6 +374,11 @@ class Interfaces:
         if segment is not None:
             segment.release(address for address in device.addresses if _is_of(segment, address))
         device.addresses = ()
+
+
+def _check_there(device: Device) -> None:
+    if device.state == "removed":
+        raise ClosedError("the worker was removed", worker=device.worker.name)
 
 
 def _is_of(segment: Segment, address: Any) -> bool:

@@ -176,7 +176,7 @@ class Starter:
         if not errors:
             try:
                 await self._supervisor._wiring.finish(workers, bridges)
-                await self._supervisor._wiring.interfaces.make(workers)
+                await self._supervisor._wiring.interfaces.make_all(workers)
             except Exception as exc:
                 errors.append(exc)
 
