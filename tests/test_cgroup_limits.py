@@ -26,7 +26,7 @@ def held(worker: nsorch.Worker, name: str) -> str:
 async def test_limits_are_kept(anyio_backend: str) -> None:
     limits = nsorch.Limits(memory="48MiB", swap=0, cpus=0.25, cpu_weight=50, cpuset="0", pids=9)
     before = pathlib.Path(HERE.mount, "cgroup.subtree_control").read_text()
-    async with nsorch.Supervisor() as sup, sup.events() as events:
+    async with nsorch.Supervisor() as sup:
         worker = await sup.start("w", ["sh", "-c", "while :; do :; done"], limits=limits)
         assert {name: held(worker, name) for name in limits.files()} == limits.files()
         with anyio.fail_after(60):
@@ -67,8 +67,8 @@ async def test_limits_are_kept(anyio_backend: str) -> None:
         later = await sup.start("later", ["sleep", "60"])
         await later.set_limits({"memory": "64MiB"})
         assert held(later, "memory.max") == str(64 << 20)
-    kinds = [event.kind async for event in events if event.kind.startswith("WorkerLimit")]
-    assert len(kinds) < 40  # a limit that is hit all the time is told of once a second
+    async with sup.events(since=0, kinds=nsorch.WorkerLimitHit) as events:
+        assert len([event async for event in events]) < 40  # one that is hit all the time is told of once a second
     assert subtrees() == []
     assert pathlib.Path(HERE.mount, "cgroup.subtree_control").read_text() == before
 
@@ -156,7 +156,8 @@ def test_an_ordinary_user(inner: str, end: str, anyio_backend: str) -> None:
         assert done.stdout.startswith(f"{given}/nsorch-")
         wait_until_empty(given)
         assert not list(given.glob("nsorch-*"))
-        assert (given / "cgroup.subtree_control").read_text().strip() == ""
+        enabled = (given / "cgroup.subtree_control").read_text().strip()
+        assert enabled == ("cpu memory pids" if inner else "")  # another child may use them by now
     finally:
         for folder in {own: None, given: None}:
             if folder.exists():
