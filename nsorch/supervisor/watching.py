@@ -57,6 +57,7 @@ class Watcher:
         self._ids: dict[str, int] = {}  # of the namespaces that are heard, by the worker that owns them
         self._ends: dict[tuple[int, int], tuple[Link, Side]] = {}  # by namespace and ifindex
         self._entered: set[str] = set()  # workers in which something can be
+        self._following = 0  # calls of follow that are under way
         self._overrun = False
 
     def open(self) -> None:
@@ -130,14 +131,17 @@ class Watcher:
                     new.append((link, side))
         if not new or self._listener is None:
             return
-        if not self._ends:
+        self._following += 1
+        try:
             self._listener.listen()
-        await self._read()  # what the kernel has told of their making concerns nobody
-        for (_, side), state, _ in await self._ask([end for end in new if end[1].index is None]):
-            side.index = None if state is None else state.index
-        async for link, side in in_turns(new):
-            if side.heard is not None and side.index is not None and not link._leaving:
-                self._ends[side.heard, side.index] = link, side
+            await self._read()  # what the kernel has told of their making concerns nobody
+            for (_, side), state, _ in await self._ask([end for end in new if end[1].index is None]):
+                side.index = None if state is None else state.index
+            async for link, side in in_turns(new):
+                if side.heard is not None and side.index is not None and not link._leaving:
+                    self._ends[side.heard, side.index] = link, side
+        finally:
+            self._following -= 1
 
     def leave(self, links: Iterable[Link]) -> None:
         """They are removed next."""
@@ -145,7 +149,7 @@ class Watcher:
             if side.heard is not None and side.index is not None:
                 self._ends.pop((side.heard, side.index), None)
                 side.heard = None
-        if not self._ends and self._listener is not None:
+        if not self._ends and not self._following and self._listener is not None:
             self._listener.stop_listening()  # each notice of what goes would cost the kernel a walk over all ids
 
     def drop_worker(self, worker: Worker) -> None:
