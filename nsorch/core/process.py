@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import subprocess
 from typing import TYPE_CHECKING, Protocol
 
 import anyio
@@ -19,6 +18,10 @@ if TYPE_CHECKING:
     from anyio.abc import ByteReceiveStream, ByteSendStream
 
     from nsorch.core.helper import Job
+
+
+#: as the module subprocess has them, whose import takes as long as a fifth of all others
+PIPE, STDOUT, DEVNULL = -1, -2, -3
 
 
 class Ends(Protocol):
@@ -118,7 +121,7 @@ class Streams:
         try:
             streams._add_input(stdin)
             streams.stdout = streams._add_output(stdout)
-            if stderr == subprocess.STDOUT:
+            if stderr == STDOUT:
                 streams.sources.append(streams.sources[1])
             else:
                 streams.stderr = streams._add_output(stderr)
@@ -139,7 +142,7 @@ class Streams:
         self._add(copy)
 
     def _add_input(self, source: object) -> None:
-        if source == subprocess.PIPE:
+        if source == PIPE:
             theirs, ours = make_pipe()
             self._ours.append(theirs)
             self._add(theirs)
@@ -148,7 +151,7 @@ class Streams:
             self._add_other(source)
 
     def _add_output(self, source: object) -> PipeReceiveStream | None:
-        if source == subprocess.PIPE:
+        if source == PIPE:
             ours, theirs = make_pipe()
             self._ours.append(theirs)
             self._add(theirs)
@@ -159,7 +162,7 @@ class Streams:
     def _add_other(self, source: object) -> None:
         if source is None:
             self.sources.append(Stream.INHERIT)
-        elif source == subprocess.DEVNULL:
+        elif source == DEVNULL:
             self.sources.append(Stream.NULL)
         elif isinstance(source, int) and source >= 0:
             self._add_copy(source)

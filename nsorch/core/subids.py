@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import pwd
-import shutil
 
 from nsorch.errors import UnsupportedError
 
@@ -37,6 +36,8 @@ def find_subids(wanted: bool | None) -> SubIds:
     if wanted is False:
         return single
     path = os.pathsep.join((os.environ.get("PATH", os.defpath), "/usr/bin", "/bin"))
+    import shutil
+
     programs = tuple(found for name in _PROGRAMS if (found := shutil.which(name, path=path)))
     ranges = [_ranges(file, own[0]) for file in _FILES]
     if len(programs) == len(_PROGRAMS) and all(ranges):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import logging
 import sys
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
@@ -11,9 +10,11 @@ from typing import TYPE_CHECKING, Any
 from nsorch.events.types import NetError, WorkerFailed, WorkerSetupFailed, WorkerUnhealthy
 
 if TYPE_CHECKING:
+    import logging
+
     from nsorch.events.types import Event
 
-_stdlib = logging.getLogger("nsorch")
+_INFO, _WARNING = 20, 30  # of logging, whose import takes as long as that of all event types
 _WARNINGS = frozenset({WorkerSetupFailed, WorkerFailed, WorkerUnhealthy, NetError})
 _failure_told = False
 
@@ -23,7 +24,7 @@ def prepare_logging() -> None:
 
     The import takes a tenth of a second, for which the first event would else hold the event loop.
     """
-    if _stdlib.isEnabledFor(logging.WARNING) and _stdlib.hasHandlers():
+    if _stdlib().isEnabledFor(_WARNING) and _stdlib().hasHandlers():
         _over_stdlib()
 
 
@@ -37,18 +38,18 @@ def log_event(event: Event) -> None:
     """
     global _failure_told
     try:
-        level = logging.WARNING if type(event) in _WARNINGS else logging.INFO
+        level = _WARNING if type(event) in _WARNINGS else _INFO
         # Who has configured structlog has imported it.
         structlog = sys.modules.get("structlog")
         if structlog is not None and structlog.is_configured():
             logger = structlog.get_logger("nsorch")
-        elif _stdlib.isEnabledFor(level) and _stdlib.hasHandlers():
+        elif _stdlib().isEnabledFor(level) and _stdlib().hasHandlers():
             logger = _over_stdlib()
         else:
             return
         data = event.to_dict()
         kind = data.pop("kind")
-        if level == logging.WARNING:
+        if level == _WARNING:
             logger.warning(kind, **data)
         else:
             logger.info(kind, **data)
@@ -57,7 +58,14 @@ def log_event(event: Event) -> None:
         if not _failure_told:
             _failure_told = True
             with suppress(Exception):
-                _stdlib.exception("logging %s failed; further failures are not told", type(event).__name__)
+                _stdlib().exception("logging %s failed; further failures are not told", type(event).__name__)
+
+
+@functools.cache
+def _stdlib() -> logging.Logger:
+    import logging
+
+    return logging.getLogger("nsorch")
 
 
 @functools.cache
@@ -65,7 +73,7 @@ def _over_stdlib() -> Any:
     import structlog
 
     return structlog.wrap_logger(
-        _stdlib,
+        _stdlib(),
         processors=[structlog.processors.LogfmtRenderer(key_order=["event"], bool_as_flag=False)],
         wrapper_class=structlog.stdlib.BoundLogger,
         context_class=dict,

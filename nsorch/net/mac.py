@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import re
 from ipaddress import IPv6Interface
 
@@ -13,7 +12,9 @@ _MAC = re.compile(r"[0-9a-fA-F]{2}(:[0-9a-fA-F]{2}){5}")
 
 def derive_mac(worker: str, interface: str) -> bytes:
     """A locally administered unicast address (02:…), by a hash of the names: 40 bits, so that no two of a lab meet."""
-    digest = hashlib.blake2b(f"{worker}/{interface}".encode(), digest_size=5).digest()
+    from hashlib import blake2b  # with OpenSSL, which no import of nsorch needs
+
+    digest = blake2b(f"{worker}/{interface}".encode(), digest_size=5).digest()
     return b"\x02" + digest
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import ctypes.util
 import errno
 import socket
 import struct
@@ -174,7 +173,9 @@ def compile_filter(expression: str, snaplen: int) -> list[tuple[int, int, int, i
     :raises ValueError: it isn't one; in libpcap's words
     :raises UnsupportedError: there is no libpcap
     """
-    name = ctypes.util.find_library("pcap")
+    from ctypes.util import find_library  # which imports much
+
+    name = find_library("pcap")
     if name is None:
         raise UnsupportedError("a filter expression needs libpcap, which is not installed", stage="capture")
     pcap = ctypes.CDLL(name)

@@ -10,7 +10,6 @@ from __future__ import annotations
 import functools
 import math
 import struct
-from statistics import NormalDist, fmean, pstdev
 from typing import TYPE_CHECKING
 
 from attrs import frozen
@@ -208,6 +207,8 @@ def _standard(values: Iterable[float]) -> Iterable[float]:
     """With mean 0 and standard deviation 1, though the kernel's 16 bits end at four of them."""
     for _ in range(6):
         values = [max(-4.0, min(3.999, value)) for value in values]
+        from statistics import fmean, pstdev
+
         mean, deviation = fmean(values), pstdev(values)
         values = [(value - mean) / deviation for value in values]
     return (max(-4.0, min(3.999, value)) for value in values)
@@ -222,6 +223,8 @@ def _uniform() -> Iterable[float]:
 
 
 def _normal() -> Iterable[float]:
+    from statistics import NormalDist
+
     return map(NormalDist().inv_cdf, _middles(_ENTRIES))
 
 
@@ -237,6 +240,8 @@ def _pareto_value(share: float) -> float:
 def _pareto_normal() -> list[float]:
     """A quarter normal and three quarters Pareto, as iproute2's, with standard deviation 1."""
     shorter = 32
+    from statistics import NormalDist
+
     normal = [NormalDist().inv_cdf(share) for share in _middles(shorter)]
     pareto = [_pareto_value(share) for share in _middles(_ENTRIES // shorter)]
     deviation = math.hypot(0.25, 0.75)

@@ -5,13 +5,13 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
-import subprocess
 from typing import TYPE_CHECKING
 
 import anyio
 from attrs import frozen
 
 from nsorch import events
+from nsorch.core.process import DEVNULL, PIPE
 from nsorch.core.spawner.protocol import Mode, Spawn
 from nsorch.core.spawner.syscalls import CLONE_NEWCGROUP, CLONE_NEWNS, CLONE_NEWPID, NS_FILES
 from nsorch.core.streams import Tail
@@ -123,9 +123,9 @@ class MainProcess:
             proc = 1 if self.incarnation == 0 else 2
         capture = self._ready is not None and spec.stderr is None
         streams = await open_streams(
-            subprocess.DEVNULL if spec.stdin is None else spec.stdin,
+            DEVNULL if spec.stdin is None else spec.stdin,
             spec.stdout,
-            subprocess.PIPE if capture else spec.stderr,
+            PIPE if capture else spec.stderr,
             worker=worker.name,
         )
         self.incarnation += 1

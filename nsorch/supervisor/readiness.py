@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import socket
-import subprocess
 from typing import TYPE_CHECKING
 
 import anyio
 
+from nsorch.core.process import DEVNULL
 from nsorch.errors import NotReadyError, NsorchError
 from nsorch.supervisor.uplinks import RouteReady, has_route
 from nsorch.topology import ExecReady, TcpReady
@@ -55,7 +55,7 @@ async def _check(worker: Worker, ready: Ready) -> bool:
     if isinstance(ready, ServiceReady):
         return await worker._supervisor._wiring.services.is_ready(worker)
     if isinstance(ready, ExecReady):
-        done = await worker.run(ready.command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, check=False)
+        done = await worker.run(ready.command, stdout=DEVNULL, stderr=DEVNULL, check=False)
         return done.returncode == 0
     hosts = [ready.host] if ready.host is not None else ["127.0.0.1", "::1", *(str(a.ip) for a in worker.addresses)]
     for host in hosts:

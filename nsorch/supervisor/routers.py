@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-import subprocess
 from typing import TYPE_CHECKING
 
 import anyio
 
+from nsorch.core.process import DEVNULL
 from nsorch.errors import ClosedError, NsorchError
 from nsorch.net.mac import link_local
 from nsorch.services import frr
@@ -173,7 +173,7 @@ class Routers:
         ):
             wanted = {str(ip) for _, spoken, ip in live if spoken == protocol}
             if wanted:
-                done = await worker.run([*frr.VTYSH, "-c", question], stderr=subprocess.DEVNULL, check=False)
+                done = await worker.run([*frr.VTYSH, "-c", question], stderr=DEVNULL, check=False)
                 if done.returncode != 0 or not wanted <= read(done.stdout):
                     return False
         return True
@@ -203,7 +203,7 @@ class Routers:
                 return True
             try:
                 done = await worker.run(
-                    [*frr.VTYSH, "-f", "/dev/stdin"], input=text.encode(), stderr=subprocess.DEVNULL, check=False
+                    [*frr.VTYSH, "-f", "/dev/stdin"], input=text.encode(), stderr=DEVNULL, check=False
                 )
             except NsorchError:
                 return False  # it is ending

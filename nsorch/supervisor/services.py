@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 import signal
 from typing import TYPE_CHECKING
 
@@ -27,6 +26,8 @@ _DNS = 53
 
 def find(program: str) -> str | None:
     """The path of an installed program."""
+    import shutil
+
     return shutil.which(program, path=os.environ.get("PATH", os.defpath) + _ALSO_IN_PATH)
 
 

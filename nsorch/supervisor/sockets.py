@@ -11,13 +11,14 @@ from typing import TYPE_CHECKING, Any
 import anyio
 from anyio.abc import ConnectedUDPSocket, SocketListener, SocketStream, UDPSocket
 from anyio.streams.stapled import MultiListener
-from anyio.streams.tls import TLSStream
 
 from nsorch.errors import SetupError
 
 if TYPE_CHECKING:
     import ssl
     from collections.abc import Awaitable, Callable, Sequence
+
+    from anyio.streams.tls import TLSStream
 
     from nsorch.supervisor.worker import Worker
 
@@ -108,6 +109,8 @@ def _all_failed(host: object, port: int, errors: Sequence[Exception]) -> Excepti
 
 
 async def wrap_tls(stream: SocketStream, host: str, context: ssl.SSLContext | None, *, compatible: bool) -> TLSStream:
+    from anyio.streams.tls import TLSStream
+
     try:
         return await TLSStream.wrap(
             stream, server_side=False, hostname=host, ssl_context=context, standard_compatible=compatible

@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import os
 import socket
-import subprocess
 from ipaddress import IPv4Interface, IPv4Network
 from typing import TYPE_CHECKING, Any, Literal
 
 import anyio
 from attrs import define, frozen
 
+from nsorch.core.process import DEVNULL
 from nsorch.core.spawner.syscalls import CLONE_NEWNET
 from nsorch.errors import NameInUseError, SetupError, TopologyError, UnsupportedError, WorkerExitedError
 from nsorch.net import messages
@@ -169,7 +169,7 @@ class Uplinks:
             command=command,
             namespaces={"net": "host", "mnt": "new", "pid": "new"},
             stdin=uplink._owner._held[CLONE_NEWNET],
-            stdout=subprocess.DEVNULL,
+            stdout=DEVNULL,
             ready=RouteReady(uplink._owner),  # type: ignore[arg-type]
         )
         try:

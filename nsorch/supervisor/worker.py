@@ -7,7 +7,6 @@ import errno
 import os
 import signal
 import socket
-import subprocess
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +15,7 @@ from anyio import TASK_STATUS_IGNORED
 from attrs import evolve
 
 from nsorch.core import descriptors
-from nsorch.core.process import Process
+from nsorch.core.process import DEVNULL, PIPE, Process
 from nsorch.core.spawner.protocol import Mode, Spawn
 from nsorch.core.spawner.syscalls import CLONE_NEWCGROUP, CLONE_NEWNET, CLONE_NEWNS, CLONE_NEWPID, NS_FILES
 from nsorch.errors import ClosedError, NsorchError, SetupError, UnsupportedError
@@ -31,6 +30,7 @@ from nsorch.topology import Route
 
 if TYPE_CHECKING:
     import ssl
+    import subprocess
     from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
     from ipaddress import IPv4Address, IPv4Interface, IPv6Address, IPv6Interface
 
@@ -170,9 +170,9 @@ class Worker:
         command: str | bytes | Sequence[str | bytes | os.PathLike[str]],
         *,
         input: bytes | None = None,  # noqa: A002 - subprocess's word
-        stdin: object = subprocess.DEVNULL,
-        stdout: object = subprocess.PIPE,
-        stderr: object = subprocess.PIPE,
+        stdin: object = DEVNULL,
+        stdout: object = PIPE,
+        stderr: object = PIPE,
         timeout: float | None = None,
         check: bool = True,
         env: Mapping[str, str] | None = None,
@@ -200,7 +200,7 @@ class Worker:
         """
         process = await self.popen(
             command,
-            stdin=subprocess.PIPE if input is not None else stdin,
+            stdin=PIPE if input is not None else stdin,
             stdout=stdout,
             stderr=stderr,
             env=env,
@@ -226,21 +226,23 @@ class Worker:
             if scope.cancelled_caught:
                 raise TimeoutError(f"{self.name}: {command!r} took longer than {timeout} s")
             code = process.returncode
+        from subprocess import CalledProcessError, CompletedProcess
+
         assert code is not None
         if code == -signal.SIGKILL:
             self._supervisor._check_helper()  # with which it was killed
         arguments: Any = command
         if check and code != 0:
-            raise subprocess.CalledProcessError(code, arguments, output["stdout"], output["stderr"])
-        return subprocess.CompletedProcess(arguments, code, output["stdout"], output["stderr"])
+            raise CalledProcessError(code, arguments, output["stdout"], output["stderr"])
+        return CompletedProcess(arguments, code, output["stdout"], output["stderr"])
 
     async def popen(
         self,
         command: str | bytes | Sequence[str | bytes | os.PathLike[str]],
         *,
-        stdin: object = subprocess.PIPE,
-        stdout: object = subprocess.PIPE,
-        stderr: object = subprocess.PIPE,
+        stdin: object = PIPE,
+        stdout: object = PIPE,
+        stderr: object = PIPE,
         env: Mapping[str, str] | None = None,
         cwd: str | os.PathLike[str] | None = None,
         user: str | int | None = None,

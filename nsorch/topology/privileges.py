@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import os
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -67,6 +66,8 @@ _MOST_INSTRUCTIONS = 4096  # BPF_MAXINSNS
 def _capability(value: Any) -> str:
     name = value.upper().removeprefix("CAP_") if isinstance(value, str) else ""
     if name not in CAPABILITIES:
+        import difflib
+
         close = difflib.get_close_matches(name, CAPABILITIES, 1)
         hint = f'; did you mean "{close[0]}"?' if close else ""
         raise TopologyError(f"capabilities: there is no {value!r}{hint}")

@@ -6,7 +6,6 @@ import collections
 import heapq
 import math
 from collections.abc import Sequence
-from fractions import Fraction
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -19,6 +18,8 @@ Graph = Sequence[Sequence[tuple[int, int]]]
 
 def whole_costs(costs: Iterable[float]) -> dict[float, int]:
     """Each cost as a whole number of the same unit, to twelve digits: sums in any order are equal, or are not."""
+    from fractions import Fraction
+
     exact = {cost: Fraction(f"{cost:.12g}") for cost in costs}
     unit = math.lcm(*(value.denominator for value in exact.values()))
     return {cost: int(value * unit) for cost, value in exact.items()}
