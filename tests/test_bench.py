@@ -33,6 +33,8 @@ def test_every_row_is_measured_or_skipped_with_a_reason() -> None:
     for figure in figures:
         assert figure["skipped"] or figure["measured"] > 0, figure
         verdicts = ("", "skipped") if figure["row"] == 16 else ("ok", "over", "skipped")
+        if figure["row"] == 18 and figure["what"].endswith("until it has ended, p50"):
+            verdicts = ("", "skipped")  # beside others; the limit is about the start
         assert figure["verdict"] in verdicts, figure
     assert sum(figure["row"] == 4 for figure in figures) == 6, "three shapes on two backends"
     peers = [figure for figure in figures if figure["row"] == 16]
