@@ -213,6 +213,19 @@ def test_any_caller(preparation: str, flags: list[str], tmp_path: pathlib.Path) 
     assert target.read_text() == "fine"
 
 
+def test_below_another_user_namespace(tmp_path: pathlib.Path) -> None:
+    target = tmp_path / "done"
+    target.touch()
+    done = subprocess.run(
+        ["unshare", "--map-root-user", sys.executable, "-c", SMALL, str(target)],
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == 0, done.stderr
+    assert target.read_text() == "fine"
+
+
 LIMITED = """
 import anyio, nsorch, resource, sys
 resource.setrlimit(resource.RLIMIT_NOFILE, (100, int(sys.argv[1])))

@@ -18,6 +18,7 @@ from .spawner import protocol
 from .subids import find_subids
 
 _CAP_SYS_ADMIN = 21
+_NS_GET_USERNS = 0xB701  # linux/nsfs.h
 _SIGNALS = sorted(signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP})
 _BOOT = "import sys; sys.path.insert(0, sys.argv[1]); from spawner.stub import main; main(3)"
 
@@ -35,7 +36,23 @@ def may_administer() -> bool:
     """Whether this process can make namespaces without a user namespace of its own: it has CAP_SYS_ADMIN here."""
     with open("/proc/self/status") as file:
         effective = next(int(line.split()[1], 16) for line in file if line.startswith("CapEff:"))
-    return bool(effective >> _CAP_SYS_ADMIN & 1)
+    return bool(effective >> _CAP_SYS_ADMIN & 1) and all(map(_is_own, ("net", "uts", "ipc")))
+
+
+def _is_own(kind: str) -> bool:
+    """Whether this process's namespace of *kind* belongs to its own user namespace: else who leaves it can't return,
+    as below ``unshare --map-root-user``."""
+    fd = os.open(f"/proc/self/ns/{kind}", os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        owner = fcntl.ioctl(fd, _NS_GET_USERNS)
+    except PermissionError:  # an ancestor's
+        return False
+    finally:
+        os.close(fd)
+    try:
+        return os.path.samestat(os.fstat(owner), os.stat("/proc/self/ns/user"))
+    finally:
+        os.close(owner)
 
 
 def launch(rootless: bool, subids: bool | None = None) -> Launched:
