@@ -21,10 +21,12 @@ from typing import Any, NamedTuple, NoReturn
 from . import protocol, subtree
 from .command import close_all_but
 from .homing import Namespaces
+from .idmaps import IdMaps, map_gids, map_ids
 from .mounts import mount_home
 from .protocol import Event
-from .server import Home, IdMaps, Server, map_gids, map_ids
+from .server import Server
 from .stages import StageError, stage
+from .steps import Home
 from .syscalls import (
     CLONE_NEWIPC,
     CLONE_NEWNET,

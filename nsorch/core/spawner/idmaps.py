@@ -1,0 +1,30 @@
+"""Maps of ids, and other files of /proc that are written once."""
+
+from __future__ import annotations
+
+import os
+
+#: ranges (first id inside, first outside, count) of uids, and of gids
+IdMaps = tuple[tuple[tuple[int, int, int], ...], ...]
+
+
+def map_ids(pid: int, id_maps: IdMaps, proc: int, *, deny_setgroups: bool = False) -> None:
+    """Map ids in the user namespace of *pid*, as *proc* counts: one write each."""
+    if deny_setgroups:
+        write(f"{pid}/setgroups", "deny", proc)
+    for name, ranges in zip(("uid_map", "gid_map"), id_maps, strict=True):
+        write(f"{pid}/{name}", "".join("{} {} {}\n".format(*ids) for ids in ranges), proc)
+
+
+def map_gids(pid: int, ranges: tuple[tuple[int, int, int], ...], proc: int) -> None:
+    """The gids alone, as an ordinary user may: without setgroups."""
+    write(f"{pid}/setgroups", "deny", proc)
+    write(f"{pid}/gid_map", "".join("{} {} {}\n".format(*ids) for ids in ranges), proc)
+
+
+def write(path: str, text: str, folder: int) -> None:
+    fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC, dir_fd=folder)
+    try:
+        os.write(fd, text.encode())
+    finally:
+        os.close(fd)
