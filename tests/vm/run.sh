@@ -7,7 +7,7 @@
 #   VM_COMMAND="-m bench.fidelity"    instead of tests: arguments of Python
 #   VM_USERS="both"         or "root"
 #   VM_KVM=1                with hardware acceleration: ten times as fast, where it works
-#   VM_MINUTES=20           a run that takes longer has failed
+#   VM_MINUTES=40           a run that takes longer has failed
 set -uo pipefail
 top=$(cd "$(dirname "$0")/../.." && pwd)
 vm=$top/.vm
@@ -18,7 +18,8 @@ sh "$top/tests/vm/setup.sh" $kernels || exit
 cd "$top" || exit
 # Each file that is looked at costs a second or more inside.
 tests=${VM_TESTS:--q $(grep -lE 'mark\.vm\b' tests/test_*.py | tr '\n' ' ')}
-command=${VM_COMMAND:--m pytest -m vm $tests}
+# What an emulated processor made late is asked once more.
+command=${VM_COMMAND:--m pytest -m vm --reruns 2 $tests}
 acceleration=--disable-kvm  # a /dev/kvm that is there may be a broken one of a nested machine
 [ -z "${VM_KVM:-}" ] || acceleration=
 
@@ -32,7 +33,7 @@ machine() {  # kernel, folder for output
         shared+=(-q=-fsdev "-q=local,id=$name,path=$path,security_model=none,readonly=on,multidevs=remap"
             -q=-device "-q=virtio-9p-pci,fsdev=$name,mount_tag=$name")
     done
-    exec timeout "${VM_MINUTES:-20}m" "$vm/venv/bin/virtme-run" --verbose $acceleration --force-9p --mods auto \
+    exec timeout "${VM_MINUTES:-40}m" "$vm/venv/bin/virtme-run" --verbose $acceleration --force-9p --mods auto \
         --kimg "$image" --cpus "$(nproc)" --memory 2G --rwdir "$2" \
         --script-sh "NSORCH_VM_USERS=${VM_USERS:-both} sh $top/tests/vm/guest.sh $top $1 $python $2 $command" \
         "${shared[@]}" </dev/null >"$2/console" 2>&1
