@@ -126,7 +126,7 @@ def test_a_limit_of_namespaces() -> None:
     )
     assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()
-    assert lines[0] == "False False"
+    assert lines[0] == "True False"
     assert lines[1] == "user.max_net_namespaces = 0 is reached | sysctl -w user.max_net_namespaces=15000"
 
 
