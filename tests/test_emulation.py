@@ -185,9 +185,8 @@ async def test_changes_lose_nothing() -> None:
                 {"jitter": "5ms", "distribution": "normal"},
                 {"distribution": None, "rate": "50mbit"},
                 {"delay": "10ms", "jitter": None, "rate": None},
-                {"delay": None},
-                {"delay": "20ms"},
-                {"emulation": None},
+                {"delay": "20ms", "limit": 500},
+                {"loss": "0%", "duplicate": "0%"},
             ):
                 await anyio.sleep(0.2)
                 await link.set(**values)
