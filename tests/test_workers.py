@@ -10,7 +10,7 @@ import sys
 
 import anyio
 import pytest
-from conftest import shown
+from conftest import running, shown
 
 import nsorch
 from nsorch import State
@@ -283,3 +283,13 @@ async def test_host_pid_namespace() -> None:
         assert seen["pid"] == inode("pid")
         assert seen["mnt"] == inode("mnt")
         assert seen["net"] == worker.namespaces["net"] != inode("net")
+
+
+async def test_what_a_command_leaves_in_the_host_pid_namespace(marker: str) -> None:
+    """Nothing can be mounted there to look for it, where the supervisor has no rights in it."""
+    async with nsorch.Supervisor() as sup:
+        line = f"sleep {marker} & sleep {marker} & exit 3"
+        worker = await sup.start("w", ["sh", "-c", line], namespaces={"net": True, "pid": "host"})
+        with anyio.fail_after(10):
+            assert (await worker.wait()).code == 3
+        assert not running(marker)

@@ -50,12 +50,12 @@ def supervise(
         pidfd = os.pidfd_open(main)
         # Here, because nobody else can tell once it has ended and is reaped.
         protocol.send(report, (Event.STARTED, job, *identify(pidfd, host_proc)), [pidfd])
-        close_all_but(report.fileno(), signals)
+        close_all_but(report.fileno(), signals, *(() if command.mode == Mode.INIT else (host_proc,)))
         # The working directory would keep a mount busy.
         os.chdir("/")
-        status = reap(main, signals, 0 if command.mode == Mode.INIT else _SIGTERM)
+        status = reap(main, signals, host_proc, 0 if command.mode == Mode.INIT else _SIGTERM)
         if command.mode == Mode.KEEPER:
-            _kill_descendants(main)
+            _kill_descendants(main, host_proc)
         protocol.send(report, (Event.EXITED, job, status))
     except StageError as exc:
         protocol.send(report, (Event.FAILED, job, exc.stage, exc.number, exc.detail))
@@ -66,7 +66,7 @@ def supervise(
     return os.WEXITSTATUS(status) if os.WIFEXITED(status) else 128 + os.WTERMSIG(status)
 
 
-def reap(main: int, signals: int, kill_on: int = 0) -> int:
+def reap(main: int, signals: int, host_proc: int, kill_on: int = 0) -> int:
     """Reap all children, pass signals on to *main*, and return its wait status; *kill_on* ends all descendants."""
     status = None
     while status is None:
@@ -74,7 +74,7 @@ def reap(main: int, signals: int, kill_on: int = 0) -> int:
         if number == _SIGCHLD:
             status = _reap_ended(main)
         elif number == kill_on:
-            status = _kill_descendants(main)
+            status = _kill_descendants(main, host_proc)
         else:
             # Not reaped yet, so the number is still main's.
             os.kill(main, number)
@@ -93,10 +93,13 @@ def _reap_ended(main: int) -> int | None:
     return status
 
 
-def _kill_descendants(main: int) -> int:
+def _kill_descendants(main: int, host_proc: int) -> int:
     """Kill until no child is left: the children of what dies become children of this subreaper."""
     status = 9
-    folder = new_mount(b"proc")
+    try:
+        folder = new_mount(b"proc")
+    except OSError:  # the pid namespace isn't ours: it is the host's
+        folder = os.dup(host_proc)
     try:
         while True:
             for pid in _children(folder):
