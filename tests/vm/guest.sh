@@ -26,7 +26,10 @@ mount --bind "/run/vm/$kernel/lib/modules" "$root/lib/modules"
 for name in proc sys dev; do
     mount --rbind "/$name" "$root/$name"
 done
-mount -t tmpfs tmpfs "$root/tmp"
+case $top in  # a checkout down there is not to be hidden
+    /tmp/*) chmod 1777 "$root/tmp" ;;
+    *) mount -t tmpfs tmpfs "$root/tmp" ;;
+esac
 mount -t tmpfs tmpfs "$root/run"
 mkdir "$root/run/old" "$root/run/out"
 mount --bind "$out" "$root/run/out"
