@@ -38,6 +38,7 @@ _PROGRAMS = {
     )
 }
 _BASE = 0x400000
+_ALL_SIGNALS = tuple(map(int, signal.valid_signals()))  # asking for them takes as long as a mount
 _FILE_HEADER, _PROGRAM_HEADER = struct.Struct("<16sHHIQQQIHHHHHH"), struct.Struct("<IIQQQQQQ")
 _ET_EXEC, _PT_LOAD, _PT_GNU_STACK, _RX, _RW = 2, 1, 0x6474E551, 5, 6
 _TOLD, _REPORT = struct.Struct("=ii"), struct.Struct("=8si")
@@ -121,7 +122,7 @@ class Pid1:
                     ("nsorch-init", f"{mount_proc:d}{session:d}", f"{job:08x}", program, *argv),
                     env,
                     file_actions=[(os.POSIX_SPAWN_DUP2, fd, number) for number, fd in enumerate(numbers)],
-                    setsigmask=signal.valid_signals(),
+                    setsigmask=_ALL_SIGNALS,
                     setsigdef=ignored,
                 )
             told = ours.recv(_TOLD.size) or _TOLD.pack(1, errno.EIO)
