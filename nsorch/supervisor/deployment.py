@@ -252,8 +252,9 @@ class _Addition:
 
     async def _plan_routes(self, specs: Mapping[Link, LinkSpec | To]) -> None:
         wiring, topology = self._wiring, self._topology
+        routing = wiring.routing
         loopbacks = {
-            name: wiring.routing.loopbacks_of(name) or wiring.routing.pool.take(name) for name in topology.workers
+            name: routing.loopbacks_of(name) or routing.pool.take(name) async for name in in_turns(topology.workers)
         }
 
         def cost(link: Link, side: Side) -> float:
@@ -261,8 +262,7 @@ class _Addition:
             assert node is not None
             return topology.cost(specs[link], node.name)
 
-        await anyio.lowlevel.checkpoint()
-        paths = ShortestPaths(topology, wiring.record.links_of, loopbacks, cost)
+        paths = await ShortestPaths.of(topology, wiring.record.links_of, loopbacks, cost)
         for name in topology.workers:
             await anyio.lowlevel.checkpoint()
             if name in self.workers:
