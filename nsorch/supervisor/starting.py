@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
 # So many workers are under way at a time: more would only wait in the spawner's socket, with their descriptors open.
 _UNDER_WAY = 32
-# An init and its command are set up by processes of their own: more at a time take the caller's loop its processor.
+# What init and command do before the exec takes processors, too: more at a time take the caller's loop its own.
 _INITS_UNDER_WAY = 3
 _SLICE = 25
 _DESCRIPTORS = 6  # of a worker: its namespaces, a pidfd, a socket while it is wired

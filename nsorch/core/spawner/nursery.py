@@ -1,8 +1,8 @@
-"""Where inits are forked: a process that does nothing else, and so keeps them small.
+"""Where those inits are forked that :mod:`.pid1` can't replace: by a process that does nothing else.
 
 A forked child shares its parent's memory page by page until either writes to it. The spawner writes to more than 1 MiB
-of its interpreter between two forks, which each child would then own; the nursery to a third of that. For the same
-reason it does no set-up: the spawner has made the namespaces, and only the pid namespace is left to be made.
+of its interpreter between two forks, which each child would then own besides its own; the nursery to little. So it does
+no set-up either: the spawner has made the namespaces, and only the pid namespace is left to be made.
 
 The inits are children of the spawner, by CLONE_PARENT, which cannot go with CLONE_NEWPID: so that is unshared before.
 """
