@@ -58,7 +58,7 @@ async def test_a_worker_begins_in_its_leaf(kind: str, rootless: bool, anyio_back
     assert subtrees() == []
 
 
-HANDLES = "trap 'exit 7' TERM; (setsid sh -c 'sleep 60 & wait' &); echo up; while :; do sleep 0.01; done"
+HANDLES = "trap 'exit 7' TERM; (setsid sh -c 'sleep 60 & wait' &); sleep 60 & echo up; wait"
 
 
 @needs_cgroups

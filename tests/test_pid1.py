@@ -83,9 +83,19 @@ async def test_exit(confined: dict[str, Any], line: str, code: int | None, numbe
 
 
 @pytest.mark.anyio
+async def test_a_pid_is_known_however_soon_it_ends(confined: dict[str, Any]) -> None:
+    async with nsorch.Supervisor() as sup, sup.events(since=0) as events:
+        await sup.start_all([nsorch.WorkerSpec(name=f"w{i}", command=["true"], **confined) for i in range(40)])
+        await sup.stop()
+        spawned = [event async for event in events if isinstance(event, nsorch.WorkerSpawned)]
+    assert len(spawned) == 40
+    assert all(event.pid > 0 and event.namespaces["pid"] for event in spawned)
+
+
+@pytest.mark.anyio
 async def test_signals_reach_the_command(confined: dict[str, Any]) -> None:
     async with nsorch.Supervisor() as sup:
-        line = 'trap "echo heard; exit 7" USR1; echo ready; while :; do sleep 0.01; done'
+        line = 'trap "echo heard; exit 7" USR1; sleep 600 & echo ready; wait'
         worker = await sup.start("w", ["sh", "-c", line], stdout=subprocess.PIPE, **confined)
         assert worker.stdout is not None
         assert await worker.stdout.receive() == b"ready\n"

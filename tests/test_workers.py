@@ -127,7 +127,7 @@ async def test_exit(init: bool) -> None:
 
 
 async def test_init_is_first() -> None:
-    script = "echo $$ $PPID; trap 'echo term; exit 5' TERM; echo ready; while :; do sleep 0.01; done"
+    script = "echo $$ $PPID; trap 'echo term; exit 5' TERM; sleep 600 & echo ready; wait"
     async with nsorch.Supervisor() as sup:
         with_init = await sup.start("a", ["sh", "-c", script], stdout=subprocess.PIPE)
         assert with_init.stdout is not None
@@ -158,7 +158,7 @@ async def test_orphans_are_reaped() -> None:
 
 async def test_stop_restart_remove() -> None:
     async with nsorch.Supervisor() as sup:
-        worker = await sup.start("w", ["sh", "-c", "trap 'exit 9' TERM; while :; do sleep 0.01; done"])
+        worker = await sup.start("w", ["sh", "-c", "trap 'exit 9' TERM; sleep 600 & wait"])
         net, pid_namespace = worker.namespaces["net"], worker.namespaces["pid"]
         await anyio.sleep(0.1)
         ended = await worker.stop(grace=5)

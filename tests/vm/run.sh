@@ -19,7 +19,7 @@ cd "$top" || exit
 # Each file that is looked at costs a second or more inside.
 tests=${VM_TESTS:--q $(grep -lE 'mark\.vm\b' tests/test_*.py | tr '\n' ' ')}
 # What an emulated processor made late is asked once more.
-command=${VM_COMMAND:--m pytest -m vm --reruns 2 $tests}
+command=${VM_COMMAND:--m pytest -m vm --reruns 2 --timeout 900 $tests}
 acceleration=--disable-kvm  # a /dev/kvm that is there may be a broken one of a nested machine
 [ -z "${VM_KVM:-}" ] || acceleration=
 

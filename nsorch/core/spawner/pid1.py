@@ -15,6 +15,7 @@ import signal
 import socket
 import struct
 
+from .command import identify
 from .stages import StageError, stage
 
 _MFD_EXEC = 0x10  # linux/memfd.h, since 6.3
@@ -102,15 +103,18 @@ class Pid1:
         streams: tuple[int, int, int],
         ignored: tuple[int, ...],
         proc: int,
+        host_proc: int,
         *,
         mount_proc: bool,
         session: bool,
-    ) -> tuple[int, int]:
+    ) -> tuple[int, int, int, int]:
         """Run a command below an init, the first process of the pid namespace of the caller's children.
 
         :param ignored: signals that the caller ignores, and the command doesn't
         :param proc: descriptor of the caller's /proc
-        :return: pid of the init, and a pidfd of the command, whose exec has happened
+        :param host_proc: and of the host's
+        :return: pid of the init; of the command, whose exec has happened, pidfd, pid as the host sees it, and the inode
+            of its pid namespace
         :raises StageError: both are gone, or will be; the caller reaps the init
         """
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -132,11 +136,15 @@ class Pid1:
                     os.kill(init, signal.SIGKILL)
                 what = os.fsdecode(program) if stage_number == 2 else ""
                 raise StageError(_STAGES[stage_number], error, what)
-            # The first: those that it has left to the init come behind.
+            # Here, because the init reaps once our end is closed. The first: those that it has left to the init come
+            # behind.
             children = os.open(f"{init}/task/{init}/children", os.O_RDONLY | os.O_CLOEXEC, dir_fd=proc)
-            with open(children, "rb") as file:
-                command = int(file.read().split(None, 1)[0])
-            return init, os.pidfd_open(command)
+            with open(children, "rb") as file, stage("init"):
+                pids = file.read().split(None, 1)
+                if not pids:
+                    raise ProcessLookupError(errno.ESRCH, "it was killed")
+                pidfd = os.pidfd_open(int(pids[0]))
+            return init, pidfd, *identify(pidfd, host_proc)
 
     def read_ends(self) -> list[tuple[int, int]]:
         """(job, wait status) of commands that have ended since; before their inits can be reaped, they are there."""

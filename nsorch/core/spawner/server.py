@@ -334,7 +334,7 @@ class Server:
             held = own_namespaces(request.hold, self.home.own_proc)
             try:
                 enter_directory(command)
-                init, pidfd = pid1.start(
+                init, pidfd, *facts = pid1.start(
                     request.job,
                     program,
                     command.argv,
@@ -342,6 +342,7 @@ class Server:
                     streams,
                     IGNORED,
                     self.home.own_proc,
+                    self.home.proc,
                     mount_proc=bool(proc),
                     session=command.session,
                 )
@@ -349,7 +350,7 @@ class Server:
                 close(held)
                 raise
             self.register(request, init)
-            self.started(request.job, pidfd, held)
+            self.answer((Event.STARTED, request.job, *facts), [pidfd, *held])
             return True
         finally:
             go_home(self.home, request.unshare | kinds_of(request.join))
