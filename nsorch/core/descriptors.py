@@ -13,6 +13,8 @@ import resource
 import threading
 from typing import TYPE_CHECKING
 
+import anyio.to_thread
+
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
@@ -20,6 +22,7 @@ _open: set[int] = set()
 _RESERVE = 256  # for the rest of the application
 #: held while a descriptor is open but not registered yet
 registering = threading.RLock()
+_table = 0  # so many open files it has room for, at least
 
 
 def own(fds: Iterable[int]) -> None:
@@ -52,17 +55,33 @@ def close(fds: Iterable[int]) -> None:
                 os.close(fd)
 
 
-def make_room(count: int) -> None:
-    """Raise the limit of open files of this process where *count* more might not fit: the soft one, and the hard one,
-    too, where we may."""
+async def make_room(count: int) -> None:
+    """Prepare this process for *count* more: its limit of open files, the soft one, and the hard one, too, where we
+    may, and its table of them."""
+    global _table  # noqa: PLW0603 - there is one a process
+    needed = len(_open) + count + _RESERVE
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = 2 * (len(_open) + count + _RESERVE)
-    if soft >= wanted // 2:
-        return
-    for limits in ((wanted, max(hard, wanted)), (min(hard, wanted), hard)):
-        with contextlib.suppress(ValueError, OSError):
-            resource.setrlimit(resource.RLIMIT_NOFILE, limits)
-            return
+    if soft < needed:
+        wanted = 2 * needed
+        for limits in ((wanted, max(hard, wanted)), (min(hard, wanted), hard)):
+            with contextlib.suppress(ValueError, OSError):
+                resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+                break
+    if _table < needed:
+        _table = 2 * needed
+        await anyio.to_thread.run_sync(_enlarge_table, count + _RESERVE)
+
+
+def _enlarge_table(count: int) -> None:
+    """The kernel enlarges it by the first number beyond its end, and whoever wants that number waits, where there are
+    other threads, for all processors to have seen it: 10 to 20 ms. A thread can; the loop, to whom descriptors are
+    sent, can't."""
+    with contextlib.suppress(OSError):  # the limit is lower
+        folder = os.open("/proc/self/fd", os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            os.close(fcntl.fcntl(folder, fcntl.F_DUPFD_CLOEXEC, len(os.listdir(folder)) + 2 * count))
+        finally:
+            os.close(folder)
 
 
 def _forget_in_child() -> None:

@@ -87,7 +87,7 @@ class Cgroups:
             if any(worker.spec.limits is not None or self._always for worker in wanted):
                 raise
             return  # a cgroup namespace can do without: its root is our own cgroup then
-        descriptors.make_room(_DESCRIPTORS * len(wanted))
+        await descriptors.make_room(_DESCRIPTORS * len(wanted))
         made: dict[str, int] = {}
 
         def make() -> None:

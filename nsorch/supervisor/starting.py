@@ -205,7 +205,7 @@ class Starter:
             ],
         )
         await supervisor._cgroups.admit(specs)
-        descriptors.make_room(_DESCRIPTORS * len(specs))
+        await descriptors.make_room(_DESCRIPTORS * len(specs))
         async for spec, how in in_turns(zip(specs, confined, strict=True)):
             supervisor._check_running()
             _check_names([spec], supervisor)  # somebody may have been faster
