@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import math
 import pathlib
@@ -27,6 +28,9 @@ from nsorch.topology.structure import KEYS, from_dict
 TOP = pathlib.Path(__file__).parent.parent
 TOPOLOGIES = TOP.parent / "shared" / "topologies"
 needs_topologies = pytest.mark.skipif(not TOPOLOGIES.is_dir(), reason="../shared/topologies is not here")
+
+
+SCHEMA = jsonschema.Draft202012Validator(Topology.json_schema())
 
 
 def load(text: str, path: pathlib.Path) -> Topology:
@@ -252,6 +256,172 @@ def test_the_schema_agrees_with_the_reader() -> None:
         assert list(validator.iter_errors(data)), data
         with pytest.raises(TopologyError):
             from_dict(data)
+
+
+# One of each part, each with every key that goes with the others: no relation may hide what the schema says.
+PARTS: list[dict[str, Any]] = [
+    {
+        "name": "x",
+        "routing": "shortest-path",
+        "metric": "delay",
+        "defaults": {"links": {"mtu": 1400, "delay": "1ms"}, "workers": {"env": {"A": "b"}}, "bridges": {"mtu": 1400}},
+        "bridges": {"lan": {"subnet": ["10.0.0.0/24", "fd00::/64"], "gateway": "r", "arp": "dynamic", "stp": True}},
+        "workers": {"r": {"links": ["lan"]}},
+    },
+    {"bridges": {"v": {"vlan_aware": True, "vlans": {"10": "10.1.0.0/24", "20": ["10.2.0.0/24"]}, "ageing": 9}}},
+    {
+        "bridges": {"lan": {}},
+        "workers": {
+            "web": {
+                "count": 2,
+                "command": ["sleep", "9"],
+                "links": [{"to": "lan", "name": "up0", "delay": "1ms", "jitter": 0.001, "loss": "1%"}],
+                "ready": {"tcp": 80, "host": "10.0.0.1", "timeout": "5s"},
+                "groups": [1, "x"],
+                "routes": [{"to": "10.5.0.0/16", "via": "10.0.0.9"}],
+                "interfaces": [
+                    {"kind": "dummy", "name": "d0", "mtu": 1400},
+                    {"kind": "vlan", "name": "v0", "parent": "d0", "id": 5, "protocol": "802.1ad"},
+                    {"kind": "bond", "name": "b0", "ports": ["up0"], "mode": "802.3ad", "miimon": "100ms"},
+                ],
+            }
+        },
+    },
+    {
+        "workers": {
+            "c": {
+                "command": ["x"],
+                "ready": {"exec": ["true"], "interval": 1},
+                "isolation": "container",
+                "rootfs": {"lower": ["/a", "/b"], "size": "64m"},
+                "mounts": [
+                    {"type": "tmpfs", "dst": "/t", "size": "64m", "mode": "1777"},
+                    {"type": "bind", "src": "/a", "dst": "/b", "read_only": True},
+                ],
+                "masked": ["/x"],
+                "capabilities": ["+NET_ADMIN"],
+                "rlimits": {"nofile": [1, "unlimited"], "RLIMIT_CORE": 0},
+                "limits": {"memory": "64m", "cpus": 1.5, "io": {"8:0": {"rbps": "1MB"}}},
+                "time_offsets": {"monotonic": 5},
+                "stdin": "null",
+            }
+        }
+    },
+    {
+        "bridges": {"lan": {"subnet": "10.0.0.0/24"}},
+        "workers": {
+            "r": {
+                "links": ["lan"],
+                "nat": {
+                    "outside": "lan",
+                    "forwards": [{"port": "80-81", "to": "10.0.0.7", "protocol": "udp"}],
+                    "prefixes": {"fd00:1::/64": "fd00:2::/64"},
+                },
+                "firewall": {"input": "drop", "rules": [{"action": "accept", "protocol": "tcp", "port": "1-2"}]},
+            },
+            "f": {"service": {"frr": {"protocols": ["ospf"], "area": 0}}},
+        },
+    },
+    {
+        "workers": {"a": {}, "b": {}},
+        "links": [
+            {"ends": ["a:x", {"worker": "b", "mac": "02:00:00:00:00:01", "rate": "1gibit"}], "weight": 2, "label": "é"},
+            {"ends": ["b", "a"], "subnet": "10.0.0.0/24", "gilbert_elliott": {"p": "1%", "r": 0.1}},
+        ],
+    },
+]
+STRANGE: list[Any] = [
+    *(None, True, False, 0, 1, -1, 5000, 10**20, 0.5, "", "x", "lan", "5", "1%", "20ms", "1tibit", "64k", "/x", "new"),
+    *("10.0.0.0/24", "fd00::1", "all", "tcp", [], [1], ["x"], [""], [["x"]], [0, 1, 2], ["lan", "lan"], {}, {"a": "b"}),
+    *({"x": None}, {"kind": []}, [{"kind": {}}], [{"type": []}], {"exec": ["x"], "host": "h"}, {"NOFILE": 1}),
+]
+
+
+def places(value: Any, above: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
+    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    return [place for key, item in items for place in [(*above, key), *places(item, (*above, key))]]
+
+
+@settings(max_examples=600)
+@given(
+    st.integers(0, len(PARTS) - 1).flatmap(lambda n: st.tuples(st.just(n), st.sampled_from(places(PARTS[n])))),
+    st.data(),
+)
+def test_what_the_schema_refuses_is_refused(place: tuple[int, tuple[Any, ...]], data: st.DataObject) -> None:
+    number, (*above, last) = place
+    changed = copy.deepcopy(PARTS[number])
+    table: Any = changed
+    for key in above:
+        table = table[key]
+    table[last] = copy.deepcopy(data.draw(st.sampled_from(STRANGE)))
+    try:
+        topology = from_dict(changed)
+    except TopologyError:
+        return
+    SCHEMA.validate(changed)
+    again = json.loads(topology.to_json())
+    SCHEMA.validate(again)
+    assert from_dict(again) == topology
+
+
+def test_each_part_is_fine() -> None:
+    for part in PARTS:
+        SCHEMA.validate(part)
+        from_dict(part)
+
+
+@pytest.mark.parametrize(
+    ("data", "problem"),
+    [
+        ({"workers": {"a": {"command": {"x": 1}}}}, "workers.a.command: {'x': 1} is not a list of strings"),
+        ({"workers": {"a": {"interfaces": [{"kind": []}]}}}, "workers.a.interfaces[0].kind: [] is none of"),
+        ({"bridges": {"v": {"vlans": False}}}, "bridges.v.vlans: False is not a table"),
+        ({"workers": {"a": {"command": ["x"], "ready": {"exec": [""]}}}}, "workers.a.ready.exec: the program has no"),
+        ({"workers": {"a": {"command": ["x"], "ready": {"exec": ["x"], "host": "h"}}}}, "workers.a.ready.host: only"),
+        ({"workers": {"a": {"command": ["x"], "ready": {"tcp": 1, "host": 5}}}}, "workers.a.ready.host: 5 is not"),
+        ({"workers": {"a": {"command": ["x"], "ready": {"tcp": 1, "timeout": "x"}}}}, "workers.a.ready.timeout: "),
+        ({"workers": {"a": {"rootfs": {"lower": "/", "size": "x"}}}}, "workers.a.rootfs.size: "),
+        ({"workers": {"a": {"routes": [{"to": "::/0", "dev": "a/b"}]}}}, 'workers.a.routes[0].dev: "a/b" can\'t'),
+        ({"workers": {"a": {"links": ["a b"]}}}, 'workers.a.links[0]: "a b" is not a name'),
+        ({"workers": {"a": {"links": [{"to": "a b"}]}}}, 'workers.a.links[0].to: "a b" is not a name'),
+        ({"links": [{"ends": [{"worker": "a b"}, "9:x"]}]}, 'links[0].ends[0].worker: "a b" is not a name'),
+        ({"links": [{"ends": [{"worker": "a b"}, "9:x"]}]}, 'links[0].ends[1]: "9" is not a name'),
+    ],
+)
+def test_paths_of_problems(data: dict[str, Any], problem: str) -> None:
+    with pytest.raises(TopologyError) as raised:
+        from_dict(data)
+    assert any(found.startswith(problem) for found in raised.value.problems), raised.value.problems
+
+
+def test_what_has_no_value_is_named_with_all_other_errors(tmp_path: pathlib.Path) -> None:
+    text = "bridges:\n  lan:\n    subnet:\nworkers:\n  a:\n    links:\n    command: !!set {x: }\n    forward: 5\n"
+    error = refusal(text, tmp_path / "lab.yaml")
+    assert list(zip(error.problems, error.lines, strict=True)) == [
+        ("bridges.lan.subnet: has no value: leave it out", 3),
+        ("workers.a.links: has no value: leave it out", 6),
+        ("workers.a.command: {'x'} is neither a list nor a string", 7),
+        ("workers.a.forward: 5 is neither true nor false", 8),
+    ]
+
+
+def test_a_wrong_default_is_told_once(tmp_path: pathlib.Path) -> None:
+    text = """
+[defaults.links]
+delay = "20 parsecs"
+[defaults.workers]
+comand = ["x"]
+forward = 1
+[defaults.bridges]
+mtu = 1
+"""
+    error = refusal(text + "".join(f"[workers.w{n}]\n" for n in range(9)), tmp_path / "lab.toml")
+    assert list(zip([p.partition(": ")[0] for p in error.problems], error.lines, strict=True)) == [
+        ("defaults.workers.comand", 5),
+        ("defaults.links.delay", 3),
+        ("defaults.bridges.mtu", 8),
+        ("defaults.workers.forward", 6),
+    ]
 
 
 # -- graphs of other tools

@@ -134,7 +134,7 @@ def to_vlans(value: Any) -> tuple[int, ...]:
 
 def vlan_subnets(value: Any) -> Mapping[int, tuple[IPv4Network | IPv6Network, ...]]:
     """By the number of the VLAN; in files a table, whose keys are strings."""
-    if not value:
+    if value is None or value == ():
         return {}
     if not isinstance(value, Mapping):
         raise TopologyError(f"vlans: {value!r} is not a table of subnets by VLAN")

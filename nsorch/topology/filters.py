@@ -95,6 +95,8 @@ class Forward:
 
 
 def _prefixes(value: Any) -> tuple[tuple[IPv6Network, IPv6Network], ...]:
+    if isinstance(value, str | list):
+        raise TopologyError(f"prefixes: {value!r} is not a table of prefixes")
     pairs = value.items() if isinstance(value, Mapping) else value
     return tuple((_prefix(inside), _prefix(outside)) for inside, outside in pairs)
 

@@ -42,7 +42,7 @@ def _to_interface(item: Any, where: str) -> InterfaceSpec:
         raise TopologyError(f"{where}: {item!r} is not an interface such as nsorch.Dummy('d0')")
     options = dict(item)
     kind = options.pop("kind", None)
-    if kind not in INTERFACES:
+    if not isinstance(kind, str) or kind not in INTERFACES:
         raise TopologyError(f'{where}.kind: "{kind}" is none of {", ".join(INTERFACES)}')
     unknown = [key for key in options if key not in keys_of(kind)]
     missing = [key for key in required_of(kind) if key not in options]

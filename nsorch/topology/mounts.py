@@ -46,7 +46,7 @@ def size(value: Any) -> int:
 
 def _layers(value: Any) -> tuple[str, ...]:
     layers = [value] if isinstance(value, str | os.PathLike) else value
-    if not isinstance(layers, Iterable):
+    if isinstance(layers, Mapping) or not isinstance(layers, Iterable):
         raise TopologyError(f"rootfs.lower: {value!r} is neither a path nor a list of paths")
     found = tuple(_path("rootfs.lower", layer) for layer in layers)
     if not 0 < len(found) <= _MOST_LAYERS:
@@ -69,6 +69,13 @@ def _size(value: Any) -> int | None:
         raise TopologyError(f"size: {exc}") from None
 
 
+def _to_upper_size(value: Any) -> int | None:
+    try:
+        return _size(value)
+    except TopologyError as exc:
+        raise TopologyError(f"rootfs.{exc.problems[0]}") from None
+
+
 @frozen(kw_only=True)
 class Overlay:
     """See :func:`overlay`."""
@@ -76,7 +83,7 @@ class Overlay:
     lower: tuple[str, ...] = field(converter=_layers)
     upper: str | None = field(default=None, converter=_to_upper)
     work: str | None = field(default=None, converter=_to_work)
-    size: int | None = field(default=None, converter=_size)
+    size: int | None = field(default=None, converter=_to_upper_size)
 
     def __attrs_post_init__(self) -> None:
         if self.work is not None and self.upper is None:
@@ -254,7 +261,7 @@ def _mount(value: Any) -> Mount:
 def _paths(name: str, value: Any) -> tuple[str, ...] | None:
     if value is None:
         return None
-    if isinstance(value, str) or not isinstance(value, Iterable):
+    if isinstance(value, str | Mapping) or not isinstance(value, Iterable):
         raise TopologyError(f"{name}: {value!r} is not a list of paths")
     return tuple(_absolute(f"{name}[{number}]", item) for number, item in enumerate(value))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -160,6 +161,15 @@ def _one_limit(name: str, value: Any) -> int:
     return value
 
 
+#: what to_rlimits takes as a name, besides the plain ones
+RLIMIT_NAMES = f"^(?:RLIMIT_)?(?:{'|'.join(RLIMITS).upper()})$"
+
+
+def _rlimit(key: str) -> str | None:
+    """The plain name: files and code may have the C library's."""
+    return key if key in RLIMITS else key.removeprefix("RLIMIT_").lower() if re.fullmatch(RLIMIT_NAMES, key) else None
+
+
 def to_rlimits(value: Any) -> Mapping[str, tuple[int, int]]:
     """(soft, hard) by name; -1 is no limit."""
     if value is None:
@@ -168,8 +178,8 @@ def to_rlimits(value: Any) -> Mapping[str, tuple[int, int]]:
         raise TopologyError(f"rlimits: {value!r} is not a mapping of names to limits")
     found = {}
     for key, limit in value.items():
-        name = str(key).lower().removeprefix("rlimit_")
-        if name not in RLIMITS:
+        name = _rlimit(str(key))
+        if name is None:
             raise TopologyError(f'rlimits: there is no "{key}", only {", ".join(RLIMITS)}')
         if isinstance(limit, list | tuple):
             if len(limit) != 2:
@@ -246,7 +256,7 @@ def to_groups(value: Any) -> tuple[str | int, ...]:
     """Names or numbers of supplementary groups."""
     if value is None:
         return ()
-    if isinstance(value, str) or not isinstance(value, Iterable):
+    if isinstance(value, str | Mapping) or not isinstance(value, Iterable):
         raise TopologyError(f"groups: {value!r} is not a collection of names and numbers")
     groups = tuple(value)
     for group in groups:
@@ -275,7 +285,7 @@ _MOST_RANGES = 340  # UID_GID_MAP_MAX_EXTENTS
 def _id_map(name: str, value: Any) -> tuple[IdRange, ...]:
     if value is None:
         return ()
-    if isinstance(value, str) or not isinstance(value, Iterable):
+    if isinstance(value, str | Mapping) or not isinstance(value, Iterable):
         raise TopologyError(f"{name}: {value!r} is not a list of (inside, outside, count)")
     ranges: list[IdRange] = []
     for number, item in enumerate(value):

@@ -14,7 +14,7 @@ from nsorch.topology.model import METRICS, ROUTING
 from nsorch.topology.mounts import MOUNT_KEYS, PROPAGATIONS
 from nsorch.topology.namespaces import KINDS
 from nsorch.topology.presets import PRESETS
-from nsorch.topology.privileges import CAPABILITIES, CAPABILITY_SETS, CLOCKS, RLIMITS
+from nsorch.topology.privileges import CAPABILITIES, CAPABILITY_SETS, CLOCKS, RLIMIT_NAMES, RLIMITS
 from nsorch.topology.services import ROUTING_PROTOCOLS
 from nsorch.topology.specs import ARP
 from nsorch.topology.structure import DEFAULT_KEYS, KEYS, MOST_COPIES
@@ -47,7 +47,7 @@ _RATE = {
         {"type": "number", "exclusiveMinimum": 0},
         {
             "type": "string",
-            "pattern": r"^\s*([0-9]+(\.[0-9]*)?|\.[0-9]+)\s*([KkMmGgTt]?[Ii]?([Bb][Ii][Tt]|[Bb][Pp][Ss]))?\s*$",
+            "pattern": r"^\s*([0-9]+(\.[0-9]*)?|\.[0-9]+)\s*(([KkMmGg][Ii]?|[Tt])?([Bb][Ii][Tt]|[Bb][Pp][Ss]))?\s*$",
         },
     ],
     "description": "bits per second, or such as 10mbit",
@@ -154,7 +154,7 @@ _ISOLATION: dict[str, Any] = {
     "seccomp": {**_TEXT, "description": "default, unconfined, or the path of a BPF program"},
     "rlimits": {
         "type": "object",
-        "propertyNames": {"enum": list(RLIMITS)},
+        "propertyNames": {"anyOf": [{"enum": list(RLIMITS)}, {"pattern": RLIMIT_NAMES}]},
         "additionalProperties": {
             "anyOf": [_LIMIT, {"type": "array", "items": _LIMIT, "minItems": 2, "maxItems": 2}],
             "description": "a limit, or the soft and the hard one",
@@ -257,7 +257,7 @@ _FRR = _closed(
     {
         "protocols": {"anyOf": [_PROTOCOLS, {"type": "array", "items": _PROTOCOLS, "minItems": 1}]},
         "asn": {"type": "integer", "minimum": 1, "maximum": 2**32 - 2},
-        "area": {"type": "string", "default": "0"},
+        "area": {"type": ["string", "integer"], "minimum": 0, "default": "0"},
         "hello": {**_DURATION, "default": 1},
         "config": _TEXT,
         "timeout": {**_DURATION, "default": 60},
@@ -422,7 +422,7 @@ _REQUIRED = {"link": ["ends"], "end": ["worker"], "to": ["to"], "route": ["to"]}
 def make_schema() -> dict[str, Any]:
     """JSON Schema, draft 2020-12, of what :meth:`Topology.load` reads; it can't say what one part means for another."""
     parts = {part: _object(part, keys) for part, keys in KEYS.items()}
-    parts["ready"]["oneOf"] = [{"required": ["tcp"]}, {"required": ["exec"]}]
+    parts["ready"]["oneOf"] = [{"required": ["tcp"]}, {"required": ["exec"], "properties": {"host": False}}]
     parts |= {"nat": _NAT, "firewall": _FIREWALL, "service": _SERVICE}
     values = {"bridges": "bridge", "workers": "worker", "links": "link"}
     parts["defaults"] = _closed(

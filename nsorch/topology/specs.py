@@ -19,7 +19,6 @@ from nsorch.topology.converters import (
     to_mac,
     to_mtu,
     to_vlans,
-    valid_interface_name,
     valid_name,
     vlan_subnets,
 )
@@ -29,6 +28,7 @@ from nsorch.topology.interface_files import to_interfaces
 from nsorch.topology.interfaces import InterfaceSpec, order_problems, within
 from nsorch.topology.limits import Limits, to_limits
 from nsorch.topology.mounts import Mount, Overlay, to_masked, to_mounts, to_readonly_paths, to_rootfs
+from nsorch.topology.names import interface_problem
 from nsorch.topology.namespaces import NamespaceSet, New
 from nsorch.topology.presets import PRESETS, is_plain, isolation_of
 from nsorch.topology.privileges import (
@@ -129,7 +129,13 @@ class Route:
             raise TopologyError(f"routes: {network} has neither via nor dev")
         if gateway is not None and gateway.version != network.version:
             raise AddressError(f"routes: {network} via {gateway}: not of one family")
-        self.__attrs_init__(to=network, via=gateway, dev=checked("routes.dev", valid_interface_name, dev))  # type: ignore[attr-defined]
+        self.__attrs_init__(to=network, via=gateway, dev=_to_device(dev))  # type: ignore[attr-defined]
+
+
+def _to_device(value: Any) -> str | None:
+    if value is not None and (problem := interface_problem(value)):
+        raise TopologyError(f"routes.dev: {problem}")
+    return None if value is None else str(value)
 
 
 @frozen(kw_only=True)
@@ -159,7 +165,9 @@ def tcp_ready(port: int, *, host: str | None = None, timeout: float = 30.0, inte
     """
     if isinstance(port, bool) or not isinstance(port, int) or not 1 <= port <= 65535:
         raise TopologyError(f"ready.tcp: {port!r} is not a port")
-    return TcpReady(port=port, host=host, timeout=duration(timeout), interval=duration(interval))
+    if host is not None and not isinstance(host, str):
+        raise TopologyError(f"ready.host: {host!r} is not a string")
+    return TcpReady(port=port, host=host, timeout=_seconds("timeout", timeout), interval=_seconds("interval", interval))
 
 
 def exec_ready(command: Sequence[str], *, timeout: float = 30.0, interval: float = 0.1) -> ExecReady:
@@ -168,13 +176,28 @@ def exec_ready(command: Sequence[str], *, timeout: float = 30.0, interval: float
     :param timeout: seconds until NotReadyError
     :param interval: seconds between two tries
     """
-    return ExecReady(command=_command(command) or (), timeout=duration(timeout), interval=duration(interval))
+    try:
+        checked_command = _command(command)
+    except TopologyError as exc:
+        raise TopologyError(f"ready.exec: {exc.problems[0].removeprefix('command: ')}") from None
+    if checked_command is None:
+        raise TopologyError("ready.exec: the command is missing")
+    return ExecReady(
+        command=checked_command, timeout=_seconds("timeout", timeout), interval=_seconds("interval", interval)
+    )
+
+
+def _seconds(name: str, value: Any) -> float:
+    try:
+        return duration(value)
+    except ValueError as exc:
+        raise TopologyError(f"ready.{name}: {exc}") from None
 
 
 def _command(value: Any) -> tuple[Any, ...] | None:
     if value is None:
         return None
-    if isinstance(value, str | bytes) or not isinstance(value, Iterable):
+    if isinstance(value, str | bytes | Mapping) or not isinstance(value, Iterable):
         raise TopologyError(f"command: {value!r} is not a list of strings")
     arguments = tuple(value)
     if not arguments or not all(isinstance(item, str | bytes | os.PathLike) for item in arguments):

@@ -16,6 +16,7 @@ from nsorch.topology.filters import to_plain
 from nsorch.topology.interface_files import INTERFACES, interface_to_dict, keys_of, required_of
 from nsorch.topology.isolation import ISOLATION_KEYS, OWN_KEYS, TEXT_KEYS, check_tables, isolation_to_dict
 from nsorch.topology.model import Topology
+from nsorch.topology.names import name_problem
 from nsorch.topology.reading import walk
 from nsorch.topology.services import Frr, service_to_plain
 from nsorch.topology.specs import (
@@ -32,7 +33,7 @@ from nsorch.topology.specs import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Iterator
 
     from nsorch.topology.interfaces import InterfaceSpec
 
@@ -143,10 +144,7 @@ class _Reader:
         for key, value in options.items():
             self.build(key, lambda key=key, value=value: Topology(**{key: value}))  # type: ignore[misc]
         topology = Topology(name) if self.problems else Topology(name, **options)
-        defaults = self.table(top.get("defaults", {}), "defaults", DEFAULT_KEYS)
-        self.defaults = {
-            part: self.table(defaults.get(part, {}), f"defaults.{part}", keys) for part, keys in DEFAULT_KEYS.items()
-        }
+        self.read_defaults(top.get("defaults", {}))
         for key, value in self.table(top.get("bridges", {}), "bridges").items():
             self._add(topology, f"bridges.{key}", self.bridge(key, value))
         for key, value in self.table(top.get("workers", {}), "workers").items():
@@ -157,6 +155,27 @@ class _Reader:
         if not self.problems:
             self.problems += map(self._explain, topology.problems())
         return topology
+
+    def read_defaults(self, value: Any) -> None:
+        """A wrong one is told once, and then left out: not once for each part that it would hold for."""
+        given = self.table(value, "defaults", DEFAULT_KEYS)
+        tables = {
+            part: self.table(given.get(part, {}), f"defaults.{part}", keys) for part, keys in DEFAULT_KEYS.items()
+        }
+        self.defaults = {part: {} for part in tables}
+        before = len(self.problems)
+        for part, make in (("links", _any_link), ("bridges", _any_bridge)):
+            self.check_each(f"defaults.{part}", tables[part], tables[part], make)
+        self.defaults["links"] = self._right(tables["links"], "defaults.links", before)
+        self._parts_of_worker("defaults.workers", dict(tables["workers"]))
+        for part in ("bridges", "workers"):
+            self.defaults[part] = self._right(tables[part], f"defaults.{part}", before)
+
+    def _right(self, table: Mapping[str, Any], path: str, before: int) -> dict[str, Any]:
+        """Without those that a problem since *before* is about."""
+        problems = self.problems[before:]
+        wrong = {key for key in table if any(re.match(rf"{path}\.{key}[.:\[]", problem) for problem in problems)}
+        return {key: value for key, value in table.items() if key not in wrong}
 
     def _explain(self, problem: str) -> str:
         for name, copies in self.templates.items():
@@ -174,7 +193,7 @@ class _Reader:
         if not self._texts(table, path, ("gateway", "arp", "label")):
             return None
         alone = [key for key in table if key not in ("gateway", "label", "vlans", "forward_delay")]
-        if not self.check_each(path, alone, table, lambda **part: BridgeSpec(name="x", **part)):
+        if not self.check_each(path, alone, table, _any_bridge):
             return None
         spec: BridgeSpec | None = self.build(path, lambda: BridgeSpec(name=name, **table))
         return spec
@@ -219,6 +238,14 @@ class _Reader:
     def worker(self, name: str, table: dict[str, Any]) -> WorkerSpec | None:
         path = f"workers.{name}"
         before = len(self.problems)
+        self._parts_of_worker(path, table)
+        if len(self.problems) > before:
+            return None
+        spec: WorkerSpec | None = self.build(path, lambda: WorkerSpec(name=name, **table))
+        return spec
+
+    def _parts_of_worker(self, path: str, table: dict[str, Any]) -> None:
+        """Check each for itself, and make specs of those in *table* that have them."""
         self._texts(table, path, (*_TEXT, *TEXT_KEYS))
         self.problems += check_tables(table, path)
         for key in _FLAGS:
@@ -252,10 +279,6 @@ class _Reader:
             table[key] = _stream(table.get(key))
         keys = ("command", "env", "nat", "firewall", "service", *OWN_KEYS)
         self.check_each(path, keys, table, lambda **part: WorkerSpec(name="x", **part))
-        if len(self.problems) > before:
-            return None
-        spec: WorkerSpec | None = self.build(path, lambda: WorkerSpec(name=name, **table))
-        return spec
 
     def _texts(self, table: Mapping[str, Any], path: str, keys: Iterable[str]) -> bool:
         wrong = [key for key in keys if table.get(key) is not None and not isinstance(table[key], str)]
@@ -269,6 +292,9 @@ class _Reader:
             self.refuse(f"{path}.to", "the name of a bridge is missing")
             return None
         bridge = table.pop("to")
+        if problem := name_problem(bridge):
+            self.refuse(path if isinstance(value, str) else f"{path}.to", problem)
+            return None
         table = {key: item for key, item in self.defaults["links"].items() if key in _END_KEYS} | table
         if not self.check_each(path, _END_KEYS, table, lambda **part: To("x", **part)):
             return None
@@ -278,6 +304,9 @@ class _Reader:
     def end(self, path: str, value: Any) -> End | None:
         end: End | None
         if isinstance(value, str):
+            if problem := name_problem(value.partition(":")[0]):
+                self.refuse(path, problem)
+                return None
             end = self.build(path, lambda: End.parse(value))
             return end
         table = self.table(value, path, KEYS["end"])
@@ -285,6 +314,9 @@ class _Reader:
             self.refuse(f"{path}.worker", "the name of a worker is missing")
             return None
         worker = table.pop("worker")
+        if problem := name_problem(worker):
+            self.refuse(f"{path}.worker", problem)
+            return None
         if not self.check_each(path, _END_KEYS, table, lambda **part: End("x", **part)):
             return None
         end = self.build(path, lambda: End(worker, **table))
@@ -299,7 +331,7 @@ class _Reader:
         a, b = read if len(read) == 2 else (None, None)
         fine = self._texts(table, path, ("label",))
         keys = [key for key in table if key != "label"]
-        fine &= self.check_each(path, keys, table, lambda **part: LinkSpec(a="x", b="y", **part))
+        fine &= self.check_each(path, keys, table, _any_link)
         if a is None or b is None or not fine:
             return None
         spec: LinkSpec | None = self.build(path, lambda: LinkSpec(a=a, b=b, **table))
@@ -316,7 +348,7 @@ class _Reader:
     def interface(self, path: str, value: Any) -> InterfaceSpec | None:
         table = self.table(value, path)
         kind = table.pop("kind", None)
-        if kind not in INTERFACES:
+        if not isinstance(kind, str) or kind not in INTERFACES:
             self.refuse(f"{path}.kind", f"{shown(kind)} is none of {', '.join(INTERFACES)}")
             return None
         table = self.table(table, path, keys_of(kind))
@@ -343,7 +375,21 @@ class _Reader:
         makers: dict[str, Callable[..., TcpReady | ExecReady]] = {"tcp": tcp_ready, "exec": exec_ready}
         make = makers[kinds[0]]
         condition = table.pop(kinds[0])
+        if kinds[0] == "exec" and "host" in table:
+            self.refuse(f"{path}.host", "only tcp has one")
+            return None
+        any_of_it: Any = 1 if kinds[0] == "tcp" else ["x"]
+        if not self.check_each(path, tuple(table), table, lambda **part: make(any_of_it, **part)):
+            return None
         return self.build(path, lambda: make(condition, **table))
+
+
+def _any_link(**part: Any) -> LinkSpec:
+    return LinkSpec(a="x", b="y", **part)
+
+
+def _any_bridge(**part: Any) -> BridgeSpec:
+    return BridgeSpec(name="x", **part)
 
 
 def _below(path: str, problem: str) -> str:
@@ -362,6 +408,15 @@ def shown(value: Any) -> str:
         return "a huge number"
     text = f'"{value}"' if isinstance(value, str) else repr(value)
     return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+def _foreign(data: Any) -> Iterator[tuple[str, str]]:
+    """What files of one syntax can hold and others can't: nothing of ours is such a value. Each with its path."""
+    for path, value in walk(data):
+        if value is None and path:
+            yield path, "has no value: leave it out"
+        elif isinstance(value, set | frozenset | bytes):
+            yield path, f"{shown(value)} is neither a list nor a string"
 
 
 def _unwritable(data: Any) -> list[str]:
@@ -391,9 +446,13 @@ def from_dict(data: Mapping[str, Any]) -> Topology:
     if problems := _unwritable(data):
         raise TopologyError(*problems)
     reader = _Reader()
+    foreign = dict(_foreign(data))
+    for path, text in foreign.items():
+        reader.refuse(path, text)
     topology = reader.topology(data)
     if reader.problems:
-        raise TopologyError(*dict.fromkeys(reader.problems))
+        own = [problem for problem in reader.problems[len(foreign) :] if problem.partition(": ")[0] not in foreign]
+        raise TopologyError(*dict.fromkeys((*reader.problems[: len(foreign)], *own)))
     return topology
 
 
@@ -453,7 +512,7 @@ def _bridge(spec: BridgeSpec) -> dict[str, Any]:
         mtu=spec.mtu,
         arp=None if spec.arp == "auto" else spec.arp,
         vlan_aware=spec.vlan_aware or None,
-        vlans={str(number): _networks(subnet) for number, subnet in spec.vlans.items()},
+        vlans={str(number): _networks(subnet) or [] for number, subnet in spec.vlans.items()},
         stp=spec.stp or None,
         forward_delay=spec.forward_delay,
         ageing=spec.ageing,
