@@ -382,6 +382,11 @@ def test_each_part_is_fine() -> None:
         ({"workers": {"a": {"command": ["x"], "ready": {"tcp": 1, "timeout": "x"}}}}, "workers.a.ready.timeout: "),
         ({"workers": {"a": {"rootfs": {"lower": "/", "size": "x"}}}}, "workers.a.rootfs.size: "),
         ({"workers": {"a": {"routes": [{"to": "::/0", "dev": "a/b"}]}}}, 'workers.a.routes[0].dev: "a/b" can\'t'),
+        ({"workers": {"a": {"links": [{"to": "x", "rate": 1e21}]}}}, "workers.a.links[0].rate: 1e+21 is above"),
+        (
+            {"workers": {"a": {"interfaces": [{"kind": "bond", "name": "b", "ports": ["x"], "miimon": 1e9}]}}},
+            "workers.a.interfaces[0].miimon: 1000000000.0 is above",
+        ),
         ({"workers": {"a": {"links": ["a b"]}}}, 'workers.a.links[0]: "a b" is not a name'),
         ({"workers": {"a": {"links": [{"to": "a b"}]}}}, 'workers.a.links[0].to: "a b" is not a name'),
         ({"links": [{"ends": [{"worker": "a b"}, "9:x"]}]}, 'links[0].ends[0].worker: "a b" is not a name'),
@@ -785,3 +790,34 @@ def test_large_segments_have_large_subnets() -> None:
 def test_of_several_graphs_the_first(tmp_path: pathlib.Path) -> None:
     topology = load_graphml(graphml(PAIR + PAIR), tmp_path)
     assert topology.notes == ("of 2 graphs only the first was read",)
+
+
+def test_directions_and_nested_graphs_are_noted(tmp_path: pathlib.Path) -> None:
+    directed = PAIR.replace('edgedefault="undirected"', 'edgedefault="directed"')
+    topology = load_graphml(graphml(directed), tmp_path)
+    assert topology.notes == ("the edges' directions are left out: each is a link both ways",)
+    nested = PAIR.replace('<node id="b"/>', '<node id="b"><graph id="b:"><node id="b::0"/></graph></node>')
+    topology = load_graphml(graphml(nested), tmp_path)
+    assert topology.notes == ('the nodes of the graph in node "b" stand beside it',)
+    assert [worker.label for worker in topology.workers.values()] == ["a", "b", "b::0"]
+
+
+def test_nodes_of_networkx_stay_apart_and_none_is_no_attribute() -> None:
+    graph: nx.Graph[Any] = nx.Graph()
+    graph.add_node(1, label=None, Latitude=None)
+    graph.add_node("1", label="x")
+    graph.add_edge(1, "1", weight=None, LinkSpeedRaw=None, LinkLabel=None)
+    topology = Topology.from_networkx(graph, delay="geo", missing="none", rate="label")
+    assert [worker.label for worker in topology.workers.values()] == ["0: 1", "x"]
+    assert [(link.weight, link.rate, link.label) for link in topology.links] == [(1.0, None, None)]
+    assert Topology.from_networkx(nx.DiGraph([(0, 1)])).notes[0].startswith("the edges' directions")
+
+
+def test_labels_that_no_file_can_hold_are_not_dumped(tmp_path: pathlib.Path) -> None:
+    for label in ("\ud800", "x\0"):
+        topology = Topology()
+        topology.worker("a", label=label)
+        for suffix in ("toml", "yaml", "json"):
+            with pytest.raises(TopologyError, match=r"workers\.a\.label: "):
+                topology.dump(tmp_path / f"x.{suffix}")
+            assert not (tmp_path / f"x.{suffix}").exists()

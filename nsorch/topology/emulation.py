@@ -18,6 +18,8 @@ DISTRIBUTIONS = ("uniform", "normal", "pareto", "paretonormal")
 PROFILE_NAMES = ("wifi", "3g", "4g", "5g", "dsl", "cable", "satellite-leo", "satellite-geo", "dialup")
 # The kernel counts time in 64 ns, in 32 bits.
 _LONGEST = 274.0
+# And octets a second in 64.
+_FASTEST = 1e20
 
 
 def _time(value: Any) -> float:
@@ -25,6 +27,13 @@ def _time(value: Any) -> float:
     if seconds > _LONGEST:
         raise ValueError(f"{value!r} is above {_LONGEST:g} s, the longest the kernel can count")
     return seconds
+
+
+def _bits(value: Any) -> float:
+    bits = rate(value)
+    if bits > _FASTEST:
+        raise ValueError(f"{value!r} is above {_FASTEST:g} bit/s, the most that the kernel can count")
+    return bits
 
 
 def _choice(value: Any, names: tuple[str, ...]) -> str:
@@ -70,7 +79,7 @@ def _to_reorder(value: Any) -> float | None:
 
 
 def _to_rate(value: Any) -> float | None:
-    return checked("rate", rate, value)
+    return checked("rate", _bits, value)
 
 
 def _to_limit(value: Any) -> int | None:

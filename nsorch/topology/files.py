@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from nsorch.errors import TopologyError
 from nsorch.topology.reading import read_json, read_text, read_toml, read_yaml
-from nsorch.topology.structure import from_dict
+from nsorch.topology.structure import from_dict, unwritable
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -81,6 +81,8 @@ def dump(topology: Topology, path: str | os.PathLike[str]) -> None:
     name = os.fspath(path)
     suffix = os.path.splitext(name)[1].lower()
     data = topology.to_dict()
+    if problems := unwritable(data):
+        raise TopologyError(*problems, source=name)
     if suffix == ".json":
         text = json.dumps(data, indent=2, ensure_ascii=False) + "\n"
     elif suffix in (".yaml", ".yml"):

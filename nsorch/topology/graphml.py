@@ -14,6 +14,7 @@ from attrs import field, frozen
 from nsorch.errors import TopologyError
 from nsorch.topology.model import Topology
 from nsorch.topology.routing import connected
+from nsorch.topology.structure import shown
 from nsorch.topology.units import duration
 
 if TYPE_CHECKING:
@@ -30,6 +31,7 @@ class _Graph:
     notes: list[str] = field(factory=list)
 
 
+_DIRECTED = "the edges' directions are left out: each is a link both ways"
 EARTH_RADIUS = 6371.0  # km, the mean of WGS 84
 SPEED = 200_000.0  # km/s: light in fibre
 
@@ -83,24 +85,31 @@ def parse(text: str, source: str, options: GraphOptions = GraphOptions()) -> Top
     for node in file.all("node"):
         name = node.get("id")
         if name is None or name in nodes:
-            problems.append(f"node {name!r}: its id is missing or used twice")
+            problems.append(f"node {shown(name)}: its id is missing or used twice")
         else:
             nodes[name] = file.data(node)
     edges = []
     for number, edge in enumerate(file.all("edge")):
         ends = edge.get("source", ""), edge.get("target", "")
-        problems += [f'edge {number}: there is no node "{end}"' for end in ends if end not in nodes]
+        problems += [f"edge {number}: there is no node {shown(end)}" for end in ends if end not in nodes]
         edges.append((*ends, file.data(edge)))
     for number, shared in enumerate(file.all("hyperedge")):
         segment = f"hyperedge {number}"
         members = [end.get("node", "") for end in shared.findall(file.tag("endpoint"))]
-        problems += [f'{segment}: there is no node "{end}"' for end in members if end not in nodes]
+        problems += [f"{segment}: there is no node {shown(end)}" for end in members if end not in nodes]
         edges += [(segment, end, {}) for end in members]
         nodes[segment] = file.data(shared) | {"hyperedge": "1"}
     if problems:
         raise TopologyError(*problems, source=source)
     name = os.path.splitext(os.path.basename(source))[0]
     notes = [f"of {file.graphs} graphs only the first was read"] if file.graphs > 1 else []
+    notes += [
+        f"the nodes of the graph in node {shown(node.get('id'))} stand beside it"
+        for node in file.all("node")
+        if node.find(file.tag("graph")) is not None
+    ]
+    if file.directed:
+        notes.append(_DIRECTED)
     return _build(_Graph(file.data(file.graph).get("Network") or name, nodes, edges, notes), source, options)
 
 
@@ -128,6 +137,12 @@ class _File:
     def all(self, name: str) -> Iterator[ET.Element]:
         return iter(()) if self.graph is None else self.graph.iter(self.tag(name))
 
+    @property
+    def directed(self) -> bool:
+        """Whether any of its edges has a direction."""
+        usual = "true" if self.graph is not None and self.graph.get("edgedefault") == "directed" else "false"
+        return any(edge.get("directed", usual) == "true" for edge in self.all("edge"))
+
     def data(self, element: ET.Element) -> dict[str, str]:
         """By the names of the keys; their defaults where it has none of its own."""
         items = element.findall(self.tag("data"))
@@ -137,9 +152,16 @@ class _File:
 
 def from_networkx(graph: Any, options: GraphOptions) -> Topology:
     """See :meth:`Topology.from_networkx`."""
-    nodes = {str(node): {key: str(value) for key, value in data.items()} for node, data in graph.nodes(data=True)}
-    edges = [(str(a), str(b), {k: str(v) for k, v in data.items()}) for a, b, data in graph.edges(data=True)]
-    return _build(_Graph(str(graph.name or "graph"), nodes, edges), None, options)
+    same = {text for text, times in collections.Counter(map(str, graph.nodes)).items() if times > 1}  # 1 and "1"
+    ids = {node: f"{number}: {node!r}" if str(node) in same else str(node) for number, node in enumerate(graph.nodes)}
+    nodes = {ids[node]: _texts(data) for node, data in graph.nodes(data=True)}
+    edges = [(ids[a], ids[b], _texts(data)) for a, b, data in graph.edges(data=True)]
+    notes = [_DIRECTED] if graph.is_directed() and edges else []
+    return _build(_Graph(str(graph.name or "graph"), nodes, edges, notes), None, options)
+
+
+def _texts(data: Mapping[Any, Any]) -> dict[str, str]:
+    return {str(key): str(value) for key, value in data.items() if value is not None}
 
 
 def _build(graph: _Graph, source: str | None, options: GraphOptions) -> Topology:
@@ -149,7 +171,7 @@ def _build(graph: _Graph, source: str | None, options: GraphOptions) -> Topology
     sizes = collections.Counter(segments[end] for a, b, _ in graph.edges for end in (a, b) if end in segments)
     subnets = _Subnets()
     for number, (node, data) in enumerate(graph.nodes.items()):
-        label = data.get("label")
+        label = data.get("label", None if node in (str(number), f"n{number}") else node)
         if node not in segments:
             names[node] = f"n{number}"
             topology.worker(names[node], forward=True, label=label)
@@ -249,7 +271,7 @@ class _Delays:
                 if self._places[node] is None
             ]
             return None
-        return float(self._options.missing)
+        return float(self._options.missing) or None
 
 
 def great_circle(a: tuple[float, float], b: tuple[float, float]) -> float:

@@ -74,8 +74,14 @@ def _protocol(value: Any) -> Any:
     return value.lower() if isinstance(value, str) else value
 
 
+_LONGEST_MIIMON = (1 << 31) // 1000  # the kernel counts milliseconds in an int
+
+
 def _miimon(value: Any) -> float:
-    return checked("miimon", duration, value) or 0.1
+    seconds = checked("miimon", duration, value) or 0.1
+    if seconds > _LONGEST_MIIMON:
+        raise TopologyError(f"miimon: {value!r} is above {_LONGEST_MIIMON} s")
+    return seconds
 
 
 @frozen

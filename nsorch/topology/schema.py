@@ -44,7 +44,7 @@ _FRACTION = {
 }
 _RATE = {
     "anyOf": [
-        {"type": "number", "exclusiveMinimum": 0},
+        {"type": "number", "exclusiveMinimum": 0, "maximum": 1e20},
         {
             "type": "string",
             "pattern": r"^\s*([0-9]+(\.[0-9]*)?|\.[0-9]+)\s*(([KkMmGg][Ii]?|[Tt])?([Bb][Ii][Tt]|[Bb][Pp][Ss]))?\s*$",

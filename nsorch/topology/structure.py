@@ -419,7 +419,7 @@ def _foreign(data: Any) -> Iterator[tuple[str, str]]:
             yield path, f"{shown(value)} is neither a list nor a string"
 
 
-def _unwritable(data: Any) -> list[str]:
+def unwritable(data: Any) -> list[str]:
     """Texts that no file, command line or file name can hold."""
     problems = []
     for path, value in walk(data):
@@ -443,7 +443,7 @@ def _stream(value: Any) -> Any:
 
 def from_dict(data: Mapping[str, Any]) -> Topology:
     """See :meth:`Topology.from_dict`."""
-    if problems := _unwritable(data):
+    if problems := unwritable(data):
         raise TopologyError(*problems)
     reader = _Reader()
     foreign = dict(_foreign(data))
@@ -555,7 +555,7 @@ def _ready(ready: TcpReady | ExecReady | None) -> Any:
 
 def _text(value: Any, path: str) -> str:
     text = os.fsdecode(value)
-    if not _unwritable(text):
+    if not unwritable(text):
         return text
     raise TopologyError(f"{path}: {value!r} can't be written to a file")
 
