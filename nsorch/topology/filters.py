@@ -103,7 +103,7 @@ def _prefixes(value: Any) -> tuple[tuple[IPv6Network, IPv6Network], ...]:
 
 def _prefix(value: Any) -> IPv6Network:
     try:
-        network = IPv6Network(value)
+        network = IPv6Network(str(value))  # a number would be an address
     except ValueError as exc:
         raise TopologyError(f'prefixes: "{value}" is not an IPv6 network: {exc}') from None
     if network.prefixlen > 64:

@@ -96,7 +96,7 @@ _ID_MAP = {
 _CAPABILITY = {"type": "string", "pattern": f"^(?:CAP_)?(?:{'|'.join(CAPABILITIES)})$"}
 _CAPABILITY_SET = {"anyOf": [{"const": "all"}, {"type": "array", "items": _CAPABILITY}]}
 _CAPABILITY_CHANGE = {"type": "string", "pattern": f"^[+-](?:CAP_)?(?:{'|'.join(CAPABILITIES)})$"}
-_LIMIT = {"anyOf": [{"type": "integer", "minimum": 0}, {"const": "unlimited"}]}
+_LIMIT = {"anyOf": [{"type": "integer", "minimum": -1}, {"const": "unlimited"}]}
 _MOUNT: dict[str, Any] = {
     "src": {**_TEXT, "description": "on the host"},
     "dst": {"type": "string", "pattern": "^/", "description": "in the worker"},
