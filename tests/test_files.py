@@ -90,11 +90,11 @@ def test_lines_of_toml(tmp_path: pathlib.Path) -> None:
 
 
 def test_lines_of_yaml(tmp_path: pathlib.Path) -> None:
-    text = "workers:\n  web:\n    links:\n      - to: lan\n        delay: 20 parsecs\n  x:\n    comand: [a]\n"
+    text = "bridges: {lan: {}}\nworkers:\n  web:\n    links:\n      - to: lan\n        delay: 20 parsecs\n  x:\n    comand: [a]\n"
     error = refusal(text, tmp_path / "lab.yaml")
     assert list(zip([p.partition(": ")[0] for p in error.problems], error.lines, strict=True)) == [
-        ("workers.web.links[0].delay", 5),
-        ("workers.x.comand", 7),
+        ("workers.web.links[0].delay", 6),
+        ("workers.x.comand", 8),
     ]
 
 
@@ -424,6 +424,59 @@ mtu = 1
         ("defaults.bridges.mtu", 8),
         ("defaults.workers.forward", 6),
     ]
+
+
+def test_names_of_nothing_are_told_with_all_other_errors(tmp_path: pathlib.Path) -> None:
+    text = """\
+[bridges.lan]
+gateway = "nobody"
+mtu = 1
+[workers.web]
+count = 2
+links = ["nolan", "lan"]
+ready.tcp = 0
+ready.timeout = "soon"
+[workers.db]
+count = "two"
+[[links]]
+ends = ["web-2", "web-3"]
+[[links]]
+ends = ["db-7", { worker = "web" }]
+[[links]]
+ends = ["web-1", "web-1"]
+weight = -1
+"""
+    error = refusal(text, tmp_path / "lab.toml")
+    assert [problem.partition(", but")[0] for problem in error.located()] == [
+        f"{tmp_path}/lab.toml:{line}"
+        for line in (
+            "3: bridges.lan.mtu: 1 is not a number of bytes from 68 to 65535",
+            '8: workers.web.ready.timeout: "soon" is not a duration',
+            "7: workers.web.ready.tcp: 0 is not a port",
+            '10: workers.db.count: "two" is not a whole number from 1 to 100000',
+            "17: links[2].weight: -1 is not a number above 0",
+            "15: links[2]: web-1 is linked to itself",
+            '6: workers.web.links[0]: there is no bridge "nolan"',
+            '12: links[0].ends: there is no worker or bridge "web-3"',
+            '14: links[1].ends: there is no worker or bridge "web"',
+            '2: bridges.lan.gateway: there is no worker "nobody"',
+        )
+    ]
+
+
+def test_words_of_yaml_that_are_no_text(tmp_path: pathlib.Path) -> None:
+    text = (
+        "workers:\n  on: {}\n  x y: {forward: 1}\n  b: {links: [{to: lan, mac: 52:54:00:12:34:56}]}\nbridges: {lan: }\n"
+    )
+    error = refusal(text, tmp_path / "lab.yaml")
+    assert list(zip([p.partition(", then")[0] for p in error.problems], error.lines, strict=True)) == [
+        ("bridges.lan: has no value: leave it out", 5),
+        ("workers.True: is no text: put the key in quotes", 1),
+        ('workers.x y: "x y" is not a name: a letter', 3),
+        ("workers.x y.forward: 1 is neither true nor false", 3),
+    ]
+    topology = load("workers: {b: {links: [{to: l, mac: 52:54:00:12:34:56}]}}\nbridges: {l: {}}\n", tmp_path / "x.yaml")
+    assert topology.workers["b"].links[0].mac == "52:54:00:12:34:56"
 
 
 # -- graphs of other tools

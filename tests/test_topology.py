@@ -88,7 +88,7 @@ def test_every_error_at_once(tmp_path: pathlib.Path) -> None:
         "nonsense: unknown key",
         'routing: "fastest"',
         "bridges.lan.subnet: ",
-        'bridges.9lan.name: "9lan" is not a name',
+        'bridges.9lan: "9lan" is not a name',
         'workers.web.comand: unknown key; did you mean "command"?',
         "workers.web.command: ",
         'workers.web.init: "yes" is neither true nor false',

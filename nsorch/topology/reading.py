@@ -114,6 +114,9 @@ def _given_twice(path: str, key: object) -> str:
 
 # -- YAML
 
+_STRING = "tag:yaml.org,2002:str"
+_NUMBERS = ("tag:yaml.org,2002:int", "tag:yaml.org,2002:float")
+
 
 def read_yaml(text: str, *, aliases: bool = False) -> Read:
     """With the values that JSON has, dates and sets; no tag can make anything else.
@@ -129,6 +132,11 @@ def read_yaml(text: str, *, aliases: bool = False) -> Read:
                 event = self.peek_event()  # type: ignore[no-untyped-call]
                 raise TopologyError("aliases are not allowed", lines=[event.start_mark.line + 1])
             return super().compose_node(parent, index)
+
+        def resolve(self, kind: Any, value: Any, implicit: Any) -> Any:
+            tag = super().resolve(kind, value, implicit)  # type: ignore[no-untyped-call]
+            # YAML 1.1 takes 52:54:00:12:34:56, a MAC address, as a number of base 60; YAML 1.2 doesn't.
+            return _STRING if tag in _NUMBERS and ":" in value else tag
 
         def construct_object(self, node: Any, deep: bool = False) -> Any:
             try:

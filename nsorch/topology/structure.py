@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from attrs import evolve
 
 from nsorch.errors import NsorchError, TopologyError
+from nsorch.topology.dangling import dangling
 from nsorch.topology.emulation import EMULATION_KEYS, GILBERT_ELLIOTT_KEYS, Emulation, given
 from nsorch.topology.filters import to_plain
 from nsorch.topology.interface_files import INTERFACES, interface_to_dict, keys_of, required_of
@@ -120,7 +121,9 @@ class _Reader:
             self.refuse(path, f"{shown(value)} is not a table")
             return {}
         for key in value:
-            if keys is not None and key not in keys:
+            if isinstance(key, bool) or key is None:
+                self.refuse(f"{path}.{key}" if path else str(key), "is no text: put the key in quotes")
+            elif keys is not None and key not in keys:
                 close = difflib.get_close_matches(str(key), list(keys), 1)
                 hint = f'; did you mean "{close[0]}"?' if close else ""
                 self.refuse(f"{path}.{key}" if path else str(key), f"unknown key{hint}")
@@ -152,7 +155,9 @@ class _Reader:
                 self._add(topology, f"workers.{key}", spec)
         for number, value in enumerate(self.sequence(top.get("links", []), "links")):
             self._add(topology, f"links[{number}]", self.link(f"links[{number}]", value))
-        if not self.problems:
+        if self.problems:
+            self.problems += map(self._explain, dangling(top, self.defaults["workers"].get("links")))
+        else:
             self.problems += map(self._explain, topology.problems())
         return topology
 
@@ -190,12 +195,14 @@ class _Reader:
     def bridge(self, name: str, value: Any) -> BridgeSpec | None:
         path = f"bridges.{name}"
         table = self.defaults["bridges"] | self.table(value, path, _BRIDGE_KEYS)
+        if problem := name_problem(name):
+            self.refuse(path, problem)
         if not self._texts(table, path, ("gateway", "arp", "label")):
             return None
         alone = [key for key in table if key not in ("gateway", "label", "vlans", "forward_delay")]
         if not self.check_each(path, alone, table, _any_bridge):
             return None
-        spec: BridgeSpec | None = self.build(path, lambda: BridgeSpec(name=name, **table))
+        spec: BridgeSpec | None = None if problem else self.build(path, lambda: BridgeSpec(name=name, **table))
         return spec
 
     def workers(self, name: str, value: Any) -> list[WorkerSpec]:
@@ -238,6 +245,8 @@ class _Reader:
     def worker(self, name: str, table: dict[str, Any]) -> WorkerSpec | None:
         path = f"workers.{name}"
         before = len(self.problems)
+        if problem := name_problem(name):
+            self.refuse(path, problem)
         self._parts_of_worker(path, table)
         if len(self.problems) > before:
             return None
@@ -332,7 +341,12 @@ class _Reader:
         fine = self._texts(table, path, ("label",))
         keys = [key for key in table if key != "label"]
         fine &= self.check_each(path, keys, table, _any_link)
-        if a is None or b is None or not fine:
+        if a is None or b is None:
+            return None
+        if a.worker == b.worker:
+            self.refuse(path, f"{a.worker} is linked to itself")
+            return None
+        if not fine:
             return None
         spec: LinkSpec | None = self.build(path, lambda: LinkSpec(a=a, b=b, **table))
         return spec
@@ -379,9 +393,9 @@ class _Reader:
             self.refuse(f"{path}.host", "only tcp has one")
             return None
         any_of_it: Any = 1 if kinds[0] == "tcp" else ["x"]
-        if not self.check_each(path, tuple(table), table, lambda **part: make(any_of_it, **part)):
-            return None
-        return self.build(path, lambda: make(condition, **table))
+        fine = self.check_each(path, tuple(table), table, lambda **part: make(any_of_it, **part))
+        ready = self.build(path, lambda: make(condition))
+        return self.build(path, lambda: make(condition, **table)) if fine and ready is not None else None
 
 
 def _any_link(**part: Any) -> LinkSpec:
