@@ -7,9 +7,11 @@ import signal
 import socket
 import subprocess
 import sys
+from functools import partial
 
 import anyio
 import pytest
+from anyio.lowlevel import checkpoint
 from conftest import running, shown
 
 import nsorch
@@ -136,7 +138,7 @@ async def test_init_is_first() -> None:
             said += await with_init.stdout.receive()
         assert said == b"2 1\nready\n"
         # The init passes signals on.
-        await with_init.run(["sh", "-c", "kill -TERM 1"])
+        await with_init.run(["sh", "-c", "kill -TERM 1"], check=False)  # which may end with it
         assert (await with_init.wait()).code == 5
         without = await sup.start("b", ["sh", "-c", "echo $$ $PPID"], init=False, stdout=subprocess.PIPE)
         assert without.stdout is not None
@@ -154,6 +156,24 @@ async def test_orphans_are_reaped() -> None:
             await anyio.sleep(0.01)
         assert b"Z" not in states
         assert b"sleep\x000.05" not in orphans
+
+
+async def test_nothing_begins_in_a_worker_that_goes() -> None:
+    async with nsorch.Supervisor() as sup:
+        workers = [await sup.start(name, command) for name, command in (("w", ["sleep", "600"]), ("p", None))]
+        for worker in workers:
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(worker.remove)
+                while not worker._leaving:
+                    await checkpoint()
+                assert worker.state is not State.REMOVED
+                for call in (
+                    partial(worker.run, ["true"]),
+                    partial(worker.restart, ["true"]),
+                    partial(worker.open_socket, socket.AF_INET, socket.SOCK_STREAM),
+                ):
+                    with pytest.raises(nsorch.ClosedError, match=worker.name):
+                        await call()
 
 
 async def test_stop_restart_remove() -> None:

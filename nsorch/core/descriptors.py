@@ -58,7 +58,7 @@ def close(fds: Iterable[int]) -> None:
 async def make_room(count: int) -> None:
     """Prepare this process for *count* more: its limit of open files, the soft one, and the hard one, too, where we
     may, and its table of them."""
-    global _table  # noqa: PLW0603 - there is one a process
+    global _table
     needed = len(_open) + count + _RESERVE
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft < needed:

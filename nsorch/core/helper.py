@@ -88,6 +88,10 @@ class Job:
     def ended(self) -> bool:
         return self.exit is not None or self.failure is not None
 
+    @property
+    def sent(self) -> bool:
+        return self._request is None or self._request.sent
+
     async def created(self) -> tuple[int, ...]:
         """Wait for the namespaces; the caller owns the descriptors.
 
@@ -126,9 +130,8 @@ class Job:
         """SIGKILL to the command and what it left, also if it isn't started yet. :meth:`end` waits for it."""
         if self.ended:
             return
-        request = self._request
-        if request is not None and not request.sent:
-            request.withdrawn = True
+        if self._request is not None and not self.sent:
+            self._request.withdrawn = True
             self.finish(failure=ClosedError("cancelled before it was started", worker=self.worker))
             return
         self._channel.send(Request(("kill", self.number, self.worker in self.frozen), ()))
@@ -328,6 +331,12 @@ class Helper:
             await job.end()
         if job.failure is not None:
             raise job.failure
+
+    def withdraw(self, workers: Container[str | None]) -> None:
+        """Drop what is asked for *workers* and not sent yet: the descriptors that it lends may be closed then."""
+        for job in list(self._jobs.values()):
+            if job.worker in workers and not job.sent:
+                job.kill()
 
     def kill_all(self) -> None:
         """SIGKILL to every command and what it left."""

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import anyio
 from attrs import evolve
 
+from nsorch.core.collector import no_full_collections
 from nsorch.errors import TopologyError, UnsupportedError
 from nsorch.supervisor.emulating import apply_ways, needs_netem, require_netem
 from nsorch.supervisor.routes import ShortestPaths
@@ -132,13 +133,14 @@ class Deployment:
 
 
 async def deploy(supervisor: Supervisor, topology: Topology) -> Deployment:
-    topology = topology.copy()  # the caller may go on with theirs
-    await _check(supervisor, topology)
-    deployment = Deployment(supervisor, topology)
-    addition = _Addition(deployment, topology, await _links_of(topology), {})
-    addition.workers = set(topology.workers)
-    addition.bridges = list(topology.bridges.values())
-    addition.links_to_add = list(addition.specs)
+    with no_full_collections():
+        topology = topology.copy()  # the caller may go on with theirs
+        await _check(supervisor, topology)
+        deployment = Deployment(supervisor, topology)
+        addition = _Addition(deployment, topology, await _links_of(topology), {})
+        addition.workers = set(topology.workers)
+        addition.bridges = list(topology.bridges.values())
+        addition.links_to_add = list(addition.specs)
     await addition.carry_out()
     return deployment
 

@@ -134,6 +134,7 @@ class MainProcess:
         first = setup or Setup()
         job: Job | None = None
         try:
+            worker._check_here()  # else what it joins may be closed by now
             with supervisor._cgroups.entering(worker) as leaf:
                 job = self._job = supervisor._helper.spawn(
                     lambda number: Spawn(

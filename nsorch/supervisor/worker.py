@@ -296,8 +296,7 @@ class Worker:
     ) -> Process:
         supervisor = self._supervisor
         supervisor._check_running()
-        if self._state is State.REMOVED:
-            raise ClosedError("the worker was removed", worker=self.name)
+        self._check_here()
         await supervisor._wiring.watcher.enter(self)
         entry = self._entry
         assert entry is not None
@@ -331,6 +330,7 @@ class Worker:
         streams = await open_streams(*sources, worker=self.name)
         job: Job | None = None
         try:
+            self._check_here()  # else what it joins may be closed by now
             with supervisor._cgroups.entering(self) as leaf:
                 job = supervisor._helper.spawn(
                     lambda number: Spawn(
@@ -368,6 +368,7 @@ class Worker:
         :raises UnsupportedError: the worker has the host's network namespace, and nsorch isn't root
         :raises ClosedError: the worker is gone
         """
+        self._check_here()
         if family == socket.AF_NETLINK:
             await self._supervisor._wiring.watcher.enter(self)
         return await self._open_socket(family, type, proto)
@@ -568,8 +569,7 @@ class Worker:
         :raises NsorchError: as ``start``; the worker stays, without a process
         """
         self._supervisor._check_running()
-        if self._state is State.REMOVED:
-            raise ClosedError("the worker was removed", worker=self.name)
+        self._check_here()
         if command is None and self._spec.command is None:
             raise ClosedError("the worker is passive: give a command to restart it with", worker=self.name)
         spec = self._spec
@@ -619,8 +619,7 @@ class Worker:
 
     async def _filter(self, change: Callable[[WorkerSpec], WorkerSpec]) -> None:
         self._supervisor._check_running()
-        if self._state is State.REMOVED:
-            raise ClosedError("the worker was removed", worker=self.name)
+        self._check_here()
         filters = self._supervisor._wiring.filters
         with anyio.CancelScope(shield=True):
             await filters.change(self, change)
@@ -736,6 +735,10 @@ class Worker:
         self._pins += (path,)
         return path
 
+    def _check_here(self) -> None:
+        if self._leaving or self._state is State.REMOVED:
+            raise ClosedError("the worker was removed", worker=self.name)
+
     async def _unpin(self) -> None:
         """Shield it."""
         while self._pins:
@@ -786,10 +789,12 @@ class Worker:
             kinds = (WorkerReady, WorkerStarted, WorkerExited, WorkerRemoved)
             await bus.wait(kinds, worker=self.name, since=bus.seq + 1)
 
-    def _take_descriptors(self) -> list[int]:
-        self._close_netlink()
-        held, self._held = list(self._held.values()), {}
-        return held
+    def _take_descriptors(self, *but: int) -> list[int]:
+        """Those of its namespaces, without the kinds *but*, to be closed."""
+        if not but:
+            self._close_netlink()
+        taken = [kind for kind in self._held if kind not in but]
+        return [self._held.pop(kind) for kind in taken]
 
 
 async def _feed(process: Process, data: bytes) -> None:

@@ -1,0 +1,91 @@
+"""What a supervisor changes in the application's own process, and gives back."""
+
+from __future__ import annotations
+
+import gc
+import pathlib
+import sys
+
+import anyio
+import pytest
+
+import nsorch
+from nsorch.core import descriptors
+from nsorch.core.collector import no_full_collections
+
+
+def _fd_size() -> int:
+    status = pathlib.Path("/proc/self/status").read_text()
+    return int(status.partition("FDSize:")[2].split(None, 1)[0])
+
+
+@pytest.mark.anyio
+async def test_the_table_of_open_files_grows_before_it_is_needed() -> None:
+    before = _fd_size()
+    await descriptors.make_room(before)
+    assert _fd_size() > before
+
+
+def test_full_collections_wait_for_all_bursts() -> None:
+    theirs = gc.get_threshold()
+    with no_full_collections():
+        with no_full_collections():
+            assert gc.get_threshold()[:2] == theirs[:2]
+            assert gc.get_threshold()[2] > theirs[2]
+        assert gc.get_threshold()[2] > theirs[2]
+    assert gc.get_threshold() == theirs
+
+
+def test_what_the_application_sets_meanwhile_stays() -> None:
+    theirs = gc.get_threshold()
+    try:
+        with no_full_collections():
+            gc.set_threshold(500, 5, 6)
+        assert gc.get_threshold()[:2] == (500, 5)
+        assert sys.version_info >= (3, 14) or gc.get_threshold()[2] == 6
+    finally:
+        gc.set_threshold(*theirs)
+
+
+@pytest.mark.anyio
+async def test_thresholds_come_back_however_a_start_ends() -> None:
+    theirs = gc.get_threshold()
+    async with nsorch.Supervisor() as sup:
+        good = [nsorch.WorkerSpec(name=f"w{number}", command=["sleep", "600"]) for number in range(5)]
+        await sup.start_all(good)
+        assert gc.get_threshold() == theirs
+        with pytest.raises(ExceptionGroup):
+            await sup.start_all([nsorch.WorkerSpec(name="bad", command=["no-such-command"])])
+        assert gc.get_threshold() == theirs
+        with anyio.move_on_after(0.01):
+            await sup.start("never", ["sleep", "600"], ready=nsorch.tcp_ready(80))
+        assert gc.get_threshold() == theirs
+        await sup.workers["w0"].remove()
+        assert gc.get_threshold() == theirs
+
+
+@pytest.mark.anyio
+async def test_while_workers_start_and_go_no_full_collection_is_made() -> None:
+    found: list[int] = []
+
+    def note(phase: str, info: dict[str, int]) -> None:
+        if phase == "start":
+            found.append(info["generation"])
+
+    async with nsorch.Supervisor() as sup:
+        topology = nsorch.Topology.star(150)
+        theirs = gc.get_threshold()
+        gc.collect()
+        gc.freeze()  # what the tests themselves hold would make full collections rare
+        gc.collect()
+        gc.set_threshold(50, 2, 2)
+        gc.callbacks.append(note)
+        try:
+            deployment = await sup.deploy(topology)
+            await deployment.remove()
+        finally:
+            gc.callbacks.remove(note)
+            gc.set_threshold(*theirs)
+            gc.unfreeze()
+    assert 0 in found or 1 in found
+    assert found.count(2) <= 3  # between the steps; else some ten
