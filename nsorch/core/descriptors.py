@@ -76,10 +76,12 @@ def _enlarge_table(count: int) -> None:
     """The kernel enlarges it by the first number beyond its end, and whoever wants that number waits, where there are
     other threads, for all processors to have seen it: 10 to 20 ms. A thread can; the loop, to whom descriptors are
     sent, can't."""
-    with contextlib.suppress(OSError):  # the limit is lower
+    limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with contextlib.suppress(OSError):  # then it grows when it has to
         folder = os.open("/proc/self/fd", os.O_RDONLY | os.O_CLOEXEC)
         try:
-            os.close(fcntl.fcntl(folder, fcntl.F_DUPFD_CLOEXEC, len(os.listdir(folder)) + 2 * count))
+            last = min(len(os.listdir(folder)) + 2 * count, limit - 1)
+            os.close(fcntl.fcntl(folder, fcntl.F_DUPFD_CLOEXEC, last))
         finally:
             os.close(folder)
 
