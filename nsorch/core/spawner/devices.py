@@ -32,8 +32,16 @@ def fill_dev(dev: int, *, mqueue: bool, tty_group: int) -> None:
     """Fill the attached tmpfs *dev*, while the host's ``/dev`` is still in its place."""
     umask = os.umask(0)
     try:
+        make = _make_node
         for name in _NODES:
-            _make_node(dev, name)
+            with stage("mount /dev", name):
+                try:
+                    make(dev, name)
+                except PermissionError:
+                    if make is _bind_node:
+                        raise
+                    make = _bind_node
+                    make(dev, name)
         for name, target in _LINKS.items():
             os.symlink(target, name, dir_fd=dev)
         group = ((b"gid", b"%d" % tty_group),) if tty_group >= 0 else ()
@@ -47,34 +55,32 @@ def fill_dev(dev: int, *, mqueue: bool, tty_group: int) -> None:
 
 
 def _make_node(dev: int, name: str) -> None:
-    with stage("mount /dev", name):
-        try:
-            os.mknod(name, stat.S_IFCHR | 0o666, os.makedev(*_NODES[name]), dir_fd=dev)
-            return
-        except PermissionError:  # in a user namespace: the host's, then
-            pass
-        host = os.open(f"/dev/{name}", os.O_PATH | os.O_CLOEXEC)
-        try:
-            if not is_device(host, name):
-                raise StageError("mount /dev", errno.ENODEV, f"the host's /dev/{name} is not that device")
-            os.close(os.open(name, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o666, dir_fd=dev))
-            _attach(mountapi.clone_tree(host, recursive=False), dev, name)
-        finally:
-            os.close(host)
+    os.mknod(name, stat.S_IFCHR | 0o666, os.makedev(*_NODES[name]), dir_fd=dev)
+
+
+def _bind_node(dev: int, name: str) -> None:
+    """The host's, because in a user namespace none can be made."""
+    host = os.open(f"/dev/{name}", os.O_PATH | os.O_CLOEXEC)
+    try:
+        if not is_device(host, name):
+            raise StageError("mount /dev", errno.ENODEV, f"the host's /dev/{name} is not that device")
+        mount = mountapi.clone_tree(host, recursive=False)
+    finally:
+        os.close(host)
+    _attach(mount, os.open(name, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o666, dir_fd=dev))
 
 
 def _mount(dev: int, name: str, kind: bytes, options: tuple[tuple[bytes, bytes], ...], attributes: int) -> None:
     with stage(f"mount /dev/{name}"):
         os.mkdir(name, 0o755, dir_fd=dev)
-        _attach(mountapi.new_mount(kind, options, attributes), dev, name)
+        mount = mountapi.new_mount(kind, options, attributes)
+        _attach(mount, os.open(name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=dev))
 
 
-def _attach(mount: int, dev: int, name: str) -> None:
+def _attach(mount: int, point: int) -> None:
+    """Both are closed."""
     try:
-        point = os.open(name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=dev)
-        try:
-            mountapi.attach(mount, point)
-        finally:
-            os.close(point)
+        mountapi.attach(mount, point)
     finally:
         os.close(mount)
+        os.close(point)
