@@ -80,7 +80,7 @@ class Kernel:
             with sock:
                 if CLONE_NEWNET not in worker._held:
                     raise ClosedError("the worker was removed", worker=worker.name)
-                handle = NetnsHandle(fd=_netns(worker), sock=sock, name=worker.name)
+                handle = NetnsHandle(fd=netns_of(worker), sock=sock, name=worker.name)
                 return await self.in_thread(lambda: func(handle, *args, **options))
 
     @contextlib.asynccontextmanager
@@ -94,7 +94,7 @@ class Kernel:
                 if sock is None:
                     sock = await worker._open_socket(socket.AF_NETLINK, socket.SOCK_RAW, socket.NETLINK_ROUTE)
                     opened.append(sock)
-                handles[netns_key(worker)] = NetnsHandle(fd=_netns(worker), sock=sock, name=worker.name)
+                handles[netns_key(worker)] = NetnsHandle(fd=netns_of(worker), sock=sock, name=worker.name)
             yield handles
         finally:
             for sock in opened:
@@ -109,7 +109,7 @@ class Kernel:
                 await self.in_thread(self.engine.delete_links, None, doomed)
 
 
-def _netns(worker: Worker) -> int:
+def netns_of(worker: Worker) -> int:
     """The descriptor of its network namespace.
 
     :raises ClosedError: it was removed meanwhile

@@ -13,7 +13,6 @@ import anyio
 from anyio.abc import ObjectStream
 
 from nsorch.core import descriptors
-from nsorch.core.spawner.syscalls import CLONE_NEWNET
 from nsorch.errors import (
     NameInUseError,
     NsorchError,
@@ -22,6 +21,7 @@ from nsorch.errors import (
     TopologyError,
     UnsupportedError,
 )
+from nsorch.supervisor.kernel import netns_of
 from nsorch.topology import Tun
 
 if TYPE_CHECKING:
@@ -166,7 +166,7 @@ async def attach(supervisor: Supervisor, device: Device, *, index: int | None = 
     worker, spec = device.worker, device.spec
     assert isinstance(spec, Tun)
     try:
-        fd = await supervisor._helper.open_tun(worker._held[CLONE_NEWNET])
+        fd = await supervisor._helper.open_tun(netns_of(worker))
         try:
             await anyio.to_thread.run_sync(_attach, fd, spec.name, spec.mode, index, persistent)
         except BaseException:

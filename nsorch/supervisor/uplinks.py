@@ -22,6 +22,7 @@ from nsorch.net import messages
 from nsorch.net import nftables as nft
 from nsorch.net.netlink import Netlink, Request
 from nsorch.net.plan import NextHop, RoutePlan
+from nsorch.supervisor.kernel import netns_of
 from nsorch.supervisor.services import find
 from nsorch.topology import WorkerSpec
 from nsorch.topology.names import interface_problem
@@ -168,7 +169,7 @@ class Uplinks:
             name=f"{uplink.worker[:56]}-uplink",
             command=command,
             namespaces={"net": "host", "mnt": "new", "pid": "new"},
-            stdin=uplink._owner._held[CLONE_NEWNET],
+            stdin=netns_of(uplink._owner),
             stdout=DEVNULL,
             ready=RouteReady(uplink._owner),  # type: ignore[arg-type]
         )
@@ -191,7 +192,7 @@ class Uplinks:
         pair = int(_RANGE.network_address) + 2 * (number % (_RANGE.num_addresses // 2))
         outer, inner = IPv4Interface((pair, 31)), IPv4Interface((pair + 1, 31))
         uplink._host_end = f"nsorch{number % 0xFFFFFFFF:x}"
-        await kernel.in_thread(_make_host_end, uplink._host_end, uplink.interface, worker._held[CLONE_NEWNET], outer)
+        await kernel.in_thread(_make_host_end, uplink._host_end, uplink.interface, netns_of(worker), outer)
 
         def configure(handle: NetnsHandle) -> None:
             kernel.engine.set_link(handle, uplink.interface, up=True)
