@@ -155,6 +155,8 @@ topology:
         - {node: r1, interface: eth2, mac: "02:00:00:00:00:12"}
         - {node: br0, interface: p2}
     - endpoints: ["r1:eth9", "host:x"]
+    - endpoints: ["srl:e1-1", "srl:e1-2"]
+    - endpoints: ["srl:ethernet-1/1", "r2:eth4"]
     - {type: macvlan, endpoint: {node: r1, interface: eth3}}
 """
 
@@ -178,7 +180,9 @@ def test_containerlab(tmp_path: pathlib.Path) -> None:
         ("r1", "r2", 1400),
         ("h1", "br0", None),
         ("r1", "br0", None),
+        ("srl", "r2", None),
     ]
+    assert topology.links[3].a.name is None
     assert topology.links[2].a.mac == "02:00:00:00:00:12"
     notes = "\n".join(topology.notes)
     for part in (
@@ -188,7 +192,9 @@ def test_containerlab(tmp_path: pathlib.Path) -> None:
         "topology.nodes.h1.binds",
         'topology.nodes.srl.kind: "nokia_srlinux" needs its image',
         'topology.links[3]: "host" is outside of the lab',
-        'topology.links[4]: a link of type "macvlan"',
+        "topology.links[4]: srl is linked to itself",
+        "topology.links[5].endpoints[0]: \"ethernet-1/1\" can't be an interface's name: it gets another",
+        'topology.links[6]: a link of type "macvlan"',
     ):
         assert part in notes, part
 
@@ -245,9 +251,74 @@ def test_munet(tmp_path: pathlib.Path) -> None:
         "topology.nodes.r1.image",
         "connections[0].rate.burst",
         "connections[1].physical",
-        "topology.nodes.r2.connections[1]: describes a link that was made",
     ):
         assert part in notes, part
+
+
+NUMBERED = """
+topology:
+  networks-autonumber: true
+  ipv6-enable: true
+  networks: [{name: net0}, {name: net1, ip: 192.168.9.0/24}]
+  nodes:
+    - name: r1
+      connections:
+        - net0
+        - {to: net1, name: GigabitEthernet1}
+        - {to: r2, ip: 10.9.0.1/24, mtu: 1400, delay: 1000}
+        - {name: nowhere, ip: 172.16.0.1/24}
+    - name: r2
+      env: [{name: A, value: b}]
+      connections: [net0, {to: r1, name: p2p, ip: 10.9.0.7/24, ipv6: "fd00::1/128", loss: 1}, {to: r3, ip: 10.8.0.1/32}]
+    - {name: r3, connections: [{to: r2, ip: 10.7.0.1/24}]}
+"""
+
+
+def test_munet_numbers_networks_and_both_ends_describe_a_link(tmp_path: pathlib.Path) -> None:
+    path = tmp_path / "munet.yaml"
+    path.write_text(NUMBERED)
+    topology = Topology.from_munet(path)
+    assert [[str(subnet) for subnet in bridge.subnet] for bridge in topology.bridges.values()] == [
+        ["10.0.1.0/24", "fc00:0:0:1::/64"],
+        ["192.168.9.0/24", "fc00:0:0:2::/64"],
+    ]
+    r1, r2, _ = topology.workers.values()
+    assert [(to.name, [str(address) for address in to.address]) for to in (*r1.links, *r2.links)] == [
+        ("eth0", ["10.0.1.1/24", "fc00:0:0:1::1/64"]),
+        (None, ["192.168.9.1/24", "fc00:0:0:2::1/64"]),
+        ("eth0", ["10.0.1.2/24", "fc00:0:0:1::2/64"]),
+    ]
+    assert r2.env is not None
+    assert r2.env["A"] == "b"
+    link, other = topology.links
+    assert (link.a.name, link.a.mtu, link.a.delay, link.b.name, link.b.loss) == ("eth2", 1400, 0.001, "p2p", 0.01)
+    assert ([str(a) for a in link.a.address], [str(b) for b in link.b.address]) == (
+        ["10.9.0.1/24"],
+        ["10.9.0.7/24"],
+    )
+    assert (other.a.address, other.b.address, other.subnet) == ((), (), ())
+    notes = "\n".join(topology.notes)
+    for part in (
+        'connections[1].name: "GigabitEthernet1" can\'t be',
+        "topology.nodes.r1.connections[2]: its ends get IPv6 addresses of their own",
+        "topology.nodes.r1.connections[3]: leads nowhere",
+        "topology.nodes.r2.connections[2]: its ends get IPv4 addresses of their own",
+    ):
+        assert part in notes, part
+
+
+def test_a_network_without_addresses_has_those_of_its_nodes(tmp_path: pathlib.Path) -> None:
+    path = tmp_path / "munet.yaml"
+    path.write_text("topology: {networks: [{name: n}], nodes: [{name: a, connections: [{to: n, ip: 10.1.1.9/24}]}]}")
+    assert str(Topology.from_munet(path).bridges["n"].subnet[0]) == "10.1.1.0/24"
+
+
+def test_lines_of_other_tools_files(tmp_path: pathlib.Path) -> None:
+    path = tmp_path / "x.clab.yml"
+    path.write_text("topology:\n  nodes:\n    a: {kind: linux}\n  links:\n    - endpoints: [a:e, b:e]\n")
+    with pytest.raises(TopologyError) as raised:
+        Topology.load(path)
+    assert raised.value.located() == [f'{path}:5: topology.links[0].endpoints[1]: there is no node "b"']
 
 
 @pytest.mark.parametrize(
@@ -282,7 +353,7 @@ def test_wrong_files(reader: Any, text: str, problem: str, tmp_path: pathlib.Pat
 @pytest.mark.anyio
 async def test_an_imported_lab_runs(tmp_path: pathlib.Path) -> None:
     path = tmp_path / "x.clab.yml"
-    path.write_text(CLAB.replace("srl: {kind: nokia_srlinux, image: srl}", ""))
+    path.write_text(CLAB.replace("srl: {kind: nokia_srlinux, image: srl}", "srl: {kind: linux}"))
     async with nsorch.Supervisor() as sup:
         await sup.deploy(Topology.load(path))
         assert (await sup.ping_all([("r1", "r2")])).ok

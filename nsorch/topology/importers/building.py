@@ -9,6 +9,7 @@ from typing import Any
 from nsorch.errors import NsorchError, TopologyError
 from nsorch.topology.model import Topology
 from nsorch.topology.names import name_problem
+from nsorch.topology.positions import find_line, yaml_lines
 from nsorch.topology.reading import read_text, read_yaml
 from nsorch.topology.structure import shown
 
@@ -88,7 +89,11 @@ class Building:
         if not self._problems:
             self._problems += self.topology.problems()
         if self._problems:
-            raise TopologyError(*dict.fromkeys(self._problems), source=self._source)
+            problems = list(dict.fromkeys(self._problems))
+            lines = yaml_lines(read_text(self._source)) if self._source else {}
+            raise TopologyError(
+                *problems, source=self._source, lines=[find_line(problem, lines) for problem in problems]
+            )
         self.topology.notes = tuple(dict.fromkeys(self._notes))
         return self.topology
 

@@ -7,7 +7,9 @@ import shlex
 from typing import TYPE_CHECKING, Any
 
 from nsorch.topology.importers.building import Building, read
+from nsorch.topology.names import interface_problem
 from nsorch.topology.specs import End, LinkSpec
+from nsorch.topology.structure import shown
 
 if TYPE_CHECKING:
     from nsorch.topology.model import Topology
@@ -107,9 +109,15 @@ def _add_link(building: Building, where: str, value: Any, nodes: dict[str, Any])
         if name in building.topology.bridges:
             end = building.add(path, End, name)
         else:
+            if interface and interface_problem(interface):  # a port of the image's system, such as 1/1/c1/1
+                building.note(path, f"{shown(interface)} can't be an interface's name: it gets another")
+                interface = None
             end = building.add(path, End, name, name=interface or None, mac=table.get("mac"))
         if end is not None:
             ends.append(end)
+    if len(ends) == 2 and ends[0].worker == ends[1].worker:
+        building.note(where, f"{ends[0].worker} is linked to itself: the link is left out")
+        return
     spec = building.add(where, LinkSpec, a=ends[0], b=ends[1], mtu=mtu) if len(ends) == 2 else None
     if spec is not None:
         building.topology.add(spec)

@@ -72,7 +72,7 @@ class _Mininet:
         """As Mininet gives them: the next of 10.0.0.0/8 to each host in order, unless it has its own."""
         for number, host in enumerate(self._hosts, 1):
             given = self._topo.nodeInfo(host).get("ip", f"{_BASE[number]}/{_BASE.prefixlen}")
-            if not given:
+            if not given or str(given).partition("/")[0] in ("0.0.0.0", "no ip defined"):  # noqa: S104 - as Mininet's NAT has it
                 self._address[host] = None
                 continue
             text = str(given) if "/" in str(given) else f"{given}/{_BASE.prefixlen}"
