@@ -95,11 +95,17 @@ class Segment:
         return kept
 
     def allocate(
-        self, owner: str, *, gateway: str | None = None, without: Collection[int] = ()
+        self,
+        owner: str,
+        *,
+        gateway: str | None = None,
+        without: Collection[int] = (),
+        avoid: Collection[bytes] = (),
     ) -> tuple[IPInterface, ...]:
         """The next free address of each subnet; those kept for it if *gateway* is the segment's.
 
         :param without: IP versions of which none is wanted
+        :param avoid: packed addresses that others are going to reserve
         :raises SubnetFullError: there is none
         """
         given: list[IPInterface] = []
@@ -115,13 +121,13 @@ class Segment:
         try:
             for network in self.networks:
                 if network.version not in have:
-                    given.append(self._allocate(network, owner))  # noqa: PERF401 - what is given counts after an error
+                    given.append(self._allocate(network, owner, avoid))  # noqa: PERF401 - what is given counts after an error
         except SubnetFullError:
             self.release(given)
             raise
         return tuple(given)
 
-    def _allocate(self, network: IPNetwork, owner: str) -> IPInterface:
+    def _allocate(self, network: IPNetwork, owner: str, avoid: Collection[bytes]) -> IPInterface:
         last = _last(network)
         first = _first(network)
         number = self._next[network]
@@ -129,7 +135,7 @@ class Segment:
             while number <= last:
                 packed = _packed(network, number)
                 number += 1
-                if packed not in self._owners:
+                if packed not in self._owners and packed not in avoid:
                     self._owners[packed] = owner
                     self._next[network] = number
                     return _interface(network, number - 1)

@@ -11,6 +11,7 @@ from attrs import evolve
 from nsorch.core.collector import no_full_collections
 from nsorch.errors import TopologyError, UnsupportedError
 from nsorch.supervisor.emulating import apply_ways, needs_netem, require_netem
+from nsorch.supervisor.given import given_in
 from nsorch.supervisor.routes import ShortestPaths
 from nsorch.supervisor.turns import in_turns
 from nsorch.topology import To, Topology
@@ -215,6 +216,9 @@ class _Addition:
         workers = [topology.workers[name] for name in topology.workers if name in self.workers]
         made_workers: Sequence[Worker] = ()
         made_bridges: Sequence[Bridge] = ()
+        given = await given_in(topology)
+        record = self._wiring.record
+        record.given.append(given)
         try:
             if workers or self.bridges:
                 starter = self._supervisor._starter
@@ -233,6 +237,8 @@ class _Addition:
                 await self._supervisor._starter.remove(made_workers)
                 await self._wiring.remove_bridges(made_bridges)
             raise
+        finally:
+            record.given.remove(given)
         deployment._links = {key: self._links[key] for key in self.specs}
         deployment._workers.update((worker.name, worker) for worker in made_workers)
         deployment._bridges.update((bridge.name, bridge) for bridge in made_bridges)

@@ -15,16 +15,18 @@ from nsorch.supervisor.network import Bridge, Counter, Link, Side
 from nsorch.supervisor.segments import Parts
 from nsorch.supervisor.turns import in_turns
 from nsorch.topology import End
-from nsorch.topology.checks import joined_names
+from nsorch.topology.checks import LEAST_MTU6, joined_names
 from nsorch.topology.emulation import NO_EMULATION
 from nsorch.topology.layer2 import trunk_problem, vlan_problem
 from nsorch.topology.namespaces import Host, NamespaceSet, New, OfWorker, Shared
 from nsorch.topology.profiles import directions
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Collection, Iterator, Sequence
+    from collections.abc import Set as AbstractSet
     from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 
+    from nsorch.supervisor.given import Given
     from nsorch.supervisor.supervisor import Supervisor
     from nsorch.supervisor.wiring import Wiring
     from nsorch.supervisor.worker import Worker
@@ -46,6 +48,7 @@ class Record:
         self._guests: dict[str, set[str]] = {}  # workers that share another's network namespace, by its owner
         self._pool = PointToPointPool()
         self._indices = Counter(10)
+        self.given: list[Given] = []  #: of the topologies that are being deployed
 
     def plan_bridge(self, spec: BridgeSpec) -> Bridge:
         """Reserve its name and its gateway's address."""
@@ -164,9 +167,13 @@ class Record:
         for network in spec.subnet:
             self._pool.exclude(network)
         segment = Segment(spec.subnet, where) if spec.subnet else self._pool.take(where)
-        first = self._side(a, segment, spec.mtu, where)
+        # Of the pool's no IPv6 where the kernel has none: RFC 8200, section 5.
+        short = not spec.subnet and any(mtu is not None and mtu < LEAST_MTU6 for mtu in (spec.mtu, a.mtu, b.mtu))
+        without = {6} if short else set[int]()
+        avoid = {address.packed for address in b.address}
+        first = self._side(a, segment, spec.mtu, where, avoid=avoid, without=without)
         try:
-            second = self._side(b, segment, spec.mtu, where)
+            second = self._side(b, segment, spec.mtu, where, without=without)
         except BaseException:
             self._release(first)
             raise
@@ -228,10 +235,26 @@ class Record:
         pvid = plug.pvid if bridge.spec.vlan_aware else None
         tagged_only = bridge.spec.vlan_aware and pvid is None
         mtu = mtu if mtu is not None else bridge.mtu
-        return self._side(end, bridge._segment_of(pvid), mtu, where, free_addresses=not tagged_only)
+        lists = [given.addresses_on(bridge.name) for given in self.given]
+        avoid = lists[0] if len(lists) == 1 else frozenset().union(*lists)
+        segment = bridge._segment_of(pvid)
+        return self._side(end, segment, mtu, where, free_addresses=not tagged_only, avoid=avoid)
 
-    def _side(self, end: End, segment: Segment, mtu: int | None, where: str, *, free_addresses: bool = True) -> Side:
-        """:param free_addresses: of families of which none is given, the next free ones"""
+    def _side(
+        self,
+        end: End,
+        segment: Segment,
+        mtu: int | None,
+        where: str,
+        *,
+        free_addresses: bool = True,
+        avoid: Collection[bytes] = (),
+        without: AbstractSet[int] = frozenset(),
+    ) -> Side:
+        """:param free_addresses: of families of which none is given, the next free ones
+        :param avoid: packed addresses that others are going to have
+        :param without: IP versions of which it has none
+        """
         worker = self._supervisor._workers.get(end.worker)
         if worker is None or worker._leaving:
             raise TopologyError(f'{where}: there is no worker or bridge "{end.worker}"')
@@ -239,7 +262,10 @@ class Record:
         if (owner.name, end.name) in self._ifnames:
             raise NameInUseError(f'{where}: the worker has an interface "{end.name}" already', worker=worker.name)
         ifname = end.name or next(
-            name for number in itertools.count() if (owner.name, name := f"eth{number}") not in self._ifnames
+            name
+            for number in itertools.count()
+            if (owner.name, name := f"eth{number}") not in self._ifnames
+            and not any(given.has_name(worker.name, name) for given in self.given)
         )
         mac = derive_mac(worker.name, ifname) if end.mac is None else parse_mac(end.mac)
         side = Side(
@@ -257,9 +283,9 @@ class Record:
         try:
             for address in end.address:
                 side.addresses += (segment.reserve(address, side.owner),)
-            families = {address.version for address in side.addresses}
+            families = {address.version for address in side.addresses} | without
             if free_addresses:
-                side.addresses += segment.allocate(side.owner, gateway=worker.name, without=families)
+                side.addresses += segment.allocate(side.owner, gateway=worker.name, without=families, avoid=avoid)
         except BaseException:
             self._release(side)
             raise

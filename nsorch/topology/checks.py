@@ -17,7 +17,7 @@ from nsorch.topology.services import Frr, served_interfaces
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator
-    from ipaddress import IPv4Interface, IPv4Network, IPv6Interface, IPv6Network
+    from ipaddress import IPv4Address, IPv4Interface, IPv4Network, IPv6Address, IPv6Interface, IPv6Network
 
     from nsorch.topology.model import Topology
     from nsorch.topology.specs import End, To, WorkerSpec
@@ -25,10 +25,14 @@ if TYPE_CHECKING:
     Given = list[tuple[str, tuple[IPv4Interface | IPv6Interface, ...]]]
 
 
+LEAST_MTU6 = 1280  # of IPv6: RFC 8200, section 5
+
+
 def checks(topology: Topology) -> Iterator[str | None]:
     """All problems, each with the path of what is wrong, and None for a step without one."""
     found = _Ends(topology)
     yield from found.dangling()
+    yield from _names(topology)
     yield from _joins(topology)
     yield from _filters(topology)
     yield from interface_checks(topology)
@@ -141,7 +145,11 @@ class _Ends:
                 yield from _check_addresses(f"bridges.{name}.subnet", bridge.subnet, given)
             else:
                 yield from _check_addresses(f"bridges.{name}.vlans.{vlan}", bridge.vlans[vlan], given)
+        for name, bridge in topology.bridges.items():
+            subnets = (*bridge.subnet, *itertools.chain(*bridge.vlans.values()))
+            yield _too_short(f"bridges.{name}.mtu", bridge.mtu, subnets)
         for number, link in enumerate(topology.links):
+            yield _too_short(f"links[{number}].mtu", link.mtu, link.subnet)
             if link.a.worker in topology.bridges or link.b.worker in topology.bridges:
                 if link.subnet:
                     yield f"links[{number}].subnet: the bridge has its own"
@@ -182,6 +190,9 @@ def _interfaces(topology: Topology) -> dict[str, set[str]]:
     ends = [(worker.name, to.name, to.bridge) for worker in topology.workers.values() for to in worker.links]
     for link in topology.links:
         ends += [(a.worker, a.name, b.worker) for a, b in ((link.a, link.b), (link.b, link.a))]
+    for worker, name, _ in ends:
+        if worker in names and name is not None:
+            names[worker].add(name)
     for worker, name, other in ends:
         if worker in names:
             taken = names[worker]
@@ -227,6 +238,39 @@ def find_loop(start: str, joined: Mapping[str, Collection[str]], done: set[str])
     return []
 
 
+def _too_short(path: str, mtu: int | None, subnets: Collection[IPv4Network | IPv6Network]) -> str | None:
+    if mtu is None or mtu >= LEAST_MTU6 or all(subnet.version == 4 for subnet in subnets):
+        return None
+    return f"{path}: {mtu} bytes are too few for IPv6, which needs {LEAST_MTU6}"
+
+
+def is_host(subnet: IPv4Network | IPv6Network, ip: IPv4Address | IPv6Address) -> bool:
+    """Not the network's own, nor that of all: RFC 3021, RFC 4291 and RFC 6164."""
+    if subnet.prefixlen >= subnet.max_prefixlen - 1:
+        return True
+    return ip != subnet.network_address and (subnet.version == 6 or ip != subnet.broadcast_address)
+
+
+def _names(topology: Topology) -> Iterator[str | None]:
+    """Names that two interfaces of a worker are given."""
+    taken: dict[tuple[str, str], str] = {
+        (name, interface.name): f"workers.{name}.interfaces[{number}]"
+        for name, worker in topology.workers.items()
+        for number, interface in enumerate(worker.interfaces)
+    }
+    for name, worker in topology.workers.items():
+        yield None
+        for number, to in enumerate(worker.links):
+            if to.name is not None:
+                taken.setdefault((name, to.name), f"workers.{name}.links[{number}]")
+    for number, link in enumerate(topology.links):
+        yield None
+        for side, end in enumerate((link.a, link.b)):
+            path = f"links[{number}].ends[{side}]"
+            if end.name is not None and taken.setdefault((end.worker, end.name), path) != path:
+                yield f'{path}.name: "{end.name}" is the name of {taken[end.worker, end.name]} already'
+
+
 def _check_addresses(where: str, subnets: tuple[IPv4Network | IPv6Network, ...], given: Given) -> Iterator[str | None]:
     taken: dict[object, str] = {}
     for path, addresses in given:
@@ -239,11 +283,15 @@ def _check_addresses(where: str, subnets: tuple[IPv4Network | IPv6Network, ...],
                 address.ip in s and address.network.prefixlen in (s.prefixlen, s.max_prefixlen) for s in subnets
             ):
                 yield f"{path}.address: {address} has another length than its subnet"
+            elif not any(address.ip in subnet and is_host(subnet, address.ip) for subnet in subnets):
+                yield f"{path}.address: {address.ip} is no host's address in {' and '.join(map(str, subnets))}"
             elif address.ip in taken:
                 yield f"{path}.address: {address.ip} is used by {taken[address.ip]} already"
             else:
                 taken[address.ip] = path
     for subnet in subnets:
-        hosts = subnet.num_addresses - (2 if subnet.version == 4 and subnet.prefixlen < 31 else 0)
+        hosts = subnet.num_addresses
+        if subnet.prefixlen < subnet.max_prefixlen - 1:
+            hosts -= 2 if subnet.version == 4 else 1
         if len(given) > hosts:
             yield f"{where}: {subnet} has {hosts} addresses for {len(given)} ends"

@@ -15,6 +15,10 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 
+# RFC 1122, section 3.2.1.3; RFC 4291, section 2.5
+_NO_HOSTS = tuple(map(ip_network, ("0.0.0.0/8", "127.0.0.0/8", "::/127")))
+
+
 def checked(path: str, convert: Callable[[Any], T], value: Any) -> T | None:
     if value is None:
         return None
@@ -63,6 +67,8 @@ def networks(value: Any) -> tuple[IPv4Network | IPv6Network, ...]:
             raise AddressError(f'subnet: "{item}" is not a network: {exc}') from None
         if network.is_multicast:
             raise AddressError(f"subnet: {network} is for groups, not for hosts (multicast)")
+        if any(network.version == none.version and network.overlaps(none) for none in _NO_HOSTS):
+            raise AddressError(f"subnet: {network} has addresses that mean this host, not one of many")
         found.append(network)
     if len({network.version for network in found}) < len(found):
         raise AddressError(f"subnet: more than one of a family: {', '.join(map(str, found))}")
