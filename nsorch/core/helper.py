@@ -334,18 +334,14 @@ class Helper:
 
     def withdraw(self, workers: Container[str | None]) -> None:
         """Drop what is asked for *workers* and not sent yet: the descriptors that it lends may be closed then."""
-        for job in list(self._jobs.values()):
+        for job in self.jobs:
             if job.worker in workers and not job.sent:
                 job.kill()
 
-    def kill_all(self) -> None:
-        """SIGKILL to every command and what it left."""
-        for job in list(self._jobs.values()):
-            job.kill()
-
-    async def all_ended(self) -> None:
-        for job in list(self._jobs.values()):
-            await job.end()
+    @property
+    def jobs(self) -> list[Job]:
+        """All that haven't ended."""
+        return list(self._jobs.values())
 
     def leave(self) -> None:
         """It is closed next: ask nothing more of it."""
@@ -462,7 +458,7 @@ class Helper:
             request.failure = self._gone(None)
             request.done.set()
         self._sockets.clear()
-        for job in list(self._jobs.values()):
+        for job in self.jobs:
             # The kernel has killed what ran; what hadn't started never will.
             if job.pid:
                 job.finish(exit=_KILLED)

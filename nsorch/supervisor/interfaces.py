@@ -343,9 +343,9 @@ class Interfaces:
         for device in reversed(devices):
             self._drop(device)
 
-    def publish_removed(self, workers: Iterable[Worker]) -> None:
-        """All ended with the supervisor."""
-        for worker in workers:
+    async def publish_removed(self, workers: Iterable[Worker]) -> None:
+        """All ended with the supervisor. Shield it."""
+        async for worker in in_turns(list(workers)):
             for device in reversed(list(worker._devices.values())):
                 for opened in list(device.opened):
                     opened._end_now()

@@ -21,7 +21,7 @@ from nsorch.supervisor.connecting import Connecting
 from nsorch.supervisor.emulating import needs_netem, require_netem
 from nsorch.supervisor.entry import OF_PROCESSES, open_sources
 from nsorch.supervisor.main_process import MainProcess, Setup, end
-from nsorch.supervisor.turns import in_turns
+from nsorch.supervisor.turns import for_each, in_turns
 from nsorch.supervisor.worker import Worker
 from nsorch.topology.checks import find_loop, joined_names
 from nsorch.topology.emulation import NO_EMULATION
@@ -425,18 +425,14 @@ class Starter:
             fd async for worker in in_turns(workers) if worker.pid for fd in worker._take_descriptors(CLONE_NEWNET)
         ]
         await anyio.to_thread.run_sync(descriptors.close, alone)
-        ending = in_turns(workers)
 
-        async def end_some() -> None:
-            async for worker in ending:
-                supervisor._uplinks.drop(worker)
-                worker.kill()
-                await worker._ended()
-                await worker._unpin()
+        async def end(worker: Worker) -> None:
+            supervisor._uplinks.drop(worker)
+            worker.kill()
+            await worker._ended()
+            await worker._unpin()
 
-        async with anyio.create_task_group() as tasks:
-            for _ in range(min(_UNDER_WAY, len(workers))):
-                tasks.start_soon(end_some)
+        await for_each(workers, end, _UNDER_WAY)
         await supervisor._cgroups.release(workers)
         await supervisor._wiring.disconnect(workers)
         fds = [fd async for worker in in_turns(workers) for fd in worker._take_descriptors()]

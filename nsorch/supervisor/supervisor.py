@@ -11,12 +11,14 @@ import anyio
 
 from nsorch import events
 from nsorch.core import descriptors
-from nsorch.core.helper import Helper
+from nsorch.core.collector import no_full_collections
+from nsorch.core.helper import Helper, Job
 from nsorch.core.launch import may_administer
 from nsorch.errors import ClosedError, NsorchError, SpawnerDiedError, WorkerExitedError
 from nsorch.supervisor.cgroups import Cgroups
 from nsorch.supervisor.entry import Home, home_of
 from nsorch.supervisor.starting import Starter
+from nsorch.supervisor.turns import for_each, in_turns
 from nsorch.supervisor.uplinks import Uplinks
 from nsorch.supervisor.wiring import Wiring
 from nsorch.topology import BridgeSpec, WorkerSpec
@@ -54,8 +56,7 @@ if TYPE_CHECKING:
 
 # The kernel kills at once; thousands of processes take their time to be reaped.
 _KILL_DEADLINE = 10.0
-# So many small synchronous steps between two turns of the event loop.
-_SLICE = 50
+_DYING = 32  # at a time: more would take the processors away from the caller's loop
 
 
 class Supervisor:
@@ -199,7 +200,7 @@ class Supervisor:
                     await worker.wait()
 
     async def _shut_down(self, orderly: bool) -> None:
-        with anyio.CancelScope(shield=True):
+        with anyio.CancelScope(shield=True), no_full_collections():
             if self._phase in ("stopping", "closed"):
                 assert self._stopped is not None
                 await self._stopped.wait()
@@ -208,9 +209,8 @@ class Supervisor:
             self._bus.publish(events.SupervisorStopping())
             if orderly and not self._helper.died:
                 await self._stop_gently()
-            self._helper.kill_all()
             with anyio.move_on_after(_KILL_DEADLINE):
-                await self._helper.all_ended()
+                await for_each(self._helper.jobs, _kill, _DYING)
             await self._let_go()
             self._phase = "closed"
             self._bus.publish(events.SupervisorStopped())
@@ -220,12 +220,10 @@ class Supervisor:
     async def _stop_gently(self) -> None:
         with anyio.move_on_after(self.grace):
             running = sorted(self._workers.values(), key=lambda worker: -worker.order)
-            for number, worker in enumerate(running):
-                worker._begin_stop(self.grace)
-                if number % _SLICE == _SLICE - 1:
-                    with anyio.CancelScope(shield=True):
-                        await anyio.lowlevel.checkpoint()
-            for worker in running:
+            with anyio.CancelScope(shield=True):
+                async for worker in in_turns(running):
+                    worker._begin_stop(self.grace)
+            async for worker in in_turns(running):
                 await worker._ended()
 
     async def _let_go(self) -> None:
@@ -239,17 +237,15 @@ class Supervisor:
             # Threads use the descriptors that are closed next: their numbers may be anything then.
             await self._wiring.close()
             workers = sorted(self._workers.values(), key=lambda worker: -worker.order)
-            fds = [fd for worker in workers for fd in worker._take_descriptors()]
+            fds = [fd async for worker in in_turns(workers) for fd in worker._take_descriptors()]
             self._uplinks.close()
             self._helper.close()
             await anyio.to_thread.run_sync(descriptors.close, fds)
             await self._helper.gone()
             await self._cgroups.gone()
-            self._wiring.publish_removed()
-            for number, worker in enumerate(workers):
+            await self._wiring.publish_removed()
+            async for worker in in_turns(workers):
                 worker._removed()
-                if number % _SLICE == _SLICE - 1:
-                    await anyio.lowlevel.checkpoint()
             self._workers.clear()
 
     def _start_soon(self, func: Callable[[], Awaitable[Any]]) -> None:
@@ -775,3 +771,8 @@ class Supervisor:
     def snapshot(self) -> Snapshot:
         """State, pid and last exit of each worker, as the events tell."""
         return self._bus.snapshot()
+
+
+async def _kill(job: Job) -> None:
+    job.kill()
+    await job.end()

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Generic, TypeVar
 import anyio
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Awaitable, Callable, Collection, Iterable
 
 T = TypeVar("T")
 
@@ -37,3 +37,16 @@ class in_turns(Generic[T]):  # noqa: N801 - reads as a word of the loop: async f
             return next(self._items)
         except StopIteration:
             raise StopAsyncIteration from None
+
+
+async def for_each(items: Collection[T], step: Callable[[T], Awaitable[None]], limit: int) -> None:
+    """Take *step* for all, at most *limit* at a time."""
+    pending = in_turns(items)
+
+    async def work() -> None:
+        async for item in pending:
+            await step(item)
+
+    async with anyio.create_task_group() as tasks:
+        for _ in range(min(limit, len(items))):
+            tasks.start_soon(work)

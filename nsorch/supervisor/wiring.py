@@ -90,17 +90,17 @@ class Wiring:
         await self.partitions.refresh(names)
         self.services.refresh()
 
-    def publish_removed(self) -> None:
-        """All went with the fabric."""
+    async def publish_removed(self) -> None:
+        """All went with the fabric. Shield it."""
         bus = self._supervisor._bus
-        self.interfaces.publish_removed(self._supervisor._workers.values())
-        for link in self.record.links.values():
+        await self.interfaces.publish_removed(self._supervisor._workers.values())
+        async for link in in_turns(list(self.record.links.values())):
             if link._state != "planned":
                 bus.publish(events.LinkRemoved(link=link.name, ends=link.ends))
             link._state = "removed"
             for tell in link._on_removal:
                 tell()
-        for name, bridge in self.record.bridges.items():
+        async for name, bridge in in_turns(list(self.record.bridges.items())):
             bridge._removed = True
             bus.publish(events.BridgeRemoved(bridge=name))
         self.record.links.clear()
