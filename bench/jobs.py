@@ -198,25 +198,24 @@ async def star(n: int, shape: str) -> dict[str, float]:
     choose = random.Random(n)
     names = list(topology.workers)
     pairs = [tuple(choose.sample(names, 2)) for _ in range(n)]
-    async with nsorch.Supervisor() as sup:
+    async with ticker() as late, nsorch.Supervisor() as sup:
         await sup.start("first")  # what is imported and set up once isn't the star's
         stub = (await sup.wait_event(nsorch.SupervisorStarted, since=0)).pid
         helpers = [pid for pid in descendants(stub) if parent_of(pid) == stub]
-        async with ticker() as late:
-            begin = time.perf_counter()
-            deployment = await sup.deploy(topology)
-            created = time.perf_counter()
-            await deployment.remove()
-            while _ports(helpers[0]):
-                await anyio.sleep(0.005)
-            gone = time.perf_counter()
-            await sup.deploy(topology)
-            ready = time.perf_counter()
-            to_gateway = await sup.ping_all([(name, "w0") for name in names[1:]])
-            asked = time.perf_counter()
-            at_random = await sup.ping_all(pairs)
-            answered = time.perf_counter()
-        size = sum(map(proportional_size, [os.getpid(), stub, *helpers]))
+        begin = time.perf_counter()
+        deployment = await sup.deploy(topology)
+        created = time.perf_counter()
+        await deployment.remove()
+        while await anyio.to_thread.run_sync(_ports, helpers[0]):
+            await anyio.sleep(0.005)
+        gone = time.perf_counter()
+        await sup.deploy(topology)
+        ready = time.perf_counter()
+        to_gateway = await sup.ping_all([(name, "w0") for name in names[1:]])
+        asked = time.perf_counter()
+        at_random = await sup.ping_all(pairs)
+        answered = time.perf_counter()
+        size = await anyio.to_thread.run_sync(lambda: sum(map(proportional_size, [os.getpid(), stub, *helpers])))
     assert to_gateway.ok
     assert at_random.ok, f"{len(at_random.failed)} pairs did not answer"
     return {
