@@ -597,6 +597,13 @@ def test_random_graphs() -> None:
         lambda: Topology.random_regular(5, 3),
         lambda: Topology.barabasi_albert(3, 9),
         lambda: Topology.waxman(0),
+        lambda: Topology.waxman(5, alpha=0),
+        lambda: Topology.waxman(5, beta=-1),
+        lambda: Topology.erdos_renyi(5, 2),
+        lambda: Topology.erdos_renyi(5, "x"),  # type: ignore[arg-type]
+        lambda: Topology.watts_strogatz(5, 2, 3),
+        lambda: Topology.watts_strogatz(5, 0, 0.5),
+        lambda: Topology.random_regular(4, 1.0),  # type: ignore[arg-type]
     ):
         with pytest.raises(TopologyError):
             wrong()

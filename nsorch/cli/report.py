@@ -34,7 +34,8 @@ def print_check(topology: Topology, reachability: Reachability, components: Sequ
         console = Console(highlight=False, width=max(80, sum(max(len(name), 5) + 1 for name in names) + 20))
     if len(names) <= _MATRIX and reachability.pairs:
         title = f"{topology.name or 'lab'}: round trips in ms, from row to column"
-        table = Table(title=title, box=None, padding=(0, 1, 0, 0))
+        console.print(title, style="italic", markup=False)  # the table's own would be as narrow as that
+        table = Table(box=None, padding=(0, 1, 0, 0))
         table.add_column("")
         for name in names:
             table.add_column(name, justify="right", no_wrap=True)

@@ -555,29 +555,33 @@ class Topology:
 
         It need not be connected. The same *seed* gives the same graph, here as in the other random ones.
         """
-        return cls._random(f"erdos-renyi-{n}", "gnp_random_graph", _positive(n), p, seed=seed)
+        return cls._random(f"erdos-renyi-{n}", "gnp_random_graph", _positive(n), _chance("p", p), seed=seed)
 
     @classmethod
     def barabasi_albert(cls, n: int, m: int, *, seed: int = 0) -> Topology:
         """*n* routers, each new one linked to *m* earlier ones, rather those with many links (Barabási and Albert)."""
-        return cls._random(f"barabasi-albert-{n}", "barabasi_albert_graph", _positive(n), m, seed=seed)
+        return cls._random(f"barabasi-albert-{n}", "barabasi_albert_graph", _positive(n), _positive(m), seed=seed)
 
     @classmethod
     def watts_strogatz(cls, n: int, k: int, p: float, *, seed: int = 0) -> Topology:
         """A small world: a ring of *n* routers linked to their *k* nearest, each link rewired with probability *p*, and
         the whole connected (Watts and Strogatz; Newman)."""
-        return cls._random(f"watts-strogatz-{n}", "connected_watts_strogatz_graph", _positive(n), k, p, seed=seed)
+        arguments = _positive(n), _positive(k), _chance("p", p)
+        return cls._random(f"watts-strogatz-{n}", "connected_watts_strogatz_graph", *arguments, seed=seed)
 
     @classmethod
     def waxman(cls, n: int, *, beta: float = 0.4, alpha: float = 0.1, seed: int = 0) -> Topology:
         """*n* routers in the unit square, near ones rather linked: with probability beta·exp(-distance/(alpha·√2))
         (Waxman). It need not be connected."""
+        if isinstance(alpha, bool) or not isinstance(alpha, int | float) or not alpha > 0:
+            raise TopologyError(f"alpha: {alpha!r} is not a number above 0")
+        beta = _chance("beta", beta)
         return cls._random(f"waxman-{n}", "waxman_graph", _positive(n), beta=beta, alpha=alpha, seed=seed)
 
     @classmethod
     def random_regular(cls, n: int, degree: int, *, seed: int = 0) -> Topology:
         """*n* routers with *degree* links each; n·degree is even."""
-        return cls._random(f"random-regular-{n}", "random_regular_graph", degree, _positive(n), seed=seed)
+        return cls._random(f"random-regular-{n}", "random_regular_graph", _positive(degree), _positive(n), seed=seed)
 
     @classmethod
     def _random(cls, name: str, generator: str, *arguments: Any, **options: Any) -> Topology:
@@ -594,3 +598,9 @@ def _positive(number: int) -> int:
     if isinstance(number, bool) or not isinstance(number, int) or number < 1:
         raise TopologyError(f"{number!r} is not a whole number above 0")
     return number
+
+
+def _chance(name: str, value: float) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 1:
+        raise TopologyError(f"{name}: {value!r} is not a probability, a number from 0 to 1")
+    return value

@@ -118,7 +118,7 @@ class _Reader:
 
     def table(self, value: Any, path: str, keys: Iterable[str] | None = None) -> dict[str, Any]:
         if not isinstance(value, Mapping):
-            self.refuse(path, f"{shown(value)} is not a table")
+            self.refuse(path, "holds no keys" if value is None else f"{shown(value)} is not a table")
             return {}
         for key in value:
             if isinstance(key, bool) or key is None:
