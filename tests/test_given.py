@@ -83,6 +83,11 @@ async def test_given_names_stay_free() -> None:
             {"bridges": LAN, **ends(("a:x", "b"), a={"links": [{"to": "lan", "name": "x"}]})},
             'links[0].ends[0].name: "x" is the name of workers.a.links[0] already',
         ),
+        (ends(("a", "b"), a={"namespaces": ["uts"]}), "links[0].ends[0]: a has the host's network namespace"),
+        (
+            {"bridges": LAN, "workers": {"a": {"namespaces": {"net": False}, "links": ["lan"]}}},
+            "workers.a.links: the worker has the host's network namespace",
+        ),
         ({"bridges": {"l": {"subnet": "127.0.0.0/24"}}}, "bridges.l.subnet: 127.0.0.0/24 has addresses that mean"),
         ({"bridges": {"l": {"subnet": "::/64"}}}, "bridges.l.subnet: ::/64 has addresses that mean"),
         ({"bridges": {"l": {"subnet": "fd00::/64", "mtu": 1000}}}, "bridges.l.mtu: 1000 bytes are too few for IPv6"),

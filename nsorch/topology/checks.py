@@ -11,7 +11,7 @@ from nsorch.topology.emulation import NO_EMULATION, Emulation
 from nsorch.topology.filters import filter_names, interface_names, outside_problem
 from nsorch.topology.interface_checks import interface_checks
 from nsorch.topology.layer2 import trunk_problem
-from nsorch.topology.namespaces import NamespaceSet
+from nsorch.topology.namespaces import Host, NamespaceSet, Shared
 from nsorch.topology.profiles import directions
 from nsorch.topology.services import Frr, served_interfaces
 
@@ -33,6 +33,7 @@ def checks(topology: Topology) -> Iterator[str | None]:
     found = _Ends(topology)
     yield from found.dangling()
     yield from _names(topology)
+    yield from _unlinkable(topology)
     yield from _joins(topology)
     yield from _filters(topology)
     yield from interface_checks(topology)
@@ -249,6 +250,27 @@ def is_host(subnet: IPv4Network | IPv6Network, ip: IPv4Address | IPv6Address) ->
     if subnet.prefixlen >= subnet.max_prefixlen - 1:
         return True
     return ip != subnet.network_address and (subnet.version == 6 or ip != subnet.broadcast_address)
+
+
+def _unlinkable(topology: Topology) -> Iterator[str | None]:
+    """Links of workers that have the host's network."""
+    hosts = {
+        name
+        for name, worker in topology.workers.items()
+        if worker.namespaces is not None
+        and isinstance(NamespaceSet.parse(worker.namespaces, passive=worker.command is None).net, Shared | Host)
+    }
+    if not hosts:
+        return
+    problem = "has the host's network namespace, where nothing is linked to"
+    for name in (name for name in topology.workers if name in hosts):
+        if topology.workers[name].links:
+            yield f"workers.{name}.links: the worker {problem}"
+    for number, link in enumerate(topology.links):
+        yield None
+        for side, end in enumerate((link.a, link.b)):
+            if end.worker in hosts:
+                yield f"links[{number}].ends[{side}]: {end.worker} {problem}"
 
 
 def _names(topology: Topology) -> Iterator[str | None]:
