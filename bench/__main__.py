@@ -52,6 +52,7 @@ def main() -> int:
     parser.add_argument("--pairs", type=int, help="interleaved pairs (default: 5; 1 with --quick)")
     parser.add_argument("--quick", action="store_true", help="few workers, one pair: to see that it runs")
     parser.add_argument("--rows", type=_rows, default=list(ROWS), help="such as 1,3 (default: all)")
+    parser.add_argument("--unsettled", action="store_true", help="in a row, whatever the kernel still frees")
     parser.add_argument("--json", action="store_true")
     chosen = parser.parse_args()
     floor: Floor | str
@@ -64,6 +65,7 @@ def main() -> int:
             n=chosen.n or (100 if chosen.quick else 1000),
             pairs=chosen.pairs or (1 if chosen.quick else 5),
             floor=floor,
+            settled=not chosen.unsettled,
         )
         figures = _measure(chosen.rows, setting)
     if chosen.json:

@@ -17,7 +17,6 @@ from attrs import frozen
 from . import jobs
 from .figure import Figure, Limit
 from .jobs import measure
-from .processes import settle
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -128,8 +127,8 @@ def isolation_row(setting: Setting) -> Iterator[Figure]:
         return
     with tempfile.TemporaryDirectory(prefix="bench-") as bundle:
         _make_bundle(bundle)
-        turns, many = min(_TURNS, setting.n), min(_MANY, setting.n)
-        settle()
+        turns, many = _sizes(setting)
+        setting.settle()
         ours = [measure(jobs.isolated, turns, f"{bundle}/rootfs") for _ in range(setting.pairs)]
         yield Figure(
             row=ROW,
@@ -139,21 +138,27 @@ def isolation_row(setting: Setting) -> Iterator[Figure]:
             kind=Limit.AT_MOST,
             limit=5,
         )
-        settle()
+        setting.settle()
         together = statistics.median(
             measure(jobs.isolated_together, many, f"{bundle}/rootfs")["rate"] for _ in range(setting.pairs)
         )
         ended = statistics.median(found["ended"] for found in ours)
         for peer in PEERS:
-            yield from _beside(peer, bundle, turns, many, ended, together)
+            yield from _beside(peer, bundle, setting, ended, together)
 
 
-def _beside(peer: Peer, bundle: str, turns: int, many: int, ended: float, together: float) -> Iterator[Figure]:
+def _sizes(setting: Setting) -> tuple[int, int]:
+    """How many one after the other, and how many at once."""
+    return min(_TURNS, setting.n), min(_MANY, setting.n)
+
+
+def _beside(peer: Peer, bundle: str, setting: Setting, ended: float, together: float) -> Iterator[Figure]:
+    turns, many = _sizes(setting)
     what = "isolated worker: until it has ended, p50"
     if peer.missing:
         yield Figure(row=ROW, what=what, skipped=f"{peer.name}: {peer.missing}")
         return
-    settle()
+    setting.settle()
     try:
         single = statistics.median(peer.run(turns, bundle))
         yield Figure(
@@ -167,7 +172,7 @@ def _beside(peer: Peer, bundle: str, turns: int, many: int, ended: float, togeth
         )
         if not peer.name.startswith("crun"):
             return
-        settle()
+        setting.settle()
         rate = many / sum(peer.run(many, bundle))
     except subprocess.CalledProcessError as exc:
         yield Figure(row=ROW, what=what, skipped=f"{peer.name}: ended with status {exc.returncode} here")

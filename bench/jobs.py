@@ -42,7 +42,7 @@ def _specs(n: int, shape: str) -> list[nsorch.WorkerSpec]:
 async def start(n: int, shape: str) -> dict[str, float]:
     """Seconds from the first request until the last exec is confirmed."""
     specs = _specs(n, shape)
-    async with nsorch.Supervisor() as sup:
+    async with nsorch.Supervisor(grace=0) as sup:
         begin = time.perf_counter()
         await sup.start_all(specs)
         seconds = time.perf_counter() - begin
@@ -83,7 +83,7 @@ async def isolated_together(n: int, rootfs: str) -> dict[str, float]:
 async def tick_during_start(n: int, shape: str) -> dict[str, float]:
     """Lateness (seconds) of a 1 ms ticker in the same loop."""
     specs = _specs(n, shape)
-    async with nsorch.Supervisor() as sup, ticker() as lateness:
+    async with nsorch.Supervisor(grace=0) as sup, ticker() as lateness:
         await sup.start_all(specs)
     return {"p99": percentile(lateness, 0.99), "max": max(lateness)}
 

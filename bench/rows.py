@@ -35,11 +35,17 @@ class Setting:
     :ivar n: workers
     :ivar pairs: interleaved runs of either side
     :ivar floor: the C program, or why there is none
+    :ivar settled: whether each run waits until the kernel has freed what the last one left
     """
 
     n: int
     pairs: int
     floor: Floor | str
+    settled: bool = True
+
+    def settle(self) -> None:
+        if self.settled:
+            settle()
 
 
 @frozen(kw_only=True)
@@ -64,18 +70,20 @@ _SHAPES = (
 )
 
 
-def _pairs(n: int, first: Callable[[], float], second: Callable[[], float]) -> list[tuple[float, float]]:
+def _pairs(
+    setting: Setting, n: int, first: Callable[[], float], second: Callable[[], float]
+) -> list[tuple[float, float]]:
     """Run both *n* times, each as often before the other as after it."""
     found = []
     for number in range(n):
-        settle()
+        setting.settle()
         if number % 2:
             b = second()
-            settle()
+            setting.settle()
             found.append((first(), b))
         else:
             a = first()
-            settle()
+            setting.settle()
             found.append((a, second()))
     return found
 
@@ -102,6 +110,7 @@ def start_row(shape: _Shape, setting: Setting) -> Iterator[Figure]:
         return
     n = setting.n
     pairs = _pairs(
+        setting,
         setting.pairs,
         lambda: float(measure(jobs.start, n, shape.name)["seconds"]),
         lambda: floor.namespaces(n, *shape.arguments),
@@ -137,7 +146,7 @@ def _ticker(shape: _Shape, backend: str, setting: Setting) -> Figure:
         assert not isinstance(floor, str)
         return float(measure(jobs.tick_beside, floor.program, str(n), *shape.arguments, backend=backend)["p99"])
 
-    pairs = _pairs((setting.pairs + 1) // 2, ours, (lambda: 1.0) if isinstance(floor, str) else beside)
+    pairs = _pairs(setting, (setting.pairs + 1) // 2, ours, (lambda: 1.0) if isinstance(floor, str) else beside)
     measured, noise, ratio = _medians(pairs)
     return Figure(
         row=4,
@@ -203,6 +212,7 @@ def heap_row(setting: Setting) -> Iterator[Figure]:
         yield Figure(row=7, what=what, skipped="less than 2 GiB of free memory")
         return
     pairs = _pairs(
+        setting,
         setting.pairs,
         lambda: float(measure(jobs.enter_and_start, 50, _GIB)["seconds"]),
         lambda: float(measure(jobs.enter_and_start, 50, 0)["seconds"]),
@@ -300,7 +310,7 @@ def star_row(star: _Star, setting: Setting) -> Iterator[Figure]:
     theirs: list[tuple[float, float]] = []
     for number in range(setting.pairs):
         for turn in (0, 1):
-            settle()
+            setting.settle()
             if (number + turn) % 2:
                 theirs.append(floor.star(n, *star.arguments))
             else:
@@ -377,9 +387,9 @@ def peer_row(setting: Setting) -> Iterator[Figure]:
             ours: list[dict[str, float]] = []
             theirs: list[dict[str, float]] = []
             for number in range(setting.pairs):
-                settle()
+                setting.settle()
                 ours.append(measure(jobs.star, n, shape, backend=_BACKENDS[number % 2]))
-                settle()
+                setting.settle()
                 try:
                     theirs.append(peer.star(n))
                 except subprocess.CalledProcessError as exc:

@@ -17,6 +17,19 @@ def anyio_backend(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
 
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Of what takes long, both users together run both backends."""
+    other = "asyncio" if os.geteuid() else "trio"
+
+    def spared(item: pytest.Item) -> bool:
+        parameters = item.callspec.params if isinstance(item, pytest.Function) and hasattr(item, "callspec") else {}
+        return item.get_closest_marker("long") is not None and parameters.get("anyio_backend") == other
+
+    if deselected := [item for item in items if spared(item)]:
+        config.hook.pytest_deselected(items=deselected)
+        items[:] = [item for item in items if not spared(item)]
+
+
 def _descriptors() -> dict[str, str]:
     found = {}
     for name in os.listdir("/proc/self/fd"):

@@ -43,7 +43,7 @@ async def descendants(worker: nsorch.Worker, count: int) -> set[int]:
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("rootless", ROOTLESS)
 async def test_a_worker_begins_in_its_leaf(kind: str, rootless: bool, anyio_backend: str) -> None:
-    async with nsorch.Supervisor(cgroups=True, rootless=rootless) as sup:
+    async with nsorch.Supervisor(cgroups=True, rootless=rootless, grace=0.1) as sup:
         worker = await sup.start("w", ["sleep", "60"], **KINDS[kind])
         assert worker.pid in processes(worker.cgroup)
         process = await worker.popen(["sleep", "60"])

@@ -183,6 +183,7 @@ async def test_shortest_paths_take_a_chain_as_one_segment() -> None:
 
 
 @needs_descriptors(6000)
+@pytest.mark.long
 async def test_a_tree_of_1024_hosts() -> None:
     topology = nsorch.Topology("tree")
     topology.bridge("root", "10.0.0.0/16")

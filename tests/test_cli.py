@@ -8,6 +8,7 @@ import pathlib
 import signal
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from conftest import running
@@ -70,23 +71,28 @@ def test_separate_parts_are_no_failure(tmp_path: pathlib.Path) -> None:
 
 
 def test_statuses(lab: str, tmp_path: pathlib.Path) -> None:
-    assert nsorch("run", lab, "--", "sh", "-c", "exit 3").returncode == 3
-    done = nsorch("run", lab, "--in", "a", "--", "sh", "-c", "hostname; exit 4")
-    assert (done.returncode, done.stdout) == (4, "a\n")
-    assert nsorch("run", lab, "--in", "a", "--", "sh", "-c", "kill -9 $$").returncode == 137
-    for inside in ([], ["--in", "a"]):
-        assert nsorch("run", lab, *inside, "--", "no-such-command").returncode == 127
-        assert nsorch("run", lab, *inside, "--", "/etc/passwd").returncode == 126
     bad = tmp_path / "bad.toml"
     bad.write_text(LAB + "delay = 1\n")
-    for arguments in (["missing.toml"], [str(bad)], [lab, "--in", "nobody", "--", "true"]):
-        done = nsorch("run", *arguments)
-        assert done.returncode == 125
-        assert done.stderr.startswith("nsorch: ")
-        assert "Traceback" not in done.stderr
-    assert nsorch("run").returncode == 2
-    assert nsorch("run", lab, "--in", "a").returncode == 2
-    assert nsorch("--version").returncode == 0
+    inside = ["run", lab, "--in", "a"]
+    expected = [
+        (["run", lab, "--", "sh", "-c", "exit 3"], 3),
+        ([*inside, "--", "sh", "-c", "hostname; exit 4"], 4),
+        ([*inside, "--", "sh", "-c", "kill -9 $$"], 137),
+        *(([*begin, "--", "no-such-command"], 127) for begin in (["run", lab], inside)),
+        *(([*begin, "--", "/etc/passwd"], 126) for begin in (["run", lab], inside)),
+        *((["run", *rest], 125) for rest in (["missing.toml"], [str(bad)], [lab, "--in", "nobody", "--", "true"])),
+        (["run"], 2),
+        (inside, 2),
+        (["--version"], 0),
+    ]
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(lambda arguments: nsorch(*arguments), [arguments for arguments, _ in expected]))
+    for (arguments, status), done in zip(expected, found, strict=True):
+        assert done.returncode == status, (arguments, done.stderr)
+        if status == 125:
+            assert done.stderr.startswith("nsorch: ")
+            assert "Traceback" not in done.stderr
+    assert found[1].stdout == "a\n"
 
 
 def test_events(lab: str) -> None:

@@ -63,6 +63,7 @@ class Lab:
 
 
 @pytest.mark.parametrize("arp", ["static", "dynamic"])
+@pytest.mark.long
 async def test_many_changes_at_a_time(arp: str) -> None:
     async with nsorch.Supervisor() as sup:
         lab = Lab(sup, 7)
@@ -125,6 +126,7 @@ async def test_linked_and_removed_while_it_starts() -> None:
             assert "x" not in sup.workers
 
 
+@pytest.mark.long
 async def test_a_bridge_that_is_removed_while_workers_come() -> None:
     async with nsorch.Supervisor() as sup:
         for _ in range(10):

@@ -488,6 +488,7 @@ async def test_options_of_bridges() -> None:
         assert quick["IFLA_BR_MCAST_QUERIER"] == 1
 
 
+@pytest.mark.long
 async def test_a_port_forwards_once_the_spanning_tree_is_known() -> None:
     async with nsorch.Supervisor() as sup:
         await sup.bridge("lan", BOTH, stp=True)

@@ -168,6 +168,7 @@ async def test_mapping_and_filtering(kind, same_port, same_host, anybody):
                 assert its == await mapped(second, first) != where
 
 
+@pytest.mark.long
 async def test_a_mapping_is_forgotten():
     nat = nsorch.Nat("internet", kind="full-cone", timeout="1.5s")
     async with home(nat) as (_, lab):

@@ -58,7 +58,7 @@ def capability_sets(shown: dict[str, str]) -> dict[str, int]:
 async def test_capabilities(init: bool) -> None:
     chosen = ["NET_RAW", "CAP_CHOWN", "kill"]
     mask = bits(["NET_RAW", "CHOWN", "KILL"])
-    async with nsorch.Supervisor() as sup:
+    async with nsorch.Supervisor(grace=0.1) as sup:  # as PID 1, a sleep ignores SIGTERM
         worker = await sup.start("w", ["sleep", "600"], capabilities=chosen, init=init)
         for shown in await inside(worker):
             assert set(capability_sets(shown).values()) == {mask}
@@ -319,7 +319,7 @@ async def test_time_offsets() -> None:
 
     for command, init in ((None, True), (["sleep", "600"], True), (["sleep", "600"], False)):
         for kinds in (None, OWN_USER if command else [kind for kind in OWN_USER if kind != "pid"]):
-            async with nsorch.Supervisor() as sup:
+            async with nsorch.Supervisor(grace=0.1) as sup:  # as PID 1, a sleep ignores SIGTERM
                 offsets = {"monotonic": 86_400, "boottime": 172_800.5}
                 worker = await sup.start("w", command, init=init, time_offsets=offsets, namespaces=kinds)
                 before = time.clock_gettime(time.CLOCK_MONOTONIC), time.clock_gettime(time.CLOCK_BOOTTIME)

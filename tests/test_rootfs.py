@@ -40,7 +40,7 @@ def mounted(text: str) -> dict[str, tuple[str, list[str]]]:
 @pytest.mark.parametrize("command", [None, ["sleep", "600"]], ids=["passive", "live"])
 @pytest.mark.parametrize("init", [True, False])
 async def test_directory(rootfs: pathlib.Path, command: list[str] | None, init: bool) -> None:
-    async with nsorch.Supervisor() as sup:
+    async with nsorch.Supervisor(grace=0.1) as sup:  # as PID 1, a sleep ignores SIGTERM
         lan = await sup.bridge("lan", subnet="10.0.0.0/24")
         worker = await sup.start("web", command, rootfs=rootfs, links=[lan], init=init)
         assert set((await say(worker, "ls /")).split()) >= {"bin", "dev", "etc", "proc", "sys"}

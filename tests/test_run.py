@@ -25,8 +25,12 @@ async def start(sup: nsorch.Supervisor, kind: str) -> nsorch.Worker:
     return await sup.start("w", ["sleep", "600"], namespaces=namespaces, init=kind != "no-init")
 
 
+def supervisor() -> nsorch.Supervisor:
+    return nsorch.Supervisor(grace=0.1)  # as PID 1, a sleep ignores SIGTERM
+
+
 async def test_run(kind: str) -> None:
-    async with nsorch.Supervisor() as sup:
+    async with supervisor() as sup:
         worker = await start(sup, kind)
         done = await worker.run(["sh", "-c", "cat; echo err >&2"], input=b"hello")
         assert (done.returncode, done.stdout, done.stderr) == (0, b"hello", b"err\n")
@@ -48,7 +52,7 @@ async def test_cancelled_run_leaves_no_descendant(kind: str, marker: str) -> Non
         sh -c '(sleep {marker} &) ; sleep {marker} & sleep {marker}' &
         echo started; exec sleep {marker}
     """
-    async with nsorch.Supervisor() as sup:
+    async with supervisor() as sup:
         worker = await start(sup, kind)
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(worker.run, ["sh", "-c", script])
@@ -61,7 +65,7 @@ async def test_cancelled_run_leaves_no_descendant(kind: str, marker: str) -> Non
 
 
 async def test_timeout(kind: str, marker: str) -> None:
-    async with nsorch.Supervisor() as sup:
+    async with supervisor() as sup:
         worker = await start(sup, kind)
         with pytest.raises(TimeoutError, match="longer than"):
             await worker.run(["sleep", marker], timeout=0.1)
@@ -69,7 +73,7 @@ async def test_timeout(kind: str, marker: str) -> None:
 
 
 async def test_popen(kind: str) -> None:
-    async with nsorch.Supervisor() as sup:
+    async with supervisor() as sup:
         worker = await start(sup, kind)
         async with await worker.popen(["cat"]) as process:
             assert process.stdin is not None

@@ -195,6 +195,7 @@ async def test_what_is_not_installed_is_named(monkeypatch):
 @pytest.mark.vm
 @needs_frr
 @pytest.mark.parametrize("protocols", [["ospf"], ["bgp"]])
+@pytest.mark.long
 async def test_a_broken_link_detours_and_comes_back(protocols):
     topology = nsorch.Topology()
     topology.bridge("office", "10.9.0.0/24", gateway="b")
@@ -235,6 +236,7 @@ async def test_a_broken_link_detours_and_comes_back(protocols):
 
 @pytest.mark.anyio
 @needs_frr
+@pytest.mark.long
 async def test_routers_that_come_later():
     """Alone, one has converged; links and routers that come later are told to those that run."""
     async with nsorch.Supervisor() as sup:
