@@ -22,6 +22,7 @@ def _bench(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, cwd=_ROOT, capture_output=True, text=True, timeout=120)
 
 
+@pytest.mark.once
 def test_every_row_is_measured_or_skipped_with_a_reason() -> None:
     rows = set(ROWS) - {7}  # a heap of 1 GiB
     done = _bench("-n", "3", "--pairs", "1", "--unsettled", "--json", "--rows", ",".join(map(str, rows)))

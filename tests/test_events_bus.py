@@ -26,6 +26,8 @@ from nsorch import events as ev
 from nsorch.errors import ClosedError
 from nsorch.events import State
 
+pytestmark = pytest.mark.once
+
 # --- publishing
 
 

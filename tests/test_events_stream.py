@@ -25,6 +25,8 @@ from hypothesis import strategies as st
 from nsorch import events as ev
 from nsorch.events.types import TERMINAL_TYPES
 
+pytestmark = pytest.mark.once
+
 # --- slow subscribers
 
 

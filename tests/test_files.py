@@ -122,6 +122,7 @@ def paths_of(value: Any, path: str = "") -> set[str]:
 
 
 @given(st.dictionaries(KEY, PLAIN, max_size=4))
+@pytest.mark.once
 def test_every_path_has_a_line(data: dict[str, Any]) -> None:
     from nsorch.topology.files import _key, _toml
 
@@ -651,6 +652,7 @@ TREE = st.recursive(
 
 @settings(max_examples=300, deadline=None)
 @given(st.dictionaries(WORDS | st.text(max_size=4), TREE, max_size=5))
+@pytest.mark.once
 def test_any_mapping_is_loaded_or_refused(data: dict[str, Any]) -> None:
     try:
         topology = from_dict(data)
@@ -662,6 +664,7 @@ def test_any_mapping_is_loaded_or_refused(data: dict[str, Any]) -> None:
 
 @settings(max_examples=200, deadline=None)
 @given(st.data())
+@pytest.mark.once
 def test_any_change_of_a_file_is_loaded_or_refused(
     tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
 ) -> None:
@@ -768,6 +771,7 @@ def test_emulation_from_a_graph_is_refused_until_it_works() -> None:
         ("x.toml", "[workers.a]\nsysctls = { 'vm.swappiness' = 1 }", "workers.a.sysctls.vm.swappiness: belongs to no namespace"),
     ],
 )  # fmt: skip
+@pytest.mark.once
 def test_refused_with_its_place(name: str, text: str, expected: str, tmp_path: pathlib.Path) -> None:
     (tmp_path / name).write_text(text)
     with pytest.raises(TopologyError) as caught:

@@ -21,6 +21,8 @@ from nsorch.net.plan import InterfacePlan
 from nsorch.net.wireguard import Peer, _attributes, set_device
 from nsorch.topology.difference import difference
 
+pytestmark = pytest.mark.once
+
 KEY = base64.b64encode(bytes(range(32))).decode()
 
 

@@ -11,6 +11,8 @@ import pytest
 
 import nsorch
 
+pytestmark = pytest.mark.once
+
 TOP = pathlib.Path(nsorch.__file__).parent
 ALLOWED = {
     "errors": set(),

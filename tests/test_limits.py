@@ -10,6 +10,8 @@ import nsorch
 from nsorch.topology.limits import limits_to_dict, to_limits
 from nsorch.topology.units import size
 
+pytestmark = pytest.mark.once
+
 
 @pytest.mark.parametrize(
     ("text", "expected"),

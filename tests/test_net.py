@@ -19,6 +19,8 @@ from nsorch.net.addresses import PointToPointPool, Segment
 from nsorch.net.hosts import HostsEntry, render_entry
 from nsorch.net.mac import derive_mac, parse_mac
 
+pytestmark = pytest.mark.once
+
 NAMES = st.text("abcxyz019-", min_size=1, max_size=15)
 MACS = st.none() | st.binary(min_size=6, max_size=6)
 INDICES = st.integers(1, 2**31 - 1)

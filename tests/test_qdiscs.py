@@ -13,6 +13,8 @@ from nsorch.net import qdiscs
 from nsorch.net.messages import attributes
 from nsorch.net.qdiscs import LossStates, QdiscPlan
 
+pytestmark = pytest.mark.once
+
 shares = st.floats(0, 1)
 times = st.floats(0, 200)
 plans = st.builds(

@@ -15,6 +15,8 @@ from nsorch import Topology, TopologyError
 from nsorch.topology.routing import first_edges, whole_costs
 from nsorch.topology.units import duration, fraction, rate
 
+pytestmark = pytest.mark.once
+
 TOP = pathlib.Path(__file__).parent.parent
 TOPOLOGIES = TOP.parent / "shared" / "topologies"
 
