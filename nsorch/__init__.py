@@ -2,17 +2,10 @@
 
 from __future__ import annotations
 
+import importlib
+from typing import TYPE_CHECKING, Any
+
 from nsorch.core.process import Process
-from nsorch.core.usage import (
-    CpuStats,
-    DeviceStats,
-    IoStats,
-    MemoryStats,
-    PidsStats,
-    Pressure,
-    PressureShare,
-    WorkerStats,
-)
 from nsorch.errors import (
     AddressError,
     ClosedError,
@@ -70,11 +63,6 @@ from nsorch.events import (
     WorkerThawed,
     WorkerUnhealthy,
 )
-from nsorch.host import Capacity, Feature, HostReport, probe
-from nsorch.images import ImageConfig, Unpacked, unpack
-from nsorch.net.packets import Packet
-from nsorch.net.ping import ProbeResult, Reachability
-from nsorch.supervisor.capture import Capture
 from nsorch.supervisor.deployment import Deployment
 from nsorch.supervisor.network import Bridge, Interface, Link
 from nsorch.supervisor.supervisor import Supervisor
@@ -131,7 +119,47 @@ from nsorch.topology import (
     tmpfs,
 )
 
+if TYPE_CHECKING:
+    from nsorch.core.usage import (
+        CpuStats,
+        DeviceStats,
+        IoStats,
+        MemoryStats,
+        PidsStats,
+        Pressure,
+        PressureShare,
+        WorkerStats,
+    )
+    from nsorch.host import Capacity, Feature, HostReport, probe
+    from nsorch.images import ImageConfig, Unpacked, unpack
+    from nsorch.net.packets import Packet
+    from nsorch.net.ping import ProbeResult, Reachability
+    from nsorch.supervisor.capture import Capture
+
 __version__ = "0.1.0"
+
+# Imported when first used: a program that doesn't shouldn't wait for them.
+_LATER = {
+    "CpuStats": "nsorch.core.usage",
+    "DeviceStats": "nsorch.core.usage",
+    "IoStats": "nsorch.core.usage",
+    "MemoryStats": "nsorch.core.usage",
+    "PidsStats": "nsorch.core.usage",
+    "Pressure": "nsorch.core.usage",
+    "PressureShare": "nsorch.core.usage",
+    "WorkerStats": "nsorch.core.usage",
+    "Capacity": "nsorch.host",
+    "Feature": "nsorch.host",
+    "HostReport": "nsorch.host",
+    "probe": "nsorch.host",
+    "ImageConfig": "nsorch.images",
+    "Unpacked": "nsorch.images",
+    "unpack": "nsorch.images",
+    "Packet": "nsorch.net.packets",
+    "ProbeResult": "nsorch.net.ping",
+    "Reachability": "nsorch.net.ping",
+    "Capture": "nsorch.supervisor.capture",
+}
 
 __all__ = [
     "PROFILES",
@@ -263,3 +291,14 @@ __all__ = [
     "tmpfs",
     "unpack",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LATER:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = globals()[name] = getattr(importlib.import_module(_LATER[name]), name)
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

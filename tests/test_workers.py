@@ -138,7 +138,10 @@ async def test_init_is_first() -> None:
             said += await with_init.stdout.receive()
         assert said == b"2 1\nready\n"
         # The init passes signals on.
-        await with_init.run(["sh", "-c", "kill -TERM 1"], check=False)  # which may end with it
+        async with await with_init.popen(["sh", "-c", "read x; kill -TERM 1"], stdin=subprocess.PIPE) as process:
+            assert process.stdin is not None
+            await process.stdin.send(b"now\n")
+            await process.wait()
         assert (await with_init.wait()).code == 5
         without = await sup.start("b", ["sh", "-c", "echo $$ $PPID"], init=False, stdout=subprocess.PIPE)
         assert without.stdout is not None

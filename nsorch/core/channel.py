@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 import anyio
 import attrs
 
+from nsorch.values import Value
+
 from . import descriptors
 from .spawner import protocol
 
@@ -21,8 +23,8 @@ if TYPE_CHECKING:
 _BURST = 12
 
 
-@attrs.define(eq=False)
-class Request:
+@attrs.define(eq=False, repr=False)
+class Request(Value):
     """A message to be sent; its descriptors are borrowed until then."""
 
     message: tuple[Any, ...]

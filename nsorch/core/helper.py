@@ -13,6 +13,7 @@ import anyio
 import attrs
 
 from nsorch.errors import ClosedError, NsorchError, SpawnerDiedError
+from nsorch.values import Value
 
 from . import descriptors
 from .channel import Channel, Request
@@ -30,8 +31,8 @@ if TYPE_CHECKING:
 _STOP_DEADLINE = 5.0
 
 
-@attrs.frozen
-class RawExit:
+@attrs.frozen(repr=False)
+class RawExit(Value):
     """A wait status, and what the process and its reaped descendants used (seconds, bytes)."""
 
     status: int
@@ -159,8 +160,8 @@ class Job:
         self._changed = anyio.Event()
 
 
-@attrs.frozen
-class Facts:
+@attrs.frozen(repr=False)
+class Facts(Value):
     """What the spawner said of itself when it was ready."""
 
     descriptors: dict[str, int]  #: "home net" (the fabric), "host net", "rtnetlink", "hosts", …

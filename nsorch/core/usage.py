@@ -9,13 +9,14 @@ from attrs import asdict, frozen
 
 from nsorch.core.cgroups import pairs
 from nsorch.core.spawner.subtree import read
+from nsorch.values import Value
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
 
-@frozen(kw_only=True)
-class PressureShare:
+@frozen(kw_only=True, repr=False)
+class PressureShare(Value):
     """How much of the time somebody waited.
 
     :ivar avg10: percent of the last 10 s; *avg60* and *avg300* the same
@@ -28,8 +29,8 @@ class PressureShare:
     total: float
 
 
-@frozen(kw_only=True)
-class Pressure:
+@frozen(kw_only=True, repr=False)
+class Pressure(Value):
     """Waiting for a resource (PSI).
 
     :ivar some: at least one waited
@@ -40,8 +41,8 @@ class Pressure:
     full: PressureShare | None = None
 
 
-@frozen(kw_only=True)
-class CpuStats:
+@frozen(kw_only=True, repr=False)
+class CpuStats(Value):
     """
     :ivar usage: seconds of CPU, of which *user* in user mode and *system* in the kernel
     :ivar periods: of 100 ms in which it ran; *throttled_periods* of them it used up its ``cpus``
@@ -57,8 +58,8 @@ class CpuStats:
     pressure: Pressure | None = None
 
 
-@frozen(kw_only=True)
-class MemoryStats:
+@frozen(kw_only=True, repr=False)
+class MemoryStats(Value):
     """Bytes.
 
     :ivar current: all, also of caches; *peak* the most that it was, or None before Linux 5.19
@@ -79,8 +80,8 @@ class MemoryStats:
     pressure: Pressure | None = None
 
 
-@frozen(kw_only=True)
-class PidsStats:
+@frozen(kw_only=True, repr=False)
+class PidsStats(Value):
     """
     :ivar current: processes and threads; *peak* the most there were, or None before Linux 6.1
     :ivar limit: what ``pids`` allows, or None
@@ -93,8 +94,8 @@ class PidsStats:
     refused: int = 0
 
 
-@frozen(kw_only=True)
-class DeviceStats:
+@frozen(kw_only=True, repr=False)
+class DeviceStats(Value):
     """Of one block device: bytes and operations, read, written and discarded."""
 
     read_bytes: int = 0
@@ -105,16 +106,16 @@ class DeviceStats:
     discards: int = 0
 
 
-@frozen(kw_only=True)
-class IoStats:
+@frozen(kw_only=True, repr=False)
+class IoStats(Value):
     """:ivar devices: by ``major:minor``."""
 
     devices: Mapping[str, DeviceStats]
     pressure: Pressure | None = None
 
 
-@frozen(kw_only=True)
-class WorkerStats:
+@frozen(kw_only=True, repr=False)
+class WorkerStats(Value):
     """What all processes of a worker have used, since its cgroup exists. A part without its controller is None.
 
     :ivar mono: when it was read: monotonic clock, nanoseconds

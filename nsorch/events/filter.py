@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from attrs import frozen
 
 from nsorch.events.types import EVENT_TYPES, Event, Gap, LinkChanged, LinkDown, LinkRemoved, LinkUp
+from nsorch.values import Value
 
 if TYPE_CHECKING:
     from collections.abc import Collection
@@ -21,8 +22,8 @@ _ALL: tuple[type[Event], ...] = (Event, *EVENT_TYPES)
 _BY_NAME: dict[str, type[Event]] = {cls.__name__: cls for cls in _ALL}
 
 
-@frozen(kw_only=True)
-class Filter:
+@frozen(kw_only=True, repr=False)
+class Filter(Value):
     """A subscriber's choice.
 
     :ivar kinds: classes wanted, or None for all

@@ -7,6 +7,8 @@ from typing import Any
 
 from attrs import frozen
 
+from nsorch.values import Value
+
 
 class State(enum.Enum):
     """Where a worker is in its life."""
@@ -21,8 +23,8 @@ class State(enum.Enum):
     REMOVED = "removed"
 
 
-@frozen(kw_only=True, weakref_slot=False)
-class Usage:
+@frozen(kw_only=True, weakref_slot=False, repr=False)
+class Usage(Value):
     """What a process and its waited-for descendants used (``getrusage(2)``).
 
     :ivar user_time: seconds of CPU in user mode
@@ -38,8 +40,8 @@ class Usage:
         return {"user_time": self.user_time, "system_time": self.system_time, "max_rss": self.max_rss}
 
 
-@frozen(kw_only=True, weakref_slot=False)
-class Exit:
+@frozen(kw_only=True, weakref_slot=False, repr=False)
+class Exit(Value):
     """How a process ended: by itself with a ``code``, or by a ``signal``; exactly one of the two is given.
 
     :ivar expected: whether nsorch was asked to end it
@@ -68,8 +70,8 @@ class Exit:
         return {"code": self.code, "signal": self.signal, "expected": self.expected, "usage": usage}
 
 
-@frozen(kw_only=True, weakref_slot=False)
-class WorkerStatus:
+@frozen(kw_only=True, weakref_slot=False, repr=False)
+class WorkerStatus(Value):
     """What the bus knows of one worker.
 
     :ivar incarnation: number of its latest process, 0 if it had none

@@ -10,9 +10,11 @@ import platform
 
 from attrs import frozen
 
+from nsorch.values import Value
 
-@frozen
-class Tried:
+
+@frozen(repr=False)
+class Tried(Value):
     """:ivar config: the kernel's build option, :ivar module: its module, each ``""`` where it has none."""
 
     name: str

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 from attrs import asdict, field, frozen
 
+from nsorch.values import Value
+
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
@@ -15,8 +17,8 @@ def _frozen_copy(values: Mapping[str, Any]) -> Mapping[str, Any]:
     return MappingProxyType(dict(values))
 
 
-@frozen(kw_only=True)
-class Feature:
+@frozen(kw_only=True, repr=False)
+class Feature(Value):
     """Something that a lab may use.
 
     :ivar name: such as ``"netem"`` or ``"time namespace"``
@@ -40,8 +42,8 @@ class Feature:
     remedy: str = ""
 
 
-@frozen(kw_only=True)
-class Capacity:
+@frozen(kw_only=True, repr=False)
+class Capacity(Value):
     """How much of something there is.
 
     :ivar name: such as ``"open files"``
@@ -64,8 +66,8 @@ class Capacity:
     remedy: str = ""
 
 
-@frozen(kw_only=True)
-class HostReport:
+@frozen(kw_only=True, repr=False)
+class HostReport(Value):
     """What :func:`nsorch.probe` found.
 
     :ivar kernel: its release

@@ -19,6 +19,7 @@ from attrs import field, frozen
 from nsorch.errors import ImageError
 from nsorch.images.platforms import Platform
 from nsorch.images.values import ImageConfig
+from nsorch.values import Value
 
 if TYPE_CHECKING:
     import io
@@ -34,8 +35,8 @@ _INDEXES = (
 )
 
 
-@frozen(kw_only=True)
-class Layer:
+@frozen(kw_only=True, repr=False)
+class Layer(Value):
     """:ivar diff_id: the digest without compression, or ``""``."""
 
     digest: str
@@ -43,8 +44,8 @@ class Layer:
     diff_id: str = ""
 
 
-@frozen(kw_only=True)
-class Image:
+@frozen(kw_only=True, repr=False)
+class Image(Value):
     digest: str
     layers: tuple[Layer, ...]
     config: ImageConfig = field(factory=ImageConfig)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from attrs import frozen
 
 from nsorch.errors import ImageError
+from nsorch.values import Value
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -27,8 +28,8 @@ _MACHINES = {
 }
 
 
-@frozen
-class Platform:
+@frozen(repr=False)
+class Platform(Value):
     os: str
     architecture: str
     variant: str = ""

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 from attrs import field, frozen
 
+from nsorch.values import Value
+
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
@@ -15,8 +17,8 @@ def _frozen_copy(values: Mapping[str, str]) -> Mapping[str, str]:
     return MappingProxyType(dict(values))
 
 
-@frozen(kw_only=True)
-class ImageConfig:
+@frozen(kw_only=True, repr=False)
+class ImageConfig(Value):
     """How an image wants to be run; empty where it doesn't say.
 
     :ivar entrypoint: what :attr:`cmd` is appended to
@@ -44,8 +46,8 @@ class ImageConfig:
         }
 
 
-@frozen(kw_only=True)
-class Unpacked:
+@frozen(kw_only=True, repr=False)
+class Unpacked(Value):
     """What :func:`nsorch.unpack` did.
 
     :ivar directory: the root file system, as an absolute path

@@ -28,6 +28,7 @@ from nsorch.net.messages import (
 )
 from nsorch.net.netlink import Netlink, Request
 from nsorch.net.shaping import Shaper
+from nsorch.values import Value
 
 if TYPE_CHECKING:
     import socket
@@ -55,8 +56,8 @@ _DYING, _DELETED_AT_ONCE = 0x6E736F72, 512
 _HOST_4, _HOST_6 = IPv4Network("0.0.0.0/32"), IPv6Network("::/128")
 
 
-@frozen(kw_only=True)
-class NetnsHandle:
+@frozen(kw_only=True, repr=False)
+class NetnsHandle(Value):
     """A network namespace: its descriptor, a NETLINK_ROUTE socket opened inside, and a name for errors."""
 
     fd: int
@@ -442,8 +443,8 @@ class Engine:
         return found
 
 
-@frozen
-class _DeleteInNetns(Request):
+@frozen(repr=False)
+class _DeleteInNetns(Request, Value):
     handle: NetnsHandle
 
 

@@ -13,6 +13,7 @@ from attrs import frozen
 
 from nsorch.net import nftables as nft
 from nsorch.net.netlink import Request
+from nsorch.values import Value
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -35,8 +36,8 @@ _INBOUND, _OUTBOUND, _PEERS, _PORTS = "inbound", "outbound", "peers", "ports"
 Expressions = list[bytes]
 
 
-@frozen(kw_only=True)
-class ForwardPlan:
+@frozen(kw_only=True, repr=False)
+class ForwardPlan(Value):
     """New connections to the ports *first* to *last* of the outside go to *address*, and to *port* there if given."""
 
     protocol: Literal["tcp", "udp"]
@@ -46,14 +47,14 @@ class ForwardPlan:
     port: int | None = None
 
 
-@frozen(kw_only=True)
-class PrefixPlan:
+@frozen(kw_only=True, repr=False)
+class PrefixPlan(Value):
     inside: IPv6Network
     outside: IPv6Network
 
 
-@frozen(kw_only=True)
-class NatPlan:
+@frozen(kw_only=True, repr=False)
+class NatPlan(Value):
     """:ivar outside: names of interfaces
     :ivar addresses: of these interfaces, as far as known
     :ivar ipv6: translate IPv6 addresses, too
@@ -69,8 +70,8 @@ class NatPlan:
     timeout: float = 300.0
 
 
-@frozen(kw_only=True)
-class RulePlan:
+@frozen(kw_only=True, repr=False)
+class RulePlan(Value):
     """What is empty or None matches everything; of several networks one has to match."""
 
     action: Literal["accept", "drop", "reject"]
@@ -83,8 +84,8 @@ class RulePlan:
     outgoing: str | None = None
 
 
-@frozen(kw_only=True)
-class FirewallPlan:
+@frozen(kw_only=True, repr=False)
+class FirewallPlan(Value):
     """:ivar input: what happens to packets to the namespace itself that no rule speaks of"""
 
     input: Policy = "accept"

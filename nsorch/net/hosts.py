@@ -6,14 +6,16 @@ from typing import TYPE_CHECKING
 
 from attrs import field, frozen
 
+from nsorch.values import Value
+
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
 HEAD = "127.0.0.1 localhost\n::1 localhost ip6-localhost ip6-loopback\n"
 
 
-@frozen(kw_only=True)
-class HostsEntry:
+@frozen(kw_only=True, repr=False)
+class HostsEntry(Value):
     """A worker.
 
     :ivar loopback: its own addresses, which its name stands for first

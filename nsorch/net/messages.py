@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING
 
 from attrs import frozen
 
+from nsorch.values import Value
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from ipaddress import IPv4Address, IPv4Interface, IPv4Network, IPv6Address, IPv6Interface, IPv6Network
@@ -55,8 +57,8 @@ _RTA_METRICS, _RTAX_HOPLIMIT, _RTA_TABLE, _TABLE_UNSPECIFIED = 8, 10, 15, 0
 _TABLE_MAIN, _PROTOCOL_STATIC, _SCOPE_LINK, _UNICAST = 254, 4, 253, 1
 
 
-@frozen(kw_only=True)
-class VethEnd:
+@frozen(kw_only=True, repr=False)
+class VethEnd(Value):
     """One end of a veth pair, as it is to be created.
 
     :ivar netns: descriptor of its network namespace, or None for that of the socket
@@ -251,8 +253,8 @@ def address(kind: int, index: int, value: IPv4Interface | IPv6Interface) -> byte
     return message(kind, _CREATE_EXCLUSIVE if kind == RTM_NEWADDR else 0, body)
 
 
-@frozen
-class Field:
+@frozen(repr=False)
+class Field(Value):
     """What differs from copy to copy of a message: *size* bytes at *offset*, *values* one behind the other."""
 
     offset: int
@@ -447,8 +449,8 @@ def attributes(data: bytes, start: int) -> dict[int, bytes]:
     return found
 
 
-@frozen(kw_only=True)
-class LinkState:
+@frozen(kw_only=True, repr=False)
+class LinkState(Value):
     """What the kernel says of an interface; *carrier*: IFF_LOWER_UP; *running*: IFF_RUNNING, carrier as
     the rest of the kernel knows it."""
 

@@ -13,6 +13,7 @@ from attrs import frozen
 from nsorch.errors import NetlinkError
 from nsorch.net import messages, nftables
 from nsorch.net.messages import NLM_F_ACK, NLM_F_DUMP_INTR, NLMSG_DONE, NLMSG_ERROR, attributes
+from nsorch.values import Value
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -35,8 +36,8 @@ _USUAL_SEND_BUFFER = 64 * 1024
 _TIMEOUT = struct.pack("@ll", 30, 0)
 
 
-@frozen
-class Request:
+@frozen(repr=False)
+class Request(Value):
     """A packed message, and what it is about, for the error."""
 
     data: bytes

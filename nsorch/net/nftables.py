@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from attrs import frozen
 
 from nsorch.net.messages import attribute, message
+from nsorch.values import Value
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -65,8 +66,8 @@ def _message(kind: int, flags: int, *attributes: bytes, family: int = INET) -> b
     return message(_SUBSYSTEM << 8 | kind, flags, struct.pack(">BBH", family, 0, 0) + b"".join(attributes))
 
 
-@frozen
-class Kind:
+@frozen(repr=False)
+class Kind(Value):
     """Of keys or values of a set: some fields of four bytes each."""
 
     number: int
@@ -88,8 +89,8 @@ def batch_edge(kind: int) -> bytes:
     return message(kind, 0, struct.pack(">BBH", 0, 0, _SUBSYSTEM))
 
 
-@frozen
-class Table:
+@frozen(repr=False)
+class Table(Value):
     """:ivar family: INET, IPV4 or IPV6
     :ivar owned: it goes with the socket that has made it, and only that can change it (Linux 5.12)
     """

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from attrs import frozen
 
 from nsorch.errors import UnsupportedError
+from nsorch.values import Value
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -31,8 +32,8 @@ _BUFFER = 4 * 1024 * 1024
 Instructions = Sequence[tuple[int, int, int, int]]
 
 
-@frozen
-class Packet:
+@frozen(repr=False)
+class Packet(Value):
     """A frame, from its Ethernet header on.
 
     :ivar time_ns: when the kernel had it, nanoseconds since the epoch

@@ -8,6 +8,7 @@ from attrs import frozen
 
 from nsorch.net import nftables as nft
 from nsorch.net.netlink import Request
+from nsorch.values import Value
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -20,8 +21,8 @@ _FIRST = -400
 _AT_ONCE = 1000
 
 
-@frozen(kw_only=True)
-class PartitionPlan:
+@frozen(kw_only=True, repr=False)
+class PartitionPlan(Value):
     """Whom not to hear. Hardware addresses are those of neighbours, whatever they send or forward; the others come
     through routers, too."""
 

@@ -19,6 +19,8 @@ from typing import TYPE_CHECKING, Any, overload
 import anyio
 from attrs import frozen
 
+from nsorch.values import Value
+
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable, Iterator
 
@@ -32,8 +34,8 @@ _ARPREQ, _SIOCDARP = struct.Struct("=H2x4s8x16xi16x16s"), 0x8953
 _SLICE = 0.0005
 
 
-@frozen
-class Probe:
+@frozen(repr=False)
+class Probe(Value):
     """To be asked: *source* is a key of the sockets, *target* a name for the result."""
 
     source: str
@@ -41,8 +43,8 @@ class Probe:
     address: IPv4Address | IPv6Address
 
 
-@frozen(kw_only=True)
-class ProbeResult:
+@frozen(kw_only=True, repr=False)
+class ProbeResult(Value):
     """*rtt* in seconds, or None with the reason in *error*."""
 
     source: str
@@ -170,8 +172,8 @@ class Results(Mapping[tuple[str, str], ProbeResult]):
         return len(self._numbers)
 
 
-@frozen
-class Reachability:
+@frozen(repr=False)
+class Reachability(Value):
     """Who reaches whom: the result of each (source, target)."""
 
     pairs: Mapping[tuple[str, str], ProbeResult]

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 from attrs import frozen
 
+from nsorch.values import Value
+
 if TYPE_CHECKING:
     from nsorch.net.qdiscs import QdiscPlan
 
@@ -18,8 +20,8 @@ IPNetwork = IPv4Network | IPv6Network
 IPAddress = IPv4Address | IPv6Address
 
 
-@frozen(kw_only=True)
-class BridgePlan:
+@frozen(kw_only=True, repr=False)
+class BridgePlan(Value):
     """A bridge in the fabric; *name* is for errors.
 
     :ivar forward_delay: seconds, with the spanning tree protocol; None without
@@ -37,8 +39,8 @@ class BridgePlan:
     multicast_snooping: bool = False
 
 
-@frozen
-class PortVlans:
+@frozen(repr=False)
+class PortVlans(Value):
     """VLANs of a bridge's port.
 
     :ivar pvid: of its untagged frames
@@ -57,8 +59,8 @@ class PortVlans:
 EVERY_VLAN = PortVlans(1, tuple(range(2, 4095)))
 
 
-@frozen(kw_only=True)
-class EndPlan:
+@frozen(kw_only=True, repr=False)
+class EndPlan(Value):
     """One end of a link.
 
     :ivar index: ifindex to be given, or None to let the kernel choose
@@ -84,15 +86,15 @@ class EndPlan:
     qdisc: QdiscPlan | None = None
 
 
-@frozen(kw_only=True)
-class LinkPlan:
+@frozen(kw_only=True, repr=False)
+class LinkPlan(Value):
     name: str
     a: EndPlan
     b: EndPlan
 
 
-@frozen(kw_only=True)
-class InterfacePlan:
+@frozen(kw_only=True, repr=False)
+class InterfacePlan(Value):
     """An interface in a network namespace that is no end of a veth pair.
 
     :ivar kind: as the kernel calls it
@@ -117,16 +119,16 @@ class InterfacePlan:
     link_local: bool = True
 
 
-@frozen(kw_only=True)
-class NextHop:
+@frozen(kw_only=True, repr=False)
+class NextHop(Value):
     """Through interface *dev*, by gateway *via* unless the destination is on the link."""
 
     via: IPAddress | None
     dev: str
 
 
-@frozen(kw_only=True)
-class RoutePlan:
+@frozen(kw_only=True, repr=False)
+class RoutePlan(Value):
     """Several next hops are of equal cost.
 
     :ivar table: the main one if None
@@ -139,8 +141,8 @@ class RoutePlan:
     table: int | None = None
 
 
-@frozen
-class RouteGroup:
+@frozen(repr=False)
+class RouteGroup(Value):
     """Routes to many hosts over the same next hops: a few bytes each, where a network has half a million of them.
 
     :ivar nexthops: several are of equal cost
@@ -155,8 +157,8 @@ class RouteGroup:
     hop_limit: int | None = None
 
 
-@frozen(kw_only=True)
-class NodePlan:
+@frozen(kw_only=True, repr=False)
+class NodePlan(Value):
     """What a network namespace gets besides its ends of links. *name* is for errors."""
 
     netns: Netns
@@ -166,8 +168,8 @@ class NodePlan:
     groups: tuple[RouteGroup, ...] = ()
 
 
-@frozen(kw_only=True)
-class Batch:
+@frozen(kw_only=True, repr=False)
+class Batch(Value):
     """To be made together, or not at all.
 
     :ivar raised: ifindices of bridges, and of links between them, that are set up last: a port that joins a bridge

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 from attrs import frozen
 
 from nsorch.net.messages import attribute, attributes, message
+from nsorch.values import Value
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -46,8 +47,8 @@ QUEUE = 1000
 _UNLIMITED = 1_000_000
 
 
-@frozen(kw_only=True)
-class LossStates:
+@frozen(kw_only=True, repr=False)
+class LossStates(Value):
     """Gilbert and Elliott's: probabilities of changing to bad and to good, and of loss in either."""
 
     p: float
@@ -56,8 +57,8 @@ class LossStates:
     good: float
 
 
-@frozen(kw_only=True)
-class QdiscPlan:
+@frozen(kw_only=True, repr=False)
+class QdiscPlan(Value):
     """What packets go through that an interface sends.
 
     :ivar delay: seconds, as *jitter*

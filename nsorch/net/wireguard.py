@@ -13,6 +13,7 @@ from attrs import frozen
 
 from nsorch.net.messages import NLM_F_DUMP, NLM_F_REQUEST, attribute, attributes, message
 from nsorch.net.netlink import Netlink, Request
+from nsorch.values import Value
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -26,8 +27,8 @@ _IFNAME, _PUBLIC_KEY = 2, 4
 _REMOVE, _REPLACE_ALLOWED = 1, 2
 
 
-@frozen(kw_only=True)
-class Peer:
+@frozen(kw_only=True, repr=False)
+class Peer(Value):
     """Keys in Base64; *keepalive* in seconds."""
 
     public_key: str

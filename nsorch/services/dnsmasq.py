@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 
 from attrs import frozen
 
+from nsorch.values import Value
+
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
     from ipaddress import IPv6Address
@@ -14,8 +16,8 @@ if TYPE_CHECKING:
 _MOST = 254
 
 
-@frozen(kw_only=True)
-class Served:
+@frozen(kw_only=True, repr=False)
+class Served(Value):
     """An interface to serve on."""
 
     ifname: str

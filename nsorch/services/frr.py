@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 
 from attrs import frozen
 
+from nsorch.values import Value
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from ipaddress import IPv4Address, IPv4Interface, IPv6Address, IPv6Interface
@@ -25,8 +27,8 @@ _PRIVATE_NUMBERS = 4_200_000_000  # the first of RFC 6996
 _PIECE = 64_000
 
 
-@frozen(kw_only=True)
-class Port:
+@frozen(kw_only=True, repr=False)
+class Port(Value):
     """An interface of a router.
 
     :ivar point_to_point: whether there can be one neighbour at most
@@ -38,8 +40,8 @@ class Port:
     peers: tuple[IPv4Address | IPv6Address, ...] = ()
 
 
-@frozen(kw_only=True)
-class Router:
+@frozen(kw_only=True, repr=False)
+class Router(Value):
     """:ivar number: of its autonomous system, or None for one made of *place*, which no two of a lab share"""
 
     name: str

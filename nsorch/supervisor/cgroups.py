@@ -17,7 +17,6 @@ from nsorch import events
 from nsorch.core import cgroups, descriptors
 from nsorch.core.event_files import EventFiles
 from nsorch.core.spawner.subtree import kill, read, write
-from nsorch.core.usage import WorkerStats, read_stats
 from nsorch.errors import ClosedError, NsorchError, SetupError
 from nsorch.events import State
 from nsorch.supervisor.leaf import Leaf
@@ -28,6 +27,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
     from nsorch.core.spawner.subtree import Subtree
+    from nsorch.core.usage import WorkerStats
     from nsorch.supervisor.confining import Confined
     from nsorch.supervisor.supervisor import Supervisor
     from nsorch.supervisor.worker import Worker
@@ -207,7 +207,7 @@ class Cgroups:
     async def stats(self, worker: Worker) -> WorkerStats:
         leaf = await self.leaf_of(worker)
         try:
-            return await self._with_copy(leaf, read_stats)
+            return await self._with_copy(leaf, _read_stats)
         except OSError:
             raise ClosedError("the worker was removed", worker=worker.name) from None
 
@@ -378,3 +378,9 @@ def _files(limits: Limits | None, worker: str) -> dict[str, str]:
         devices = {device: cgroups.device_numbers(device, worker) for device in limits.io}
         files["io.max"] = "\n".join(f"{devices[device]} {each.line()}" for device, each in limits.io.items())
     return files
+
+
+def _read_stats(fd: int) -> WorkerStats:
+    from nsorch.core.usage import read_stats
+
+    return read_stats(fd)

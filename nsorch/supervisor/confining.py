@@ -21,6 +21,7 @@ from nsorch.topology.mounts import Bind, Mount, Overlay
 from nsorch.topology.namespaces import Host, NamespaceSet, New, Shared
 from nsorch.topology.presets import NOBODY, Isolation, is_plain, isolation_of
 from nsorch.topology.privileges import CAPABILITIES, check_program
+from nsorch.values import Value
 
 if TYPE_CHECKING:
     from nsorch.core.helper import Facts
@@ -35,8 +36,8 @@ _NOTHING = Own()
 _PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 
-@frozen(kw_only=True)
-class Confined:
+@frozen(kw_only=True, repr=False)
+class Confined(Value):
     """What holds for a worker, and for every command in it.
 
     :ivar confinement: see :mod:`nsorch.core.spawner.confinement`; empty where nothing is taken away

@@ -11,6 +11,7 @@ from nsorch.net.plan import InterfacePlan
 from nsorch.supervisor.network import Interface
 from nsorch.topology import Bond, Ipvlan, Macvlan, Tun, Vlan, Vrf, Vxlan, WireGuard
 from nsorch.topology.interfaces import BOND_MODES, HASH_POLICIES, IPVLAN_MODES, LACP_RATES
+from nsorch.values import Value
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -27,8 +28,8 @@ _VXLAN_HEADERS = {4: 50, 6: 70}
 _ETHERTYPES = {"802.1q": 0x8100, "802.1ad": 0x88A8}
 
 
-@define(eq=False)
-class Device:
+@define(eq=False, repr=False)
+class Device(Value):
     """
     :ivar netns: the worker whose network namespace it is in
     :ivar index: known in advance where nobody else makes interfaces

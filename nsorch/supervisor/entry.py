@@ -24,6 +24,7 @@ from nsorch.core.spawner.syscalls import (
 )
 from nsorch.errors import SetupError, TopologyError, UnsupportedError
 from nsorch.topology.namespaces import AtPath, Host, New, OfDescriptor, OfPid, OfWorker
+from nsorch.values import Value
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -43,8 +44,8 @@ class Held(Protocol):
     def __getitem__(self, name: str) -> Mapping[int, int]: ...
 
 
-@frozen(kw_only=True)
-class Entry:
+@frozen(kw_only=True, repr=False)
+class Entry(Value):
     """How to get into a worker's namespaces for the first time.
 
     :ivar make: CLONE_NEW* of those to make, with pid if a command is to get one
@@ -124,8 +125,8 @@ def _open(source: Source, name: str, kind: int, worker: str) -> int:
     return fd
 
 
-@frozen(kw_only=True)
-class Home:
+@frozen(kw_only=True, repr=False)
+class Home(Value):
     """What the spawner said of the namespaces that it returns to.
 
     :ivar descriptors: of its own namespaces, by CLONE_NEW*

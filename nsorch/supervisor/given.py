@@ -8,6 +8,7 @@ from attrs import field, frozen
 
 from nsorch.supervisor.turns import in_turns
 from nsorch.topology.routing import connected
+from nsorch.values import Value
 
 if TYPE_CHECKING:
     from collections.abc import Collection
@@ -16,8 +17,8 @@ if TYPE_CHECKING:
     from nsorch.topology.specs import End, To
 
 
-@frozen(eq=False)
-class Given:
+@frozen(eq=False, repr=False)
+class Given(Value):
     _addresses: dict[str, set[bytes]] = field(factory=dict)  # by bridge; those that are linked to it share theirs
     _names: set[tuple[str, str]] = field(factory=set)
 

@@ -21,6 +21,7 @@ from nsorch.supervisor.commands import build_command, encode_environment, open_s
 from nsorch.supervisor.entry import OF_PROCESSES
 from nsorch.supervisor.readiness import wait_until_ready
 from nsorch.topology.services import ready_of
+from nsorch.values import Value
 
 if TYPE_CHECKING:
     from anyio.abc import ByteReceiveStream, ByteSendStream
@@ -34,8 +35,8 @@ if TYPE_CHECKING:
     from nsorch.topology.services import ServiceReady
 
 
-@frozen(kw_only=True)
-class Setup:
+@frozen(kw_only=True, repr=False)
+class Setup(Value):
     """What the first process to enter a worker's new namespaces does there."""
 
     hostname: str | None = None

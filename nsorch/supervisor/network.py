@@ -14,6 +14,7 @@ from nsorch.supervisor.emulating import UNSET, Unset, apply_ways, needs_netem, p
 from nsorch.topology import To
 from nsorch.topology.emulation import NO_EMULATION, given
 from nsorch.topology.units import duration
+from nsorch.values import Value
 
 if TYPE_CHECKING:
     import os
@@ -30,8 +31,8 @@ if TYPE_CHECKING:
     from nsorch.topology import BridgeSpec, Emulation, Trace
 
 
-@frozen(kw_only=True)
-class Interface:
+@frozen(kw_only=True, repr=False)
+class Interface(Value):
     """A worker's end of a link, or another interface of it.
 
     :ivar kind: ``"veth"`` of a link's; else that of its description, such as ``"vlan"``
@@ -56,8 +57,8 @@ class Interface:
     public_key: str | None = None
 
 
-@define(eq=False)
-class Side:
+@define(eq=False, repr=False)
+class Side(Value):
     """One end of a link: in a worker, or in the fabric as the port of a bridge."""
 
     worker: Worker | None
@@ -433,8 +434,8 @@ class Link:
         await self._wiring.remove_link(self)
 
 
-@define
-class Counter:
+@define(repr=False)
+class Counter(Value):
     """Numbers for kernel objects: never given out twice, so that what the kernel frees late is in nobody's way."""
 
     next: int = field(default=1)

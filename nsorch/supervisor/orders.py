@@ -12,6 +12,7 @@ from attrs import define, field
 from nsorch.errors import ClosedError, NsorchError
 from nsorch.net.plan import Batch
 from nsorch.supervisor.telling import tell
+from nsorch.values import Value
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
@@ -24,8 +25,8 @@ if TYPE_CHECKING:
 _LATEST = 32
 
 
-@define(eq=False, kw_only=True)
-class Order:
+@define(eq=False, kw_only=True, repr=False)
+class Order(Value):
     """Something to be made that somebody waits for.
 
     :ivar bridges: those of the links, and others that are to exist

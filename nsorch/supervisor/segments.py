@@ -9,6 +9,7 @@ from attrs import define, field
 
 from nsorch.net.mac import derive_mac
 from nsorch.net.plan import EVERY_VLAN, BridgePlan, EndPlan, LinkPlan
+from nsorch.values import Value
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator
@@ -26,8 +27,8 @@ _FORWARD_DELAY = 2.0
 FABRIC = 0  # as a key of network namespaces; a worker's is its order plus one
 
 
-@define(eq=False)
-class Part:
+@define(eq=False, repr=False)
+class Part(Value):
     """One of a segment's kernel bridges; together they are a tree.
 
     :ivar trunk: ifindices of the ends of the veth pair to the parent: the one there, and the one here
@@ -114,8 +115,8 @@ Entry = tuple[int, bytes, int]  # port, hardware address, and VLAN or 0
 Neighbour = tuple["IPv4Address | IPv6Address", bytes]
 
 
-@define
-class News:
+@define(repr=False)
+class News(Value):
     """What a part isn't told yet, or knows of what is gone."""
 
     part: Part

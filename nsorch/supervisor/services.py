@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING
 
 from nsorch.errors import TopologyError, UnsupportedError
 from nsorch.services import dnsmasq
-from nsorch.supervisor.routers import Routers
 from nsorch.topology.services import PROGRAMS, Dnsmasq, Frr
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from nsorch.supervisor.routers import Routers
     from nsorch.supervisor.supervisor import Supervisor
     from nsorch.supervisor.wiring import Wiring
     from nsorch.supervisor.worker import Worker
@@ -37,10 +37,18 @@ class Services:
     def __init__(self, supervisor: Supervisor, wiring: Wiring) -> None:
         self._supervisor = supervisor
         self._wiring = wiring
-        self.routers = Routers(supervisor, wiring)
+        self._routers: Routers | None = None  # until there is one
         self._all: dict[Worker, None] = {}
         self._reading: dict[Worker, int] = {}  # incarnations of dnsmasq that a signal doesn't end
         self._unread: set[Worker] = set()  # whose dnsmasq may not know the latest names
+
+    @property
+    def routers(self) -> Routers:
+        if self._routers is None:
+            from nsorch.supervisor.routers import Routers
+
+            self._routers = Routers(self._supervisor, self._wiring)
+        return self._routers
 
     @staticmethod
     def check(spec: WorkerSpec) -> None:
@@ -66,7 +74,8 @@ class Services:
         self._all.pop(worker, None)
         self._reading.pop(worker, None)
         self._unread.discard(worker)
-        self.routers.drop(worker)
+        if self._routers is not None:
+            self._routers.drop(worker)
 
     def command(self, worker: Worker) -> Sequence[str | bytes | os.PathLike[str]]:
         """Of its main process, as its links are now.

@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING
 import anyio
 from anyio.abc import ObjectReceiveStream
 
-from nsorch.core.usage import WorkerStats
 from nsorch.errors import ClosedError
 
 if TYPE_CHECKING:
+    from nsorch.core.usage import WorkerStats
     from nsorch.supervisor.worker import Worker
 
 
-class StatsStream(ObjectReceiveStream[WorkerStats]):
+class StatsStream(ObjectReceiveStream["WorkerStats"]):
     """Made by :meth:`nsorch.Worker.watch_stats`. It ends when the worker is gone."""
 
     def __init__(self, worker: Worker, interval: float) -> None:

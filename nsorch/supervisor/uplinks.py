@@ -26,6 +26,7 @@ from nsorch.supervisor.kernel import netns_of
 from nsorch.supervisor.services import find
 from nsorch.topology import WorkerSpec
 from nsorch.topology.names import interface_problem
+from nsorch.values import Value
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -42,8 +43,8 @@ _ELSEWHERE = ((socket.AF_INET, "192.0.2.1"), (socket.AF_INET6, "2001:db8::1"))
 _DEADLINE = 20.0
 
 
-@frozen
-class RouteReady:
+@frozen(repr=False)
+class RouteReady(Value):
     """When *target* has a route to the outside."""
 
     target: Any
@@ -51,8 +52,8 @@ class RouteReady:
     interval: float = 0.02
 
 
-@define(eq=False)
-class Uplink:
+@define(eq=False, repr=False)
+class Uplink(Value):
     """A worker's way to the outside of the lab. Made by :meth:`nsorch.Supervisor.uplink`.
 
     :ivar worker: its name

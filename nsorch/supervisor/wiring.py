@@ -14,7 +14,6 @@ from nsorch import events
 from nsorch.core.spawner.syscalls import CLONE_NEWNET
 from nsorch.errors import ClosedError, TopologyError
 from nsorch.net.plan import Batch, NodePlan
-from nsorch.supervisor.capture import Capture
 from nsorch.supervisor.emulating import needs_netem, require_netem
 from nsorch.supervisor.filtering import Filters
 from nsorch.supervisor.hosts import Names
@@ -39,6 +38,7 @@ if TYPE_CHECKING:
     from ipaddress import IPv4Interface, IPv6Interface
 
     from nsorch.core.helper import Facts
+    from nsorch.supervisor.capture import Capture
     from nsorch.supervisor.devices import Device
     from nsorch.supervisor.network import Bridge, Link, Side
     from nsorch.supervisor.supervisor import Supervisor
@@ -326,6 +326,8 @@ class Wiring:
         self._supervisor._bus.publish(kind(link=link.name, ends=link.ends))
 
     def capture(self, links: Sequence[Link], **options: Any) -> Capture:
+        from nsorch.supervisor.capture import Capture
+
         return Capture(self._supervisor, links, **options)
 
     async def set_mtu(self, link: Link, mtu: int) -> None:

@@ -8,6 +8,7 @@ from attrs import evolve, field, fields, frozen
 
 from nsorch.topology.emulation import EMULATION_KEYS
 from nsorch.topology.specs import BridgeSpec, End, LinkSpec, To, WorkerSpec
+from nsorch.values import Value
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -31,8 +32,8 @@ _FREE = {"label", "limits", "links", "routes", "interfaces", "nat", "firewall"}
 _SETTABLE = {"mtu", *EMULATION_KEYS}
 
 
-@frozen(kw_only=True)
-class Change:
+@frozen(kw_only=True, repr=False)
+class Change(Value):
     """
     :ivar action: ``"set"`` changes what exists, ``"restart"`` begins another incarnation, ``"replace"`` removes it and
         makes another
@@ -50,8 +51,8 @@ class Change:
         return f"{self.action} {self.kind} {self.name}" + (f" ({', '.join(self.details)})" if self.details else "")
 
 
-@frozen(kw_only=True)
-class Difference:
+@frozen(kw_only=True, repr=False)
+class Difference(Value):
     """From one topology to another. Empty (false) where nothing has to be done."""
 
     changes: tuple[Change, ...] = ()

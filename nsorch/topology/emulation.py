@@ -11,6 +11,7 @@ from attrs import Factory, evolve, field, fields, frozen
 from nsorch.errors import TopologyError
 from nsorch.topology.converters import checked
 from nsorch.topology.units import count, duration, fraction, rate
+from nsorch.values import Value
 
 #: of the jitter; its standard deviation is the jitter, but for "uniform", which stays within it
 DISTRIBUTIONS = ("uniform", "normal", "pareto", "paretonormal")
@@ -113,8 +114,8 @@ def _to_good(value: Any) -> float:
     return _share("good", value)
 
 
-@frozen
-class GilbertElliott:
+@frozen(repr=False)
+class GilbertElliott(Value):
     """Loss in bursts: the link is in a good or a bad state, and changes between them from packet to packet.
 
     All are fractions, or such as ``"1%"``; see tc-netem(8), ``loss gemodel``.
@@ -154,8 +155,8 @@ def _to_gilbert_elliott(value: Any) -> GilbertElliott | None:
     return GilbertElliott(**value)
 
 
-@frozen(kw_only=True)
-class Emulation:
+@frozen(kw_only=True, repr=False)
+class Emulation(Value):
     """What a link does to packets. None is what was not said, 0 is nothing.
 
     :ivar profile: a named kind of access link, for what else isn't said: :data:`PROFILES`
@@ -208,7 +209,7 @@ _NEEDS = {
 }
 
 
-@frozen(kw_only=True)
+@frozen(kw_only=True, repr=False)
 class Emulated(Emulation):
     """Something that has an emulation among other things."""
 

@@ -9,6 +9,7 @@ from attrs import frozen
 
 from nsorch.errors import UnsupportedError
 from nsorch.topology.emulation import GILBERT_ELLIOTT_KEYS, given
+from nsorch.values import Value
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -28,8 +29,8 @@ _RATES = ((1e9, "Gbit/s"), (1e6, "Mbit/s"), (1e3, "kbit/s"), (1.0, "bit/s"))
 _GRAPHML = "http://graphml.graphdrawing.org/xmlns"
 
 
-@frozen
-class _Edge:
+@frozen(repr=False)
+class _Edge(Value):
     a: str
     b: str
     label: str | None

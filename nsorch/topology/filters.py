@@ -12,6 +12,7 @@ from nsorch.errors import TopologyError
 from nsorch.topology.names import name_problem
 from nsorch.topology.units import duration
 from nsorch.topology.values import below, interface, interfaces, many, one_of, read, read_many
+from nsorch.values import Value
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -66,8 +67,8 @@ def _split_target(text: str) -> tuple[str, int | None]:
     return host, int(port) if port else None
 
 
-@frozen
-class Forward:
+@frozen(repr=False)
+class Forward(Value):
     """New connections to a port of the outside go inside: ``nsorch.Forward(80, to="web:8080")``.
 
     :ivar port: of the outside, or a range such as ``"8000-8010"``
@@ -125,8 +126,8 @@ def _timeout(value: Any) -> float:
     return seconds
 
 
-@frozen
-class Nat:
+@frozen(repr=False)
+class Nat(Value):
     """Address translation by a worker: ``nsorch.Nat("up0", kind="full-cone", forwards=[nsorch.Forward(80, to="a")])``.
 
     :ivar outside: its interfaces to the outside: their names, or the names of what their links lead to
@@ -190,8 +191,8 @@ def _optional_ports(value: Any) -> tuple[int, int] | None:
     return None if value is None else _ports(value)
 
 
-@frozen
-class Rule:
+@frozen(repr=False)
+class Rule(Value):
     """What happens to packets that all of it matches: ``nsorch.Rule("accept", protocol="tcp", port=22)``.
 
     :ivar action: ``"accept"``, ``"drop"``, or ``"reject"`` with an answer
@@ -223,8 +224,8 @@ def _rules(value: Any) -> tuple[Rule, ...]:
     return read_many("rules", Rule, value)
 
 
-@frozen
-class Firewall:
+@frozen(repr=False)
+class Firewall(Value):
     """Which packets a worker lets pass: ``nsorch.Firewall("home", outside="up0", rules=[…])``.
 
     It keeps account of connections: what belongs to one that was let pass, passes; IPv6's neighbour discovery, too.

@@ -16,6 +16,7 @@ from nsorch.topology.model import Topology
 from nsorch.topology.routing import connected
 from nsorch.topology.structure import shown
 from nsorch.topology.units import duration
+from nsorch.values import Value
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
@@ -23,8 +24,8 @@ if TYPE_CHECKING:
 _NAMESPACE = "{http://graphml.graphdrawing.org/xmlns}"
 
 
-@frozen
-class _Graph:
+@frozen(repr=False)
+class _Graph(Value):
     name: str
     nodes: Mapping[str, Mapping[str, str]]
     edges: Iterable[tuple[str, str, Mapping[str, str]]]
@@ -36,8 +37,8 @@ EARTH_RADIUS = 6371.0  # km, the mean of WGS 84
 SPEED = 200_000.0  # km/s: light in fibre
 
 
-@frozen(kw_only=True)
-class GraphOptions:
+@frozen(kw_only=True, repr=False)
+class GraphOptions(Value):
     """What to make of a graph's attributes.
 
     :ivar delay: ``"geo"``: of each link by the great circle between ``Latitude`` and ``Longitude`` of its nodes, at

@@ -17,6 +17,7 @@ from nsorch.topology.converters import (
     whole_number,
 )
 from nsorch.topology.units import duration
+from nsorch.values import Value
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -84,8 +85,8 @@ def _miimon(value: Any) -> float:
     return seconds
 
 
-@frozen
-class InterfaceSpec:
+@frozen(repr=False)
+class InterfaceSpec(Value):
     """What all have.
 
     :ivar address: one, or several, with the length of their subnet (``"10.0.0.1/24"``); where the interface is on a
@@ -111,7 +112,7 @@ class InterfaceSpec:
             raise TopologyError(f"mac: {why}")
 
 
-@frozen(kw_only=True)
+@frozen(kw_only=True, repr=False)
 class _Above(InterfaceSpec):
     """On top of another: an end of a link, or an interface before it."""
 
@@ -122,7 +123,7 @@ class _Above(InterfaceSpec):
         return (self.parent,)
 
 
-@frozen(kw_only=True)
+@frozen(kw_only=True, repr=False)
 class Vlan(_Above):
     """A sub-interface for the frames of *parent* that are tagged with VLAN *id* (IEEE 802.1Q).
 
@@ -135,7 +136,7 @@ class Vlan(_Above):
     protocol: str = field(default="802.1q", converter=_protocol, validator=among(VLAN_PROTOCOLS))
 
 
-@frozen(kw_only=True)
+@frozen(kw_only=True, repr=False)
 class Macvlan(_Above):
     """Another interface on the wire of *parent*, with a hardware address of its own.
 
@@ -147,7 +148,7 @@ class Macvlan(_Above):
     mode: str = field(default="bridge", validator=among(MACVLAN_MODES))
 
 
-@frozen(kw_only=True)
+@frozen(kw_only=True, repr=False)
 class Ipvlan(_Above):
     """Another interface on the wire of *parent*, that shares its hardware address.
 
@@ -161,14 +162,14 @@ class Ipvlan(_Above):
         self._refuse_mac("an ipvlan interface has its parent's")
 
 
-@frozen(kw_only=True)
+@frozen(kw_only=True, repr=False)
 class Dummy(InterfaceSpec):
     """Swallows what is sent to it: for addresses of a worker itself."""
 
     kind = "dummy"
 
 
-@frozen(kw_only=True)
+@frozen(kw_only=True, repr=False)
 class Vrf(InterfaceSpec):
     """A routing table of its own for its *ports*. Routes through them are put there.
 
@@ -188,7 +189,7 @@ class Vrf(InterfaceSpec):
             raise TopologyError(f"table: {self.table} is the kernel's own default, main or local table")
 
 
-@frozen(kw_only=True)
+@frozen(kw_only=True, repr=False)
 class Bond(InterfaceSpec):
     """Several *ports* as one interface; they lose their addresses to it.
 
@@ -212,7 +213,7 @@ class Bond(InterfaceSpec):
             raise TopologyError(f"lacp_rate: only for mode 802.3ad, not {self.mode}")
 
 
-@frozen(kw_only=True)
+@frozen(kw_only=True, repr=False)
 class Tun(InterfaceSpec):
     """A network interface whose packets a program reads and writes: one in the worker, which opens ``/dev/net/tun``,
     or this one, by :meth:`nsorch.Worker.open_tun`.

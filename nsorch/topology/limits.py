@@ -10,6 +10,7 @@ from attrs import field, frozen
 
 from nsorch.errors import TopologyError
 from nsorch.topology.units import size
+from nsorch.values import Value
 
 _PERIOD = 100_000  # µs, of cpu.max: the kernel's own default
 _LEAST_CPUS = 0.01  # 1 ms of it is the shortest that the kernel takes
@@ -78,8 +79,8 @@ def _to_cpuset(value: Any) -> str | None:
     return ",".join(parts)
 
 
-@frozen(kw_only=True)
-class IoLimits:
+@frozen(kw_only=True, repr=False)
+class IoLimits(Value):
     """Of one block device.
 
     :ivar rbps: bytes per second to be read; *wbps* written
@@ -127,8 +128,8 @@ def _io_limits(path: str, value: Any) -> IoLimits:
     return IoLimits(**found)
 
 
-@frozen(kw_only=True)
-class Limits:
+@frozen(kw_only=True, repr=False)
+class Limits(Value):
     """What all processes of a worker may use together: ``nsorch.Limits(memory="512MiB", cpus=1.5)``.
 
     :ivar memory: bytes, beyond which something is killed (``memory.max``)

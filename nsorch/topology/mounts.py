@@ -10,6 +10,7 @@ from typing import Any
 from attrs import field, frozen
 
 from nsorch.errors import TopologyError
+from nsorch.values import Value
 
 _SIZE = re.compile(r"\s*([0-9]+)\s*([kmgt]?)(?:i?b)?\s*", re.IGNORECASE)
 _MOST_LAYERS = 500  # OVL_MAX_STACK
@@ -76,8 +77,8 @@ def _to_upper_size(value: Any) -> int | None:
         raise TopologyError(f"rootfs.{exc.problems[0]}") from None
 
 
-@frozen(kw_only=True)
-class Overlay:
+@frozen(kw_only=True, repr=False)
+class Overlay(Value):
     """See :func:`overlay`."""
 
     lower: tuple[str, ...] = field(converter=_layers)
@@ -147,8 +148,8 @@ def _to_dst(value: Any) -> str:
     return path
 
 
-@frozen(kw_only=True)
-class Bind:
+@frozen(kw_only=True, repr=False)
+class Bind(Value):
     """See :func:`bind`."""
 
     src: str = field(converter=_to_src)
@@ -165,8 +166,8 @@ class Bind:
 PROPAGATIONS = ("private", "shared")
 
 
-@frozen(kw_only=True)
-class Tmpfs:
+@frozen(kw_only=True, repr=False)
+class Tmpfs(Value):
     """See :func:`tmpfs`."""
 
     dst: str = field(converter=_to_dst)

@@ -10,49 +10,50 @@ from typing import TYPE_CHECKING
 from attrs import evolve, fields, frozen
 
 from nsorch.errors import TopologyError
+from nsorch.values import Value
 
 if TYPE_CHECKING:
     from typing import Any
 
 
-@frozen
-class New:
+@frozen(repr=False)
+class New(Value):
     """Its own."""
 
 
-@frozen
-class Shared:
+@frozen(repr=False)
+class Shared(Value):
     """None of its own: the supervisor's for mnt, pid and user, the host's for net, uts and ipc."""
 
 
-@frozen
-class Host:
+@frozen(repr=False)
+class Host(Value):
     """The host's, also where that isn't what one shares."""
 
 
-@frozen
-class OfWorker:
+@frozen(repr=False)
+class OfWorker(Value):
     """That of another worker."""
 
     name: str
 
 
-@frozen
-class OfPid:
+@frozen(repr=False)
+class OfPid(Value):
     """That of a process, by its pid as the host sees it."""
 
     pid: int
 
 
-@frozen
-class AtPath:
+@frozen(repr=False)
+class AtPath(Value):
     """The one at a path such as ``/run/netns/blue``."""
 
     path: str
 
 
-@frozen
-class OfDescriptor:
+@frozen(repr=False)
+class OfDescriptor(Value):
     """The one that a descriptor of the application refers to."""
 
     fd: int
@@ -61,15 +62,15 @@ class OfDescriptor:
 Source = New | Shared | Host | OfWorker | OfPid | AtPath | OfDescriptor
 
 
-@frozen
-class Pid:
+@frozen(repr=False)
+class Pid(Value):
     """Names the namespaces of process *number*: ``namespaces={"net": nsorch.Pid(1)}``."""
 
     number: int
 
 
-@frozen(kw_only=True)
-class NamespaceSet:
+@frozen(kw_only=True, repr=False)
+class NamespaceSet(Value):
     """A source for each kind."""
 
     net: Source = Shared()

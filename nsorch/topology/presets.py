@@ -11,6 +11,7 @@ from nsorch.errors import TopologyError
 from nsorch.topology.mounts import Mount, Overlay, Tmpfs
 from nsorch.topology.namespaces import NamespaceSet, New, Shared
 from nsorch.topology.privileges import CAPABILITIES, Capabilities, CapabilityChange, IdRange
+from nsorch.values import Value
 
 if TYPE_CHECKING:
     from nsorch.topology.specs import WorkerSpec
@@ -45,8 +46,8 @@ _PRIVATE = (Tmpfs(dst="/tmp"), Tmpfs(dst="/run", mode=0o755))  # noqa: S108 - in
 NOBODY = 65534
 
 
-@frozen(kw_only=True)
-class Isolation:
+@frozen(kw_only=True, repr=False)
+class Isolation(Value):
     """What holds for a worker once its preset and its own fields are put together.
 
     :ivar capabilities: None leaves the supervisor's

@@ -10,6 +10,7 @@ from typing import Any
 from attrs import field, frozen
 
 from nsorch.errors import TopologyError
+from nsorch.values import Value
 
 #: in the order of their numbers (linux/capability.h)
 CAPABILITIES = (
@@ -83,8 +84,8 @@ def _capability_set(value: Any) -> frozenset[str]:
     return frozenset(map(_capability, value))
 
 
-@frozen(kw_only=True)
-class Capabilities:
+@frozen(kw_only=True, repr=False)
+class Capabilities(Value):
     """The five sets of capabilities(7), by names such as ``"NET_ADMIN"``, or ``"all"``; as they are before the exec,
     whose rules then apply: a command of uid 0 gets its bounding set, another one its ambient set.
 
@@ -117,8 +118,8 @@ class Capabilities:
         return frozenset().union(*(getattr(self, name) for name in CAPABILITY_SETS))
 
 
-@frozen
-class CapabilityChange:
+@frozen(repr=False)
+class CapabilityChange(Value):
     """What a preset gives, and more or less of it: ``["+NET_RAW", "-CHOWN"]``."""
 
     add: frozenset[str]

@@ -9,13 +9,14 @@ from attrs import evolve, frozen
 
 from nsorch.errors import TopologyError
 from nsorch.topology.emulation import NO_EMULATION, PROFILE_NAMES, Emulation, contradictions, overlay
+from nsorch.values import Value
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
 
-@frozen(kw_only=True)
-class Profile:
+@frozen(kw_only=True, repr=False)
+class Profile(Value):
     """An access link, of which one end is the subscriber's.
 
     :ivar up: from the subscriber

@@ -13,6 +13,7 @@ from nsorch.errors import TopologyError
 from nsorch.topology.names import name_problem
 from nsorch.topology.units import duration
 from nsorch.topology.values import below, interfaces, many, read
+from nsorch.values import Value
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -72,8 +73,8 @@ def _check_flag(_: Any, attribute: Any, value: Any) -> None:
         raise TopologyError(f"{attribute.name}: {value!r} is neither true nor false")
 
 
-@frozen
-class Dnsmasq:
+@frozen(repr=False)
+class Dnsmasq(Value):
     """DHCP, DNS and router advertisements by dnsmasq (Debian: dnsmasq-base): ``service=nsorch.Dnsmasq("home")``.
 
     DNS answers with the lab's names, also those of workers that come later. The worker is ready when it answers.
@@ -131,8 +132,8 @@ def _timeout(value: Any) -> float:
     return _seconds("timeout", value)
 
 
-@frozen
-class Frr:
+@frozen(repr=False)
+class Frr(Value):
     """Dynamic routing by FRR (Debian: frr): ``service=nsorch.Frr("ospf")``. It implies ``forward``.
 
     The worker gets loopback addresses, and a configuration made of its links. It is ready when it has converged: all
@@ -167,8 +168,8 @@ class Frr:
 Service = Dnsmasq | Frr
 
 
-@frozen
-class ServiceReady:
+@frozen(repr=False)
+class ServiceReady(Value):
     """What the worker's service itself calls ready."""
 
     timeout: float

@@ -51,13 +51,14 @@ from nsorch.topology.privileges import (
 from nsorch.topology.services import PROGRAMS, Frr, Service, to_service
 from nsorch.topology.sysctls import sysctl_problems
 from nsorch.topology.units import duration
+from nsorch.values import Value
 
 
 def _to_gateway(value: Any) -> str | None:
     return checked("gateway", named, value)
 
 
-@frozen(kw_only=True)
+@frozen(kw_only=True, repr=False)
 class _Plugged(Emulated):
     """What may be on a bridge."""
 
@@ -70,7 +71,7 @@ class _Plugged(Emulated):
         return 1 if self.vlan is None and not self.tagged else self.vlan
 
 
-@frozen
+@frozen(repr=False)
 class End(_Plugged):
     """One end of a link: ``nsorch.End(worker, name="up0", address="10.0.0.1", mac=…, mtu=…)``.
 
@@ -95,7 +96,7 @@ class End(_Plugged):
         return End(worker, name=name if colon else None)
 
 
-@frozen
+@frozen(repr=False)
 class To(_Plugged):
     """A link to a bridge, in a worker's ``links``: ``nsorch.To(lan, address=…, name=…)``; the rest as :class:`End`."""
 
@@ -106,8 +107,8 @@ class To(_Plugged):
     mtu: int | None = field(kw_only=True, default=None, converter=to_mtu)
 
 
-@frozen(kw_only=True)
-class Route:
+@frozen(kw_only=True, repr=False)
+class Route(Value):
     """To network *to*, by gateway *via* or through interface *dev*; ``"default"`` is 0.0.0.0/0 or ::/0 as *via* is."""
 
     to: IPv4Network | IPv6Network
@@ -138,8 +139,8 @@ def _to_device(value: Any) -> str | None:
     return None if value is None else str(value)
 
 
-@frozen(kw_only=True)
-class TcpReady:
+@frozen(kw_only=True, repr=False)
+class TcpReady(Value):
     """See :func:`tcp_ready`."""
 
     port: int
@@ -148,8 +149,8 @@ class TcpReady:
     interval: float = 0.02
 
 
-@frozen(kw_only=True)
-class ExecReady:
+@frozen(kw_only=True, repr=False)
+class ExecReady(Value):
     """See :func:`exec_ready`."""
 
     command: tuple[str, ...]
@@ -231,8 +232,8 @@ def _environment(value: Any) -> Mapping[str, str] | None:
     return dict(value)
 
 
-@frozen(kw_only=True)
-class WorkerSpec:
+@frozen(kw_only=True, repr=False)
+class WorkerSpec(Value):
     """Description of a worker; the fields of :meth:`nsorch.Supervisor.start`."""
 
     name: str = field(converter=valid_name)
@@ -353,8 +354,8 @@ def _ageing(value: Any) -> float | None:
     return seconds
 
 
-@frozen(kw_only=True)
-class BridgeSpec:
+@frozen(kw_only=True, repr=False)
+class BridgeSpec(Value):
     """Description of a bridge; the fields of :meth:`nsorch.Supervisor.bridge`."""
 
     name: str = field(converter=valid_name)
@@ -390,7 +391,7 @@ def _to_end(value: Any) -> End:
     return End.parse(value) if isinstance(value, str) else End(value)
 
 
-@frozen(kw_only=True)
+@frozen(kw_only=True, repr=False)
 class LinkSpec(Emulated):
     """Description of a link; the fields of :meth:`nsorch.Supervisor.link`."""
 

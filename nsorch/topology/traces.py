@@ -12,6 +12,7 @@ from attrs import Factory, field, frozen
 from nsorch.errors import TopologyError
 from nsorch.topology.emulation import Emulation
 from nsorch.topology.units import duration
+from nsorch.values import Value
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
@@ -20,8 +21,8 @@ if TYPE_CHECKING:
 _PACKET = 1500 * 8
 
 
-@frozen
-class Step:
+@frozen(repr=False)
+class Step(Value):
     """From *time* on, in seconds since the beginning, what *emulation* says; what it doesn't say stays."""
 
     time: float
@@ -57,8 +58,8 @@ def _to_length(value: Any) -> float:
         raise TopologyError(f"trace.length: {exc}") from None
 
 
-@frozen
-class Trace:
+@frozen(repr=False)
+class Trace(Value):
     """Steps in the order of their times: ``Trace([(0, {"rate": "5mbit"}), (2.5, {"rate": "1mbit", "loss": "1%"})])``.
 
     :ivar length: seconds until it begins again, or ends; the time of the last step if not given

@@ -13,6 +13,7 @@ from attrs import Attribute, field, fields, frozen
 from nsorch.errors import AddressError, TopologyError
 from nsorch.topology.converters import allowed_networks, one_or_many, valid_interface_name, valid_name
 from nsorch.topology.interfaces import InterfaceSpec, within
+from nsorch.values import Value
 
 IPAddress = IPv4Address | IPv6Address
 
@@ -46,7 +47,7 @@ def _remotes(value: Any) -> tuple[str | IPAddress, ...]:
     return tuple(found)
 
 
-@frozen(kw_only=True)
+@frozen(kw_only=True, repr=False)
 class Vxlan(InterfaceSpec):
     """One end of an overlay network: frames travel in UDP (RFC 7348).
 
@@ -117,8 +118,8 @@ def _key(instance: Any, attribute: Attribute[Any], value: Any) -> None:  # noqa:
     raise TopologyError(f"{attribute.name}: a key is 32 bytes in Base64")  # which isn't shown: it may be secret
 
 
-@frozen(kw_only=True)
-class WireGuardPeer:
+@frozen(kw_only=True, repr=False)
+class WireGuardPeer(Value):
     """Another end of a :class:`WireGuard` tunnel.
 
     :ivar worker: that has a WireGuard interface, now or later: its key, endpoint and addresses are looked up there
@@ -173,7 +174,7 @@ def _peer(number: int, item: Any) -> WireGuardPeer:
         raise AddressError(f"peers[{number}].{exc}") from None
 
 
-@frozen(kw_only=True)
+@frozen(kw_only=True, repr=False)
 class WireGuard(InterfaceSpec):
     """A WireGuard tunnel. Its key is generated unless given.
 
