@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import pathlib
+import shutil
 import subprocess
 import sys
 
@@ -13,6 +15,7 @@ import pytest
 from rootfs_support import make_rootfs
 
 import nsorch
+import nsorch.core.program
 
 pytestmark = pytest.mark.anyio
 PYTHON = "/usr/bin/python3"  # one that every user can run
@@ -93,7 +96,7 @@ async def test_the_helpers_program_is_not_executed(rootfs: pathlib.Path, live: b
         for name in ("link", "script", "far", "linked"):
             with pytest.raises(nsorch.NsorchError) as caught:
                 await worker.run([name, "--version"])
-            assert caught.value.errno == errno.ELOOP, name
+            assert caught.value.errno in (errno.ELOOP, errno.EACCES), name  # as root no process may execute it
         with pytest.raises(nsorch.NsorchError):
             await worker.run(["/proc/1/exe", "--version"])
         with pytest.raises(nsorch.NsorchError):
@@ -101,6 +104,54 @@ async def test_the_helpers_program_is_not_executed(rootfs: pathlib.Path, live: b
         (rootfs / "bin/fine").write_text("#!/bin/sh\necho fine $1\n")
         (rootfs / "bin/fine").chmod(0o755)
         assert (await worker.run(["fine", "x"])).stdout == b"fine x\n"
+
+
+async def test_the_helpers_program_is_closed_off() -> None:
+    """CVE-2019-5736, where the link was swapped after the look: a worker that is trusted isn't looked at."""
+    if os.geteuid():
+        pytest.skip("a mount of its own takes root")
+    async with nsorch.Supervisor() as sup:
+        stub = (await sup.wait_event(nsorch.SupervisorStarted, since=0)).pid
+        with pytest.raises(PermissionError):
+            subprocess.run([f"/proc/{stub}/exe", "--version"], check=True)
+        with pytest.raises(OSError, match="Text file busy|Read-only"):
+            os.open(f"/proc/{stub}/exe", os.O_WRONLY)
+        for command in (None, ["sleep", "600"]):
+            for user in (None, "1000:1000"):
+                worker = await sup.start(f"w{command is None:d}{user is None:d}", command, user=user)
+                with pytest.raises(nsorch.NsorchError) as caught:
+                    await worker.run(["/proc/self/exe", "--version"])
+                assert caught.value.errno == errno.EACCES
+        assert pathlib.Path(f"/proc/{stub}/comm").read_text() == "nsorch\n"
+
+
+async def test_the_callers_own_interpreter(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same for an interpreter that its user may write to, without rights over mounts."""
+    (tmp_path / "bin").mkdir()
+    shutil.copy(PYTHON, tmp_path / "bin/python3")
+    (tmp_path / "pyvenv.cfg").write_text(f"home = {os.path.dirname(PYTHON)}\n")
+    monkeypatch.setattr(sys, "executable", str(tmp_path / "bin/python3"))
+    monkeypatch.setattr(nsorch.core.program, "_on_own_mount", lambda interpreter: -1)
+    async with nsorch.Supervisor(rootless=True) as sup:
+        stub = (await sup.wait_event(nsorch.SupervisorStarted, since=0)).pid
+        assert os.readlink(f"/proc/{stub}/exe").startswith("/memfd:python")
+        worker = await sup.start("w", ["sleep", "600"])
+        script = "import os\nos.open('/proc/self/exe', os.O_WRONLY)"
+        done = await worker.run(["/proc/self/exe", "-c", script], check=False)
+        assert b"Text file busy" in done.stderr or b"not permitted" in done.stderr
+        # When nobody runs it any more, it still can't be changed.
+        with open(f"/proc/{stub}/exe", "rb") as file:
+            seals = fcntl.fcntl(file, fcntl.F_GET_SEALS)
+        assert seals & fcntl.F_SEAL_WRITE
+        assert seals & fcntl.F_SEAL_SEAL
+        assert (await worker.run(["echo", "fine"])).stdout == b"fine\n"
+
+
+def test_an_interpreter_that_must_stay_where_it_is(tmp_path: pathlib.Path) -> None:
+    for name, content in (("script", b"#!/bin/sh\nexec python3 $@\n"), ("elf", b"\x7fELF" + b"\0$ORIGIN/../lib\0")):
+        (tmp_path / name).write_bytes(content)
+        with nsorch.core.program.guarded(str(tmp_path / name)) as program:
+            assert program == (str(tmp_path / name), -1)
 
 
 @pytest.mark.parametrize("live", [True, False])

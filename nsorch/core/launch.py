@@ -14,13 +14,15 @@ from typing import NamedTuple
 from nsorch.errors import SetupError, UnsupportedError
 
 from . import descriptors, spawner
+from .program import guarded
 from .spawner import protocol
 from .subids import find_subids
 
 _CAP_SYS_ADMIN = 21
 _NS_GET_USERNS = 0xB701  # linux/nsfs.h
 _SIGNALS = sorted(signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP})
-_BOOT = "import sys; sys.path.insert(0, sys.argv[1]); from spawner.stub import main; main(3)"
+_OPTIONS = ("-I", "-S", "-B", "-X", "utf8")
+_BOOT = "import sys; sys.path.insert(0, sys.argv[1]); from spawner.stub import main; main(3, *map(int, sys.argv[2:]))"
 
 
 class Launched(NamedTuple):
@@ -74,14 +76,18 @@ def launch(rootless: bool, subids: bool | None = None) -> Launched:
     stub, stub_end, requests, requests_end, own_pidfd = opened
     try:
         try:
-            pid = os.posix_spawn(
-                sys.executable,
-                [sys.executable, "-I", "-S", "-B", "-X", "utf8", "-c", _BOOT, folder],
-                os.environ,
-                file_actions=[(os.POSIX_SPAWN_DUP2, stub_end, 3)],
-                setsigmask=(),
-                setsigdef=_SIGNALS,
-            )
+            with guarded(sys.executable) as program:
+                actions = [(os.POSIX_SPAWN_DUP2, stub_end, 3)]
+                if program.mount >= 0:
+                    actions.append((os.POSIX_SPAWN_DUP2, program.mount, 4))
+                pid = os.posix_spawn(
+                    program.path,
+                    [sys.executable, *_OPTIONS, "-c", _BOOT, folder, *(("4",) if program.mount >= 0 else ())],
+                    os.environ,
+                    file_actions=actions,
+                    setsigmask=(),
+                    setsigdef=_SIGNALS,
+                )
         except OSError as exc:
             raise SetupError("start the helper", stage="posix_spawn", errno=exc.errno, detail=sys.executable) from exc
         pidfd = _pidfd(pid)

@@ -16,10 +16,9 @@ import socket
 import struct
 
 from .command import identify
+from .sealed import sealed
 from .stages import StageError, stage
 
-_MFD_EXEC = 0x10  # linux/memfd.h, since 6.3
-_SEALS = fcntl.F_SEAL_SEAL | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE
 # By os.uname().machine: the number of the architecture in linux/elf-em.h, and pid1.S as assembled.
 _PROGRAMS = {
     "x86_64": (
@@ -84,7 +83,7 @@ class Pid1:
         if program is None or not os.path.exists("/proc/thread-self/children"):
             return None
         with contextlib.suppress(OSError):
-            file = _sealed(program)
+            file = sealed("nsorch-init", program)
             # Without an argument it ends at once, by a signal: no more is asked here than whether it may be executed.
             os.waitpid(os.posix_spawn(f"/proc/self/fd/{file}", ("nsorch-init",), {}), 0)
             return cls(file)
@@ -153,16 +152,3 @@ class Pid1:
         except BlockingIOError:
             return []
         return [(int(job, 16), status) for job, status in _REPORT.iter_unpack(reports)]
-
-
-def _sealed(program: bytes) -> int:
-    flags = os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING
-    try:
-        file = os.memfd_create("nsorch-init", flags | _MFD_EXEC)
-    except OSError as exc:
-        if exc.errno != errno.EINVAL:  # a kernel that knows no such flag, and needs none
-            raise
-        file = os.memfd_create("nsorch-init", flags)
-    os.write(file, program)
-    fcntl.fcntl(file, fcntl.F_ADD_SEALS, _SEALS)
-    return file

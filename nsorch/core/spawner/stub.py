@@ -18,7 +18,7 @@ import socket
 import sys
 from typing import Any, NamedTuple, NoReturn
 
-from . import protocol, subtree
+from . import mountapi, protocol, subtree
 from .command import close_all_but
 from .homing import Namespaces
 from .idmaps import IdMaps, map_gids, map_ids
@@ -38,6 +38,7 @@ from .syscalls import (
     NS_FILES,
     clone3,
     get_permitted,
+    set_name,
     set_parent_death_signal,
     unshare,
 )
@@ -52,8 +53,15 @@ class Start(NamedTuple):
     insists: bool  #: on all of id_maps; else the caller's own serve where these programs fail
 
 
-def main(stub_fd: int) -> NoReturn:
-    """Run the stub around the socket *stub_fd*. Descriptors 0 to 2 are the application's, all others aren't ours."""
+def main(stub_fd: int, program_mount: int = -1) -> NoReturn:
+    """Run the stub around the socket *stub_fd*. Descriptors 0 to 2 are the application's, all others aren't ours.
+
+    :param program_mount: of the file that we run, see :mod:`nsorch.core.program`
+    """
+    if program_mount >= 0:
+        # Not before: the kernel had yet to map the file. Others can't undo it, as the mount is in no namespace.
+        mountapi.set_attributes(program_mount, mountapi.ATTR_RDONLY | mountapi.ATTR_NOEXEC)
+    set_name(b"nsorch")  # else that of a descriptor's number
     close_all_but(0, 1, 2, stub_fd)
     # The terminal of the application sends some to its whole process group. Blocked, none is lost for a forked child,
     # which hears them by signalfd; commands start with none blocked.
