@@ -89,3 +89,13 @@ def test_what_few_use_is_imported_when_it_is_used() -> None:
     """
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert done.stdout == "\n\nmodule 'nsorch' has no attribute 'nothing'\n"
+
+
+def test_type_checkers_know_each_name_and_no_other() -> None:
+    body = ast.parse((TOP / "__init__.py").read_text()).body
+    assert not [node for node in body if isinstance(node, ast.FunctionDef)]  # __getattr__ has a type for any name
+    checking = next(node for node in body if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING")
+    seen = {
+        alias.name: node.module for node in checking.body if isinstance(node, ast.ImportFrom) for alias in node.names
+    }
+    assert seen == nsorch._LATER
