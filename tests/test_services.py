@@ -7,13 +7,15 @@ import pathlib
 import shutil
 import socket
 import struct
-from ipaddress import IPv4Address, ip_address, ip_interface
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_interface
 
 import anyio
 import pytest
 from kernel_support import needs_kernel
 
 import nsorch
+from nsorch.events import InterfaceCreated, InterfaceRemoved
+from nsorch.net.ping import Probes, hear_replies_only, ping_pairs
 from nsorch.services import frr
 from nsorch.services.dnsmasq import Served, arguments
 
@@ -25,6 +27,11 @@ needs_dnsmasq = pytest.mark.skipif(
 needs_frr = pytest.mark.skipif(
     not pathlib.Path("/usr/lib/frr/zebra").exists(), reason="FRR is not installed (Debian: frr)"
 )
+needs_tayga = pytest.mark.skipif(
+    shutil.which("tayga", path=os.environ["PATH"] + ":/usr/sbin") is None,
+    reason="tayga is not installed (Debian: tayga)",
+)
+needs_tun = pytest.mark.skipif(not os.access("/dev/net/tun", os.W_OK), reason="this user may not open /dev/net/tun")
 
 
 def home_lab():
@@ -182,7 +189,11 @@ async def test_dnsmasq_says_what_it_cannot_serve():
 async def test_what_is_not_installed_is_named(monkeypatch):
     monkeypatch.setattr(shutil, "which", lambda *_, **__: None)
     async with nsorch.Supervisor() as sup:
-        for service, name in ((nsorch.Dnsmasq("eth0"), "dnsmasq-base"), (nsorch.Frr("ospf"), "frr")):
+        for service, name in (
+            (nsorch.Dnsmasq("eth0"), "dnsmasq-base"),
+            (nsorch.Frr("ospf"), "frr"),
+            (nsorch.Tayga("64:ff9b::/96"), "tayga"),
+        ):
             with pytest.raises(nsorch.UnsupportedError, match=rf"isn't installed \(Debian: {name}\)"):
                 await sup.start("w", service=service)
         assert not sup.workers
@@ -260,6 +271,121 @@ async def test_routers_that_come_later():
         assert a.exit.code == 0
 
 
+# -- tayga
+
+
+def two_families(prefix="64:ff9b::/96", four="100.127.0.0/24", **options):
+    topology = nsorch.Topology("two families")
+    topology.bridge("six", "fd01::/64", gateway="r")
+    topology.bridge("four", four)
+    topology.worker("r", links=["six", "four"], service=nsorch.Tayga(prefix), **options)
+    topology.worker("a", links=["six"])
+    topology.worker("b", links=["four"])
+    return topology
+
+
+def behind(prefix, worker):
+    """The IPv6 address of a worker with IPv4 alone."""
+    (address,) = worker.addresses
+    return IPv6Address(int(IPv6Network(prefix).network_address) + int(address.ip))
+
+
+async def answers(worker, address, attempts=5):
+    """Whether *address* answers a ping."""
+    probes = Probes()
+    probes.add(worker.name, "", address)
+    with await worker.open_socket(socket.AF_INET6, socket.SOCK_RAW, socket.IPPROTO_ICMPV6) as sock:
+        hear_replies_only(sock)
+        outcome = await ping_pairs({(worker.name, socket.AF_INET6): sock}, probes, timeout=0.3, attempts=attempts)
+    return outcome.result(probes[0], 0).rtt is not None
+
+
+async def download(client, address, server, size=200_000):
+    """Have *server* send so many bytes to who connects; whom it saw."""
+    seen = []
+
+    async def send(stream):
+        async with stream:
+            seen.append(str(stream.extra(anyio.abc.SocketAttribute.remote_address)[0]))
+            await stream.send(bytes(size))
+
+    async with anyio.create_task_group() as tasks:
+        await tasks.start(server.serve, send, 80)
+        received = 0
+        with anyio.fail_after(SECONDS):
+            async with await client.connect_tcp(str(address), 80) as stream:
+                async for data in stream:
+                    received += len(data)
+        tasks.cancel_scope.cancel()
+    assert received == size
+    return seen[0]
+
+
+@pytest.mark.anyio
+@pytest.mark.vm
+@needs_kernel("nf_tables", "tun")
+@needs_tayga
+@needs_tun
+async def test_ipv6_alone_reaches_ipv4_alone():
+    """By an address of the pool, or by the router's own; also by another prefix, and after a restart."""
+    async with nsorch.Supervisor() as sup, sup.events(kinds=[InterfaceCreated, InterfaceRemoved]) as heard:
+        lab = await sup.deploy(two_families(nat="four"))
+        r, a, b = (lab.workers[name] for name in "rab")
+        target = behind("64:ff9b::/96", b)
+        assert await answers(a, target)
+        assert await download(a, target, b) == str(r.interfaces["eth1"].addresses[0].ip)
+
+        await r.restart()
+        assert await answers(a, target)
+        found = await lab.apply(two_families("fd64::/96", nat="four"))
+        assert [str(change) for change in found.changes] == ["restart worker r (service)"]
+        assert await answers(a, behind("fd64::/96", b))
+        assert not await answers(a, target, attempts=1)
+
+        await r.stop(grace=5)
+        assert r.exit.signal is None
+        assert not await answers(a, behind("fd64::/96", b), attempts=1)
+        await lab.remove()
+        for kind in (InterfaceCreated, InterfaceRemoved):
+            event = await anext(heard)
+            assert isinstance(event, kind)
+            assert (event.worker, event.interface, event.type) == ("r", "nat64", "tun")
+
+
+@pytest.mark.anyio
+@needs_kernel("tun")
+@needs_tayga
+@needs_tun
+async def test_addresses_of_the_pool():
+    """Without address translation the worker has to be the router of those with IPv4."""
+    topology = two_families("2001:db8:64::/96", "10.0.0.0/24")
+    topology.remove("four")
+    topology.bridge("four", "10.0.0.0/24", gateway="r")
+    topology.link("r", "four")
+    topology.link("b", "four")
+    async with nsorch.Supervisor() as sup:
+        workers = (await sup.deploy(topology)).workers
+        seen = await download(workers["a"], behind("2001:db8:64::/96", workers["b"]), workers["b"])
+        assert IPv4Address(seen) in IPv4Network("192.168.255.0/24")
+
+
+@pytest.mark.anyio
+@needs_tayga
+@needs_tun
+async def test_tayga_says_what_it_cannot_translate():
+    async with nsorch.Supervisor() as sup:
+        with pytest.raises(ExceptionGroup) as caught:
+            await sup.deploy(two_families(four="10.0.0.0/24"))
+        assert caught.group_contains(nsorch.TopologyError, match="workers.r.service.tayga.prefix: .*RFC 6052")
+        with pytest.raises(ExceptionGroup) as caught:
+            await sup.deploy(two_families(four="192.168.0.0/16"))
+        assert caught.group_contains(nsorch.TopologyError, match="workers.r.service.tayga.pool: .*192.168.0.0/16")
+        assert not sup.workers
+        # What comes later may lead anywhere.
+        lan = await sup.bridge("lan", "10.0.0.0/24")
+        await sup.start("r", links=[lan], nat="up0", service=nsorch.Tayga("64:ff9b::/96"))
+
+
 # -- what needs no kernel
 
 
@@ -274,6 +400,8 @@ def test_files(tmp_path):
         links=["internet"],
         service=nsorch.Dnsmasq("eth0", range="203.0.113.5-203.0.113.9", servers=["9.9.9.9"], lease=600),
     )
+    topology.worker("s", links=["internet"], service={"tayga": "64:ff9b::/96"})
+    topology.worker("t", service=nsorch.Tayga("2001:db8:64::/64", pool="10.1.0.0/16"))
     for suffix in ("toml", "yaml", "json"):
         topology.dump(tmp_path / f"lab.{suffix}")
         again = nsorch.Topology.load(tmp_path / f"lab.{suffix}")
@@ -283,7 +411,9 @@ def test_files(tmp_path):
 
     jsonschema.validate(topology.to_dict(), nsorch.Topology.json_schema())
     assert topology.to_dict()["workers"]["p"] == {"links": ["internet"], "service": {"frr": "bgp"}}
+    assert topology.to_dict()["workers"]["s"] == {"links": ["internet"], "service": {"tayga": "64:ff9b::/96"}}
     assert topology.workers["p"].forward
+    assert topology.workers["s"].forward
 
 
 @pytest.mark.parametrize(
@@ -303,6 +433,10 @@ def test_files(tmp_path):
         ({"frr": {"protocols": "bgp", "asn": 0}}, "workers.w.service.frr.asn: "),
         ({"frr": {"protocols": "ospf", "hello": 1.5}}, "workers.w.service.frr.hello: "),
         ({"frr": {"protocols": "ospf", "area": "x"}}, "workers.w.service.frr.area: "),
+        ({"tayga": {}}, "workers.w.service.tayga.prefix: is missing"),
+        ({"tayga": "64:ff9b::/95"}, "workers.w.service.tayga.prefix: 64:ff9b::/95 is none of /32, "),
+        ({"tayga": "10.0.0.0/8"}, 'workers.w.service.tayga.prefix: "10.0.0.0/8" is not an IPv6 network'),
+        ({"tayga": {"prefix": "fd64::/96", "pool": "10.0.0.0/31"}}, "workers.w.service.tayga.pool: "),
     ],
 )
 def test_wrong(service, message):
@@ -321,6 +455,11 @@ def test_wrong_together():
         nsorch.TopologyError, match="workers.w.service: only in network and mount namespaces of its own"
     ):
         nsorch.WorkerSpec(name="w", namespaces=["net"], service=nsorch.Frr("ospf"))
+    nat64 = nsorch.Tayga("64:ff9b::/96")
+    with pytest.raises(nsorch.TopologyError, match="workers.w.service: only in a network namespace of its own"):
+        nsorch.WorkerSpec(name="w", namespaces=["mnt"], service=nat64)
+    with pytest.raises(nsorch.TopologyError, match='workers.w.service: "nat64" is the name of its own interface'):
+        nsorch.WorkerSpec(name="w", interfaces=[nsorch.Tun("nat64")], service=nat64)
     topology = nsorch.Topology(routing="shortest-path")
     topology.worker("w", service=nsorch.Frr("ospf"))
     assert topology.problems() == ['workers.w.service.frr: with routing "shortest-path" the routes are set already']

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from nsorch.supervisor.network import Bridge, Link, Side
     from nsorch.supervisor.wiring import Wiring
     from nsorch.supervisor.worker import Worker
-    from nsorch.topology import Route
+    from nsorch.topology import WorkerSpec
 
     Interfaces = tuple[IPv4Interface | IPv6Interface, ...]
 
@@ -168,11 +168,14 @@ async def move(
     await wiring.settle()
 
 
-async def set_routes(wiring: Wiring, worker: Worker, routes: Iterable[Route]) -> None:
-    """:raises TopologyError: a gateway is on none of its links"""
+async def set_routes(wiring: Wiring, worker: Worker, described: WorkerSpec) -> None:
+    """Those that the description gives, and those of its service.
+
+    :raises TopologyError: a gateway is on none of its links
+    """
     links = wiring.record.links_of.get(worker.name, ())
     old, spec = _given(worker, links), worker._spec
-    worker._spec = evolve(spec, routes=tuple(routes))
+    worker._spec = evolve(spec, routes=described.routes, service=described.service)
     try:
         devices = worker._devices.values()
         new = [*given_routes(worker, links, links), *device_routes(worker, links, devices)]

@@ -10,6 +10,7 @@ from attrs import evolve
 
 from nsorch.core.collector import no_full_collections
 from nsorch.errors import TopologyError, UnsupportedError
+from nsorch.supervisor.changing import set_routes
 from nsorch.supervisor.emulating import apply_ways, needs_netem, require_netem
 from nsorch.supervisor.given import given_in
 from nsorch.supervisor.routes import ShortestPaths
@@ -114,12 +115,13 @@ class Deployment:
                 await apply_ways(wiring, links[key], wiring.record.ways_of(spec))
         for name, worker in self._workers.items():
             described = topology.workers[name]
-            await self._supervisor._wiring.interfaces.adapt(worker, described.interfaces)
-            if worker.spec.routes != described.routes:
-                await worker.set_routes(described.routes)
+            await wiring.interfaces.adapt(worker, described.all_interfaces)
+            if worker.spec.all_routes != described.all_routes:
+                with anyio.CancelScope(shield=True):
+                    await set_routes(wiring, worker, described)
             if worker.spec.limits != described.limits:
                 await worker.set_limits(described.limits)
-            await self._supervisor._wiring.filters.apply(worker, described)
+            await wiring.filters.apply(worker, described)
             worker._spec = described
         for name in found.of("worker", "restart"):
             await self._workers[name].restart()

@@ -81,7 +81,7 @@ class Interfaces:
 
     def reserve(self, worker: Worker) -> None:
         """The names of its description's interfaces, before links without a name choose theirs."""
-        for number, spec in enumerate(worker.spec.interfaces):
+        for number, spec in enumerate(worker.spec.all_interfaces):
             self._reserve(worker, spec, f"workers.{worker.name}.interfaces[{number}]", described=True)
 
     def _reserve(self, worker: Worker, spec: InterfaceSpec, where: str, *, described: bool) -> Device:

@@ -59,15 +59,16 @@ def device_routes(worker: Worker, links: Sequence[Link], devices: Collection[Dev
 
 
 def _routes(worker: Worker, links: Sequence[Link]) -> Iterator[RoutePlan]:
-    if not worker.spec.routes:
+    routes = worker.spec.all_routes
+    if not routes:
         return
     there: list[tuple[str, Collection[IPv4Interface | IPv6Interface]]] = [
         (side.ifname, side.addresses) for link in links for side in link._sides if side.worker is worker
     ]
     there += [(device.name, device.addresses) for device in worker._devices.values()]
     # An interface that went with a link that is replaced comes again, with its routes.
-    awaited = any(spec.name not in worker._devices for spec in worker.spec.interfaces)
-    for number, route in enumerate(worker.spec.routes):
+    awaited = any(spec.name not in worker._devices for spec in worker.spec.all_interfaces)
+    for number, route in enumerate(routes):
         if route.dev is None:
             dev = next((name for name, own in there if any(route.via in address.network for address in own)), None)
         else:

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import os
 import signal
+from ipaddress import IPv4Interface
 from typing import TYPE_CHECKING
 
 from nsorch.errors import TopologyError, UnsupportedError
+from nsorch.net.interfaces import look_at
 from nsorch.services import dnsmasq
-from nsorch.topology.services import PROGRAMS, Dnsmasq, Frr
+from nsorch.supervisor.routes import default_routes
+from nsorch.topology.services import PROGRAMS, TAYGA_INTERFACE, Dnsmasq, Frr, Tayga
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Collection, Sequence
 
     from nsorch.supervisor.routers import Routers
     from nsorch.supervisor.supervisor import Supervisor
@@ -88,6 +91,8 @@ class Services:
             return [found or "dnsmasq", *self._dnsmasq(worker, service)]
         if isinstance(service, Frr):
             return self.routers.command(worker, service)
+        if isinstance(service, Tayga):
+            return self._tayga(worker, service)
         assert worker.spec.command is not None
         return worker.spec.command
 
@@ -95,6 +100,9 @@ class Services:
         """Whether it does what it is to, for now."""
         if isinstance(worker.spec.service, Frr):
             return await self.routers.has_converged(worker, worker.spec.service)
+        if isinstance(worker.spec.service, Tayga):
+            state = await self._wiring.kernel.in_netns(worker, look_at, TAYGA_INTERFACE)
+            return bool(state.carrier)  # somebody has it open
         try:
             async with await worker.connect_tcp("127.0.0.1", _DNS):
                 pass
@@ -115,7 +123,7 @@ class Services:
                 continue
             if isinstance(service, Frr):
                 self.routers.refresh(worker, service)
-            else:
+            elif isinstance(service, Dnsmasq):
                 self._read_names(worker)
 
     def _read_names(self, worker: Worker) -> None:
@@ -152,3 +160,38 @@ class Services:
             domain=service.domain,
             servers=service.servers,
         )
+
+    # -- tayga
+
+    def _tayga(self, worker: Worker, service: Tayga) -> list[str]:
+        from nsorch.services import tayga
+
+        where = f"workers.{worker.name}.service.tayga"
+        own = self._wiring.addresses_by_interface(worker)
+        networks = [a.network for addresses in own.values() for a in addresses if isinstance(a, IPv4Interface)]
+        for network in networks:
+            if network.overlaps(service.pool):
+                raise TopologyError(f"{where}.pool: {service.pool} overlaps {network}, where the worker has a link")
+        if (
+            service.prefix == tayga.WELL_KNOWN
+            and networks
+            and all(tayga.is_local(network) for network in networks)
+            and not self._may_lead_on(worker, own)
+        ):
+            raise TopologyError(
+                f"{where}.prefix: nothing can be reached: tayga translates no private IPv4 addresses behind "
+                f"{service.prefix} (RFC 6052, 3.1), only behind a prefix of your own such as fd64::/96"
+            )
+        program = find("tayga")
+        assert program is not None  # see check
+        return tayga.command(program, interface=TAYGA_INTERFACE, prefix=service.prefix, pool=service.pool)
+
+    def _may_lead_on(self, worker: Worker, own: Collection[str]) -> bool:
+        """Whether it has, or is to get, a way to IPv4 networks that it has no link to."""
+        if worker.spec.nat is not None and not set(
+            self._wiring.filters.interfaces(worker, worker.spec.nat.outside)
+        ) <= set(own):
+            return True
+        links = self._wiring.record.links_of.get(worker.name, ())
+        destinations = [route.destination for route in default_routes(worker, links, links)]
+        return any(network.version == 4 for network in (*destinations, *(route.to for route in worker.spec.routes)))

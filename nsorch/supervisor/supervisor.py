@@ -46,6 +46,7 @@ if TYPE_CHECKING:
         InterfaceSpec,
         Nat,
         Route,
+        Tayga,
         TcpReady,
         To,
         Topology,
@@ -342,7 +343,7 @@ class Supervisor:
         nat: Nat | Mapping[str, Any] | str | None = None,
         firewall: Firewall | Mapping[str, Any] | str | None = None,
         interfaces: Iterable[InterfaceSpec | Mapping[str, Any]] = (),
-        service: Dnsmasq | Frr | Mapping[str, Any] | None = None,
+        service: Dnsmasq | Frr | Tayga | Mapping[str, Any] | None = None,
         label: str | None = None,
     ) -> Worker:
         """Start a worker: its namespaces, its links, then its command. Without *command* it is passive.
@@ -391,8 +392,8 @@ class Supervisor:
         :param firewall: :class:`nsorch.Firewall`, or only the name of a preset
         :param interfaces: others than the ends of its links, such as ``nsorch.Vlan("eth0.10", parent="eth0", id=10)``;
             those that need others stand behind them
-        :param service: :class:`nsorch.Dnsmasq` or :class:`nsorch.Frr`, which gives it its command and
-            says when it is ready
+        :param service: :class:`nsorch.Dnsmasq`, :class:`nsorch.Frr` or :class:`nsorch.Tayga`, which gives it its
+            command and says when it is ready
         :raises NameInUseError: the name is taken
         :raises TopologyError: the description is wrong
         :raises CommandNotFoundError: there is no such command

@@ -593,7 +593,7 @@ class Worker:
         self._supervisor._check_running()
         made = [route if isinstance(route, Route) else Route(**route) for route in routes]
         with anyio.CancelScope(shield=True):
-            await set_routes(self._supervisor._wiring, self, made)
+            await set_routes(self._supervisor._wiring, self, evolve(self._spec, routes=made))
         await anyio.lowlevel.checkpoint()
 
     async def set_nat(self, nat: Nat | Mapping[str, Any] | str | None) -> None:

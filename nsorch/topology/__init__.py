@@ -13,7 +13,7 @@ from nsorch.topology.mounts import Bind, Overlay, Tmpfs, bind, overlay, tmpfs
 from nsorch.topology.namespaces import NamespaceSet, Pid
 from nsorch.topology.privileges import Capabilities, CapabilityChange
 from nsorch.topology.profiles import PROFILES, Profile
-from nsorch.topology.services import Dnsmasq, Frr
+from nsorch.topology.services import Dnsmasq, Frr, Tayga
 from nsorch.topology.specs import (
     BridgeSpec,
     End,
@@ -61,6 +61,7 @@ __all__ = [
     "Route",
     "Rule",
     "Step",
+    "Tayga",
     "TcpReady",
     "Tmpfs",
     "To",

@@ -264,11 +264,20 @@ _FRR = _closed(
     },
     "protocols",
 )
+_PREFIX = {**_TEXT, "description": "where IPv4 is for those with IPv6 alone: 64:ff9b::/96"}
+_TAYGA = _closed(
+    {
+        "prefix": _PREFIX,
+        "pool": {**_TEXT, "default": "192.168.255.0/24", "description": "IPv4 addresses of those with IPv6 alone"},
+    },
+    "prefix",
+)
 _SERVICE = {
     **_closed(
         {
             "dnsmasq": {"anyOf": [_ONE_OR_MORE, _DNSMASQ]},
             "frr": {"anyOf": [*_FRR["properties"]["protocols"]["anyOf"], _FRR]},
+            "tayga": {"anyOf": [_PREFIX, _TAYGA]},
         }
     ),
     "minProperties": 1,

@@ -4,12 +4,13 @@ command, and say when it is ready."""
 from __future__ import annotations
 
 from collections.abc import Mapping
-from ipaddress import IPv4Address, IPv6Address, ip_address
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from attrs import field, fields_dict, frozen
 
 from nsorch.errors import TopologyError
+from nsorch.topology.interfaces import Tun
 from nsorch.topology.names import name_problem
 from nsorch.topology.units import duration
 from nsorch.topology.values import below, interfaces, many, read
@@ -21,6 +22,9 @@ if TYPE_CHECKING:
 RoutingProtocol = Literal["ospf", "bgp"]
 ROUTING_PROTOCOLS = get_args(RoutingProtocol)
 LEAST_LEASE = 120.0  # dnsmasq's own
+_PREFIX_LENGTHS = (32, 40, 48, 56, 64, 96)  # RFC 6052, 2.2
+#: tayga's, in its worker
+TAYGA_INTERFACE = "nat64"
 
 
 def _inside(value: Any) -> tuple[str, ...]:
@@ -165,7 +169,45 @@ class Frr(Value):
             raise TopologyError(f'area: "{self.area}" is neither a number nor such as 0.0.0.1') from None
 
 
-Service = Dnsmasq | Frr
+def _translated(value: Any) -> IPv6Network:
+    try:
+        network = IPv6Network(str(value))
+    except ValueError as exc:
+        raise TopologyError(f'prefix: "{value}" is not an IPv6 network: {exc}') from None
+    if network.prefixlen not in _PREFIX_LENGTHS:
+        lengths = ", ".join(f"/{length}" for length in _PREFIX_LENGTHS)
+        raise TopologyError(f"prefix: {network} is none of {lengths} (RFC 6052)")
+    return network
+
+
+def _pool(value: Any) -> IPv4Network:
+    try:
+        network = IPv4Network(str(value))
+    except ValueError as exc:
+        raise TopologyError(f'pool: "{value}" is not an IPv4 network: {exc}') from None
+    if network.prefixlen > 30:
+        raise TopologyError(f"pool: {network} has no room for tayga's own address and another")
+    return network
+
+
+@frozen(repr=False)
+class Tayga(Value):
+    """NAT64 by tayga (Debian: tayga): ``service=nsorch.Tayga("64:ff9b::/96")``. It implies ``forward``.
+
+    Who has IPv6 alone reaches who has IPv4 alone by *prefix*, with the IPv4 address behind it. Each is seen with an
+    address of *pool*; with the worker's ``nat``, as any packet to its outside, by that of the worker. The worker has an
+    interface ``nat64``, and is ready when tayga has opened it.
+
+    :ivar prefix: of 32, 40, 48, 56, 64 or 96 bits (RFC 6052). Behind 64:ff9b::/96 tayga translates no private IPv4
+        addresses and none of documentation, as that RFC demands; behind any other it does
+    :ivar pool: IPv4 addresses of those with IPv6, for two hours after their last packet; the first is tayga's
+    """
+
+    prefix: IPv6Network = field(converter=_translated)
+    pool: IPv4Network = field(default=IPv4Network("192.168.255.0/24"), kw_only=True, converter=_pool)
+
+
+Service = Dnsmasq | Frr | Tayga
 
 
 @frozen(repr=False)
@@ -180,9 +222,9 @@ def ready_of(service: Service) -> ServiceReady:
     return ServiceReady(service.timeout if isinstance(service, Frr) else 30.0)
 
 
-SERVICES: dict[str, type[Dnsmasq | Frr]] = {"dnsmasq": Dnsmasq, "frr": Frr}
+SERVICES: dict[str, type[Service]] = {"dnsmasq": Dnsmasq, "frr": Frr, "tayga": Tayga}
 #: program and Debian package of each
-PROGRAMS = {Dnsmasq: ("dnsmasq", "dnsmasq-base"), Frr: ("/usr/lib/frr/zebra", "frr")}
+PROGRAMS = {Dnsmasq: ("dnsmasq", "dnsmasq-base"), Frr: ("/usr/lib/frr/zebra", "frr"), Tayga: ("tayga", "tayga")}
 
 
 def to_service(value: Any) -> Service | None:
@@ -212,12 +254,24 @@ def service_to_plain(value: Service | None) -> Any:
 
 
 def _plain(key: str, value: Any) -> Any:
+    if isinstance(value, IPv4Network | IPv6Network):
+        return str(value)
     if key == "range":
         return f"{value[0]}-{value[1]}"
     if isinstance(value, tuple):
         texts = [str(item) for item in value]
         return texts[0] if len(texts) == 1 else texts
     return value
+
+
+def own_interfaces(service: Service | None) -> tuple[Tun, ...]:
+    """That a worker has for its service, besides those of its description."""
+    return (Tun(TAYGA_INTERFACE),) if isinstance(service, Tayga) else ()
+
+
+def forwards(service: Service | None) -> bool:
+    """Whether it is about what is forwarded."""
+    return isinstance(service, Frr | Tayga)
 
 
 def served_interfaces(service: Service | None) -> Iterator[tuple[str, str]]:

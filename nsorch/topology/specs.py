@@ -48,7 +48,16 @@ from nsorch.topology.privileges import (
     to_uid_map,
     to_user,
 )
-from nsorch.topology.services import PROGRAMS, Frr, Service, to_service
+from nsorch.topology.services import (
+    PROGRAMS,
+    TAYGA_INTERFACE,
+    Frr,
+    Service,
+    Tayga,
+    forwards,
+    own_interfaces,
+    to_service,
+)
 from nsorch.topology.sysctls import sysctl_problems
 from nsorch.topology.units import duration
 from nsorch.values import Value
@@ -285,7 +294,7 @@ class WorkerSpec(Value):
             object.__setattr__(self, "command", program)  # its arguments are made of its links, later
             if self.ready is not None:
                 raise TopologyError(f"workers.{self.name}.ready: its service says when it is ready")
-        if self.nat is not None or isinstance(self.service, Frr):  # both are about what is forwarded
+        if self.nat is not None or forwards(self.service):
             object.__setattr__(self, "forward", True)
         try:
             namespaces = NamespaceSet.parse(self.namespaces, passive=self.command is None)
@@ -304,8 +313,13 @@ class WorkerSpec(Value):
                 raise TopologyError(f"workers.{self.name}.{key}: only in a network namespace of its own")
         if isinstance(self.service, Frr) and not (isinstance(namespaces.net, New) and isinstance(namespaces.mnt, New)):
             raise TopologyError(f"workers.{self.name}.service: only in network and mount namespaces of its own")
-        if isinstance(self.service, Frr) and self.rootfs is not None:
-            raise TopologyError(f"workers.{self.name}.service: FRR is the host's, which the worker's rootfs hides")
+        if isinstance(self.service, Tayga) and not isinstance(namespaces.net, New):
+            raise TopologyError(f"workers.{self.name}.service: only in a network namespace of its own")
+        if forwards(self.service) and self.rootfs is not None:  # Python launches it
+            _, package = PROGRAMS[type(self.service)]
+            raise TopologyError(
+                f"workers.{self.name}.service: {package} is the host's, which the worker's rootfs hides"
+            )
         if self.ready is not None and self.command is None:
             raise TopologyError(f"workers.{self.name}.ready: a worker without a command is never ready")
         for key in ("hostname", "domainname"):
@@ -329,6 +343,23 @@ class WorkerSpec(Value):
             ]
             if problems:
                 raise TopologyError(*(f"workers.{self.name}.{problem}" for problem in problems))
+        taken.update(interface.name for interface in self.interfaces)
+        for interface in own_interfaces(self.service):
+            if interface.name in taken:
+                raise TopologyError(f'workers.{self.name}.service: "{interface.name}" is the name of its own interface')
+
+    @property
+    def all_interfaces(self) -> tuple[InterfaceSpec, ...]:
+        """With that of its service."""
+        return (*self.interfaces, *own_interfaces(self.service))
+
+    @property
+    def all_routes(self) -> tuple[Route, ...]:
+        """With those of its service."""
+        if not isinstance(self.service, Tayga):
+            return self.routes
+        own = (self.service.prefix, self.service.pool)
+        return (*self.routes, *(Route(to=network, dev=TAYGA_INTERFACE) for network in own))
 
 
 #: who answers ARP on a bridge: the bridge itself where it has many ports, always, or never

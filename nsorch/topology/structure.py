@@ -19,7 +19,7 @@ from nsorch.topology.isolation import ISOLATION_KEYS, OWN_KEYS, TEXT_KEYS, check
 from nsorch.topology.model import Topology
 from nsorch.topology.names import name_problem
 from nsorch.topology.reading import walk
-from nsorch.topology.services import Frr, service_to_plain
+from nsorch.topology.services import forwards, service_to_plain
 from nsorch.topology.specs import (
     BridgeSpec,
     End,
@@ -615,7 +615,7 @@ def _worker(spec: WorkerSpec) -> dict[str, Any]:
         stderr=_stream_name(spec.stderr, f"{path}.stderr"),
         sysctls=dict(spec.sysctls),
         routes=[_set(to=str(r.to), via=None if r.via is None else str(r.via), dev=r.dev) for r in spec.routes] or None,
-        forward=(spec.forward and spec.nat is None and not isinstance(spec.service, Frr)) or None,
+        forward=(spec.forward and spec.nat is None and not forwards(spec.service)) or None,
         nat=to_plain(spec.nat),
         firewall=to_plain(spec.firewall),
         interfaces=[interface_to_dict(interface) for interface in spec.interfaces] or None,
