@@ -312,6 +312,41 @@ def test_no_libseccomp(monkeypatch: pytest.MonkeyPatch) -> None:
 
 # -- other namespaces
 
+# With "make" also a shared memory segment, a queue of messages and a semaphore, else only whether they are there.
+_SYSV = """if True:
+    import ctypes, sys
+    libc = ctypes.CDLL(None, use_errno=True)
+    key, flags = 0x6E736F, 0o3600 if sys.argv[1] == "make" else 0  # IPC_CREAT, IPC_EXCL, rw
+    found = libc.shmget(key, 4096, flags), libc.msgget(key, flags), libc.semget(key, 1, flags)
+    print(*(number >= 0 for number in found))
+"""
+
+
+@pytest.mark.parametrize("preset", ["network", "container", "sandbox"])
+async def test_sysv_ipc(preset: str) -> None:
+    """ipcs of one worker shows nothing of another's, nor of the host's, and the host nothing of theirs."""
+    python = "/usr/bin/python3"
+    fields = {"isolation": preset, **({"rootfs": "/"} if preset == "container" else {})}
+
+    async def seen_by(worker: nsorch.Worker, what: str = "see") -> bytes:
+        return (await worker.run([python, "-c", _SYSV, what])).stdout
+
+    async with nsorch.Supervisor() as sup:
+        live = await sup.start("live", ["sleep", "600"], **fields)  # type: ignore[arg-type]
+        passive = await sup.start("passive", **fields)  # type: ignore[arg-type]
+        assert await seen_by(live, "make") == b"True True True\n"
+        assert await seen_by(live) == b"True True True\n"
+        assert await seen_by(passive) == b"False False False\n"
+        assert subprocess.run([python, "-c", _SYSV, "see"], capture_output=True, check=True).stdout == (
+            b"False False False\n"
+        )
+        for table in ("shm", "msg", "sem"):
+            assert (await passive.run(f"wc -l < /proc/sysvipc/{table}")).stdout.strip() == b"1"
+            assert (await live.run(f"wc -l < /proc/sysvipc/{table}")).stdout.strip() == b"2"
+        # A shared one is one.
+        friend = await sup.start("friend", namespaces={"ipc": "worker:live"})
+        assert await seen_by(friend) == b"True True True\n"
+
 
 async def test_time_offsets() -> None:
     clocks = "import time; print(time.clock_gettime(time.CLOCK_MONOTONIC), time.clock_gettime(time.CLOCK_BOOTTIME))"
@@ -333,6 +368,48 @@ async def test_time_offsets() -> None:
                 # The helpers are back home.
                 other = await sup.start("other", ["sleep", "600"])
                 assert os.readlink(f"/proc/{other.pid}/ns/time") != f"time:[{worker.namespaces['time']}]"
+
+
+async def test_time_offsets_of_another_user() -> None:
+    """In a user namespace whose only id is not the supervisor's: root's sandbox, and one with ranges."""
+    import time
+
+    outside = (0, 0, 1) if os.geteuid() else (0, 100_000, 1000)
+    ranges = {"namespaces": ["user", "mnt", "pid"], "uid_map": [outside], "gid_map": [outside]}
+    clock = "import time; print(time.clock_gettime(time.CLOCK_BOOTTIME))"
+    async with nsorch.Supervisor(grace=0.1) as sup:
+        for name, fields in (("sandbox", {"isolation": "sandbox"}), ("ranges", ranges)):
+            worker = await sup.start(name, ["sleep", "600"], time_offsets={"boottime": 172_800.5}, **fields)  # type: ignore[arg-type]
+            before = time.clock_gettime(time.CLOCK_BOOTTIME)
+            seen = float((await worker.run(["/usr/bin/python3", "-c", clock])).stdout)
+            assert 172_800.5 <= seen - before < 172_860, name
+
+
+@pytest.mark.parametrize("init", [True, False])
+async def test_a_user_namespace_beside_joined_ones(init: bool) -> None:
+    """Those of the user namespace above are entered before it, and its own after it."""
+    async with nsorch.Supervisor() as sup:
+        first = await sup.start("first", ["sleep", "600"], hostname="shared")
+        kinds = {"net": "worker:first", "uts": "worker:first", **dict.fromkeys(("user", "mnt", "pid", "ipc"), "new")}
+        worker = await sup.start("w", ["sleep", "600"], namespaces=kinds, init=init)
+        third = await sup.start("third", namespaces={"ipc": "worker:w", "net": "worker:first", "mnt": "new"})
+        names = [f"/proc/self/ns/{kind}" for kind in ("net", "uts", "ipc", "user")]
+
+        async def seen_by(other: nsorch.Worker) -> list[bytes]:
+            return (await other.run(["readlink", *names])).stdout.split()
+
+        net, uts, ipc, user = await seen_by(first)
+        for _ in range(2):
+            own = await seen_by(worker)
+            assert own[:2] == [net, uts]
+            assert not {ipc, user} & set(own)
+            assert own == [
+                os.readlink(f"/proc/{worker.pid}/ns/{kind}").encode() for kind in ("net", "uts", "ipc", "user")
+            ]
+            await worker.stop()
+            await worker.restart()
+        seen = await seen_by(third)
+        assert (seen[0], *seen[2:]) == (net, *own[2:])
 
 
 async def test_cgroup_namespace() -> None:

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from nsorch.topology.namespaces import NamespaceSet, Source
 
 KINDS = {name: kind for kind, name in NS_FILES.items()}
-_NS_GET_NSTYPE = 0xB703
+_NS_GET_USERNS, _NS_GET_NSTYPE = 0xB701, 0xB703  # linux/nsfs.h
 _HOSTS_OWN = CLONE_NEWNET | CLONE_NEWUTS | CLONE_NEWIPC
 
 
@@ -159,7 +159,12 @@ class Home(Value):
             ]
         else:
             joins += [(kind, fd) for kind, fd in self.hosts.items() if host & kind and kind not in held]
-        return joins + sorted(held.items(), key=lambda item: item[0] != CLONE_NEWUSER)
+        if CLONE_NEWUSER not in held:
+            return [*joins, *held.items()]
+        above = os.fstat(self.descriptors[CLONE_NEWUSER])
+        before = [kind for kind, fd in held.items() if kind != CLONE_NEWUSER and _is_owned_by(above, fd)]
+        order = (*before, CLONE_NEWUSER)
+        return joins + sorted(held.items(), key=lambda item: order.index(item[0]) if item[0] in order else len(order))
 
     def check(self, entry: Entry, worker: str, *, has_command: bool) -> None:
         """Refuse what can't work, before anything is made.
@@ -170,6 +175,19 @@ class Home(Value):
             raise UnsupportedError(
                 "a worker without a command can't join a pid namespace: only a process can be in one", worker=worker
             )
+
+
+def _is_owned_by(user: os.stat_result, fd: int) -> bool:
+    """Whether the namespace *fd* is of the user namespace *user*, and not of one below."""
+    with descriptors.registering:
+        try:
+            owner = fcntl.ioctl(fd, _NS_GET_USERNS)
+        except OSError:  # an ancestor's
+            return False
+        try:
+            return os.path.samestat(os.fstat(owner), user)
+        finally:
+            os.close(owner)
 
 
 def home_of(opened: Mapping[str, int], rootless: bool) -> Home:

@@ -17,7 +17,19 @@ from .mounts import make_own
 from .protocol import Event, Mode, Own
 from .rootfs import Sources
 from .stages import StageError, stage
-from .steps import build_root, close, enter, go_home, kinds_of, names_of, open_netlink, own_namespaces, own_pid, prepare
+from .steps import (
+    build_root,
+    close,
+    enter,
+    go_home,
+    kinds_of,
+    names_of,
+    open_netlink,
+    own_namespaces,
+    own_pid,
+    prepare,
+    set_clocks,
+)
 from .syscalls import (
     CLONE_NEWCGROUP,
     CLONE_NEWPID,
@@ -195,6 +207,12 @@ class Births:
             elif kinds:
                 with stage("unshare", names_of(kinds)):
                     unshare(kinds)
+            if request.unshare & CLONE_NEWTIME:
+                # Here: who is not dumpable may not write to what /proc has of itself.
+                with stage("unshare", "time"):
+                    unshare(CLONE_NEWTIME)
+                set_clocks(self._server.home, request.time_offsets)
+                request = request._replace(unshare=request.unshare & ~CLONE_NEWTIME)
             if CLONE_NEWPID in request.join:
                 set_dumpable(False)
             with stage("clone3"):
@@ -240,15 +258,16 @@ class Births:
             if mapped >= 0:
                 os.read(mapped, 1)
                 os.close(mapped)
-            if request.unshare & CLONE_NEWUSER:
-                # Whoever makes a file must be mapped.
-                uid, gid = (ranges[0][0] for ranges in request.id_maps)
-                os.setresgid(gid, gid, gid)
-                os.setresuid(uid, uid, uid)
             if request.unshare & CLONE_NEWTIME:
                 with stage("unshare", "time"):
                     unshare(CLONE_NEWTIME)
             prepare(self._server.home, request)
+            if request.unshare & CLONE_NEWUSER:
+                # Whoever makes a file must be mapped. Not before the clocks are set: who has become another is not
+                # dumpable.
+                uid, gid = (ranges[0][0] for ranges in request.id_maps)
+                os.setresgid(gid, gid, gid)
+                os.setresuid(uid, uid, uid)
             build_root(request, sources)
             fds = [*own_namespaces(request.hold, self._server.home.own_proc), *open_netlink(request.netlink)]
             protocol.send(told, (Event.DONE if command is None else Event.CREATED,), fds)

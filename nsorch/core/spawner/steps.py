@@ -76,7 +76,7 @@ def prepare(home: Home, request: Spawn) -> None:
         with stage("sysctl", path):
             write(path, value, home.own_proc)
     if request.unshare & CLONE_NEWTIME:
-        _set_clocks(home, request.time_offsets)
+        set_clocks(home, request.time_offsets)
 
 
 def build_root(request: Spawn, sources: Sources | None = None) -> None:
@@ -90,7 +90,7 @@ def build_root(request: Spawn, sources: Sources | None = None) -> None:
         sources.close()
 
 
-def _set_clocks(home: Home, offsets: tuple[tuple[str, int, int], ...]) -> None:
+def set_clocks(home: Home, offsets: tuple[tuple[str, int, int], ...]) -> None:
     """In a new time namespace, while nobody is in it; then enter it, because a vfork can't cross to it."""
     with stage("time offsets"):
         lines = "".join(f"{clock} {seconds} {nanoseconds}\n" for clock, seconds, nanoseconds in offsets)
