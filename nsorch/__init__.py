@@ -67,7 +67,6 @@ from nsorch.supervisor.deployment import Deployment
 from nsorch.supervisor.network import Bridge, Interface, Link
 from nsorch.supervisor.supervisor import Supervisor
 from nsorch.supervisor.tun import TunDevice
-from nsorch.supervisor.uplinks import Uplink
 from nsorch.supervisor.worker import Worker
 from nsorch.topology import (
     PROFILES,
@@ -136,6 +135,7 @@ if TYPE_CHECKING:
     from nsorch.net.packets import Packet
     from nsorch.net.ping import ProbeResult, Reachability
     from nsorch.supervisor.capture import Capture
+    from nsorch.supervisor.uplinks import Uplink
 
 __version__ = "0.1.0"
 
@@ -160,6 +160,7 @@ _LATER = {
     "ProbeResult": "nsorch.net.ping",
     "Reachability": "nsorch.net.ping",
     "Capture": "nsorch.supervisor.capture",
+    "Uplink": "nsorch.supervisor.uplinks",
 }
 
 __all__ = [

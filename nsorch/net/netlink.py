@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from attrs import frozen
 
 from nsorch.errors import NetlinkError
-from nsorch.net import messages, nftables
+from nsorch.net import messages
 from nsorch.net.messages import NLM_F_ACK, NLM_F_DUMP_INTR, NLMSG_DONE, NLMSG_ERROR, attributes
 from nsorch.values import Value
 
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
     from nsorch.net.messages import Field
 
+NETLINK_NETFILTER = 12  # not in the socket module
 _SOL_NETLINK, _NETLINK_EXT_ACK = 270, 11
 _NLMSGERR_ATTR_MSG = 1
 _CAPPED, _EXTENDED = 0x100, 0x200
@@ -109,6 +110,8 @@ class Netlink:
 
         :raises NetlinkError: the first, the others as its notes
         """
+        from nsorch.net import nftables
+
         first = self._sequence + 1 & 0x7FFFFFFF
         last = self._sequence = first + len(requests) + 1
         edges = [nftables.batch_edge(kind) for kind in (nftables.BATCH_BEGIN, nftables.BATCH_END)]

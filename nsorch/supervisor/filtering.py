@@ -8,41 +8,27 @@ from __future__ import annotations
 import errno
 import socket
 from functools import partial
-from ipaddress import ip_address, ip_network
+from importlib import import_module
 from typing import TYPE_CHECKING
 
 import anyio
 
 from nsorch import events
 from nsorch.errors import ClosedError, NetlinkError, NsorchError, SetupError, TopologyError, UnsupportedError
-from nsorch.net.filters import (
-    FirewallPlan,
-    ForwardPlan,
-    NatPlan,
-    PrefixPlan,
-    RulePlan,
-    firewall_requests,
-    nat_requests,
-)
-from nsorch.net.netlink import Netlink, Request
-from nsorch.net.nftables import NETLINK_NETFILTER, flush_connections
+from nsorch.net.netlink import NETLINK_NETFILTER, Netlink
 from nsorch.topology.filters import filter_names, outside_problem
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Sequence
+    from collections.abc import Callable, Sequence
     from collections.abc import Set as AbstractSet
-    from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 
+    from nsorch.net.netlink import Request
+    from nsorch.supervisor.filter_plans import Planner, Plans
     from nsorch.supervisor.kernel import Kernel
-    from nsorch.supervisor.network import Side
     from nsorch.supervisor.supervisor import Supervisor
     from nsorch.supervisor.wiring import Wiring
     from nsorch.supervisor.worker import Worker
-    from nsorch.topology import Firewall, Forward, Nat, Rule, WorkerSpec
-
-    IPAddress = IPv4Address | IPv6Address
-    IPNetwork = IPv4Network | IPv6Network
-    Plans = tuple[NatPlan | None, FirewallPlan | None]
+    from nsorch.topology import WorkerSpec
 
 _NOTHING: Plans = (None, None)
 # What the kernel says of an expression, a chain or a protocol that it doesn't have.
@@ -59,6 +45,7 @@ class Filters:
         self._kernel = kernel
         self._set: dict[Worker, Plans] = {}  # what the kernel has
         self._changing: dict[Worker, anyio.Lock] = {}
+        self._planner: Planner | None = None  # until a worker has any
 
     def check(self, spec: WorkerSpec, coming: AbstractSet[str] = frozenset()) -> None:
         """Refuse what can't be made, before any worker is admitted.
@@ -88,7 +75,7 @@ class Filters:
         """
         if worker in self._set or spec.nat is not None or spec.firewall is not None:
             async with self._changing.setdefault(worker, anyio.Lock()):
-                await self._set_plans(worker, self._plans(worker, spec, strict=True))
+                await self._set_plans(worker, spec, strict=True)
                 worker._spec = spec
 
     async def change(self, worker: Worker, change: Callable[[WorkerSpec], WorkerSpec]) -> None:
@@ -96,7 +83,7 @@ class Filters:
         async with self._changing.setdefault(worker, anyio.Lock()):
             spec = change(worker.spec)
             self.check(spec)
-            await self._set_plans(worker, self._plans(worker, spec, strict=True))
+            await self._set_plans(worker, spec, strict=True)
             worker._spec = spec
 
     async def refresh(self, names: AbstractSet[str]) -> None:
@@ -108,7 +95,7 @@ class Filters:
             if worker.name in names or names & {name for _, name in filter_names(spec.nat, spec.firewall)}:
                 try:
                     async with self._changing.setdefault(worker, anyio.Lock()):
-                        await self._set_plans(worker, self._plans(worker, worker.spec, strict=False))
+                        await self._set_plans(worker, worker.spec, strict=False)
                 except ClosedError:
                     continue  # it has just been removed
                 except NsorchError as exc:
@@ -125,20 +112,27 @@ class Filters:
 
     async def flush(self, worker: Worker) -> None:
         """Forget all connections and mappings."""
-        flush = partial(_execute, worker.name, [Request(flush_connections(), "forget", "connections")])
+        planner = await self._planning()
+        flush = partial(_execute, worker.name, planner.flush())
         await self.with_socket(worker, flush)
         nat, _ = self._set.get(worker, _NOTHING)
         if nat is not None:
-            await self.with_socket(worker, partial(commit, worker.name, nat_requests(nat, nat)))
+            await self.with_socket(worker, partial(commit, worker.name, planner.renewal(nat)))
 
-    async def _set_plans(self, worker: Worker, plans: Plans) -> None:
-        """Under the worker's lock."""
+    async def _planning(self) -> Planner:
+        if self._planner is None:
+            # In a thread: it takes some milliseconds the first time, for which the loop doesn't wait.
+            module = await anyio.to_thread.run_sync(import_module, "nsorch.supervisor.filter_plans")
+            self._planner = module.Planner(self._supervisor, self._wiring)
+        assert self._planner is not None
+        return self._planner
+
+    async def _set_plans(self, worker: Worker, spec: WorkerSpec, *, strict: bool) -> None:
+        """Under the worker's lock. *strict*: see :meth:`Planner.plans`."""
+        planner = await self._planning()
+        plans = planner.plans(worker, spec, strict=strict)
         before = self._set.get(worker, _NOTHING)
-        requests = []
-        if plans[0] != before[0]:
-            requests += nat_requests(plans[0], before[0])
-        if plans[1] != before[1]:
-            requests += firewall_requests(plans[1])
+        requests = planner.requests(plans, before)
         if requests:
             await self.with_socket(worker, partial(commit, worker.name, requests))
         if plans == _NOTHING:
@@ -157,114 +151,6 @@ class Filters:
                 raise
             with sock:
                 await self._kernel.in_thread(use, sock)
-
-    # -- from names to interfaces and addresses
-
-    def _plans(self, worker: Worker, spec: WorkerSpec, *, strict: bool) -> Plans:
-        """*strict*: refuse what leads nowhere; else it is left out, until its worker is back."""
-        nat, firewall = spec.nat, spec.firewall
-        outside = () if nat is None else nat.outside
-        return (
-            None if nat is None else self._nat(worker, nat, strict=strict),
-            None if firewall is None else self._firewall(worker, firewall, firewall.outside or outside),
-        )
-
-    def _nat(self, worker: Worker, nat: Nat, *, strict: bool) -> NatPlan:
-        outside = self.interfaces(worker, nat.outside)
-        by_interface = self._wiring.addresses_by_interface(worker).items()
-        addresses = tuple(address.ip for name, own in by_interface if name in outside for address in own)
-        inside = [address.network for name, own in by_interface if name not in outside for address in own]
-        forwards: list[ForwardPlan] = []
-        for number, forward in enumerate(nat.forwards):
-            made = list(self._forward(forward, inside, ipv6=nat.ipv6))
-            if not made and strict:
-                where = f"workers.{worker.name}.nat.forwards[{number}].to"
-                raise TopologyError(f'{where}: "{forward.host}" has no {"" if nat.ipv6 else "IPv4 "}address')
-            forwards += made
-        return NatPlan(
-            outside=outside,
-            addresses=addresses,
-            kind=nat.kind,
-            forwards=tuple(forwards),
-            ipv6=nat.ipv6,
-            prefixes=tuple(PrefixPlan(inside=mine, outside=theirs) for mine, theirs in nat.prefixes),
-            timeout=nat.timeout,
-        )
-
-    def _forward(self, forward: Forward, inside: Sequence[IPNetwork], *, ipv6: bool) -> Iterator[ForwardPlan]:
-        """To the address that the router is on a link with, if there is one."""
-        try:
-            found = [ip_address(forward.host)]
-        except ValueError:
-            its = self._addresses(forward.host)
-            near = [ip for ip in its if any(ip in network for network in inside)]
-            choice = [next((ip for ip in (*near, *its) if ip.version == version), None) for version in (4, 6)]
-            found = [ip for ip in choice if ip is not None and (ipv6 or ip.version == 4)]
-        first, last = forward.port
-        for address in found:
-            yield ForwardPlan(protocol=forward.protocol, first=first, last=last, address=address, port=forward.to_port)
-
-    def _firewall(self, worker: Worker, firewall: Firewall, outside: Sequence[str]) -> FirewallPlan:
-        names = self.interfaces(worker, outside)
-        rules = [plan for rule in firewall.rules_for(names) for plan in self._rule(worker, rule)]
-        return FirewallPlan(
-            input=firewall.policy("input"),
-            forward=firewall.policy("forward"),
-            output=firewall.policy("output"),
-            rules=tuple(rules),
-        )
-
-    def _rule(self, worker: Worker, rule: Rule) -> Iterator[RulePlan]:
-        source, destination = (tuple(self._networks(ends)) for ends in (rule.source, rule.destination))
-        if (rule.source and not source) or (rule.destination and not destination):
-            return  # about a worker that isn't there
-        incoming, outgoing = (
-            self.interfaces(worker, [name]) if name else (None,) for name in (rule.incoming, rule.outgoing)
-        )
-        for came_by in incoming:
-            for leaves_by in outgoing:
-                yield RulePlan(
-                    action=rule.action,
-                    chain=rule.chain,
-                    protocol=rule.protocol,
-                    ports=rule.port,
-                    source=source,
-                    destination=destination,
-                    incoming=came_by,
-                    outgoing=leaves_by,
-                )
-
-    def interfaces(self, worker: Worker, names: Iterable[str]) -> tuple[str, ...]:
-        """Of *worker*, by their own names, or by what they lead to; one that isn't there yet keeps its name."""
-        ends = list(self._wiring.record.ends_of(worker))
-        found: list[str] = []
-        for name in names:
-            own = [side.ifname for side, _ in ends if side.ifname == name]
-            leading = [side.ifname for side, other in ends if _leads_to(other, name)]
-            found += own or leading or [name]
-        return tuple(dict.fromkeys(found))
-
-    def _addresses(self, name: str) -> list[IPAddress]:
-        worker = self._supervisor._workers.get(name)
-        return [] if worker is None else [address.ip for address in self._wiring.addresses_of(worker)]
-
-    def _networks(self, ends: Iterable[str]) -> Iterator[IPNetwork]:
-        for end in ends:
-            bridge = self._wiring.record.bridges.get(end)
-            if bridge is not None:
-                yield from bridge.subnets
-                for subnets in bridge.spec.vlans.values():
-                    yield from subnets
-                continue
-            try:
-                yield ip_network(end)
-            except ValueError:
-                yield from (ip_network(address) for address in self._addresses(end))
-
-
-def _leads_to(side: Side, name: str) -> bool:
-    node = side.bridge if side.worker is None else side.worker
-    return node is not None and node.name == name
 
 
 def commit(worker: str, requests: Sequence[Request], sock: socket.socket) -> None:

@@ -16,13 +16,13 @@ from nsorch import events
 from nsorch.core.spawner.syscalls import CLONE_NEWNET
 from nsorch.errors import ClosedError, NsorchError, TopologyError, UnsupportedError
 from nsorch.net.mac import link_local
-from nsorch.net.partition import PartitionPlan, partition_requests
 from nsorch.supervisor.filtering import commit
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Sequence
     from collections.abc import Set as AbstractSet
 
+    from nsorch.net.partition import PartitionPlan
     from nsorch.supervisor.supervisor import Supervisor
     from nsorch.supervisor.wiring import Wiring
     from nsorch.supervisor.worker import Worker
@@ -106,6 +106,8 @@ class Partitions:
         return owner
 
     async def _apply(self) -> None:
+        from nsorch.net.partition import PartitionPlan, partition_requests
+
         workers = self._supervisor._workers
         groups = [[workers[name] for name in group if name in workers] for group in self._groups]
         whole = [self._of(group) for group in groups]
@@ -133,6 +135,8 @@ class Partitions:
 
     def _of(self, group: Collection[Worker]) -> PartitionPlan:
         """Whoever is to hear none of *group* drops these."""
+        from nsorch.net.partition import PartitionPlan
+
         record = self._wiring.record
         sides = [
             side

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from ipaddress import IPv4Address, IPv4Interface, IPv6Address, IPv6Interface
 
     from nsorch.supervisor.network import Bridge, Link, Side
+    from nsorch.supervisor.record import Record
     from nsorch.supervisor.worker import Worker
 
     Neighbours = tuple[tuple[IPv4Address | IPv6Address, bytes], ...]
@@ -76,6 +77,22 @@ def addresses_in(link: Link, worker: Worker) -> Iterable[IPv4Interface | IPv6Int
     for side in link._sides:
         if side.worker is worker:
             yield from side.addresses
+
+
+def interfaces_of(worker: Worker, names: Iterable[str], record: Record) -> tuple[str, ...]:
+    """Of *worker*, by their own names, or by what they lead to; one that isn't there yet keeps its name."""
+    ends = list(record.ends_of(worker))
+    found: list[str] = []
+    for name in names:
+        own = [side.ifname for side, _ in ends if side.ifname == name]
+        leading = [side.ifname for side, other in ends if _leads_to(other, name)]
+        found += own or leading or [name]
+    return tuple(dict.fromkeys(found))
+
+
+def _leads_to(side: Side, name: str) -> bool:
+    node = side.bridge if side.worker is None else side.worker
+    return node is not None and node.name == name
 
 
 def bridges_of(links: Iterable[Link]) -> Iterator[Bridge]:

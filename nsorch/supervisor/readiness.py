@@ -3,21 +3,35 @@
 from __future__ import annotations
 
 import socket
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import anyio
+from attrs import frozen
 
 from nsorch.core.process import DEVNULL
 from nsorch.errors import NotReadyError, NsorchError
-from nsorch.supervisor.uplinks import RouteReady, has_route
 from nsorch.topology import ExecReady, TcpReady
 from nsorch.topology.services import ServiceReady
-
-Ready = TcpReady | ExecReady | ServiceReady | RouteReady
+from nsorch.values import Value
 
 if TYPE_CHECKING:
     from nsorch.core.helper import Job
     from nsorch.supervisor.worker import Worker
+
+# Addresses of documentation, that any way to the outside leads to.
+_ELSEWHERE = ((socket.AF_INET, "192.0.2.1"), (socket.AF_INET6, "2001:db8::1"))
+
+
+@frozen(repr=False)
+class RouteReady(Value):
+    """When *target* has a route to the outside."""
+
+    target: Any
+    timeout: float = 20.0
+    interval: float = 0.02
+
+
+Ready = TcpReady | ExecReady | ServiceReady | RouteReady
 
 
 async def wait_until_ready(worker: Worker, ready: Ready, job: Job) -> bool:
@@ -74,6 +88,18 @@ async def _accepts(worker: Worker, host: str, port: int) -> bool:
         except OSError:
             return False
         return sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) == 0
+
+
+async def has_route(worker: Worker) -> bool:
+    """Whether *worker* has a way to addresses that nobody has."""
+    for family, address in _ELSEWHERE:
+        with await worker._open_socket(family, socket.SOCK_DGRAM) as sock:
+            try:
+                sock.connect((address, 9))
+            except OSError:
+                continue
+            return True
+    return False
 
 
 def _describe(ready: Ready) -> str:

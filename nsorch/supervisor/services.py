@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from nsorch.errors import TopologyError, UnsupportedError
 from nsorch.net.interfaces import look_at
 from nsorch.services import dnsmasq
+from nsorch.supervisor.planning import interfaces_of
 from nsorch.supervisor.routes import default_routes
 from nsorch.topology.services import PROGRAMS, TAYGA_INTERFACE, Dnsmasq, Frr, Tayga
 
@@ -137,7 +138,7 @@ class Services:
     # -- dnsmasq
 
     def _dnsmasq(self, worker: Worker, service: Dnsmasq) -> list[str]:
-        names = self._wiring.filters.interfaces(worker, service.inside)
+        names = interfaces_of(worker, service.inside, self._wiring.record)
         where = f"workers.{worker.name}.service.dnsmasq"
         own = self._wiring.addresses_by_interface(worker)
         served = [dnsmasq.Served(ifname=name, addresses=own[name]) for name in names if name in own]
@@ -189,7 +190,7 @@ class Services:
     def _may_lead_on(self, worker: Worker, own: Collection[str]) -> bool:
         """Whether it has, or is to get, a way to IPv4 networks that it has no link to."""
         if worker.spec.nat is not None and not set(
-            self._wiring.filters.interfaces(worker, worker.spec.nat.outside)
+            interfaces_of(worker, worker.spec.nat.outside, self._wiring.record)
         ) <= set(own):
             return True
         links = self._wiring.record.links_of.get(worker.name, ())

@@ -415,7 +415,8 @@ class Starter:
 
     async def _remove(self, workers: Sequence[Worker]) -> None:
         supervisor = self._supervisor
-        workers = list(dict.fromkeys((*supervisor._uplinks.helpers_of(workers), *workers)))
+        if supervisor._uplinks is not None:
+            workers = list(dict.fromkeys((*supervisor._uplinks.helpers_of(workers), *workers)))
         for worker in workers:
             worker._leaving = True  # nothing is linked to it, and no command begins in it, from here on
         supervisor._helper.withdraw({worker.name for worker in workers})
@@ -427,7 +428,8 @@ class Starter:
         await anyio.to_thread.run_sync(descriptors.close, alone)
 
         async def end(worker: Worker) -> None:
-            supervisor._uplinks.drop(worker)
+            if supervisor._uplinks is not None:
+                supervisor._uplinks.drop(worker)
             worker.kill()
             await worker._ended()
             await worker._unpin()

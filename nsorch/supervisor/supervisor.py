@@ -19,7 +19,6 @@ from nsorch.supervisor.cgroups import Cgroups
 from nsorch.supervisor.entry import Home, home_of
 from nsorch.supervisor.starting import Starter
 from nsorch.supervisor.turns import for_each, in_turns
-from nsorch.supervisor.uplinks import Uplinks
 from nsorch.supervisor.wiring import Wiring
 from nsorch.topology import BridgeSpec, WorkerSpec
 
@@ -35,7 +34,7 @@ if TYPE_CHECKING:
     from nsorch.supervisor.capture import Capture, Direction
     from nsorch.supervisor.deployment import Deployment
     from nsorch.supervisor.network import Bridge, Interface, Link
-    from nsorch.supervisor.uplinks import Method, Uplink
+    from nsorch.supervisor.uplinks import Method, Uplink, Uplinks
     from nsorch.supervisor.worker import Worker
     from nsorch.topology import (
         Dnsmasq,
@@ -110,7 +109,7 @@ class Supervisor:
         self._wiring = Wiring(self)
         self._cgroups = Cgroups(self, always=cgroups)
         self._starter = Starter(self)
-        self._uplinks = Uplinks(self)
+        self._uplinks: Uplinks | None = None  # until somebody asks for one
 
     # -- the block
 
@@ -239,7 +238,8 @@ class Supervisor:
             await self._wiring.close()
             workers = sorted(self._workers.values(), key=lambda worker: -worker.order)
             fds = [fd async for worker in in_turns(workers) for fd in worker._take_descriptors()]
-            self._uplinks.close()
+            if self._uplinks is not None:
+                self._uplinks.close()
             self._helper.close()
             await anyio.to_thread.run_sync(descriptors.close, fds)
             await self._helper.gone()
@@ -675,6 +675,10 @@ class Supervisor:
         :raises SetupError: pasta failed; says what it said
         """
         self._check_running()
+        if self._uplinks is None:
+            from nsorch.supervisor.uplinks import Uplinks
+
+            self._uplinks = Uplinks(self)
         return await self._uplinks.make(self._worker(worker), name, method)
 
     async def wait_converged(self, timeout: float = 60.0) -> None:

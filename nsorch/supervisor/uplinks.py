@@ -10,19 +10,20 @@ from __future__ import annotations
 import os
 import socket
 from ipaddress import IPv4Interface, IPv4Network
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 import anyio
-from attrs import define, frozen
+from attrs import define
 
 from nsorch.core.process import DEVNULL
 from nsorch.core.spawner.syscalls import CLONE_NEWNET
 from nsorch.errors import NameInUseError, SetupError, TopologyError, UnsupportedError, WorkerExitedError
 from nsorch.net import messages
 from nsorch.net import nftables as nft
-from nsorch.net.netlink import Netlink, Request
+from nsorch.net.netlink import NETLINK_NETFILTER, Netlink, Request
 from nsorch.net.plan import NextHop, RoutePlan
 from nsorch.supervisor.kernel import netns_of
+from nsorch.supervisor.readiness import RouteReady, has_route
 from nsorch.supervisor.services import find
 from nsorch.topology import WorkerSpec
 from nsorch.topology.names import interface_problem
@@ -38,18 +39,6 @@ if TYPE_CHECKING:
 Method = Literal["pasta", "nat"]
 # Nobody's own (RFC 2544); a /31 of it that few others will think of.
 _RANGE = IPv4Network("198.18.0.0/15")
-# Addresses of documentation, that any way to the outside leads to.
-_ELSEWHERE = ((socket.AF_INET, "192.0.2.1"), (socket.AF_INET6, "2001:db8::1"))
-_DEADLINE = 20.0
-
-
-@frozen(repr=False)
-class RouteReady(Value):
-    """When *target* has a route to the outside."""
-
-    target: Any
-    timeout: float = _DEADLINE
-    interval: float = 0.02
 
 
 @define(eq=False, repr=False)
@@ -201,21 +190,9 @@ class Uplinks:
             hop = NextHop(via=outer.ip, dev=uplink.interface)
             kernel.engine.add_routes(handle, [RoutePlan(destination=IPv4Network("0.0.0.0/0"), nexthops=(hop,))])
 
-        uplink._rules = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, nft.NETLINK_NETFILTER)
+        uplink._rules = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, NETLINK_NETFILTER)
         await kernel.in_thread(_set_rules, uplink._rules, uplink._host_end)
         await kernel.in_netns(worker, configure)
-
-
-async def has_route(worker: Worker) -> bool:
-    """Whether *worker* has a way to addresses that nobody has."""
-    for family, address in _ELSEWHERE:
-        with await worker._open_socket(family, socket.SOCK_DGRAM) as sock:
-            try:
-                sock.connect((address, 9))
-            except OSError:
-                continue
-            return True
-    return False
 
 
 def _nat_problem() -> str | None:
