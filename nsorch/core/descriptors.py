@@ -69,7 +69,7 @@ async def make_room(count: int) -> None:
                 break
     if _table < needed:
         _table = 2 * needed
-        await anyio.to_thread.run_sync(_enlarge_table, count + _RESERVE)
+        await anyio.to_thread.run_sync(_enlarge_table, _table)
 
 
 def _enlarge_table(count: int) -> None:
@@ -80,7 +80,7 @@ def _enlarge_table(count: int) -> None:
     with contextlib.suppress(OSError):  # then it grows when it has to
         folder = os.open("/proc/self/fd", os.O_RDONLY | os.O_CLOEXEC)
         try:
-            last = min(len(os.listdir(folder)) + 2 * count, limit - 1)
+            last = min(len(os.listdir(folder)) + count, limit - 1)
             os.close(fcntl.fcntl(folder, fcntl.F_DUPFD_CLOEXEC, last))
         finally:
             os.close(folder)
