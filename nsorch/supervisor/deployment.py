@@ -121,6 +121,8 @@ class Deployment:
                     await set_routes(wiring, worker, described)
             if worker.spec.limits != described.limits:
                 await worker.set_limits(described.limits)
+            if worker.spec.uplink != described.uplink:
+                await self._supervisor._ensure_uplinks().adapt(worker, described.uplink)
             await wiring.filters.apply(worker, described)
             worker._spec = described
         for name in found.of("worker", "restart"):

@@ -193,6 +193,8 @@ class Starter:
             try:
                 await self._supervisor._wiring.finish(workers, bridges)
                 await self._supervisor._wiring.interfaces.make_all(workers)
+                if uplinked := [worker for worker in workers if worker.spec.uplink is not None]:
+                    await self._supervisor._ensure_uplinks().make_all(uplinked)
             except Exception as exc:
                 errors.append(exc)
 
@@ -209,6 +211,8 @@ class Starter:
             supervisor._wiring.record.check(spec)
             supervisor._wiring.filters.check(spec, coming)
             supervisor._wiring.services.check(spec)
+            if spec.uplink is not None:
+                supervisor._ensure_uplinks().check(spec.name, spec.uplink)
             confined.append(await confined_of(spec, supervisor._facts, rootless=supervisor.rootless))
         await supervisor._wiring.interfaces.require(specs, ())
         await require_netem(
@@ -448,7 +452,7 @@ class Starter:
 
 def _is_wired(spec: WorkerSpec) -> bool:
     """Whether something of its network has to be there before its command."""
-    return bool(spec.links or spec.interfaces or spec.nat or spec.firewall or spec.service)
+    return bool(spec.links or spec.interfaces or spec.nat or spec.firewall or spec.service or spec.uplink)
 
 
 class _Held:

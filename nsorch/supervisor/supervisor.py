@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from nsorch.supervisor.capture import Capture, Direction
     from nsorch.supervisor.deployment import Deployment
     from nsorch.supervisor.network import Bridge, Interface, Link
-    from nsorch.supervisor.uplinks import Method, Uplink, Uplinks
+    from nsorch.supervisor.uplinks import Uplink, Uplinks
     from nsorch.supervisor.worker import Worker
     from nsorch.topology import (
         Dnsmasq,
@@ -49,10 +49,12 @@ if TYPE_CHECKING:
         TcpReady,
         To,
         Topology,
+        UplinkSpec,
     )
     from nsorch.topology.limits import Limits
     from nsorch.topology.mounts import Mount, Overlay
     from nsorch.topology.privileges import Capabilities
+    from nsorch.topology.uplinks import UplinkMethod
 
 # The kernel kills at once; thousands of processes take their time to be reaped.
 _KILL_DEADLINE = 10.0
@@ -344,6 +346,7 @@ class Supervisor:
         firewall: Firewall | Mapping[str, Any] | str | None = None,
         interfaces: Iterable[InterfaceSpec | Mapping[str, Any]] = (),
         service: Dnsmasq | Frr | Tayga | Mapping[str, Any] | None = None,
+        uplink: UplinkSpec | Mapping[str, Any] | UplinkMethod | bool | None = None,
         label: str | None = None,
     ) -> Worker:
         """Start a worker: its namespaces, its links, then its command. Without *command* it is passive.
@@ -394,6 +397,8 @@ class Supervisor:
             those that need others stand behind them
         :param service: :class:`nsorch.Dnsmasq`, :class:`nsorch.Frr` or :class:`nsorch.Tayga`, which gives it its
             command and says when it is ready
+        :param uplink: a way to the outside, as by :meth:`uplink`, before its command runs: True, its method, or
+            :class:`nsorch.UplinkSpec`
         :raises NameInUseError: the name is taken
         :raises TopologyError: the description is wrong
         :raises CommandNotFoundError: there is no such command
@@ -442,6 +447,7 @@ class Supervisor:
             firewall=firewall,
             interfaces=interfaces,
             service=service,
+            uplink=uplink,
             label=label,
         )
         return await self._starter.start(spec)
@@ -660,7 +666,7 @@ class Supervisor:
 
     # -- events
 
-    async def uplink(self, worker: Worker | str, *, name: str = "up0", method: Method | None = None) -> Uplink:
+    async def uplink(self, worker: Worker | str, *, name: str = "up0", method: UplinkMethod | None = None) -> Uplink:
         """Give *worker* a way to the outside of the lab, through an interface *name*: nothing else has one.
 
         By ``"pasta"`` (Debian: passt), a process that sends for it by ordinary sockets and runs as worker
@@ -675,11 +681,14 @@ class Supervisor:
         :raises SetupError: pasta failed; says what it said
         """
         self._check_running()
+        return await self._ensure_uplinks().make(self._worker(worker), name, method)
+
+    def _ensure_uplinks(self) -> Uplinks:
         if self._uplinks is None:
             from nsorch.supervisor.uplinks import Uplinks
 
             self._uplinks = Uplinks(self)
-        return await self._uplinks.make(self._worker(worker), name, method)
+        return self._uplinks
 
     async def wait_converged(self, timeout: float = 60.0) -> None:
         """Wait until the routing protocols of all workers with :class:`nsorch.Frr` have taken in the links as they are

@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import socket
 from ipaddress import IPv4Interface, IPv4Network
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import anyio
 from attrs import define
@@ -25,6 +25,7 @@ from nsorch.net.plan import NextHop, RoutePlan
 from nsorch.supervisor.kernel import netns_of
 from nsorch.supervisor.readiness import RouteReady, has_route
 from nsorch.supervisor.services import find
+from nsorch.supervisor.turns import in_turns
 from nsorch.topology import WorkerSpec
 from nsorch.topology.names import interface_problem
 from nsorch.values import Value
@@ -35,8 +36,8 @@ if TYPE_CHECKING:
     from nsorch.net.engine import NetnsHandle
     from nsorch.supervisor.supervisor import Supervisor
     from nsorch.supervisor.worker import Worker
+    from nsorch.topology.uplinks import UplinkMethod, UplinkSpec
 
-Method = Literal["pasta", "nat"]
 # Nobody's own (RFC 2544); a /31 of it that few others will think of.
 _RANGE = IPv4Network("198.18.0.0/15")
 
@@ -52,7 +53,7 @@ class Uplink(Value):
 
     worker: str
     interface: str
-    method: Method
+    method: UplinkMethod
     _uplinks: Uplinks
     _owner: Worker
     _process: Worker | None = None  # pasta's
@@ -71,7 +72,7 @@ class Uplinks:
         self._supervisor = supervisor
         self._of: dict[Worker, Uplink] = {}
 
-    async def make(self, worker: Worker, name: str, method: Method | None) -> Uplink:
+    async def make(self, worker: Worker, name: str, method: UplinkMethod | None) -> Uplink:
         """See :meth:`Supervisor.uplink`."""
         if problem := interface_problem(name):
             raise TopologyError(f"uplink: {problem}")
@@ -81,7 +82,7 @@ class Uplinks:
             raise NameInUseError(f'the worker has an interface "{name}" already', worker=worker.name)
         if worker in self._of or await has_route(worker):
             raise TopologyError(f"uplink: {worker.name} has a default route already")
-        chosen = method or self._choose()
+        chosen = self._choose(method, worker.name)
         uplink = self._of[worker] = Uplink(worker.name, name, chosen, self, worker)
         try:
             await (self._start_pasta(uplink) if chosen == "pasta" else self._translate(uplink))
@@ -92,13 +93,35 @@ class Uplinks:
             raise
         return uplink
 
-    def _choose(self) -> Method:
-        if not self._supervisor.rootless and not _nat_problem():
-            return "nat"
-        if find("pasta") is None:
-            why = "the host's NAT needs root" if self._supervisor.rootless else _nat_problem()
-            raise UnsupportedError(f"pasta isn't installed (Debian: passt), and {why}", stage="uplink")
-        return "pasta"
+    def check(self, worker: str, described: UplinkSpec) -> None:
+        """:raises UnsupportedError: there is nothing that would make it; names the Debian package"""
+        self._choose(described.method, worker)
+
+    async def make_all(self, workers: Iterable[Worker]) -> None:
+        """Those that their descriptions have."""
+        async for worker in in_turns(workers):
+            if worker.spec.uplink is not None:
+                await self.make(worker, worker.spec.uplink.name, worker.spec.uplink.method)
+
+    async def adapt(self, worker: Worker, described: UplinkSpec | None) -> None:
+        """Make what the description has of what it had."""
+        there = self._of.get(worker)
+        if worker.spec.uplink is not None and there is not None:
+            await there.remove()
+        if described is not None:
+            await self.make(worker, described.name, described.method)
+
+    def _choose(self, method: UplinkMethod | None, worker: str) -> UplinkMethod:
+        """:raises UnsupportedError: there is none"""
+        problem = None
+        if method != "pasta":
+            problem = "the host's NAT needs root" if self._supervisor.rootless else _nat_problem()
+            if problem is None:
+                return "nat"
+        if method != "nat" and find("pasta") is not None:
+            return "pasta"
+        missing = None if method == "nat" else "pasta isn't installed (Debian: passt)"
+        raise UnsupportedError(", and ".join(filter(None, (missing, problem))), worker=worker, stage="uplink")
 
     def helpers_of(self, workers: Iterable[Worker]) -> list[Worker]:
         """Processes that end with *workers*."""
@@ -138,8 +161,7 @@ class Uplinks:
 
     async def _start_pasta(self, uplink: Uplink) -> None:
         program = find("pasta")
-        if program is None:
-            raise UnsupportedError("pasta isn't installed (Debian: passt)", worker=uplink.worker, stage="uplink")
+        assert program is not None  # see _choose
         command = [
             program,
             "--foreground",
@@ -173,10 +195,6 @@ class Uplinks:
     # -- by root
 
     async def _translate(self, uplink: Uplink) -> None:
-        if self._supervisor.rootless:
-            raise UnsupportedError("the host's NAT needs root", worker=uplink.worker, stage="uplink")
-        if problem := _nat_problem():
-            raise UnsupportedError(problem, worker=uplink.worker, stage="uplink")
         kernel, worker = self._supervisor._wiring.kernel, uplink._owner
         number = os.getpid() * 64 + worker.order
         pair = int(_RANGE.network_address) + 2 * (number % (_RANGE.num_addresses // 2))

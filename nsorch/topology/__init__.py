@@ -28,6 +28,7 @@ from nsorch.topology.specs import (
 )
 from nsorch.topology.traces import Step, Trace
 from nsorch.topology.tunnels import Vxlan, WireGuard, WireGuardPeer
+from nsorch.topology.uplinks import UplinkSpec
 
 __all__ = [
     "PROFILES",
@@ -68,6 +69,7 @@ __all__ = [
     "Topology",
     "Trace",
     "Tun",
+    "UplinkSpec",
     "Vlan",
     "Vrf",
     "Vxlan",

@@ -187,6 +187,9 @@ def _filters(topology: Topology) -> Iterator[str | None]:
 def _interfaces(topology: Topology) -> dict[str, set[str]]:
     """Of each worker: the names of its interfaces, in the order in which they are given out, and of what is behind."""
     names = {name: {interface.name for interface in w.all_interfaces} for name, w in topology.workers.items()}
+    for w in topology.workers.values():
+        if w.uplink is not None:
+            names[w.name].add(w.uplink.name)
     behind: dict[str, set[str]] = {name: set() for name in topology.workers}
     ends = [(worker.name, to.name, to.bridge) for worker in topology.workers.values() for to in worker.links]
     for link in topology.links:

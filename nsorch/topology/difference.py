@@ -28,7 +28,7 @@ _RESTARTED = {
     *("command", "env", "cwd", "user", "groups", "ready", "stdin", "stdout", "stderr", "service"),
     *("capabilities", "no_new_privs", "seccomp", "rlimits", "oom_score_adj"),
 }
-_FREE = {"label", "limits", "links", "routes", "interfaces", "nat", "firewall"}
+_FREE = {"label", "limits", "links", "routes", "interfaces", "nat", "firewall", "uplink"}
 _SETTABLE = {"mtu", *EMULATION_KEYS}
 
 

@@ -167,6 +167,7 @@ class Topology:
         firewall: Any = None,
         interfaces: Any = (),
         service: Any = None,
+        uplink: Any = None,
         label: str | None = None,
     ) -> WorkerSpec:
         """Add a worker; see :meth:`nsorch.Supervisor.start`."""
@@ -210,6 +211,7 @@ class Topology:
             firewall=firewall,
             interfaces=interfaces,
             service=service,
+            uplink=uplink,
             label=label,
         )
         self.add(spec)

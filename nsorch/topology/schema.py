@@ -18,6 +18,7 @@ from nsorch.topology.privileges import CAPABILITIES, CAPABILITY_SETS, CLOCKS, RL
 from nsorch.topology.services import ROUTING_PROTOCOLS
 from nsorch.topology.specs import ARP
 from nsorch.topology.structure import DEFAULT_KEYS, KEYS, MOST_COPIES
+from nsorch.topology.uplinks import UPLINK_METHODS
 
 PATH = os.path.join(os.path.dirname(__file__), "schema.json")
 
@@ -283,6 +284,14 @@ _SERVICE = {
     "minProperties": 1,
     "maxProperties": 1,
 }
+_UPLINK = {
+    "anyOf": [
+        {"type": "boolean"},
+        {"enum": list(UPLINK_METHODS)},
+        _closed({"method": {"enum": list(UPLINK_METHODS)}, "name": {**_TEXT, "default": "up0"}}),
+    ],
+    "description": "a way to the outside of the lab; workers without one have none",
+}
 _RULE = _closed(
     {
         "action": {"enum": list(ACTIONS)},
@@ -377,6 +386,7 @@ _VALUES: dict[str, dict[str, Any]] = {
             "description": "besides the ends of links; those that need others stand behind them",
         },
         "service": {"$ref": "#/$defs/service"},
+        "uplink": _UPLINK,
         "cwd": _TEXT,
         "hostname": _TEXT,
         "label": _TEXT,

@@ -60,6 +60,7 @@ from nsorch.topology.services import (
 )
 from nsorch.topology.sysctls import sysctl_problems
 from nsorch.topology.units import duration
+from nsorch.topology.uplinks import UplinkSpec, to_uplink
 from nsorch.values import Value
 
 
@@ -284,6 +285,7 @@ class WorkerSpec(Value):
     firewall: Firewall | None = field(default=None, converter=to_firewall)
     interfaces: tuple[InterfaceSpec, ...] = field(default=(), converter=to_interfaces)
     service: Service | None = field(default=None, converter=to_service)
+    uplink: UplinkSpec | None = field(default=None, converter=to_uplink)
     label: str | None = None
 
     def __attrs_post_init__(self) -> None:
@@ -308,7 +310,7 @@ class WorkerSpec(Value):
                 isolation_of(self)
         except TopologyError as exc:
             raise TopologyError(*(f"workers.{self.name}.{problem}" for problem in exc.problems)) from None
-        for key in ("nat", "firewall"):
+        for key in ("nat", "firewall", "uplink"):
             if getattr(self, key) is not None and not isinstance(namespaces.net, New):
                 raise TopologyError(f"workers.{self.name}.{key}: only in a network namespace of its own")
         if isinstance(self.service, Frr) and not (isinstance(namespaces.net, New) and isinstance(namespaces.mnt, New)):
@@ -344,6 +346,8 @@ class WorkerSpec(Value):
             if problems:
                 raise TopologyError(*(f"workers.{self.name}.{problem}" for problem in problems))
         taken.update(interface.name for interface in self.interfaces)
+        if self.uplink is not None and self.uplink.name in taken:
+            raise TopologyError(f'workers.{self.name}.uplink.name: "{self.uplink.name}" is another interface already')
         for interface in own_interfaces(self.service):
             if interface.name in taken:
                 raise TopologyError(f'workers.{self.name}.service: "{interface.name}" is the name of its own interface')

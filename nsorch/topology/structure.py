@@ -32,6 +32,7 @@ from nsorch.topology.specs import (
     exec_ready,
     tcp_ready,
 )
+from nsorch.topology.uplinks import uplink_to_plain
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -62,6 +63,7 @@ _WORKER_KEYS = (
     "firewall",
     "interfaces",
     "service",
+    "uplink",
     *_TEXT,
     *_FLAGS,
     *ISOLATION_KEYS,
@@ -286,7 +288,7 @@ class _Reader:
             self.refuse(f"{path}.user", f"{shown(table['user'])} is neither a name nor a uid")
         for key in ("stdin", "stdout", "stderr"):
             table[key] = _stream(table.get(key))
-        keys = ("command", "env", "nat", "firewall", "service", *OWN_KEYS)
+        keys = ("command", "env", "nat", "firewall", "service", "uplink", *OWN_KEYS)
         self.check_each(path, keys, table, lambda **part: WorkerSpec(name="x", **part))
 
     def _texts(self, table: Mapping[str, Any], path: str, keys: Iterable[str]) -> bool:
@@ -620,5 +622,6 @@ def _worker(spec: WorkerSpec) -> dict[str, Any]:
         firewall=to_plain(spec.firewall),
         interfaces=[interface_to_dict(interface) for interface in spec.interfaces] or None,
         service=service_to_plain(spec.service),
+        uplink=uplink_to_plain(spec.uplink),
         label=spec.label,
     ) | _present(isolation_to_dict(spec, path))
