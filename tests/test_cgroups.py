@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pathlib
 import select
 import signal
 import subprocess
@@ -13,6 +14,7 @@ import anyio
 import pytest
 from cgroups_support import PLACE, needs_cgroups, processes, subtrees
 from conftest import running
+from rootfs_support import make_rootfs
 
 import nsorch
 from nsorch.core.usage import parse_io, parse_pressure
@@ -222,6 +224,39 @@ async def test_cgroup_namespace_is_rooted_at_the_leaf(anyio_backend: str) -> Non
         worker = await sup.start("w", ["sleep", "60"], cgroup_namespace=True)
         lines = (await worker.run(["cat", "/proc/self/cgroup"])).stdout.decode().splitlines()
         assert "0::/" in lines
+
+
+@needs_cgroups
+@pytest.mark.parametrize("preset", ["network", "container", "sandbox"])
+@pytest.mark.parametrize("command", [None, ["sleep", "600"]], ids=["passive", "live"])
+async def test_what_is_seen_of_cgroups(
+    preset: str, command: list[str] | None, tmp_path: pathlib.Path, anyio_backend: str
+) -> None:
+    """At /sys/fs/cgroup: the own leaf, read-only, and nothing above it; once, however often it is entered."""
+    rootfs = make_rootfs(tmp_path / "rootfs")
+    fields = {"rootfs": rootfs, "isolation": preset, "cgroup_namespace": True}
+    look = "grep -c cgroup2 /proc/self/mountinfo; grep cgroup2 /proc/self/mountinfo; cat /sys/fs/cgroup/cgroup.procs"
+    async with nsorch.Supervisor() as sup:
+        worker = await sup.start("w", command, **fields)  # type: ignore[arg-type]
+        for restarted in range(2):
+            count, mount, *pids = (await worker.run(look)).stdout.decode().splitlines()
+            assert count == "1"
+            _, _, _, root, point, options, *_ = mount.split()
+            assert (root, point, options.split(",")[0]) == ("/", "/sys/fs/cgroup", "ro")
+            assert "1" in pids
+            assert "0" not in pids  # nobody of outside
+            done = await worker.run("mkdir /sys/fs/cgroup/x; echo 1 > /sys/fs/cgroup/cgroup.freeze", check=False)
+            assert done.stderr.count(b"Read-only file system") == 2
+            if command and not restarted:
+                await worker.restart()
+        # Where something else is asked for there, that is what there is.
+        for name, other in (
+            ("masked", {"masked": ["/sys/fs"]}),
+            ("mounted", {"mounts": [nsorch.tmpfs("/sys/fs/cgroup")]}),
+            ("shared", {"cgroup_namespace": False}),
+        ):
+            worker = await sup.start(name, command, **{**fields, **other})  # type: ignore[arg-type]
+            assert b"cgroup2" not in (await worker.run(["cat", "/proc/self/mountinfo"])).stdout
 
 
 async def test_limits_that_can_not_be_kept(anyio_backend: str) -> None:

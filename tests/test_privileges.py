@@ -390,26 +390,24 @@ async def test_a_user_namespace_beside_joined_ones(init: bool) -> None:
     """Those of the user namespace above are entered before it, and its own after it."""
     async with nsorch.Supervisor() as sup:
         first = await sup.start("first", ["sleep", "600"], hostname="shared")
-        kinds = {"net": "worker:first", "uts": "worker:first", **dict.fromkeys(("user", "mnt", "pid", "ipc"), "new")}
+        kinds = {**dict.fromkeys(("net", "uts", "pid"), "worker:first"), **dict.fromkeys(("user", "mnt", "ipc"), "new")}
         worker = await sup.start("w", ["sleep", "600"], namespaces=kinds, init=init)
         third = await sup.start("third", namespaces={"ipc": "worker:w", "net": "worker:first", "mnt": "new"})
-        names = [f"/proc/self/ns/{kind}" for kind in ("net", "uts", "ipc", "user")]
+        names = [f"/proc/self/ns/{kind}" for kind in ("net", "uts", "pid", "ipc", "user")]
 
         async def seen_by(other: nsorch.Worker) -> list[bytes]:
             return (await other.run(["readlink", *names])).stdout.split()
 
-        net, uts, ipc, user = await seen_by(first)
+        net, uts, pid, ipc, user = await seen_by(first)
         for _ in range(2):
             own = await seen_by(worker)
-            assert own[:2] == [net, uts]
+            assert own[:3] == [net, uts, pid]
             assert not {ipc, user} & set(own)
-            assert own == [
-                os.readlink(f"/proc/{worker.pid}/ns/{kind}").encode() for kind in ("net", "uts", "ipc", "user")
-            ]
+            assert own == [os.readlink(name.replace("self", str(worker.pid))).encode() for name in names]
             await worker.stop()
             await worker.restart()
         seen = await seen_by(third)
-        assert (seen[0], *seen[2:]) == (net, *own[2:])
+        assert (seen[0], *seen[3:]) == (net, *own[3:])
 
 
 async def test_cgroup_namespace() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import os
 import stat
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import anyio
 from attrs import evolve, frozen
@@ -15,6 +15,7 @@ from nsorch.core.spawner import rootfs as spawner_rootfs
 from nsorch.core.spawner.confinement import Confinement
 from nsorch.core.spawner.protocol import Own
 from nsorch.core.spawner.rootfs import Root, Sysfs
+from nsorch.core.spawner.syscalls import CLONE_NEWCGROUP
 from nsorch.errors import PermissionDeniedError, SetupError, TopologyError
 from nsorch.supervisor.users import User, find_user
 from nsorch.topology.mounts import Bind, Mount, Overlay
@@ -33,6 +34,7 @@ _TTY_GROUP = 5  # of Debian, and of those who came after
 _EVERY_ID = ((0, 0, (1 << 32) - 1),)
 _OWN_ID = (((0, 0, 1),), ((0, 0, 1),))
 _NOTHING = Own()
+_CGROUPS = "/sys/fs/cgroup"
 _PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 
@@ -65,6 +67,16 @@ class Confined(Value):
     rootfs: str | Overlay | None = None
     time_offsets: tuple[tuple[str, int, int], ...] = ()
     domainname: str | None = None
+
+    def own_of(self, make: int, proc: int, leaf: int) -> tuple[Any, ...]:
+        """What a process makes that gets the namespaces *make*.
+
+        :param proc: the mode of its ``/proc``
+        :param leaf: descriptor of the cgroup that it begins in; without one its namespace would show the application's
+        """
+        cgroup = bool(make & CLONE_NEWCGROUP)
+        cgroupfs = self.own.cgroupfs and cgroup and leaf >= 0
+        return tuple(self.own._replace(proc=proc, cgroup=cgroup, cgroupfs=cgroupfs))
 
 
 @functools.lru_cache(maxsize=64)
@@ -250,7 +262,15 @@ def _own(isolation: Isolation) -> Own:
     masked = tuple(os.fsencode(path) for path in isolation.masked if _below_proc(path))
     readonly = tuple(os.fsencode(path) for path in isolation.readonly_paths if _below_proc(path))
     guarded = isolation.guarded or bool(masked or readonly)
-    return Own(guarded=guarded, masked=masked, readonly=readonly)
+    kinds = isolation.namespaces
+    cgroupfs = isinstance(kinds.cgroup, New) and isinstance(kinds.mnt, New) and not _covers_cgroups(isolation)
+    return Own(guarded=guarded, masked=masked, readonly=readonly, cgroupfs=cgroupfs)
+
+
+def _covers_cgroups(isolation: Isolation) -> bool:
+    """Whether something else is asked for at ``/sys/fs/cgroup``, or around it: a mask, a bind of the host's."""
+    asked = (*isolation.masked, *(mount.dst for mount in isolation.mounts))
+    return any(f"{_CGROUPS}/".startswith(f"{os.path.normpath(path).rstrip('/')}/") for path in asked)
 
 
 def _root(isolation: Isolation, *, rootless: bool, own_user: bool, passive: bool) -> Root:

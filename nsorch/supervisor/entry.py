@@ -27,7 +27,7 @@ from nsorch.topology.namespaces import AtPath, Host, New, OfDescriptor, OfPid, O
 from nsorch.values import Value
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Collection, Mapping
 
     from nsorch.topology.namespaces import NamespaceSet, Source
 
@@ -56,6 +56,11 @@ class Entry(Value):
     make: int
     joined: Mapping[int, int] = field(factory=dict)
     host: int = 0
+
+    @property
+    def above(self) -> Collection[int]:
+        """Those that it joins and then makes a user namespace: they are of the one above."""
+        return self.joined if self.make & CLONE_NEWUSER else ()
 
 
 def open_sources(namespaces: NamespaceSet, held: Held, worker: str) -> Entry:
@@ -141,12 +146,14 @@ class Home(Value):
         """Whether a command that keeps the *host* namespaces has to be started from there."""
         return bool(host & CLONE_NEWPID) or (self.rootless and bool(host))
 
-    def joins(self, held: Mapping[int, int], host: int) -> list[tuple[int, int]]:
+    def joins(self, held: Mapping[int, int], host: int, above: Collection[int] = ()) -> list[tuple[int, int]]:
         """(CLONE_NEW*, descriptor) of all that a command must join to be in the *held* namespaces, and in those of the
         *host*.
 
         In the order in which one may: a user namespace gives the right to enter those that it owns, and takes the
         right to enter those of its parent.
+
+        :param above: see :attr:`Entry.above`
         """
         joins: list[tuple[int, int]] = []
         if self.outside(host):
@@ -161,8 +168,10 @@ class Home(Value):
             joins += [(kind, fd) for kind, fd in self.hosts.items() if host & kind and kind not in held]
         if CLONE_NEWUSER not in held:
             return [*joins, *held.items()]
-        above = os.fstat(self.descriptors[CLONE_NEWUSER])
-        before = [kind for kind, fd in held.items() if kind != CLONE_NEWUSER and _is_owned_by(above, fd)]
+        home = os.fstat(self.descriptors[CLONE_NEWUSER])
+        before = [
+            kind for kind, fd in held.items() if kind != CLONE_NEWUSER and (kind in above or _is_owned_by(home, fd))
+        ]
         order = (*before, CLONE_NEWUSER)
         return joins + sorted(held.items(), key=lambda item: order.index(item[0]) if item[0] in order else len(order))
 

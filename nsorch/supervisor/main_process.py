@@ -104,7 +104,7 @@ class MainProcess:
         confined = worker._confined
         make = entry.make if setup is not None else entry.make & OF_PROCESSES
         hold = make & ~OF_PROCESSES
-        joins = supervisor._home.joins(entry.joined if setup is not None else worker._held, entry.host)
+        joins = supervisor._home.joins(entry.joined if setup is not None else worker._held, entry.host, entry.above)
         mode = Mode.EXEC
         if spec.init:
             mode = Mode.INIT if make & CLONE_NEWPID else Mode.KEEPER
@@ -147,7 +147,7 @@ class MainProcess:
                         first.sysctls,
                         first.loopback,
                         False,
-                        tuple(confined.own._replace(proc=proc, cgroup=bool(make & CLONE_NEWCGROUP))),
+                        confined.own_of(make, proc, leaf),
                         line._replace(streams=streams.numbers),
                         None,
                         confined.domainname if setup is not None else None,

@@ -315,7 +315,7 @@ class Worker:
             else:
                 held[CLONE_NEWCGROUP] = alive.pidfd
         host = entry.host & ~make
-        joins = supervisor._home.joins(held, host)
+        joins = supervisor._home.joins(held, host, entry.above)
         line = await build_command(
             command,
             env=encode_environment(self._confined.env if env is None else env),
@@ -342,7 +342,7 @@ class Worker:
                         (),
                         False,
                         False,
-                        tuple(self._confined.own._replace(proc=proc, cgroup=bool(make & CLONE_NEWCGROUP))),
+                        self._confined.own_of(make, proc, leaf),
                         line._replace(streams=streams.numbers),
                         None,
                         cgroup=leaf >= 0,

@@ -1,4 +1,4 @@
-"""Masked and read-only paths, and the ``/proc`` of a pid namespace.
+"""Masked and read-only paths, the ``/proc`` of a pid namespace, and the ``/sys/fs/cgroup`` of a cgroup namespace.
 
 Paths below a file system that was just mounted go by its descriptor, not through the root file system: that may be
 hostile, and lead ``/proc`` elsewhere between the mount and the mask.
@@ -23,13 +23,14 @@ from .mountapi import (
     RESOLVE_NO_MAGICLINKS,
 )
 from .stages import StageError, stage
-from .syscalls import MNT_DETACH, umount
+from .syscalls import MNT_DETACH, MS_PRIVATE, umount
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
 _QUIET = ATTR_NOSUID | ATTR_NODEV | ATTR_NOEXEC
 _INSIDE = RESOLVE_IN_ROOT | RESOLVE_NO_MAGICLINKS
+_CGROUPS = b"/sys/fs/cgroup"
 
 
 def hide(masked: tuple[bytes, ...], readonly: tuple[bytes, ...], top: int, own: Mapping[bytes, int]) -> None:
@@ -120,4 +121,31 @@ def mount_own_proc(masked: tuple[bytes, ...], readonly: tuple[bytes, ...], *, re
     finally:
         if proc >= 0:
             os.close(proc)
+        os.close(top)
+
+
+def mount_cgroups(*, replace: bool) -> None:
+    """Mount the v2 hierarchy, as the caller's cgroup namespace has it, in the ``/sys`` inside its root, not to be
+    written to. Where a security module forbids that, or there is no such place, there is none.
+
+    :param replace: instead of the one there, which is another cgroup namespace's
+    """
+    top = os.open("/", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    cgroups = -1
+    try:
+        with contextlib.suppress(OSError):
+            cgroups = mountapi.new_mount(b"cgroup2", (), _QUIET | ATTR_RDONLY)
+            with _opened(b"/sys", top, {}) as sysfs:
+                # A command of a passive worker has a cgroup namespace of its own, and this for itself.
+                mountapi.set_attributes(sysfs, propagation=MS_PRIVATE)
+            if replace:
+                with _opened(_CGROUPS, top, {}) as point, contextlib.suppress(OSError):
+                    os.fchdir(point)
+                    umount(".", MNT_DETACH)
+            with _opened(_CGROUPS, top, {}) as point:
+                mountapi.attach(cgroups, point)
+    finally:
+        os.chdir("/")
+        if cgroups >= 0:
+            os.close(cgroups)
         os.close(top)

@@ -6,8 +6,8 @@ import contextlib
 import os
 from typing import TYPE_CHECKING
 
-from .hiding import mount_own_proc
-from .stages import StageError, stage
+from .hiding import mount_cgroups, mount_own_proc
+from .stages import stage
 from .syscalls import (
     CLONE_NEWCGROUP,
     CLONE_NEWNS,
@@ -38,28 +38,26 @@ def make_own(own: Own) -> None:
     if own.cgroup:
         with stage("unshare", "cgroup"):
             unshare(CLONE_NEWCGROUP)
-    if not own.guarded:
-        _mount_proc(own.proc)
-    elif own.proc:
-        if own.proc >= 3:
-            with stage("mount /proc"):
-                _part(own.proc)
-        mount_own_proc(own.masked, own.readonly, replace=own.proc < 3)
-
-
-def _mount_proc(how: int) -> None:
-    if not how:
+    if not own.proc:
         return
-    try:
-        if how == 2:
+    if own.proc >= 3:
+        with stage("mount /proc"):
+            _part(own.proc)
+    if own.cgroupfs:
+        mount_cgroups(replace=own.proc == 2)
+    if own.guarded:
+        mount_own_proc(own.masked, own.readonly, replace=own.proc < 3)
+    else:
+        _mount_proc(replace=own.proc == 2)
+
+
+def _mount_proc(*, replace: bool) -> None:
+    with stage("mount /proc"):
+        if replace:
             # The one of the pid namespace that is gone. In a nested user namespace it may be locked: mount above it.
             with contextlib.suppress(OSError):
                 umount("/proc", MNT_DETACH)
-        elif how >= 3:
-            _part(how)
         mount("proc", "/proc", "proc", _PROC_FLAGS)
-    except OSError as exc:
-        raise StageError("mount /proc", exc.errno or 5, "") from None
 
 
 def _part(how: int) -> None:
@@ -97,5 +95,5 @@ def mount_home() -> int:
             mount("/proc/hosts", _HOSTS, "", MS_BIND)
             mount("", _HOSTS, "", MS_REMOUNT | MS_BIND | MS_RDONLY | MS_NOSUID | MS_NODEV | MS_NOEXEC)
             umount("/proc", MNT_DETACH)
-    _mount_proc(1)
+    _mount_proc(replace=False)
     return hosts
