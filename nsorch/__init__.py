@@ -82,8 +82,6 @@ from nsorch.topology import (
     Emulation,
     End,
     ExecReady,
-    Firewall,
-    Forward,
     Frr,
     GilbertElliott,
     InterfaceSpec,
@@ -92,12 +90,10 @@ from nsorch.topology import (
     Limits,
     LinkSpec,
     Macvlan,
-    Nat,
     Overlay,
     Pid,
     Profile,
     Route,
-    Rule,
     Tayga,
     TcpReady,
     Tmpfs,
@@ -114,7 +110,6 @@ from nsorch.topology import (
     WorkerSpec,
     bind,
     exec_ready,
-    home_router,
     overlay,
     tcp_ready,
     tmpfs,
@@ -137,6 +132,8 @@ if TYPE_CHECKING:
     from nsorch.net.ping import ProbeResult, Reachability
     from nsorch.supervisor.capture import Capture
     from nsorch.supervisor.uplinks import Uplink
+    from nsorch.topology.filters import Firewall, Forward, Nat, Rule
+    from nsorch.topology.home import home_router
 
 __version__ = "0.1.0"
 
@@ -162,6 +159,11 @@ _LATER = {
     "Reachability": "nsorch.net.ping",
     "Capture": "nsorch.supervisor.capture",
     "Uplink": "nsorch.supervisor.uplinks",
+    "Firewall": "nsorch.topology.filters",
+    "Forward": "nsorch.topology.filters",
+    "Nat": "nsorch.topology.filters",
+    "Rule": "nsorch.topology.filters",
+    "home_router": "nsorch.topology.home",
 }
 
 __all__ = [

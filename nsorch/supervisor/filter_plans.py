@@ -21,7 +21,8 @@ if TYPE_CHECKING:
     from nsorch.supervisor.supervisor import Supervisor
     from nsorch.supervisor.wiring import Wiring
     from nsorch.supervisor.worker import Worker
-    from nsorch.topology import Firewall, Forward, Nat, Rule, WorkerSpec
+    from nsorch.topology import WorkerSpec
+    from nsorch.topology.filters import Firewall, Forward, Nat, Rule
 
     IPAddress = IPv4Address | IPv6Address
     IPNetwork = IPv4Network | IPv6Network

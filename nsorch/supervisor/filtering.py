@@ -16,7 +16,6 @@ import anyio
 from nsorch import events
 from nsorch.errors import ClosedError, NetlinkError, NsorchError, SetupError, TopologyError, UnsupportedError
 from nsorch.net.netlink import NETLINK_NETFILTER, Netlink
-from nsorch.topology.filters import filter_names, outside_problem
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -56,6 +55,8 @@ class Filters:
         where = f"workers.{spec.name}"
         if spec.nat is None and spec.firewall is None:
             return
+        from nsorch.topology.filters import filter_names, outside_problem
+
         problem = outside_problem(spec.nat, spec.firewall)
         problems = [problem] if problem else []
         known = self._supervisor._workers.keys() | coming
@@ -88,8 +89,10 @@ class Filters:
 
     async def refresh(self, names: AbstractSet[str]) -> None:
         """*names* have other addresses or links now: change the rules that go by these."""
-        if self._supervisor._helper.died:
+        if self._supervisor._helper.died or not self._set:
             return
+        from nsorch.topology.filters import filter_names
+
         for worker in list(self._set):
             spec = worker.spec
             if worker.name in names or names & {name for _, name in filter_names(spec.nat, spec.firewall)}:

@@ -40,10 +40,8 @@ if TYPE_CHECKING:
         Dnsmasq,
         End,
         ExecReady,
-        Firewall,
         Frr,
         InterfaceSpec,
-        Nat,
         Route,
         Tayga,
         TcpReady,
@@ -51,6 +49,7 @@ if TYPE_CHECKING:
         Topology,
         UplinkSpec,
     )
+    from nsorch.topology.filters import Firewall, Nat
     from nsorch.topology.limits import Limits
     from nsorch.topology.mounts import Mount, Overlay
     from nsorch.topology.privileges import Capabilities

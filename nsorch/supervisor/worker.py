@@ -49,7 +49,8 @@ if TYPE_CHECKING:
     from nsorch.supervisor.network import Interface, Link
     from nsorch.supervisor.supervisor import Supervisor
     from nsorch.supervisor.tun import TunDevice
-    from nsorch.topology import Firewall, InterfaceSpec, Limits, Nat, WorkerSpec
+    from nsorch.topology import InterfaceSpec, Limits, WorkerSpec
+    from nsorch.topology.filters import Firewall, Nat
 
     IPAddress = IPv4Address | IPv6Address
 

@@ -1,11 +1,9 @@
-"""Descriptions of labs: data, no kernel objects."""
+"""Descriptions of labs: data, no kernel objects. What few labs have is imported from its own module."""
 
 from __future__ import annotations
 
 from nsorch.topology.difference import Change, Difference
 from nsorch.topology.emulation import Emulation, GilbertElliott
-from nsorch.topology.filters import Firewall, Forward, Nat, Rule
-from nsorch.topology.home import home_router
 from nsorch.topology.interfaces import Bond, Dummy, InterfaceSpec, Ipvlan, Macvlan, Tun, Vlan, Vrf
 from nsorch.topology.limits import IoLimits, Limits
 from nsorch.topology.model import Topology
@@ -44,8 +42,6 @@ __all__ = [
     "Emulation",
     "End",
     "ExecReady",
-    "Firewall",
-    "Forward",
     "Frr",
     "GilbertElliott",
     "InterfaceSpec",
@@ -55,12 +51,10 @@ __all__ = [
     "LinkSpec",
     "Macvlan",
     "NamespaceSet",
-    "Nat",
     "Overlay",
     "Pid",
     "Profile",
     "Route",
-    "Rule",
     "Step",
     "Tayga",
     "TcpReady",
@@ -78,7 +72,6 @@ __all__ = [
     "WorkerSpec",
     "bind",
     "exec_ready",
-    "home_router",
     "overlay",
     "tcp_ready",
     "tmpfs",

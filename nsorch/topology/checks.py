@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 
 from nsorch.errors import TopologyError
 from nsorch.topology.emulation import NO_EMULATION, Emulation
-from nsorch.topology.filters import filter_names, interface_names, outside_problem
 from nsorch.topology.interface_checks import interface_checks
 from nsorch.topology.layer2 import trunk_problem
 from nsorch.topology.namespaces import Host, NamespaceSet, Shared
@@ -169,6 +168,8 @@ def _filters(topology: Topology) -> Iterator[str | None]:
             yield f'workers.{name}.service.frr: with routing "{topology.routing}" the routes are set already'
         if nat is None and firewall is None and worker.service is None:
             continue
+        from nsorch.topology.filters import filter_names, interface_names, outside_problem
+
         if interfaces is None:
             interfaces = _interfaces(topology)
         if problem := outside_problem(nat, firewall):

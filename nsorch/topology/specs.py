@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from ipaddress import IPv4Interface, IPv4Network, IPv6Interface, IPv6Network, ip_address, ip_network
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from attrs import Attribute, field, frozen
 
@@ -23,7 +23,6 @@ from nsorch.topology.converters import (
     vlan_subnets,
 )
 from nsorch.topology.emulation import Emulated
-from nsorch.topology.filters import Firewall, Nat, to_firewall, to_nat
 from nsorch.topology.interface_files import to_interfaces
 from nsorch.topology.interfaces import InterfaceSpec, order_problems, within
 from nsorch.topology.limits import Limits, to_limits
@@ -62,6 +61,9 @@ from nsorch.topology.sysctls import sysctl_problems
 from nsorch.topology.units import duration
 from nsorch.topology.uplinks import UplinkSpec, to_uplink
 from nsorch.values import Value
+
+if TYPE_CHECKING:
+    from nsorch.topology.filters import Firewall, Nat
 
 
 def _to_gateway(value: Any) -> str | None:
@@ -242,6 +244,25 @@ def _environment(value: Any) -> Mapping[str, str] | None:
     return dict(value)
 
 
+# Few workers have one: what checks it is imported with the first.
+
+
+def _nat(value: Any) -> Nat | None:
+    if value is None:
+        return None
+    from nsorch.topology.filters import to_nat
+
+    return to_nat(value)
+
+
+def _firewall(value: Any) -> Firewall | None:
+    if value is None:
+        return None
+    from nsorch.topology.filters import to_firewall
+
+    return to_firewall(value)
+
+
 @frozen(kw_only=True, repr=False)
 class WorkerSpec(Value):
     """Description of a worker; the fields of :meth:`nsorch.Supervisor.start`."""
@@ -281,8 +302,8 @@ class WorkerSpec(Value):
     sysctls: Mapping[str, str | int] = field(factory=dict)
     routes: tuple[Route, ...] = field(default=(), converter=_routes)
     forward: bool = False
-    nat: Nat | None = field(default=None, converter=to_nat)
-    firewall: Firewall | None = field(default=None, converter=to_firewall)
+    nat: Nat | None = field(default=None, converter=_nat)
+    firewall: Firewall | None = field(default=None, converter=_firewall)
     interfaces: tuple[InterfaceSpec, ...] = field(default=(), converter=to_interfaces)
     service: Service | None = field(default=None, converter=to_service)
     uplink: UplinkSpec | None = field(default=None, converter=to_uplink)
