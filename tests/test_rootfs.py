@@ -205,7 +205,7 @@ async def test_hidden_paths(rootfs: pathlib.Path) -> None:
                 "w",
                 command,
                 rootfs=rootfs,
-                masked=["/secret", "/folder", "/proc/version", "/proc/tty", "/not/there"],
+                masked=["/secret", "/folder", "//proc/./version", "/proc/tty/", "/not/there"],
                 readonly_paths=["/fixed", "/proc/sys"],
             )
             assert await say(worker, "cat /secret /proc/version") == ""
@@ -256,6 +256,11 @@ async def test_clear_errors(rootfs: pathlib.Path, tmp_path: pathlib.Path) -> Non
         # The host's programs are not the worker's.
         with pytest.raises(nsorch.CommandNotFoundError, match="python3"):
             await sup.start("w", ["python3"], rootfs=rootfs)
+        (tmp_path / "file").touch()
+        with pytest.raises(nsorch.SetupError, match=r"mount /etc.*EISDIR"):
+            await sup.start("w", rootfs=rootfs, mounts=[nsorch.bind(tmp_path / "file", "/etc")])
+        with pytest.raises(nsorch.SetupError, match=r"mount /etc/passwd.*ENOTDIR"):
+            await sup.start("w", rootfs=rootfs, mounts=[nsorch.tmpfs("/etc/passwd")])
         assert not sup.workers
 
 

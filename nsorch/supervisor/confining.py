@@ -255,7 +255,7 @@ def _environment() -> dict[str, str]:
 
 
 def _below_proc(path: str) -> bool:
-    return os.path.normpath(path).startswith("/proc/")
+    return path.startswith("/proc/")
 
 
 def _own(isolation: Isolation) -> Own:
@@ -270,7 +270,7 @@ def _own(isolation: Isolation) -> Own:
 def _covers_cgroups(isolation: Isolation) -> bool:
     """Whether something else is asked for at ``/sys/fs/cgroup``, or around it: a mask, a bind of the host's."""
     asked = (*isolation.masked, *(mount.dst for mount in isolation.mounts))
-    return any(f"{_CGROUPS}/".startswith(f"{os.path.normpath(path).rstrip('/')}/") for path in asked)
+    return any(f"{_CGROUPS}/".startswith(f"/{os.path.normpath(path).lstrip('/')}/") for path in asked)
 
 
 def _root(isolation: Isolation, *, rootless: bool, own_user: bool, passive: bool) -> Root:

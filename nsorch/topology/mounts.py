@@ -264,7 +264,19 @@ def _paths(name: str, value: Any) -> tuple[str, ...] | None:
         return None
     if isinstance(value, str | Mapping) or not isinstance(value, Iterable):
         raise TopologyError(f"{name}: {value!r} is not a list of paths")
-    return tuple(_absolute(f"{name}[{number}]", item) for number, item in enumerate(value))
+    return tuple(_hidden(f"{name}[{number}]", item) for number, item in enumerate(value))
+
+
+def _hidden(where: str, value: Any) -> str:
+    """In one spelling: what lies below ``/proc`` is told by it."""
+    path = _absolute(where, value)
+    parts = [part for part in path.split("/") if part not in ("", ".")]
+    if parts in ([], ["proc"]) or ".." in parts:
+        raise TopologyError(
+            f'{where}: "{path}" can\'t be hidden: the root (there is readonly_root), /proc as a whole, and what leads '
+            "up from a path"
+        )
+    return f"/{'/'.join(parts)}"
 
 
 def to_masked(value: Any) -> tuple[str, ...] | None:

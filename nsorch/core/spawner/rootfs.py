@@ -216,6 +216,9 @@ def _fill(sources: Sources, top: int) -> None:
         with stage(f"mount {os.fsdecode(point)}"):
             target = _open_point(top, point, folder=folder, create=root.create)
             try:
+                if stat.S_ISDIR(os.fstat(target).st_mode) != folder:
+                    number = errno.ENOTDIR if folder else errno.EISDIR
+                    raise OSError(number, os.strerror(number))
                 mountapi.attach(mount, target)
             finally:
                 os.close(target)
