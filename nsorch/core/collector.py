@@ -1,9 +1,9 @@
 """Python's garbage collector, while much is made at once.
 
 A full collection looks at every object of the application, 10 to 40 ms long, and its loop stands still. Python begins
-one whenever the objects since the last have become a quarter of all: a few times while thousands of workers start,
-although nothing of them is garbage. So the full ones wait until the burst is over; the younger generations, where
-garbage is mostly found, are collected as ever.
+one whenever the objects since the last have become a quarter of all: a few times while thousands of workers start, are
+asked or go, although nothing of them is garbage. So the full ones wait until the burst is over; the younger
+generations, where garbage is mostly found, are collected as ever.
 """
 
 from __future__ import annotations

@@ -661,7 +661,8 @@ class Supervisor:
         """
         from nsorch.supervisor.pinging import ping_all
 
-        return await ping_all(self, pairs, timeout=timeout, attempts=attempts, version=version, progress=progress)
+        with no_full_collections():
+            return await ping_all(self, pairs, timeout=timeout, attempts=attempts, version=version, progress=progress)
 
     # -- events
 
