@@ -15,7 +15,7 @@ import pytest
 from rootfs_support import make_rootfs
 
 import nsorch
-import nsorch.core.program
+import nsorch.core.interpreter
 
 pytestmark = pytest.mark.anyio
 PYTHON = "/usr/bin/python3"  # one that every user can run
@@ -131,7 +131,7 @@ async def test_the_callers_own_interpreter(tmp_path: pathlib.Path, monkeypatch: 
     shutil.copy(PYTHON, tmp_path / "bin/python3")
     (tmp_path / "pyvenv.cfg").write_text(f"home = {os.path.dirname(PYTHON)}\n")
     monkeypatch.setattr(sys, "executable", str(tmp_path / "bin/python3"))
-    monkeypatch.setattr(nsorch.core.program, "_on_own_mount", lambda interpreter: -1)
+    monkeypatch.setattr(nsorch.core.interpreter, "_on_own_mount", lambda interpreter: -1)
     async with nsorch.Supervisor(rootless=True) as sup:
         stub = (await sup.wait_event(nsorch.SupervisorStarted, since=0)).pid
         assert os.readlink(f"/proc/{stub}/exe").startswith("/memfd:python")
@@ -150,7 +150,7 @@ async def test_the_callers_own_interpreter(tmp_path: pathlib.Path, monkeypatch: 
 def test_an_interpreter_that_must_stay_where_it_is(tmp_path: pathlib.Path) -> None:
     for name, content in (("script", b"#!/bin/sh\nexec python3 $@\n"), ("elf", b"\x7fELF" + b"\0$ORIGIN/../lib\0")):
         (tmp_path / name).write_bytes(content)
-        with nsorch.core.program.guarded(str(tmp_path / name)) as program:
+        with nsorch.core.interpreter.guarded(str(tmp_path / name)) as program:
             assert program == (str(tmp_path / name), -1)
 
 

@@ -13,7 +13,7 @@ from attrs import asdict, frozen
 from nsorch import NsorchError, Supervisor, probe
 
 if TYPE_CHECKING:
-    from nsorch import Feature, HostReport
+    from nsorch import Capacity, Feature, HostReport
 
 
 @frozen
@@ -57,17 +57,22 @@ def report(as_json: bool) -> int:
     click.echo(f"Linux {host.kernel}, {'without root' if host.rootless else 'as root'}")
     for trial in trials:
         click.echo(f"{ {True: 'ok', False: 'NO', None: '--'}[trial.works] }  {trial.name}: {trial.detail}")
-    group = ""
+    click.echo("\nok: there.  no: missing, why, and what would change it.  NO: without it no lab runs.")
+    groups: dict[str, list[Feature]] = {}
     for feature in host.features.values():
-        if feature.group != group:
-            group = feature.group
-            click.echo(f"\n{group}")
-        click.echo(_line(feature))
+        groups.setdefault(feature.group, []).append(feature)
+    for group, features in groups.items():
+        click.echo(f"\n{group}")
+        before = None
+        for feature in features:
+            click.echo(_line(feature, before))
+            if feature.forbidden_by and (before is None or feature.forbidden_by != before.forbidden_by):
+                before = feature
     click.echo("\nroom for")
     for each in host.capacity.values():
         count = "      -" if each.workers is None else f"{each.workers:7}"
-        limit = "no limit that can be seen" if each.limit is None else f"{each.limit} {each.unit}"
-        click.echo(f"{count} workers by {each.name}: {limit} ({each.source}); {each.detail}")
+        more = " (more get slow)" if each.advisory else ""
+        click.echo(f"{count} workers by {each.name}{more}: {_limit(each)} ({each.source}); {each.detail}")
     if host.workers is not None:
         tightest = next(each for each in host.capacity.values() if each.workers == host.workers and not each.advisory)
         hint = f"; to raise it: {tightest.remedy}" if tightest.remedy else ""
@@ -75,9 +80,22 @@ def report(as_json: bool) -> int:
     return 0 if fine else 1
 
 
-def _line(feature: Feature) -> str:
+def _line(feature: Feature, before: Feature | None) -> str:
+    """:param before: what is missing above it, whose reason and remedy need not be said again"""
     if feature.available:
         return f"ok  {feature.name}, for {feature.purpose}"
     mark = "NO" if feature.needed else "no"
-    hint = f"\n      {feature.remedy}" if feature.remedy else ""
-    return f"{mark}  {feature.name}, for {feature.purpose}: {feature.forbidden_by}{hint}"
+    why, hint = feature.forbidden_by, f"\n      {feature.remedy}" if feature.remedy else ""
+    if before is not None and feature.remedy == before.remedy:
+        hint = ""
+        if why == before.forbidden_by:
+            why = f"as {before.name}"
+    return f"{mark}  {feature.name}, for {feature.purpose}: {why}{hint}"
+
+
+def _limit(capacity: Capacity) -> str:
+    if capacity.limit is None:
+        return "no limit that can be seen"
+    if capacity.unit.startswith("bytes"):
+        return f"{capacity.limit / (1 << 20):.0f} Mi{capacity.unit.replace('bytes', 'B')}"
+    return f"{capacity.limit} {capacity.unit}"

@@ -14,7 +14,7 @@ from typing import NamedTuple
 from nsorch.errors import SetupError, UnsupportedError
 
 from . import descriptors, spawner
-from .program import guarded
+from .interpreter import guarded
 from .spawner import protocol
 from .subids import find_subids
 

@@ -9,6 +9,7 @@ import pwd
 import shutil
 from typing import TYPE_CHECKING
 
+from nsorch.core.programs import find
 from nsorch.core.spawner import cgroups
 from nsorch.host.values import Feature
 
@@ -16,6 +17,14 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 _OLDEST = (5, 15)
+_PROGRAMS = (
+    ("ip", "iproute2", "ip netns exec, for pins"),
+    ("dot", "graphviz", "nsorch graph -f svg"),
+    ("dnsmasq", "dnsmasq-base", "DHCP, DNS and router advertisements of workers"),
+    ("/usr/lib/frr/zebra", "frr", "OSPF and BGP between workers"),
+    ("tayga", "tayga", "NAT64"),
+    ("pasta", "passt", "uplinks to the outside without root"),
+)
 
 
 def kernel() -> Feature:
@@ -40,12 +49,8 @@ def read_features() -> Iterator[Feature]:
     for resource in ("cpu", "memory", "io"):
         yield _pressure(resource)
     yield from _id_maps()
-    for program, package, purpose in (
-        ("ip", "iproute2", "ip netns exec, for pins"),
-        ("dot", "graphviz", "nsorch graph -f svg"),
-    ):
-        found = shutil.which(program)
-        yield _program(program, found or "", purpose, f"apt-get install {package}")
+    for program, package, purpose in _PROGRAMS:
+        yield _program(os.path.basename(program), find(program) or "", purpose, f"apt-get install {package}")
     for module, extra, purpose in (("httpx", "http", "worker.http_client()"),):
         there = importlib.util.find_spec(module) is not None
         yield _program(module, "installed" if there else "", purpose, f"pip install 'nsorch[{extra}]'")

@@ -7,6 +7,7 @@ import signal
 from ipaddress import IPv4Interface
 from typing import TYPE_CHECKING
 
+from nsorch.core.programs import find
 from nsorch.errors import TopologyError, UnsupportedError
 from nsorch.net.interfaces import look_at
 from nsorch.services import dnsmasq
@@ -23,16 +24,7 @@ if TYPE_CHECKING:
     from nsorch.supervisor.worker import Worker
     from nsorch.topology import WorkerSpec
 
-# Of an ordinary user it often isn't.
-_ALSO_IN_PATH = ":/usr/local/sbin:/usr/sbin:/sbin"
 _DNS = 53
-
-
-def find(program: str) -> str | None:
-    """The path of an installed program."""
-    import shutil
-
-    return shutil.which(program, path=os.environ.get("PATH", os.defpath) + _ALSO_IN_PATH)
 
 
 class Services:

@@ -16,6 +16,7 @@ import anyio
 from attrs import define
 
 from nsorch.core.process import DEVNULL
+from nsorch.core.programs import find
 from nsorch.core.spawner.syscalls import CLONE_NEWNET
 from nsorch.errors import NameInUseError, SetupError, TopologyError, UnsupportedError, WorkerExitedError
 from nsorch.net import messages
@@ -24,7 +25,6 @@ from nsorch.net.netlink import NETLINK_NETFILTER, Netlink, Request
 from nsorch.net.plan import NextHop, RoutePlan
 from nsorch.supervisor.kernel import netns_of
 from nsorch.supervisor.readiness import RouteReady, has_route
-from nsorch.supervisor.services import find
 from nsorch.supervisor.turns import in_turns
 from nsorch.topology import WorkerSpec
 from nsorch.topology.names import interface_problem

@@ -116,9 +116,8 @@ def why_without(controller: str, where: Hierarchy | None) -> tuple[str, str]:
     row = next((row for row in rows if row[0] == name), None)
     boot = "add {} to the kernel's command line (GRUB_CMDLINE_LINUX in /etc/default/grub; update-grub) and reboot"
     if row is not None and row[1] != "0":
-        option = f"cgroup_no_v1={controller}"
         return f"the {controller} controller is bound to cgroup v1 here", boot.format(
-            f"systemd.unified_cgroup_hierarchy=1 {option}"
+            "systemd.unified_cgroup_hierarchy=1 cgroup_no_v1=all"
         )
     if row is not None and row[3] == "0":
         return f"the {controller} controller was disabled at boot", boot.format(f"cgroup_enable={controller}")
@@ -140,7 +139,10 @@ def why_no_hierarchy() -> tuple[str, str]:
 
 
 def why_no_place(where: Hierarchy) -> tuple[str, str]:
-    return f"no cgroup from {where.own} up to {where.mount} may be written to: none is delegated to this user", (
+    none = f"{where.own} can't be written to"
+    if where.own != where.mount:
+        none = f"no cgroup from {where.own} up to {where.mount} can be written to"
+    return f"{none}: no cgroup is delegated to this user", (
         "systemd-run --user --scope -p Delegate=yes COMMAND; without systemd: mkdir and chown a cgroup with its "
         "cgroup.procs and cgroup.subtree_control, and start the program in it"
     )

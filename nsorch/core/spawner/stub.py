@@ -56,7 +56,7 @@ class Start(NamedTuple):
 def main(stub_fd: int, program_mount: int = -1) -> NoReturn:
     """Run the stub around the socket *stub_fd*. Descriptors 0 to 2 are the application's, all others aren't ours.
 
-    :param program_mount: of the file that we run, see :mod:`nsorch.core.program`
+    :param program_mount: of the file that we run, see :mod:`nsorch.core.interpreter`
     """
     if program_mount >= 0:
         # Not before: the kernel had yet to map the file. Others can't undo it, as the mount is in no namespace.
