@@ -23,6 +23,7 @@ _PROGRAMS = (
     ("dnsmasq", "dnsmasq-base", "DHCP, DNS and router advertisements of workers"),
     ("/usr/lib/frr/zebra", "frr", "OSPF and BGP between workers"),
     ("tayga", "tayga", "NAT64"),
+    ("udhcpc", "udhcpc", "links with addresses by DHCP"),
     ("pasta", "passt", "uplinks to the outside without root"),
 )
 

@@ -166,6 +166,8 @@ async def move(
         changes |= {"vlan": str(vlans.pvid or ""), "tagged": ", ".join(map(str, vlans.tagged))}
     record(wiring, link, **changes)
     await wiring.settle()
+    if side.dhcp:
+        wiring.leases.renew(side)
 
 
 async def set_routes(wiring: Wiring, worker: Worker, described: WorkerSpec) -> None:
@@ -203,10 +205,15 @@ def _reserve(
     try:
         for address in addresses:
             found.append(segment.reserve(address, side.owner))  # noqa: PERF401 - what is reserved counts after an error
+        dynamic = {4} if side.dhcp else set()
         for address in keep:
-            if address.version not in {own.version for own in found} and segment.is_free(address.ip):
+            if (
+                address.version not in dynamic
+                and address.version not in {own.version for own in found}
+                and segment.is_free(address.ip)
+            ):
                 found.append(segment.reserve(address.ip, side.owner))
-        families = {address.version for address in found}
+        families = {address.version for address in found} | dynamic
         return (*found, *segment.allocate(side.owner, gateway=side.worker.name, without=families))
     except BaseException:
         segment.release(found)

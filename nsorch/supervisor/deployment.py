@@ -232,6 +232,7 @@ class _Addition:
             left = [link for link in self._links.values() if link._state == "planned"]
             if left:
                 await self._wiring.connect([], left)
+            await self._wiring.obtain(left)
             for name, groups in self._routes.items():
                 await self._wiring.routing.reroute(self._supervisor._worker(name), groups, anew=name in self.touched)
         except BaseException:

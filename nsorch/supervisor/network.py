@@ -74,6 +74,8 @@ class Side(Value):
     vlans: PortVlans | None = None  #: that it is in, as a port of a VLAN-aware bridge
     emulation: Emulation = NO_EMULATION  #: of what it sends
     gateway: bytes | None = None  #: hardware address of the gateway, that it knows for good
+    dhcp: bool = False  #: its IPv4 address comes from a server
+    router: IPv4Address | None = None  #: that the server named
     heard: int | None = None  #: id of its network namespace, where the watcher hears what becomes of it
     missing: frozenset[IPv4Interface | IPv6Interface] = frozenset()  #: of the addresses, that another program removed
     foreign: tuple[IPv4Interface | IPv6Interface, ...] = ()  #: addresses that another program added

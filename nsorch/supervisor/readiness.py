@@ -31,7 +31,16 @@ class RouteReady(Value):
     interval: float = 0.02
 
 
-Ready = TcpReady | ExecReady | ServiceReady | RouteReady
+@frozen(repr=False)
+class LeaseReady(Value):
+    """When the worker, a DHCP client, has been given an address."""
+
+    lease: Any
+    timeout: float = 30.0
+    interval: float = 0.01
+
+
+Ready = TcpReady | ExecReady | ServiceReady | RouteReady | LeaseReady
 
 
 async def wait_until_ready(worker: Worker, ready: Ready, job: Job) -> bool:
@@ -66,6 +75,8 @@ async def wait_until_ready(worker: Worker, ready: Ready, job: Job) -> bool:
 async def _check(worker: Worker, ready: Ready) -> bool:
     if isinstance(ready, RouteReady):
         return await has_route(ready.target)
+    if isinstance(ready, LeaseReady):
+        return bool(ready.lease.holds(worker))
     if isinstance(ready, ServiceReady):
         return await worker._supervisor._wiring.services.is_ready(worker)
     if isinstance(ready, ExecReady):
@@ -105,6 +116,8 @@ async def has_route(worker: Worker) -> bool:
 def _describe(ready: Ready) -> str:
     if isinstance(ready, RouteReady):
         return f"{ready.target.name} has no route to the outside"
+    if isinstance(ready, LeaseReady):
+        return str(ready.lease)
     if isinstance(ready, ServiceReady):
         return "its service isn't, or hasn't converged"
     if isinstance(ready, TcpReady):

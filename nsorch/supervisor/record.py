@@ -48,6 +48,7 @@ class Record:
         self._guests: dict[str, set[str]] = {}  # workers that share another's network namespace, by its owner
         self._pool = PointToPointPool()
         self._indices = Counter(10)
+        self.has_dhcp = False  #: whether there was ever an end with an address by DHCP
         self.given: list[Given] = []  #: of the topologies that are being deployed
 
     def plan_bridge(self, spec: BridgeSpec) -> Bridge:
@@ -139,7 +140,8 @@ class Record:
         for number, to in enumerate(worker.spec.links):
             where = f"workers.{worker.name}.links[{number}]"
             bridge = self.bridge(to.bridge, where)
-            end = End(worker=worker.name, name=to.name, address=to.address or None, mac=to.mac, mtu=to.mtu)
+            own = {key: getattr(to, key) for key in ("name", "mac", "mtu", "dhcp")}
+            end = End(worker=worker.name, address=to.address or None, **own)
             link = Link(self._wiring, self._on_bridge(end, to, bridge, where), self._port(bridge, to))
             link._emulate(_directions(where, to))
             self._add(link)
@@ -278,12 +280,14 @@ class Record:
             mtu=end.mtu if end.mtu is not None else mtu,
         )
         side.segment = segment
+        side.dhcp = end.dhcp
+        self.has_dhcp |= end.dhcp
         side.netns = owner.name
         self._ifnames.add((side.netns, ifname))
         try:
             for address in end.address:
                 side.addresses += (segment.reserve(address, side.owner),)
-            families = {address.version for address in side.addresses} | without
+            families = {address.version for address in side.addresses} | without | ({4} if end.dhcp else set())
             if free_addresses:
                 side.addresses += segment.allocate(side.owner, gateway=worker.name, without=families, avoid=avoid)
         except BaseException:

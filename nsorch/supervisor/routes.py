@@ -21,21 +21,27 @@ if TYPE_CHECKING:
 
 
 def default_routes(worker: Worker, new: Collection[Link], links: Sequence[Link]) -> list[RoutePlan]:
-    """By the gateway of the first bridge that has one, if that is among the *new* of its *links*."""
+    """By the first gateway, of a bridge or as a DHCP server named it, if that is among the *new* of its *links*."""
     for link in links:
         for side, other in link._both():
             bridge = other.bridge
-            if side.worker is worker and bridge is not None and bridge.gateway not in (None, worker.name):
+            if side.worker is not worker:
+                continue
+            led = bridge is not None and bridge.gateway not in (None, worker.name)
+            if led or side.router is not None:
                 if link not in new:
                     return []
+                gateways = [address.ip for address in bridge._gateway_of(side)] if led and bridge is not None else []
+                if side.router is not None:
+                    gateways = [side.router, *(ip for ip in gateways if ip.version == 6)]
                 return [
                     RoutePlan(
-                        destination=ip_network("0.0.0.0/0" if address.version == 4 else "::/0"),
-                        nexthops=(NextHop(via=address.ip, dev=side.ifname),),
+                        destination=ip_network("0.0.0.0/0" if gateway.version == 4 else "::/0"),
+                        nexthops=(NextHop(via=gateway, dev=side.ifname),),
                         table=worker._tables.get(side.ifname),
                     )
-                    for address in bridge._gateway_of(side)
-                    if any(own.version == address.version for own in side.addresses)
+                    for gateway in gateways
+                    if any(own.version == gateway.version for own in side.addresses)
                 ]
     return []
 

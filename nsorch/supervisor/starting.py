@@ -125,10 +125,14 @@ class Starter:
             try:
                 await self._make_all(specs, workers, errors, bridges, plan)
                 main = [worker for worker in workers if worker._main is not None]
+                late = await self._with_dhcp(workers)
                 conditions = sum(worker.spec.ready is not None for worker in main)
                 if conditions:
                     burst.close()  # who knows how long they take
                 await self._each(main, self._become_ready, errors, limit=1 + conditions)
+                if late and not errors:
+                    burst.close()
+                    await self._finish_with_dhcp(late, errors)
                 if errors:
                     await self._undo(workers)
                 else:
@@ -155,7 +159,8 @@ class Starter:
         environment = encode_environment(None)  # of all who give none
         if linked:
             await self._make_and_connect(workers, bridges, partial(self._make, environment=environment), errors)
-            main = [worker for worker in workers if worker.spec.command is not None]
+            late = await self._with_dhcp(workers)
+            main = [worker for worker in workers if worker.spec.command is not None and worker not in late]
             await self._each(main, partial(self._execute, environment=environment), errors)
         else:
             for rank in _ranks(workers):
@@ -198,6 +203,34 @@ class Starter:
             except Exception as exc:
                 errors.append(exc)
 
+    async def _with_dhcp(self, workers: Iterable[Worker]) -> Collection[Worker]:
+        """Those whose commands wait for an address."""
+        record = self._supervisor._wiring.record
+        if not record.has_dhcp:
+            return ()
+        return {w: None async for w in in_turns(workers) if any(side.dhcp for side, _ in record.ends_of(w))}
+
+    async def _finish_with_dhcp(self, workers: Collection[Worker], errors: list[Exception]) -> None:
+        """Their addresses, when there are the others that may give them; then their commands. All at the same time: one
+        may wait for another."""
+        wiring = self._supervisor._wiring
+        environment = encode_environment(None)
+
+        async def finish(worker: Worker) -> None:
+            await wiring.obtain(wiring.record.links_of[worker.name])
+            if worker.spec.command is not None:
+                await self._execute(worker, environment=environment)
+                await self._become_ready(worker)
+
+        async def take(worker: Worker) -> None:
+            await self._take(finish, worker, errors)
+            if errors:
+                tasks.cancel_scope.cancel()
+
+        async with anyio.create_task_group() as tasks:
+            for worker in workers:
+                tasks.start_soon(take, worker)
+
     # -- admission: everything that can be known before anything is made
 
     async def _admit(self, specs: Sequence[WorkerSpec], workers: list[Worker]) -> None:
@@ -211,6 +244,8 @@ class Starter:
             supervisor._wiring.record.check(spec)
             supervisor._wiring.filters.check(spec, coming)
             supervisor._wiring.services.check(spec)
+            if any(to.dhcp for to in spec.links):
+                supervisor._wiring.leases.check(spec.name)
             if spec.uplink is not None:
                 supervisor._ensure_uplinks().check(spec.name, spec.uplink)
             confined.append(await confined_of(spec, supervisor._facts, rootless=supervisor.rootless))
@@ -419,8 +454,10 @@ class Starter:
 
     async def _remove(self, workers: Sequence[Worker]) -> None:
         supervisor = self._supervisor
+        helpers = supervisor._wiring.helpers_of(workers)
         if supervisor._uplinks is not None:
-            workers = list(dict.fromkeys((*supervisor._uplinks.helpers_of(workers), *workers)))
+            helpers += supervisor._uplinks.helpers_of(workers)
+        workers = list(dict.fromkeys((*helpers, *workers)))
         for worker in workers:
             worker._leaving = True  # nothing is linked to it, and no command begins in it, from here on
         supervisor._helper.withdraw({worker.name for worker in workers})

@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from nsorch.core.helper import Facts
     from nsorch.supervisor.capture import Capture
     from nsorch.supervisor.devices import Device
+    from nsorch.supervisor.leases import Leases
     from nsorch.supervisor.network import Bridge, Link, Side
     from nsorch.supervisor.supervisor import Supervisor
     from nsorch.supervisor.worker import Worker
@@ -72,6 +73,7 @@ class Wiring:
         self.services = Services(supervisor, self)
         self.partitions = Partitions(supervisor, self)
         self.names = Names(supervisor._workers, self.record, self.routing, self.kernel, self._names_changed)
+        self._leases: Leases | None = None  # until there is one
         self._orders = Orders(self.kernel, supervisor._start_soon)
 
     def open(self, facts: Facts) -> None:
@@ -105,6 +107,24 @@ class Wiring:
             bus.publish(events.BridgeRemoved(bridge=name))
         self.record.links.clear()
         self.record.bridges.clear()
+
+    @property
+    def leases(self) -> Leases:
+        if self._leases is None:
+            from nsorch.supervisor.leases import Leases
+
+            self._leases = Leases(self._supervisor, self)
+        return self._leases
+
+    def helpers_of(self, workers: Collection[Worker]) -> list[Worker]:
+        """Processes that end with *workers*."""
+        return [] if self._leases is None else self._leases.helpers_of(workers)
+
+    async def obtain(self, links: Iterable[Link]) -> None:
+        """Addresses by DHCP, for those of their ends that want one."""
+        wanted = [link for link in links if any(side.dhcp for side in link._sides)]
+        if wanted:
+            await self.leases.obtain(wanted)
 
     # -- the record
 
@@ -192,6 +212,9 @@ class Wiring:
         for end in (spec.a, spec.b):
             if end.worker in self._supervisor._workers:
                 await self._supervisor._workers[end.worker]._settled()
+        for end in (spec.a, spec.b):
+            if end.dhcp:
+                self.leases.check(end.worker)
         if needs_netem(*self.record.ways_of(spec)):
             await require_netem(self.kernel, [f"links.{spec.a.worker}-{spec.b.worker}"])
         self._supervisor._check_running()
@@ -201,6 +224,7 @@ class Wiring:
         try:
             await self.connect(workers, [link])
             await self._follow_gateway(bridge for bridge in bridges_of([link]) if bridge not in led)
+            await self.obtain([link])
         except BaseException:
             with anyio.CancelScope(shield=True):
                 await self.remove_links([link])

@@ -36,6 +36,7 @@ def checks(topology: Topology) -> Iterator[str | None]:
     yield from _joins(topology)
     yield from _filters(topology)
     yield from interface_checks(topology)
+    yield from _dhcp(topology)
     yield from found.addresses()
     yield from _contradictions(topology)
 
@@ -183,6 +184,30 @@ def _filters(topology: Topology) -> Iterator[str | None]:
             if interface not in interfaces[name]:
                 there = ", ".join(sorted(interfaces[name])) or "no link"
                 yield f'workers.{name}.{path}: it has no interface "{interface}" and no link to such: it has {there}'
+
+
+def _dhcp(topology: Topology) -> Iterator[str | None]:
+    """Ends whose address others have to know beforehand."""
+    ends: list[tuple[str, str, str, End | To]] = []
+    for name, worker in topology.workers.items():
+        ends += [(f"workers.{name}.links[{n}]", name, to.bridge, to) for n, to in enumerate(worker.links)]
+        yield None
+    for number, link in enumerate(topology.links):
+        a, b = link.a, link.b
+        ends += [
+            (f"links[{number}].ends[0]", a.worker, b.worker, a),
+            (f"links[{number}].ends[1]", b.worker, a.worker, b),
+        ]
+        yield None
+    for path, name, other, end in ends:
+        if not end.dhcp:
+            continue
+        if name in topology.bridges:
+            yield f"{path}.dhcp: a bridge has no address"
+        elif topology.routing != "none":
+            yield f'{path}.dhcp: with routing "{topology.routing}" others have routes by its address'
+        elif other in topology.bridges and topology.bridges[other].gateway == name:
+            yield f'{path}.dhcp: the gateway of "{other}" has the first address'
 
 
 def _interfaces(topology: Topology) -> dict[str, set[str]]:

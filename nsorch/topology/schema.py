@@ -420,6 +420,7 @@ _VALUES: dict[str, dict[str, Any]] = {
         "mtu": _MTU,
         "vlan": {**_VLAN, "description": "of untagged frames"},
         "tagged": {"anyOf": [_VLAN, {"type": "array", "items": _VLAN}]},
+        "dhcp": {**_FLAG, "default": False, "description": "its IPv4 address comes from a DHCP server"},
         **_EMULATION,
     },
     "route": {"to": _TEXT, "via": _TEXT, "dev": _TEXT},

@@ -70,12 +70,24 @@ def _to_gateway(value: Any) -> str | None:
     return checked("gateway", named, value)
 
 
+def _flag(instance: Any, attribute: Attribute[bool], value: Any) -> None:  # noqa: ARG001
+    if not isinstance(value, bool):
+        raise TopologyError(f"{attribute.name}: {value!r} is neither true nor false")
+
+
+def _dhcp(instance: Any, attribute: Attribute[bool], value: Any) -> None:
+    _flag(instance, attribute, value)
+    if value and any(address.version == 4 for address in instance.address):
+        raise TopologyError("dhcp: it has an IPv4 address already")
+
+
 @frozen(kw_only=True, repr=False)
 class _Plugged(Emulated):
     """What may be on a bridge."""
 
     vlan: int | None = field(default=None, validator=within(1, 4094))
     tagged: tuple[int, ...] = field(default=(), converter=to_vlans)
+    dhcp: bool = field(default=False, validator=_dhcp)
 
     @property
     def pvid(self) -> int | None:
@@ -93,6 +105,7 @@ class End(_Plugged):
     :ivar mtu: in bytes
     :ivar vlan: that its untagged frames are in, on a VLAN-aware bridge; 1 if neither this nor *tagged* is given
     :ivar tagged: VLANs that it hears and sends with a tag, as :class:`Vlan` interfaces on it do
+    :ivar dhcp: its IPv4 address comes from a DHCP server on the link
     """
 
     worker: str = field(converter=named)
@@ -369,6 +382,8 @@ class WorkerSpec(Value):
         taken.update(interface.name for interface in self.interfaces)
         if self.uplink is not None and self.uplink.name in taken:
             raise TopologyError(f'workers.{self.name}.uplink.name: "{self.uplink.name}" is another interface already')
+        if self.uplink is not None and any(to.dhcp for to in self.links):
+            raise TopologyError(f"workers.{self.name}.uplink: a link with dhcp gives it a default route already")
         for interface in own_interfaces(self.service):
             if interface.name in taken:
                 raise TopologyError(f'workers.{self.name}.service: "{interface.name}" is the name of its own interface')
@@ -389,11 +404,6 @@ class WorkerSpec(Value):
 
 #: who answers ARP on a bridge: the bridge itself where it has many ports, always, or never
 ARP = ("auto", "static", "dynamic")
-
-
-def _flag(instance: Any, attribute: Attribute[bool], value: Any) -> None:  # noqa: ARG001
-    if not isinstance(value, bool):
-        raise TopologyError(f"{attribute.name}: {value!r} is neither true nor false")
 
 
 def _forward_delay(value: Any) -> float | None:

@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 
     from nsorch.topology.interfaces import InterfaceSpec
 
-_END_KEYS = ("name", "address", "mac", "mtu", "vlan", "tagged", *EMULATION_KEYS)
+_END_KEYS = ("name", "address", "mac", "mtu", "vlan", "tagged", "dhcp", *EMULATION_KEYS)
 _TO_KEYS = ("to", *_END_KEYS)
 _BRIDGE_OPTIONS = ("mtu", "arp", "vlan_aware", "stp", "forward_delay", "ageing", "multicast_snooping")
 _BRIDGE_KEYS = ("subnet", "gateway", *_BRIDGE_OPTIONS, "vlans", "label")
@@ -539,7 +539,7 @@ def _bridge(spec: BridgeSpec) -> dict[str, Any]:
 
 def _end_options(end: End | To) -> dict[str, Any]:
     vlans = _set(vlan=end.vlan, tagged=list(end.tagged) or None)
-    own = _set(name=end.name, address=_addresses(end.address), mac=end.mac, mtu=end.mtu)
+    own = _set(name=end.name, address=_addresses(end.address), mac=end.mac, mtu=end.mtu, dhcp=end.dhcp or None)
     return own | vlans | _emulation(end.emulation)
 
 
