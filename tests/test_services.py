@@ -381,6 +381,11 @@ async def test_tayga_says_what_it_cannot_translate():
             await sup.deploy(two_families(four="192.168.0.0/16"))
         assert caught.group_contains(nsorch.TopologyError, match="workers.r.service.tayga.pool: .*192.168.0.0/16")
         assert not sup.workers
+        with pytest.raises(ExceptionGroup) as caught:
+            await sup.deploy(two_families("ff05::/96"))  # multicast
+        assert caught.group_contains(nsorch.WorkerExitedError)
+        assert b"reserved address ff05::" in caught.value.exceptions[0].stderr
+        assert not sup.workers
         # What comes later may lead anywhere.
         lan = await sup.bridge("lan", "10.0.0.0/24")
         await sup.start("r", links=[lan], nat="up0", service=nsorch.Tayga("64:ff9b::/96"))

@@ -13,7 +13,8 @@ def main() -> None:
     program, configuration = sys.argv[1:]
     fd = os.memfd_create("tayga.conf", 0)
     os.write(fd, configuration.encode())
-    # -d also logs to standard output, not to the host's log.
+    # -d also logs to standard output, not to the host's log; errors of workers say what is on standard error.
+    os.dup2(2, 1)
     os.execv(program, [program, "-d", "--config", f"/proc/self/fd/{fd}"])
 
 
