@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import anyio
 import pytest
+from kernel_support import IN_VM
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -18,12 +19,16 @@ def anyio_backend(request: pytest.FixtureRequest) -> str:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Of what takes long, both users together run both backends."""
+    """Of what takes long, both users together run both backends; in the virtual machine of what asks the kernel, too."""
     other = "asyncio" if os.geteuid() else "trio"
+
+    def is_long(item: pytest.Item) -> bool:
+        vm = item.get_closest_marker("vm") if IN_VM else None
+        return item.get_closest_marker("long") is not None or (vm is not None and bool(vm.kwargs.get("one_backend")))
 
     def spared(item: pytest.Item) -> bool:
         parameters = item.callspec.params if isinstance(item, pytest.Function) and hasattr(item, "callspec") else {}
-        return item.get_closest_marker("long") is not None and parameters.get("anyio_backend") == other
+        return is_long(item) and parameters.get("anyio_backend") == other
 
     if deselected := [item for item in items if spared(item)]:
         config.hook.pytest_deselected(items=deselected)

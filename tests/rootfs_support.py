@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import os
 import pathlib
 import re
 import shutil
@@ -11,17 +13,21 @@ TOOLS = ("sh", "cat", "ls", "id", "mount", "umount", "touch", "readlink", "sleep
 TOOLS += ("rm", "echo", "hostname", "grep", "chroot", "dd", "mknod")
 
 
+@functools.cache
+def _installed() -> tuple[list[str], set[str]]:
+    """The paths of those *TOOLS* that there are, and of the libraries that they need."""
+    found = (shutil.which(tool, path="/usr/bin:/bin:/usr/sbin:/sbin") for tool in TOOLS)
+    tools = [path for path in found if path is not None]
+    shown = subprocess.run(["ldd", *tools], capture_output=True, text=True).stdout
+    return tools, set(re.findall(r"(/\S+) \(0x", shown))
+
+
 def make_rootfs(folder: pathlib.Path) -> pathlib.Path:
     """A directory with *TOOLS* in ``/bin``, whatever they need to be run, and nothing else."""
     (folder / "bin").mkdir(parents=True)
-    needed = set()
-    for tool in TOOLS:
-        path = shutil.which(tool, path="/usr/bin:/bin:/usr/sbin:/sbin")
-        if path is None:
-            continue
-        shutil.copy(path, folder / "bin" / tool)
-        shown = subprocess.run(["ldd", path], capture_output=True, text=True).stdout
-        needed |= set(re.findall(r"(/\S+) \(0x", shown))
+    tools, needed = _installed()
+    for path in tools:
+        shutil.copy(path, folder / "bin" / os.path.basename(path))
     for library in needed:
         target = folder / library.lstrip("/")
         target.parent.mkdir(parents=True, exist_ok=True)

@@ -20,6 +20,7 @@ import nsorch
 from nsorch.core.usage import parse_io, parse_pressure
 
 pytestmark = pytest.mark.anyio
+of_kernel = pytest.mark.vm(one_backend=True)
 BUSY = ["sh", "-c", "while :; do :; done"]
 KINDS: dict[str, dict[str, object]] = {
     "init": {},
@@ -202,6 +203,7 @@ async def test_stats(anyio_backend: str) -> None:
             worker.watch_stats(0)
 
 
+@of_kernel
 @needs_cgroups
 async def test_kill_reaches_what_left_the_worker(anyio_backend: str, marker: str) -> None:
     """Without pid namespace and init, a descendant that forked twice is nobody's but the cgroup's."""
@@ -227,7 +229,7 @@ async def test_cgroup_namespace_is_rooted_at_the_leaf(anyio_backend: str) -> Non
 
 
 @needs_cgroups
-@pytest.mark.parametrize("preset", ["network", "container", "sandbox"])
+@pytest.mark.parametrize("preset", ["network", "container", pytest.param("sandbox", marks=of_kernel)])
 @pytest.mark.parametrize("command", [None, ["sleep", "600"]], ids=["passive", "live"])
 async def test_what_is_seen_of_cgroups(
     preset: str, command: list[str] | None, tmp_path: pathlib.Path, anyio_backend: str

@@ -18,6 +18,7 @@ import nsorch
 import nsorch.core.interpreter
 
 pytestmark = pytest.mark.anyio
+of_kernel = pytest.mark.vm(one_backend=True)
 PYTHON = "/usr/bin/python3"  # one that every user can run
 
 
@@ -68,6 +69,7 @@ _WATCH = """if True:
 """
 
 
+@of_kernel
 async def test_nobody_looks_into_what_enters(tmp_path: pathlib.Path) -> None:
     """CVE-2016-9962: a process of the worker traces, or reads the descriptors of, what ``run`` brings in."""
     async with nsorch.Supervisor() as sup:
@@ -84,6 +86,7 @@ async def test_nobody_looks_into_what_enters(tmp_path: pathlib.Path) -> None:
         assert not reached
 
 
+@of_kernel
 @pytest.mark.parametrize("live", [True, False])
 async def test_the_helpers_program_is_not_executed(rootfs: pathlib.Path, live: bool) -> None:
     """CVE-2019-5736: the command is a link to ``/proc/self/exe``, or a script that has it as its interpreter."""
@@ -106,6 +109,7 @@ async def test_the_helpers_program_is_not_executed(rootfs: pathlib.Path, live: b
         assert (await worker.run(["fine", "x"])).stdout == b"fine x\n"
 
 
+@of_kernel
 async def test_the_helpers_program_is_closed_off() -> None:
     """CVE-2019-5736, where the link was swapped after the look: a worker that is trusted isn't looked at."""
     if os.geteuid():
@@ -125,6 +129,7 @@ async def test_the_helpers_program_is_closed_off() -> None:
         assert pathlib.Path(f"/proc/{stub}/comm").read_text() == "nsorch\n"
 
 
+@of_kernel
 async def test_the_callers_own_interpreter(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The same for an interpreter that its user may write to, without rights over mounts."""
     (tmp_path / "bin").mkdir()

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
 pytestmark = pytest.mark.anyio
+of_kernel = pytest.mark.vm(one_backend=True)
 ROOT = os.geteuid() == 0
 OWN_USER = ["net", "mnt", "uts", "ipc", "pid", "user"]
 
@@ -165,6 +166,7 @@ async def test_user_in_a_user_namespace() -> None:
             await worker.run(["true"], user="7")
 
 
+@of_kernel
 @pytest.mark.skipif(not ROOT, reason="needs more ids than the caller's")
 async def test_ranges_of_ids() -> None:
     async with nsorch.Supervisor() as sup:
@@ -262,6 +264,7 @@ _X86_64 = {
 }
 
 
+@of_kernel
 @pytest.mark.skipif(platform.machine() != "x86_64", reason="numbers of calls of x86-64")
 async def test_default_profile() -> None:
     program = f"NUMBERS = {_X86_64}\n" + _DENIED
@@ -370,6 +373,7 @@ async def test_time_offsets() -> None:
                 assert os.readlink(f"/proc/{other.pid}/ns/time") != f"time:[{worker.namespaces['time']}]"
 
 
+@of_kernel
 async def test_time_offsets_of_another_user() -> None:
     """In a user namespace whose only id is not the supervisor's: root's sandbox, and one with ranges."""
     import time
@@ -385,6 +389,7 @@ async def test_time_offsets_of_another_user() -> None:
             assert 172_800.5 <= seen - before < 172_860, name
 
 
+@of_kernel
 @pytest.mark.parametrize("init", [True, False])
 async def test_a_user_namespace_beside_joined_ones(init: bool) -> None:
     """Those of the user namespace above are entered before it, and its own after it."""

@@ -14,6 +14,7 @@ from rootfs_support import make_rootfs
 import nsorch
 
 pytestmark = pytest.mark.anyio
+of_kernel = pytest.mark.vm(one_backend=True)
 
 
 @pytest.fixture(scope="module")
@@ -64,6 +65,7 @@ async def test_directory(rootfs: pathlib.Path, command: list[str] | None, init: 
     assert {entry.name for entry in rootfs.iterdir()} >= {"proc", "sys", "dev"}  # the mount points
 
 
+@of_kernel
 async def test_devices(rootfs: pathlib.Path) -> None:
     async with nsorch.Supervisor() as sup:
         worker = await sup.start("w", ["sleep", "600"], rootfs=rootfs)
@@ -91,6 +93,7 @@ async def test_private_mqueue_and_shm(rootfs: pathlib.Path) -> None:
         assert await say(second, "ls /dev/mqueue /dev/shm") == "/dev/mqueue:\n\n/dev/shm:\n"
 
 
+@of_kernel
 async def test_read_only_root(rootfs: pathlib.Path, tmp_path: pathlib.Path) -> None:
     (tmp_path / "data").mkdir()
     async with nsorch.Supervisor() as sup:
@@ -149,6 +152,7 @@ async def test_binds(rootfs: pathlib.Path, tmp_path: pathlib.Path) -> None:
     assert (source / "below/x").exists()
 
 
+@of_kernel
 async def test_recursive_read_only(tmp_path: pathlib.Path) -> None:
     """``/dev`` of the host has mounts below it: none of them is writable in a read-only bind."""
     async with nsorch.Supervisor() as sup:
@@ -172,6 +176,7 @@ async def test_private_tmp_without_rootfs(tmp_path: pathlib.Path) -> None:
     assert not pathlib.Path("/nowhere").exists()
 
 
+@of_kernel
 @pytest.mark.parametrize("given", [False, True], ids=["ephemeral", "given"])
 async def test_overlay(base: pathlib.Path, tmp_path: pathlib.Path, given: bool) -> None:
     top, upper = tmp_path / "top:layer", tmp_path / "upper"
@@ -287,6 +292,7 @@ async def test_links_lead_nowhere_else(rootfs: pathlib.Path, tmp_path: pathlib.P
     assert not any(list((outside / name).iterdir()) for name in ("proc", "sys", "dev"))
 
 
+@of_kernel
 async def test_swapped_while_it_is_set_up(rootfs: pathlib.Path, tmp_path: pathlib.Path) -> None:
     outside = tmp_path / "outside"
     outside.mkdir()
