@@ -34,7 +34,7 @@ _WATCH = """if True:
     def is_helper(pid):
         try:
             with open(f"/proc/{pid}/cmdline", "rb") as file:
-                return b"spawner.stub" in file.read()
+                return file.read().rstrip(b"\\0") == b"nsorch"
         except OSError:
             return False
     def reach(pid):
@@ -126,7 +126,17 @@ async def test_the_helpers_program_is_closed_off() -> None:
                 with pytest.raises(nsorch.NsorchError) as caught:
                     await worker.run(["/proc/self/exe", "--version"])
                 assert caught.value.errno == errno.EACCES
-        assert pathlib.Path(f"/proc/{stub}/comm").read_text() == "nsorch\n"
+
+
+async def test_helpers_tell_nothing_of_the_host() -> None:
+    """What anybody may read of a process: its name and its arguments."""
+    async with nsorch.Supervisor() as sup:
+        stub = (await sup.wait_event(nsorch.SupervisorStarted, since=0)).pid
+        for folder in (f"/proc/{stub}/", f"/proc/{stub}/task/{stub}/"):
+            assert pathlib.Path(folder, "comm").read_text() == "nsorch\n"
+            assert pathlib.Path(folder, "cmdline").read_bytes().rstrip(b"\0") == b"nsorch"
+        worker = await sup.start("w", ["sleep", "600"], isolation="sandbox")
+        assert (await worker.run("tr -d '\\0' < /proc/1/cmdline")).stdout == b"nsorch"
 
 
 @of_kernel

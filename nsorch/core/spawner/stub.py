@@ -61,7 +61,7 @@ def main(stub_fd: int, program_mount: int = -1) -> NoReturn:
     if program_mount >= 0:
         # Not before: the kernel had yet to map the file. Others can't undo it, as the mount is in no namespace.
         mountapi.set_attributes(program_mount, mountapi.ATTR_RDONLY | mountapi.ATTR_NOEXEC)
-    set_name(b"nsorch")  # else that of a descriptor's number
+    set_name(b"nsorch")
     close_all_but(0, 1, 2, stub_fd)
     # The terminal of the application sends some to its whole process group. Blocked, none is lost for a forked child,
     # which hears them by signalfd; commands start with none blocked.
