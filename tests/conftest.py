@@ -12,6 +12,13 @@ from kernel_support import IN_VM
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+if not IN_VM:  # there, importing it takes seconds, and no test needs it
+    from hypothesis import HealthCheck, settings
+
+    # A loaded machine is slow, and that is no failure.
+    settings.register_profile("here", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+    settings.load_profile("here")
+
 
 @pytest.fixture(params=["asyncio", "trio"])
 def anyio_backend(request: pytest.FixtureRequest) -> str:
