@@ -1,4 +1,5 @@
-"""Nothing imports upwards: cli → {supervisor, host, images} → {core, net, topology, events} → errors."""
+"""Nothing imports upwards: cli → {supervisor, host, images} → {core, net, topology, events} → errors; all may
+use values."""
 
 from __future__ import annotations
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import subprocess
@@ -103,6 +104,28 @@ async def state_of(host):
     return names, b"" if done is None else done.stdout
 
 
+@contextlib.asynccontextmanager
+async def outside():
+    """A worker that stands for the host, which is left as it was, and beyond it a server that tells who asks."""
+
+    async def show(stream):
+        async with stream:
+            await stream.send(str(stream.extra(anyio.abc.SocketAttribute.remote_address)[0]).encode())
+
+    async with nsorch.Supervisor() as sup, anyio.create_task_group() as tasks:
+        net = await sup.bridge("net", "203.0.113.0/24", gateway="server")
+        server = await sup.start("server", links=[net])
+        host = await sup.start("host", links=[net], forward=True)
+        await server.run(["ip", "addr", "add", f"{SERVER}/24", "dev", "eth0"])
+        await tasks.start(server.serve, show, 80)
+        before = await state_of(host)
+        yield host
+        with anyio.fail_after(SECONDS):
+            while await state_of(host) != before:
+                await anyio.sleep(0.05)
+        tasks.cancel_scope.cancel()
+
+
 @needs
 @pytest.mark.parametrize("ending", ["orderly", "killed"])
 @pytest.mark.parametrize(
@@ -115,18 +138,7 @@ async def state_of(host):
 )
 async def test_a_lab_reaches_the_outside(anyio_backend, method, rootless, ending):
     """It does so only when asked to, as its host, and leaves nothing on that, also when it is killed."""
-    async with nsorch.Supervisor() as sup, anyio.create_task_group() as tasks:
-        net = await sup.bridge("net", "203.0.113.0/24", gateway="server")
-        server = await sup.start("server", links=[net])
-        host = await sup.start("host", links=[net], forward=True)
-        await server.run(["ip", "addr", "add", f"{SERVER}/24", "dev", "eth0"])
-
-        async def show(stream):
-            async with stream:
-                await stream.send(str(stream.extra(anyio.abc.SocketAttribute.remote_address)[0]).encode())
-
-        await tasks.start(server.serve, show, 80)
-        before = await state_of(host)
+    async with outside() as host:
         program = INNER.format(
             rootless=rootless, method=method, server=SERVER, backend=anyio_backend, remove=ending == "orderly"
         )
@@ -147,9 +159,6 @@ async def test_a_lab_reaches_the_outside(anyio_backend, method, rootless, ending
             await inner.stdin.aclose()
             with anyio.fail_after(SECONDS):
                 await inner.wait()
-                while await state_of(host) != before:
-                    await anyio.sleep(0.05)
-        tasks.cancel_scope.cancel()
 
 
 @needs
@@ -159,18 +168,7 @@ async def test_a_lab_reaches_the_outside(anyio_backend, method, rootless, ending
 )
 async def test_a_described_uplink(anyio_backend, method, rootless):
     """It is there before the worker's command runs, and follows the description."""
-    async with nsorch.Supervisor() as sup, anyio.create_task_group() as tasks:
-        net = await sup.bridge("net", "203.0.113.0/24", gateway="server")
-        server = await sup.start("server", links=[net])
-        host = await sup.start("host", links=[net], forward=True)
-        await server.run(["ip", "addr", "add", f"{SERVER}/24", "dev", "eth0"])
-
-        async def show(stream):
-            async with stream:
-                await stream.send(str(stream.extra(anyio.abc.SocketAttribute.remote_address)[0]).encode())
-
-        await tasks.start(server.serve, show, 80)
-        before = await state_of(host)
+    async with outside() as host:
         program = DESCRIBED.format(rootless=rootless, method=method, server=SERVER, backend=anyio_backend)
         with anyio.fail_after(SECONDS):
             done = await host.run([sys.executable, "-c", program])
@@ -178,10 +176,6 @@ async def test_a_described_uplink(anyio_backend, method, rootless):
         assert lines["seen"] == lines["again"] == "203.0.113.2"
         assert lines["changes"] == "set worker r (nat, uplink)"
         assert lines["after"]
-        with anyio.fail_after(SECONDS):
-            while await state_of(host) != before:
-                await anyio.sleep(0.05)
-        tasks.cancel_scope.cancel()
 
 
 @needs

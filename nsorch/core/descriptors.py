@@ -87,7 +87,9 @@ def _enlarge_table(count: int) -> None:
 
 
 def _forget_in_child() -> None:
+    global _table
     registering.release()
+    _table = 0  # its own is as large as it needed to be
     for fd in _open:
         with contextlib.suppress(OSError):
             os.close(fd)

@@ -89,10 +89,6 @@ class Job:
     def ended(self) -> bool:
         return self.exit is not None or self.failure is not None
 
-    @property
-    def sent(self) -> bool:
-        return self._request is None or self._request.sent
-
     async def created(self) -> tuple[int, ...]:
         """Wait for the namespaces; the caller owns the descriptors.
 
@@ -129,13 +125,17 @@ class Job:
 
     def kill(self) -> None:
         """SIGKILL to the command and what it left, also if it isn't started yet. :meth:`end` waits for it."""
-        if self.ended:
-            return
-        if self._request is not None and not self.sent:
-            self._request.withdrawn = True
-            self.finish(failure=ClosedError("cancelled before it was started", worker=self.worker))
-            return
-        self._channel.send(Request(("kill", self.number, self.worker in self.frozen), ()))
+        if not self.ended and not self.withdraw():
+            self._channel.send(Request(("kill", self.number, self.worker in self.frozen), ()))
+
+    def withdraw(self) -> bool:
+        """Drop the request if it isn't sent yet: whether it wasn't."""
+        request = self._request
+        if request is None or request.sent:
+            return False
+        request.withdrawn = True
+        self.finish(failure=ClosedError("cancelled before it was started", worker=self.worker))
+        return True
 
     def finish(self, *, exit: RawExit | None = None, failure: NsorchError | None = None) -> None:  # noqa: A002
         if self.ended:
@@ -336,8 +336,8 @@ class Helper:
     def withdraw(self, workers: Container[str | None]) -> None:
         """Drop what is asked for *workers* and not sent yet: the descriptors that it lends may be closed then."""
         for job in self.jobs:
-            if job.worker in workers and not job.sent:
-                job.kill()
+            if job.worker in workers:
+                job.withdraw()
 
     @property
     def jobs(self) -> list[Job]:

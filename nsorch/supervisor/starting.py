@@ -21,7 +21,7 @@ from nsorch.supervisor.connecting import Connecting
 from nsorch.supervisor.emulating import needs_netem, require_netem
 from nsorch.supervisor.entry import OF_PROCESSES, open_sources
 from nsorch.supervisor.main_process import MainProcess, Setup, end
-from nsorch.supervisor.turns import for_each, in_turns
+from nsorch.supervisor.turns import DYING, for_each, in_turns
 from nsorch.supervisor.worker import Worker
 from nsorch.topology.checks import find_loop, joined_names
 from nsorch.topology.emulation import NO_EMULATION
@@ -466,25 +466,28 @@ class Starter:
         alone = [
             fd async for worker in in_turns(workers) if worker.pid for fd in worker._take_descriptors(CLONE_NEWNET)
         ]
-        await anyio.to_thread.run_sync(descriptors.close, alone)
+        await _close(alone)
 
-        async def end(worker: Worker) -> None:
+        async def bring_down(worker: Worker) -> None:
             if supervisor._uplinks is not None:
                 supervisor._uplinks.drop(worker)
             worker.kill()
             await worker._ended()
             await worker._unpin()
 
-        await for_each(workers, end, _UNDER_WAY)
+        await for_each(workers, bring_down, DYING)
         await supervisor._cgroups.release(workers)
         await supervisor._wiring.disconnect(workers)
-        fds = [fd async for worker in in_turns(workers) for fd in worker._take_descriptors()]
-        if fds:
-            await anyio.to_thread.run_sync(descriptors.close, fds)
+        await _close([fd async for worker in in_turns(workers) for fd in worker._take_descriptors()])
         async for worker in in_turns(workers):
             if supervisor._workers.get(worker.name) is worker:
                 worker._removed()
                 del supervisor._workers[worker.name]
+
+
+async def _close(fds: list[int]) -> None:
+    if fds:
+        await anyio.to_thread.run_sync(descriptors.close, fds)
 
 
 def _is_wired(spec: WorkerSpec) -> bool:

@@ -18,7 +18,7 @@ from nsorch.errors import ClosedError, NsorchError, SpawnerDiedError, WorkerExit
 from nsorch.supervisor.cgroups import Cgroups
 from nsorch.supervisor.entry import Home, home_of
 from nsorch.supervisor.starting import Starter
-from nsorch.supervisor.turns import for_each, in_turns
+from nsorch.supervisor.turns import DYING, for_each, in_turns
 from nsorch.supervisor.wiring import Wiring
 from nsorch.topology import BridgeSpec, WorkerSpec
 
@@ -57,7 +57,6 @@ if TYPE_CHECKING:
 
 # The kernel kills at once; thousands of processes take their time to be reaped.
 _KILL_DEADLINE = 10.0
-_DYING = 32  # at a time: more would take the processors away from the caller's loop
 
 
 class Supervisor:
@@ -211,7 +210,7 @@ class Supervisor:
             if orderly and not self._helper.died:
                 await self._stop_gently()
             with anyio.move_on_after(_KILL_DEADLINE):
-                await for_each(self._helper.jobs, _kill, _DYING)
+                await for_each(self._helper.jobs, _kill, DYING)
             await self._let_go()
             self._phase = "closed"
             self._bus.publish(events.SupervisorStopped())

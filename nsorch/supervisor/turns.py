@@ -12,6 +12,8 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
+# So many processes may be dying at a time: more would take the processors away from the caller's loop.
+DYING = 32
 # Seconds that the loop is kept at a time.
 _TURN = 0.0005
 

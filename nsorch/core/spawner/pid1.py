@@ -128,22 +128,32 @@ class Pid1:
                     setsigmask=_ALL_SIGNALS,
                     setsigdef=ignored,
                 )
-            told = ours.recv(_TOLD.size) or _TOLD.pack(1, errno.EIO)
-            stage_number, error = _TOLD.unpack(told)
-            if stage_number:
+            try:
+                with stage("init"):
+                    return init, *self._hear(ours, init, program, proc, host_proc)
+            except StageError:
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(init, signal.SIGKILL)
-                what = os.fsdecode(program) if stage_number == 2 else ""
-                raise StageError(_STAGES[stage_number], error, what)
-            # Here, because the init reaps once our end is closed. The first: those that it has left to the init come
-            # behind.
-            children = os.open(f"{init}/task/{init}/children", os.O_RDONLY | os.O_CLOEXEC, dir_fd=proc)
-            with open(children, "rb") as file, stage("init"):
-                pids = file.read().split(None, 1)
-                if not pids:
-                    raise ProcessLookupError(errno.ESRCH, "it was killed")
-                pidfd = os.pidfd_open(int(pids[0]))
-            return init, pidfd, *identify(pidfd, host_proc)
+                raise
+
+    @staticmethod
+    def _hear(ours: socket.socket, init: int, program: bytes, proc: int, host_proc: int) -> tuple[int, int, int]:
+        """Wait for the exec; pidfd, pid and inode as :meth:`start` returns them."""
+        stage_number, error = _TOLD.unpack(ours.recv(_TOLD.size) or _TOLD.pack(1, errno.EIO))
+        if stage_number:
+            raise StageError(_STAGES[stage_number], error, os.fsdecode(program) if stage_number == 2 else "")
+        # Now, because the init reaps once our end is closed. The first: those that it has left to the init come behind.
+        children = os.open(f"{init}/task/{init}/children", os.O_RDONLY | os.O_CLOEXEC, dir_fd=proc)
+        with open(children, "rb") as file:
+            pids = file.read().split(None, 1)
+        if not pids:
+            raise ProcessLookupError(errno.ESRCH, "it was killed")
+        pidfd = os.pidfd_open(int(pids[0]))
+        try:
+            return pidfd, *identify(pidfd, host_proc)
+        except OSError:
+            os.close(pidfd)
+            raise
 
     def read_ends(self) -> list[tuple[int, int]]:
         """(job, wait status) of commands that have ended since; before their inits can be reaped, they are there."""
