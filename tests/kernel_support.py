@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 import json
 import os
+import shutil
 import subprocess
 import sys
 
@@ -17,6 +18,7 @@ import pytest
 
 #: set by tests/vm/guest.sh. There, what is missing fails.
 IN_VM = "NSORCH_VM" in os.environ
+_PATH = os.environ["PATH"] + ":/usr/sbin:/sbin:/usr/lib/frr"
 
 # Asks in a network namespace of its own for a link or a qdisc of the kind: the error of a kernel that doesn't know it
 # is another one than that of a link of which too little is said. The kernel may load a module, as for anybody.
@@ -72,3 +74,14 @@ def needs_kernel(*modules: str) -> pytest.MarkDecorator:
     """Skip where the kernel lacks one of *modules*, by their names in the kernel such as "sch_netem"."""
     missing = () if IN_VM else missing_in_kernel(*modules)
     return pytest.mark.skipif(bool(missing), reason=f"needs {', '.join(missing)}: make test-vm")
+
+
+def needs_program(name: str, package: str) -> pytest.MarkDecorator:
+    """Skip where *name*, of Debian's *package*, isn't installed."""
+    missing = not IN_VM and shutil.which(name, path=_PATH) is None
+    return pytest.mark.skipif(missing, reason=f"{name} is not installed (Debian: {package})")
+
+
+needs_tun = pytest.mark.skipif(
+    not IN_VM and not os.access("/dev/net/tun", os.W_OK), reason="this user may not open /dev/net/tun: make test-vm"
+)

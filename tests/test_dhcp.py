@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import subprocess
 from ipaddress import ip_address
@@ -10,7 +9,7 @@ from ipaddress import ip_address
 import anyio
 import jsonschema
 import pytest
-from kernel_support import needs_kernel
+from kernel_support import needs_kernel, needs_program
 
 import nsorch
 from nsorch.events import LinkChanged
@@ -18,16 +17,8 @@ from nsorch.services import udhcpc
 from nsorch.services.udhcpc import Told
 
 SECONDS = 20
-PATH = os.environ["PATH"] + ":/usr/sbin:/sbin"
-
-
-def needs(program, package):
-    return pytest.mark.skipif(
-        shutil.which(program, path=PATH) is None, reason=f"{program} is not installed (Debian: {package})"
-    )
-
-
-needs_dnsmasq, needs_udhcpc = needs("dnsmasq", "dnsmasq-base"), needs("udhcpc", "udhcpc")
+needs_dnsmasq, needs_udhcpc = needs_program("dnsmasq", "dnsmasq-base"), needs_program("udhcpc", "udhcpc")
+of_kernel = pytest.mark.vm(one_backend=True)
 
 
 def lab():
@@ -53,6 +44,7 @@ async def default_routes(worker):
 
 
 @pytest.mark.anyio
+@of_kernel
 @needs_dnsmasq
 @needs_udhcpc
 async def test_addresses_are_there_first():
@@ -85,6 +77,7 @@ async def test_addresses_are_there_first():
 
 
 @pytest.mark.anyio
+@of_kernel
 @needs_dnsmasq
 @needs_udhcpc
 async def test_links_that_come_and_go():
@@ -108,6 +101,7 @@ async def test_links_that_come_and_go():
 
 
 @pytest.mark.anyio
+@of_kernel
 @needs_dnsmasq
 @needs_udhcpc
 async def test_to_another_bridge():
@@ -137,6 +131,7 @@ async def test_nobody_answers(monkeypatch):
 
 
 @pytest.mark.anyio
+@of_kernel
 @needs_dnsmasq
 @needs_udhcpc
 @needs_kernel("nf_tables")

@@ -9,7 +9,7 @@ import struct
 import anyio
 import pytest
 from interface_support import answers, udp_packet
-from kernel_support import missing_in_kernel, needs_kernel
+from kernel_support import missing_in_kernel, needs_kernel, needs_tun
 
 import nsorch
 from nsorch import (
@@ -30,11 +30,10 @@ from nsorch import (
 from nsorch.net.messages import get_link
 from nsorch.net.netlink import Request
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.vm(one_backend=True)]
 
 BOTH = ("10.0.0.0/24", "fd00::/64")
 _may_tun = os.access("/dev/net/tun", os.R_OK | os.W_OK)
-needs_tun = pytest.mark.skipif(not _may_tun, reason="/dev/net/tun can't be opened")
 
 
 async def told(events: object, count: int) -> list[tuple[str, str, str]]:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import pathlib
 import shutil
 import socket
 import struct
@@ -11,7 +9,7 @@ from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_add
 
 import anyio
 import pytest
-from kernel_support import needs_kernel
+from kernel_support import needs_kernel, needs_program, needs_tun
 
 import nsorch
 from nsorch.events import InterfaceCreated, InterfaceRemoved
@@ -20,18 +18,9 @@ from nsorch.services import frr
 from nsorch.services.dnsmasq import Served, arguments
 
 SECONDS = 20
-needs_dnsmasq = pytest.mark.skipif(
-    shutil.which("dnsmasq", path=os.environ["PATH"] + ":/usr/sbin") is None,
-    reason="dnsmasq is not installed (Debian: dnsmasq-base)",
-)
-needs_frr = pytest.mark.skipif(
-    not pathlib.Path("/usr/lib/frr/zebra").exists(), reason="FRR is not installed (Debian: frr)"
-)
-needs_tayga = pytest.mark.skipif(
-    shutil.which("tayga", path=os.environ["PATH"] + ":/usr/sbin") is None,
-    reason="tayga is not installed (Debian: tayga)",
-)
-needs_tun = pytest.mark.skipif(not os.access("/dev/net/tun", os.W_OK), reason="this user may not open /dev/net/tun")
+needs_dnsmasq = needs_program("dnsmasq", "dnsmasq-base")
+needs_frr = needs_program("zebra", "frr")
+needs_tayga = needs_program("tayga", "tayga")
 
 
 def home_lab():
@@ -322,7 +311,7 @@ async def download(client, address, server, size=200_000):
 
 
 @pytest.mark.anyio
-@pytest.mark.vm
+@pytest.mark.vm(one_backend=True)
 @needs_kernel("nf_tables", "tun")
 @needs_tayga
 @needs_tun
@@ -353,6 +342,7 @@ async def test_ipv6_alone_reaches_ipv4_alone():
 
 
 @pytest.mark.anyio
+@pytest.mark.vm(one_backend=True)
 @needs_kernel("tun")
 @needs_tayga
 @needs_tun

@@ -11,13 +11,14 @@ import sys
 import anyio
 import jsonschema
 import pytest
-from kernel_support import needs_kernel
+from kernel_support import needs_kernel, needs_program, needs_tun
 
 import nsorch
 
 pytestmark = pytest.mark.anyio
 needs = needs_kernel("nf_tables", "tun")
-needs_pasta = pytest.mark.skipif(shutil.which("pasta") is None, reason="pasta is not installed (Debian: passt)")
+needs_pasta = needs_program("pasta", "passt")
+of_kernel = pytest.mark.vm(one_backend=True)
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
 SERVER = "203.0.113.9"
 SECONDS = 60
@@ -126,13 +127,14 @@ async def outside():
         tasks.cancel_scope.cancel()
 
 
+@of_kernel
 @needs
 @pytest.mark.parametrize("ending", ["orderly", "killed"])
 @pytest.mark.parametrize(
     ("method", "rootless"),
     [
         pytest.param("pasta", False, marks=[needs_pasta, needs_root]),
-        pytest.param("pasta", True, marks=[needs_pasta, needs_root]),  # as root, who may open /dev/net/tun everywhere
+        pytest.param("pasta", True, marks=[needs_pasta, needs_tun]),
         pytest.param("nat", False, marks=needs_root),
     ],
 )
@@ -161,10 +163,11 @@ async def test_a_lab_reaches_the_outside(anyio_backend, method, rootless, ending
                 await inner.wait()
 
 
+@of_kernel
 @needs
 @pytest.mark.parametrize(
     ("method", "rootless"),
-    [pytest.param("pasta", True, marks=[needs_pasta, needs_root]), pytest.param("nat", False, marks=needs_root)],
+    [pytest.param("pasta", True, marks=[needs_pasta, needs_tun]), pytest.param("nat", False, marks=needs_root)],
 )
 async def test_a_described_uplink(anyio_backend, method, rootless):
     """It is there before the worker's command runs, and follows the description."""

@@ -52,6 +52,7 @@ exec >>/run/out/log 2>&1
 grep -Ev '^ *(#|$)' "$top/tests/vm/modules" | while read -r module; do
     modprobe "$module" || echo "test-vm: this kernel has no module $module"
 done
+chmod 666 /dev/net/tun  # as udev does
 cd "$top"
 status=0
 "$python" "$@" || status=$?
