@@ -203,6 +203,42 @@ async def test_stop_restart_remove() -> None:
         await sup.start("w")
 
 
+async def test_restarts_at_one_time(marker: str) -> None:
+    async with nsorch.Supervisor() as sup:
+        worker = await sup.start("w", ["sleep", marker])
+        exits: list[nsorch.Exit] = []
+
+        async def follow() -> None:
+            exits.append(await worker.wait())
+
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(follow)
+            await checkpoint()
+            async with anyio.create_task_group() as restarts:
+                for _ in range(3):
+                    restarts.start_soon(worker.restart)
+            assert worker.incarnation == 4
+            assert len(running(marker)) == 1
+            assert not exits  # a restart has followed
+            worker.kill()
+        assert exits == [worker.exit]
+
+
+async def test_restart_that_fails() -> None:
+    async with nsorch.Supervisor() as sup:
+        worker = await sup.start("w", ["sh", "-c", "exit 3"])
+        ended = await worker.wait()
+        with pytest.raises(nsorch.CommandNotFoundError):
+            await worker.restart(["/nonexistent"])
+        assert worker.state is State.FAILED
+        assert await worker.wait() == ended  # the latest process that there was
+        passive = await sup.start("p")
+        with pytest.raises(nsorch.CommandNotFoundError):
+            await passive.restart(["/nonexistent"])
+        with pytest.raises(nsorch.ClosedError, match="ever started"):
+            await passive.wait()
+
+
 async def test_stop_escalates() -> None:
     async with nsorch.Supervisor() as sup:
         worker = await sup.start("w", ["sh", "-c", "trap '' TERM; while :; do sleep 0.01; done"])

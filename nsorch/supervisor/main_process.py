@@ -129,13 +129,13 @@ class MainProcess:
             PIPE if capture else spec.stderr,
             worker=worker.name,
         )
-        self.incarnation += 1
-        self.exit, self._stopping = None, False
-        worker._state = State.STARTING
-        first = setup or Setup()
+        before, first = self.exit, setup or Setup()
         job: Job | None = None
         try:
             worker._check_here()  # else what it joins may be closed by now
+            self.incarnation += 1
+            self.exit, self._stopping = None, False
+            worker._state = State.STARTING
             with supervisor._cgroups.entering(worker) as leaf:
                 job = self._job = supervisor._helper.spawn(
                     lambda number: Spawn(
@@ -170,6 +170,7 @@ class MainProcess:
             self._stopping = True
             if job is not None:
                 await end(job)
+            self.exit = self.exit or before  # where no process came of it
             raise
         finally:
             streams.sent()
@@ -274,9 +275,12 @@ class MainProcess:
             self._job.signal(number)
 
     async def wait(self) -> Exit:
-        while self.exit is None or self.alive is not None:
-            if self._worker.state is State.REMOVED:
-                raise ClosedError("the worker was removed before its process had started", worker=self._worker.name)
+        worker = self._worker
+        while self.exit is None or self.alive is not None or worker._restarting:
+            if worker.state is State.REMOVED:
+                raise ClosedError("the worker was removed before its process had started", worker=worker.name)
+            if worker.state is State.FAILED and not worker._restarting:
+                raise ClosedError("no process of the worker has ever started", worker=worker.name)
             if self._changed is None:
                 self._changed = anyio.Event()
             await self._changed.wait()

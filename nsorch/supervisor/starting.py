@@ -74,12 +74,14 @@ class Starter:
             worker._main = MainProcess(self._supervisor, worker)
         assert worker._entry is not None
         await self._supervisor._cgroups.thaw(worker)
+        before = worker._main.exit
         try:
             await worker._main.execute(worker._entry, None, encode_environment(None))
             await worker._main.become_ready()
         except BaseException as exc:
             self._report(worker, exc)
-            worker._state = State.FAILED if worker._main.exit is None else State.EXITED
+            if worker._state is not State.REMOVED:
+                worker._state = State.FAILED if worker._main.exit is before else State.EXITED
             raise
 
     async def deploy(

@@ -19,7 +19,7 @@ from nsorch.core.process import DEVNULL, PIPE, Process
 from nsorch.core.spawner.protocol import Mode, Spawn
 from nsorch.core.spawner.syscalls import CLONE_NEWCGROUP, CLONE_NEWNET, CLONE_NEWNS, CLONE_NEWPID, NS_FILES
 from nsorch.errors import ClosedError, NsorchError, SetupError, UnsupportedError
-from nsorch.events import State, WorkerExited, WorkerReady, WorkerRemoved, WorkerStarted
+from nsorch.events import State, WorkerExited, WorkerReady, WorkerRemoved, WorkerSetupFailed, WorkerStarted
 from nsorch.supervisor import sockets
 from nsorch.supervisor.changing import set_routes
 from nsorch.supervisor.commands import build_command, encode_environment, open_streams
@@ -78,6 +78,7 @@ class Worker:
         "_state",
         "_supervisor",
         "_tables",
+        "_turn",
         "order",
     )
 
@@ -94,6 +95,7 @@ class Worker:
         self._inodes: dict[str, int] = {}
         self._interfaces: dict[str, Link] = {}  # by the name of its end here
         self._main: MainProcess | None = None
+        self._turn: anyio.Lock | None = None  # of restarts, one after the other
         self._leaving = False  # it is removed next
         self._pins: tuple[str, ...] = ()
         self._devices: dict[str, Device] = {}  # its other interfaces, by name
@@ -566,6 +568,8 @@ class Worker:
         """Stop its process and begin the next incarnation, with another *command* or *env* if given. Its namespaces
         (but for a pid namespace of its own) and its links stay. Returns as :meth:`nsorch.Supervisor.start` does.
 
+        While it is being started it waits for that; calls at one time are carried out one after the other.
+
         :raises ClosedError: the worker is gone, or passive and no command is given
         :raises NsorchError: as ``start``; the worker stays, without a process
         """
@@ -573,15 +577,23 @@ class Worker:
         self._check_here()
         if command is None and self._spec.command is None:
             raise ClosedError("the worker is passive: give a command to restart it with", worker=self.name)
-        spec = self._spec
-        if command is not None:
-            spec = evolve(spec, command=command)
-        if env is not None:
-            spec = evolve(spec, env=env)
-        await self.stop(grace)
-        self._supervisor._check_running()  # else it would live on while all others end
-        self._spec = spec
-        await self._supervisor._starter.run_main(self)
+        if self._turn is None:
+            await self._settled()
+            self._turn = self._turn or anyio.Lock()
+        try:
+            async with self._turn:
+                spec = self._spec
+                if command is not None:
+                    spec = evolve(spec, command=command)
+                if env is not None:
+                    spec = evolve(spec, env=env)
+                await self.stop(grace)
+                self._supervisor._check_running()  # else it would live on while all others end
+                self._spec = spec
+                await self._supervisor._starter.run_main(self)
+        finally:
+            if self._main is not None:
+                self._main.announce()
         return self
 
     async def set_routes(self, routes: Iterable[Route | Mapping[str, Any]]) -> None:
@@ -736,6 +748,10 @@ class Worker:
         self._pins += (path,)
         return path
 
+    @property
+    def _restarting(self) -> bool:
+        return self._turn is not None and self._turn.locked()
+
     def _check_here(self) -> None:
         if self._leaving or self._state is State.REMOVED:
             raise ClosedError("the worker was removed", worker=self.name)
@@ -787,7 +803,7 @@ class Worker:
         """Wait while it is being started."""
         bus = self._supervisor._bus
         while self._state is State.STARTING:
-            kinds = (WorkerReady, WorkerStarted, WorkerExited, WorkerRemoved)
+            kinds = (WorkerReady, WorkerStarted, WorkerExited, WorkerSetupFailed, WorkerRemoved)
             await bus.wait(kinds, worker=self.name, since=bus.seq + 1)
 
     def _take_descriptors(self, *but: int) -> list[int]:
