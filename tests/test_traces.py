@@ -6,6 +6,7 @@ import pathlib
 
 import anyio
 import pytest
+from kernel_support import missing_in_kernel
 
 import nsorch
 from nsorch import Emulation, GilbertElliott, Trace
@@ -31,6 +32,8 @@ def test_steps() -> None:
         ([(0, {}), (0, {})], r"trace\[1\]: 0 s is not after the step before"),
         ([(0, {"speed": 1})], r"trace\[0\]: .*speed"),
         ([3], r"trace\[0\]: 3 is not a time"),
+        ("x", "trace: 'x' is no list of times"),
+        (None, "trace: None is no list of times"),
     ],
 )
 def test_wrong_steps(steps, text) -> None:
@@ -53,7 +56,10 @@ def test_mahimahi(tmp_path: pathlib.Path) -> None:
         ends = [step.time for step in fine.steps[1:]] + [fine.length]
         bits = sum(step.emulation.rate * (end - step.time) for step, end in zip(fine, ends, strict=True))
         assert bits == pytest.approx(len(times) * 12_000)
-    for text in ("", "1\nx\n", "5\n3\n", "0\n"):
+    for interval in (0, "soon", "10us"):
+        with pytest.raises(nsorch.TopologyError, match=r"trace\.interval: "):
+            Trace.mahimahi(path, interval=interval)
+    for text in ("", "1\nx\n", "5\n3\n", "0\n", "-5\n2\n"):
         path.write_text(text)
         with pytest.raises(nsorch.TopologyError, match="no trace of mahimahi"):
             Trace.mahimahi(path)
@@ -78,6 +84,12 @@ async def test_a_link_follows(anyio_backend: str) -> None:
         assert rates[:2] == ["5000000.0", "1000000.0"]
         assert set(rates[2:]) == {"2000000.0", "3000000.0"}
         assert {emulation.rate for emulation in link.emulation} <= {2e6, 3e6}
+        await link.follow([(0, {"rate": "4mbit"})])
+        assert {emulation.rate for emulation in link.emulation} == {4e6}
+        if missing_in_kernel("sch_netem"):
+            with pytest.raises(nsorch.UnsupportedError, match="sch_netem"):
+                await link.follow([(0, {"rate": "5mbit"}), ("10ms", {"profile": "dsl"})])
+            assert {emulation.rate for emulation in link.emulation} == {4e6}, "nothing was changed"
         with pytest.raises(nsorch.TopologyError, match="no length"):
             await link.follow(Trace([(0, {"rate": 1e6})]), repeat=True)
 

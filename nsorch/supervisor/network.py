@@ -11,14 +11,15 @@ from attrs import define, field, frozen
 from nsorch.errors import ClosedError, TopologyError
 from nsorch.supervisor.changing import end_of, move, set_addresses, set_mac
 from nsorch.supervisor.emulating import UNSET, Unset, apply_ways, needs_netem, plan_emulation, require_netem
-from nsorch.topology import To
+from nsorch.topology import To, Trace
 from nsorch.topology.emulation import NO_EMULATION, given
+from nsorch.topology.profiles import directions
 from nsorch.topology.units import duration
 from nsorch.values import Value
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Callable, Collection, Mapping, Sequence
+    from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
     from ipaddress import IPv4Address, IPv4Interface, IPv4Network, IPv6Address, IPv6Interface, IPv6Network
 
     from nsorch.net.addresses import Segment
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
     from nsorch.supervisor.segments import Part, Parts
     from nsorch.supervisor.wiring import Wiring
     from nsorch.supervisor.worker import Worker
-    from nsorch.topology import BridgeSpec, Emulation, Trace
+    from nsorch.topology import BridgeSpec, Emulation
 
 
 @frozen(kw_only=True, repr=False)
@@ -365,16 +366,27 @@ class Link:
             if shape is not None:
                 await apply_ways(self._wiring, self, shape)
 
-    async def follow(self, trace: Trace, *, end: Worker | Bridge | str | None = None, repeat: bool = False) -> None:
+    async def follow(
+        self,
+        trace: Trace | Iterable[Any],
+        *,
+        end: Worker | Bridge | str | None = None,
+        repeat: bool = False,
+    ) -> None:
         """Have its emulation go the way of *trace*; returns at the trace's end. What the trace doesn't speak of stays.
 
         Cancelled, the link keeps the values of the last step.
 
+        :param trace: or the (time, values) of its steps
         :param end: only what this end sends, as of :meth:`set`
         :param repeat: begin again at the trace's end, until cancelled
         :raises ClosedError: it was removed
-        :raises UnsupportedError: the kernel has no netem
+        :raises TopologyError: it is no trace; or a step has a wrong value
+        :raises UnsupportedError: the kernel has no netem, which a step needs; nothing was changed
         """
+        trace = trace if isinstance(trace, Trace) else Trace(trace)
+        if any(needs_netem(*directions(NO_EMULATION, NO_EMULATION, step.emulation)) for step in trace):
+            await require_netem(self._wiring.kernel, [f"links.{self.name}"])
         if repeat and not trace.length:
             raise TopologyError(f"links.{self.name}.follow: a trace of no length can't be repeated")
         start = anyio.current_time()

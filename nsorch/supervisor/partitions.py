@@ -7,6 +7,7 @@ changes, what happens inside a group isn't touched, and healing leaves no trace.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -19,7 +20,7 @@ from nsorch.net.mac import link_local
 from nsorch.supervisor.filtering import commit
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable, Sequence
+    from collections.abc import Collection, Sequence
     from collections.abc import Set as AbstractSet
 
     from nsorch.net.partition import PartitionPlan
@@ -82,10 +83,12 @@ class Partitions:
     # -- what each is not to hear
 
     def _named(self, groups: Sequence[Iterable[Worker | str]]) -> Groups:
-        """:raises TopologyError: an unknown worker, or one in two groups; fewer than two groups"""
+        """:raises TopologyError: a worker in two groups; fewer than two groups; something else than a group"""
         found: list[frozenset[str]] = []
         owners: dict[str, int] = {}
         for number, group in enumerate(groups):
+            if isinstance(group, str) or not isinstance(group, Iterable):
+                raise TopologyError(f"partition: {group!r} is no group: give a set of workers, or of their names")
             members = list(group)
             workers = [self._supervisor._worker(member) for member in members]
             for worker in workers:

@@ -620,7 +620,8 @@ class Supervisor:
         no group forwards, but not from group to group. Links and addresses that come later are cut off, too. Another
         call replaces the groups. Cancelled or failed, what was before is again.
 
-        :raises TopologyError: a worker in two groups; fewer than two groups
+        :raises TopologyError: a worker in two groups; fewer than two groups; something else than a group
+        :raises ClosedError: there is no such worker
         :raises UnsupportedError: the kernel lacks nf_tables; or a worker has the host's network namespace
         """
         await self._wiring.partitions.partition(groups)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import os
 from bisect import bisect_right
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 from attrs import Factory, field, frozen
@@ -15,10 +16,11 @@ from nsorch.topology.units import duration
 from nsorch.values import Value
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping
+    from collections.abc import Iterator, Mapping
 
 # At each of the times of mahimahi's files one packet of full size may be delivered.
 _PACKET = 1500 * 8
+_INTERVAL = 0.001
 
 
 @frozen(repr=False)
@@ -30,6 +32,8 @@ class Step(Value):
 
 
 def _steps(value: Any) -> tuple[Step, ...]:
+    if isinstance(value, str) or not isinstance(value, Iterable):
+        raise TopologyError(f"trace: {value!r} is no list of times and what is said then")
     found: list[Step] = []
     for number, item in enumerate(value):
         where = f"trace[{number}]"
@@ -58,6 +62,16 @@ def _to_length(value: Any) -> float:
         raise TopologyError(f"trace.length: {exc}") from None
 
 
+def _to_interval(value: Any) -> float:
+    try:
+        seconds = duration(value)
+    except ValueError as exc:
+        raise TopologyError(f"trace.interval: {exc}") from None
+    if seconds < _INTERVAL:
+        raise TopologyError(f"trace.interval: {value!r} is below {_INTERVAL:g} s, in which the times are")
+    return seconds
+
+
 @frozen(repr=False)
 class Trace(Value):
     """Steps in the order of their times: ``Trace([(0, {"rate": "5mbit"}), (2.5, {"rate": "1mbit", "loss": "1%"})])``.
@@ -83,8 +97,8 @@ class Trace(Value):
         """The rates of a file of mahimahi's link emulator: a line for each packet of 1,500 bytes that may be delivered,
         with its time in milliseconds. Blocks.
 
-        :param interval: seconds for which a rate holds. Where packets are rarer than that, the time between two of
-            them counts, so that no rate is zero
+        :param interval: seconds for which a rate holds, 0.001 or more. Where packets are rarer than that, the time
+            between two of them counts, so that no rate is zero
         :raises TopologyError: it can't be read, or is no such file
         """
         name = os.fspath(path)
@@ -93,9 +107,9 @@ class Trace(Value):
                 times = [int(line) for line in file if line.strip()]
         except (OSError, ValueError) as exc:
             raise TopologyError(f"it is no trace of mahimahi: {exc}", source=str(name)) from None
-        if not times or times[-1] <= 0 or any(one > other for one, other in itertools.pairwise(times)):
+        if not times or times[0] < 0 or times[-1] <= 0 or any(one > other for one, other in itertools.pairwise(times)):
             raise TopologyError("it is no trace of mahimahi: its times don't ascend", source=str(name))
-        return cls(_rates(times, duration(interval)), length=times[-1] / 1000)
+        return cls(_rates(times, _to_interval(interval)), length=times[-1] / 1000)
 
 
 def _rates(times: list[int], interval: float) -> Iterable[tuple[float, Mapping[str, float]]]:
