@@ -166,6 +166,24 @@ async def test_user_in_a_user_namespace() -> None:
             await worker.run(["true"], user="7")
 
 
+@pytest.mark.parametrize("isolation", ["network", "sandbox"])
+async def test_unconfined_in_a_user_namespace(isolation: str) -> None:
+    """All that the supervisor has there, also where its own user is not mapped."""
+    async with nsorch.Supervisor() as sup:
+        worker = await sup.start("w", ["sleep", "600"], isolation=isolation, namespaces=OWN_USER)
+        shown = status((await worker.run(["cat", "/proc/self/status"], confined=False)).stdout.decode())
+        assert shown["Uid"].split() == ["0"] * 4
+        assert capability_sets(shown)["effective"] & bits(CAPABILITIES) == capability_sets(shown)["bounding"]
+        await worker.run("mount -t tmpfs none /mnt", confined=False)
+
+
+@pytest.mark.skipif(ROOT, reason="root has all ids")
+async def test_ids_that_nobody_gave() -> None:
+    async with nsorch.Supervisor(subids=False) as sup:
+        with pytest.raises(nsorch.PermissionDeniedError, match=r"map the gids 1 to 9 of outside.*namespace has 0:"):
+            await sup.start("w", ["true"], namespaces=OWN_USER, gid_map=[(0, 0, 1), (1, 1, 9)])
+
+
 @of_kernel
 @pytest.mark.skipif(not ROOT, reason="needs more ids than the caller's")
 async def test_ranges_of_ids() -> None:
@@ -225,7 +243,12 @@ async def test_seccomp_program(tmp_path: pathlib.Path, source: str, no_new_privs
             for shown in await inside(worker):
                 assert shown["Seccomp"] == "2"
             await worker.run(["mkdir", str(tmp_path / "made")], confined=False)
-        os.close(ours)
+            # A descriptor is the caller's again once the worker runs.
+            os.close(ours)
+            opened.close()
+            await worker.restart()
+            for shown in await inside(worker):
+                assert shown["Seccomp"] == "2"
 
 
 _DENIED = """if True:

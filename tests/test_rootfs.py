@@ -170,10 +170,26 @@ async def test_private_tmp_without_rootfs(tmp_path: pathlib.Path) -> None:
         worker = await sup.start("w", ["sleep", "600"], mounts=[nsorch.tmpfs("/tmp")])
         await worker.run("touch /tmp/mine")
         assert await say(worker, "ls /tmp") == "mine\n"
-        with pytest.raises(nsorch.SetupError, match="mount /nowhere"):
+        with pytest.raises(nsorch.SetupError, match=r"mount point /nowhere: .*none is made in the host's own files"):
             await sup.start("other", mounts=[nsorch.tmpfs("/nowhere")])
     assert not pathlib.Path("/tmp/mine").exists()
     assert not pathlib.Path("/nowhere").exists()
+
+
+@pytest.mark.skipif(not os.path.islink("/bin"), reason="/usr is no root file system here")
+@pytest.mark.parametrize("isolation", ["container", "sandbox"])
+async def test_mount_points_missing_in_the_layers_of_others(isolation: str) -> None:
+    """An image's files are root's, and neither an ordinary user nor a sandbox may make anything among them."""
+    mounts = [nsorch.tmpfs("/lib/nsorch/deep"), nsorch.bind("/etc/passwd", "/bin/nsorch")]
+    async with nsorch.Supervisor() as sup:
+        worker = await sup.start(
+            "w", ["/bin/sleep", "600"], isolation=isolation, rootfs=nsorch.overlay("/usr"), mounts=mounts
+        )
+        table = mounted(await say(worker, "cat /proc/mounts"))
+        assert {"/etc/hosts", "/dev", "/proc", "/sys", "/lib/nsorch/deep", "/bin/nsorch"} <= table.keys()
+        assert await say(worker, "stat -c %a /lib") == f"{os.stat('/usr/lib').st_mode & 0o7777:o}\n"
+    assert not os.path.exists("/usr/lib/nsorch")
+    assert not os.path.exists("/usr/bin/nsorch")
 
 
 @of_kernel
@@ -266,6 +282,16 @@ async def test_clear_errors(rootfs: pathlib.Path, tmp_path: pathlib.Path) -> Non
             await sup.start("w", rootfs=rootfs, mounts=[nsorch.bind(tmp_path / "file", "/etc")])
         with pytest.raises(nsorch.SetupError, match=r"mount /etc/passwd.*ENOTDIR"):
             await sup.start("w", rootfs=rootfs, mounts=[nsorch.tmpfs("/etc/passwd")])
+        bound = nsorch.bind(tmp_path, "/sys/missing")
+        with pytest.raises(nsorch.PermissionDeniedError, match=r"mount point /sys/missing: .*can't be made"):
+            await sup.start("w", rootfs=rootfs, mounts=[bound])
+        under = (nsorch.tmpfs("/top", read_only=True), nsorch.tmpfs("/top/under"))
+        with pytest.raises(nsorch.SetupError, match=r"mount point /top/under: .*is read-only"):
+            await sup.start("w", rootfs=rootfs, mounts=under)
+        with pytest.raises(nsorch.SetupError, match=r"rootfs: .*lie within one another"):
+            await sup.start("w", rootfs=nsorch.overlay(rootfs, rootfs))
+        with pytest.raises(nsorch.SetupError, match=r"time offsets: .*less than 0"):
+            await sup.start("w", time_offsets={"monotonic": -1e9})
         assert not sup.workers
 
 

@@ -52,7 +52,9 @@ def translate(stage: str, number: int, detail: str, worker: str | None) -> Nsorc
         return PermissionDeniedError(
             f"{stage} {detail}".strip(), worker=worker, stage=stage, errno=number, detail=_permission_hint(stage)
         )
-    return SetupError(f"{stage} {detail}".strip(), worker=worker, stage=stage, errno=number)
+    return SetupError(
+        f"{stage} {detail}".strip(), worker=worker, stage=stage, errno=number, detail=_REASONS.get((stage, number), "")
+    )
 
 
 def _namespaces(stage: str, number: int, kinds: str, worker: str | None) -> NsorchError:
@@ -89,6 +91,16 @@ _HINTS = {
     "capabilities": "the supervisor hasn't got them itself",
     "mount source": "it, or a directory above it, can't be reached by the supervisor's user",
     "rootfs": "it, or a directory above it, can't be reached or written to by the supervisor's user",
+    "mount point": "it is missing, and can't be made, or can't be reached",
+}
+# Of other errors, where what the kernel says doesn't tell enough.
+_REASONS = {
+    ("mount point", errno.ENOENT): "none is made in the host's own files",
+    ("mount point", errno.EROFS): "it is missing, and what it would be in is read-only",
+    ("rootfs", errno.EINVAL): "in a user namespace, nothing may be mounted below a layer of an overlay",
+    ("rootfs", errno.ELOOP): "the layers of an overlay lie within one another",
+    ("seccomp", errno.EINVAL): "the kernel takes it for no program",
+    ("time offsets", errno.ERANGE): "a clock would show less than 0, or more than 146 years",
 }
 
 

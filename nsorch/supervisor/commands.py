@@ -51,7 +51,7 @@ async def build_command(
     default = b"/" if confined.root else _current_directory()
     directory = default if cwd is None else os.fsencode(cwd)
     _refuse_null_bytes((*argv, directory))
-    become = None if unconfined else confined.user
+    become = confined.unconfined_user if unconfined else confined.user
     if user is not None:
         become = await anyio.to_thread.run_sync(find_user, user, (), confined.rootfs, worker)
         check_mapped(become, confined.mapped, worker)

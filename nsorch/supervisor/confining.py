@@ -51,6 +51,7 @@ class Confined(Value):
     :ivar env: of its commands, where none is given; None for the application's
     :ivar guarded: what runs in it may be hostile
     :ivar sysfs: it sees the host's files, but for the ``/sys`` of its network namespace
+    :ivar seccomp: as the description has it
     """
 
     namespaces: NamespaceSet
@@ -65,8 +66,18 @@ class Confined(Value):
     sysfs: bool = False
     rootless: bool = False
     rootfs: str | Overlay | None = None
+    seccomp: str | bytes | int | None = None
     time_offsets: tuple[tuple[str, int, int], ...] = ()
     domainname: str | None = None
+
+    @property
+    def unconfined_user(self) -> User | None:
+        """Of commands that aren't confined: the supervisor's; where a user namespace of the worker's own hasn't got
+        that, and it would have no capability there, the first that it has."""
+        uids, gids = self.mapped
+        if not isinstance(self.namespaces.user, New) or any(outside == 0 for _, outside, _ in uids):
+            return None
+        return uids[0][0], gids[0][0], ()
 
     def own_of(self, make: int, proc: int, leaf: int) -> tuple[Any, ...]:
         """What a process makes that gets the namespaces *make*.
@@ -103,6 +114,7 @@ async def confined_of(spec: WorkerSpec, facts: Facts, *, rootless: bool) -> Conf
         user = await anyio.to_thread.run_sync(find_user, spec.user, spec.groups, isolation.rootfs, spec.name)
     own_user = isinstance(isolation.namespaces.user, New)
     id_maps = _id_maps(isolation, user, rootless=rootless) if own_user else _OWN_ID
+    _check_outside(isolation, facts.ids, spec.name)
     mapped = id_maps if own_user else facts.ids
     if user is None and isolation.drop_groups:
         user = (mapped[0][0][0], mapped[1][0][0], ())
@@ -134,6 +146,7 @@ async def confined_of(spec: WorkerSpec, facts: Facts, *, rootless: bool) -> Conf
         sysfs=isolation.rootfs is None and _has_own_sys(isolation.namespaces),
         rootless=rootless,
         rootfs=isolation.rootfs,
+        seccomp=spec.seccomp,
         time_offsets=tuple((clock, *_split(offset)) for clock, offset in spec.time_offsets.items()),
         domainname=spec.domainname,
     )
@@ -144,6 +157,10 @@ async def reconfined(before: Confined, spec: WorkerSpec, facts: Facts) -> Confin
 
     :raises NsorchError: as :func:`confined_of`
     """
+    asked = spec.seccomp
+    if isinstance(asked, int) and asked == before.seccomp:
+        # The descriptor may be closed since, or another one's, and a pipe has been read.
+        spec = evolve(spec, seccomp=spawner_confinement.decode(before.confinement).seccomp)
     now = await confined_of(spec, facts, rootless=before.rootless)
     if now.user is not None:
         check_mapped(now.user, before.mapped, spec.name)
@@ -152,6 +169,7 @@ async def reconfined(before: Confined, spec: WorkerSpec, facts: Facts) -> Confin
         confinement=now.confinement,
         user=now.user,
         env=now.env,
+        seccomp=asked,
     )
 
 
@@ -167,8 +185,23 @@ def check_mapped(user: User, mapped: tuple[tuple[IdRange, ...], ...], worker: st
                     f"become {kind} {number}",
                     worker=worker,
                     stage="user",
-                    detail=f"it is not mapped in the user namespace, which has {_shown(ranges)}: "
-                    "without root, more than the caller's own id needs /etc/subuid, /etc/subgid and newuidmap",
+                    detail=f"it is not mapped in the user namespace, which has {_shown(ranges)}: one of the worker's "
+                    "own has what uid_map and gid_map say; without root, more than the caller's own id needs "
+                    "/etc/subuid, /etc/subgid and newuidmap",
+                )
+
+
+def _check_outside(isolation: Isolation, there: tuple[tuple[IdRange, ...], ...], worker: str) -> None:
+    for kind, ranges, known in zip(("uid", "gid"), (isolation.uid_map, isolation.gid_map), there, strict=True):
+        for _, outside, count in ranges:
+            # The kernel wants each within one range of the namespace above (map_id_range_down() in user_namespace.c).
+            if not any(first <= outside and outside + count <= first + more for first, _, more in known):
+                raise PermissionDeniedError(
+                    f"map the {kind}s {_shown(((outside, outside, count),))} of outside",
+                    worker=worker,
+                    stage=f"{kind} map",
+                    detail=f"the supervisor's user namespace has {_shown(known)}: without root, more than the caller's "
+                    "own id needs /etc/subuid, /etc/subgid and newuidmap",
                 )
 
 

@@ -13,7 +13,7 @@ from nsorch.errors import TopologyError
 from nsorch.values import Value
 
 _SIZE = re.compile(r"\s*([0-9]+)\s*([kmgt]?)(?:i?b)?\s*", re.IGNORECASE)
-_MOST_LAYERS = 500  # OVL_MAX_STACK
+_MOST_LAYERS = 499  # OVL_MAX_STACK, but for one of our own
 
 
 def _path(where: str, value: Any) -> str:

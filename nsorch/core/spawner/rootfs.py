@@ -167,6 +167,12 @@ def _make_overlay(sources: Sources) -> int:
         mountapi.attach(scratch, sources.add(os.open("/", os.O_PATH | os.O_CLOEXEC)))
         os.mkdir("upper", 0o755, dir_fd=scratch)
         os.mkdir("work", 0o755, dir_fd=scratch)
+        if userxattr:
+            # The caller may be nobody in the layers' directories: what is missing there comes from below them.
+            os.mkdir("points", 0o755, dir_fd=scratch)
+            points = sources.add(os.open("points", os.O_PATH | os.O_CLOEXEC, dir_fd=scratch))
+            _make_points(sources.root, points)
+            below = [*below, b"points"]
         os.fchdir(scratch)
     overlay = mountapi.new_mount(
         b"overlay",
@@ -213,8 +219,9 @@ def _fill(sources: Sources, top: int) -> None:
     own: dict[bytes, int] = {}  # what is mounted at them, wherever that is now
 
     def put(mount: int, point: bytes, *, folder: bool = True) -> None:
-        with stage(f"mount {os.fsdecode(point)}"):
+        with stage("mount point", os.fsdecode(point)):
             target = _open_point(top, point, folder=folder, create=root.create)
+        with stage(f"mount {os.fsdecode(point)}"):
             try:
                 if stat.S_ISDIR(os.fstat(target).st_mode) != folder:
                     number = errno.ENOTDIR if folder else errno.EISDIR
