@@ -230,6 +230,11 @@ firewall = "closed"
         ),
         ("nat", {"outside": "up0", "forwards": [{"port": "1-2", "to": "x:3"}]}, "workers.w.nat.forwards[0].to: "),
         ("nat", {"outside": "up0", "forwards": {"port": 1}}, "workers.w.nat.forwards: "),
+        (
+            "nat",
+            {"outside": "up0", "forwards": [{"port": "80-90", "to": "10.0.0.5"}, {"port": 85, "to": "10.0.0.6"}]},
+            "workers.w.nat.forwards[1].port: forwards[0] has a port of it already",
+        ),
         ("nat", {"outside": "up0", "prefixes": {"fd00::/80": "fd01::/80"}}, "workers.w.nat.prefixes: "),
         ("nat", {"outside": "up0", "prefixes": {"fd00::/64": "fd01::/48"}}, "workers.w.nat.prefixes: "),
         ("nat", {"outside": "up0", "timeout": "20 parsecs"}, "workers.w.nat.timeout: "),
@@ -257,6 +262,18 @@ def test_wrong(key, value, message):
         nsorch.Topology.from_dict({"workers": {"w": {key: value}}})
     (problem,) = caught.value.problems
     assert problem.startswith(message)
+
+
+def test_a_port_goes_to_one_place_of_each_kind():
+    four = nsorch.Forward(80, to="10.0.0.5")
+    for other in (
+        nsorch.Forward(81, to="10.0.0.6"),
+        nsorch.Forward(80, to="fd00::6"),
+        nsorch.Forward(80, to="10.0.0.6", protocol="udp"),
+    ):
+        nsorch.Nat("up0", forwards=[four, other], ipv6=True)
+    with pytest.raises(nsorch.TopologyError, match=r"forwards\[1\]\.port"):
+        nsorch.Nat("up0", forwards=[four, nsorch.Forward("79-80", to="web")])
 
 
 def test_wrong_with_namespaces():

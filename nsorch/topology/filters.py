@@ -84,6 +84,20 @@ class Forward(Value):
         if port is not None and self.port[0] != self.port[1]:
             raise TopologyError(f'to: "{self.to}" has a port, but a range of ports keeps its own')
 
+    def overlaps(self, other: Forward) -> bool:
+        """Whether both are about some port, for the same family."""
+        return (
+            self.protocol == other.protocol
+            and self._version == other._version
+            and self.port[0] <= other.port[1]
+            and other.port[0] <= self.port[1]
+        )
+
+    @property
+    def _version(self) -> int:
+        """A worker has an IPv4 address, as NATs are for these."""
+        return 4 if name_problem(self.host) is None else ip_address(self.host).version
+
     @property
     def host(self) -> str:
         """Name of a worker, or an address."""
@@ -151,6 +165,10 @@ class Nat(Value):
             raise TopologyError("outside: the interface to the outside is missing")
         if not isinstance(self.ipv6, bool):
             raise TopologyError(f"ipv6: {self.ipv6!r} is neither true nor false")
+        for number, forward in enumerate(self.forwards):
+            for before, other in enumerate(self.forwards[:number]):
+                if forward.overlaps(other):
+                    raise TopologyError(f"forwards[{number}].port: forwards[{before}] has a port of it already")
         for inside, outside in self.prefixes:
             if inside.prefixlen != outside.prefixlen:
                 raise TopologyError(f"prefixes: {inside} and {outside} are not of one length")
