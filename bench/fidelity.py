@@ -15,20 +15,25 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import anyio
-from attrs import asdict, field, frozen
+from attrs import asdict, evolve, field, frozen
 
 import nsorch
 
-from .trains import Interval, about, binomial, send_train
+from .trains import Interval, about, binomial, send_train, send_trains
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable
+    from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 
     from .trains import Train
 
 _TRIES = 3
-# Round trips of many links: so many pairs ask at once, and those that were late again, so often.
-_AT_ONCE, _ROUNDS = 10, 5
+# Of many links: packets of each way, seconds between two of them. The ways take turns: an emulated processor hands the
+# last of hundreds that are sent at once on some milliseconds after the first, and that would be measured.
+_DELAYS: dict[str, Any] = {"count": 9, "interval": 1.0}
+_LOSSES: dict[str, Any] = {"count": 100, "interval": 0.3}
+_RATES: dict[str, Any] = {"count": 12, "interval": 0.1}
+# So many pairs ask at once, so often: more answers at once are late by the processor.
+_AT_ONCE, _ROUNDS = 5, 3
 
 
 @frozen(kw_only=True)
@@ -124,39 +129,148 @@ async def by_tbf_below(sup: nsorch.Supervisor, link: nsorch.Link) -> AsyncIterat
     await a.run(["tc", "qdisc", "del", "dev", "eth0", "root"])
 
 
-async def round_trips(pairs: int) -> AsyncIterator[Row]:
-    """Of *pairs* links at once, each with a delay of its own: how many are within 1 ms + 2 % each way."""
+@frozen
+class Pair:
+    """Two workers, and the link between them alone."""
+
+    a: nsorch.Worker
+    b: nsorch.Worker
+    link: nsorch.Link
+
+    @property
+    def ways(self) -> tuple[tuple[nsorch.Worker, nsorch.Worker], tuple[nsorch.Worker, nsorch.Worker]]:
+        return (self.a, self.b), (self.b, self.a)
+
+
+async def many_links(count: int, show: Callable[[Row], None]) -> list[Row]:
+    """Of *count* links at once, each way with values of its own: how many are as they should be."""
     topology = nsorch.Topology()
-    delays = {}
-    for number in range(pairs):
+    for number in range(count):
         topology.worker(f"a{number}")
         topology.worker(f"b{number}")
-        delays[f"a{number}", f"b{number}"] = 0.02 + number * 0.0005
-        topology.link(f"a{number}", f"b{number}", delay=delays[f"a{number}", f"b{number}"])
+        topology.link(f"a{number}", f"b{number}")
     async with nsorch.Supervisor() as sup:
         start = anyio.current_time()
         deployment = await sup.deploy(topology)
-        yield Row(what=f"{pairs} links come up", way="", seen=(anyio.current_time() - start) * 1000)
-        least = dict.fromkeys(delays, 9.9)
-        left = list(delays)
+        rows = [Row(what=f"{count} links come up", way="", seen=(anyio.current_time() - start) * 1000)]
+        show(rows[0])
+        workers, links = deployment.workers, deployment.links.values()
+        pairs = [Pair(workers[f"a{n}"], workers[f"b{n}"], link) for n, link in enumerate(links)]
+        for part in (many_delays, many_losses, many_rates, partial(round_trips, sup)):
+            rows += await _until_quiet(partial(part, pairs), show)
+    return rows
+
+
+async def _emulate(pairs: Sequence[Pair], key: str, values: Sequence[float]) -> None:
+    """All at once, each way its own."""
+
+    async def emulate(pair: Pair, there: float, back: float) -> None:
+        await pair.link.set(emulation=None, end=pair.a, **{key: there})
+        await pair.link.set(emulation=None, end=pair.b, **{key: back})
+
+    async with anyio.create_task_group() as tasks:
+        for number, pair in enumerate(pairs):
+            tasks.start_soon(emulate, pair, *values[2 * number : 2 * number + 2])
+
+
+async def _end(pairs: Sequence[Pair]) -> None:
+    async with anyio.create_task_group() as tasks:
+        for pair in pairs:
+            tasks.start_soon(partial(pair.link.set, emulation=None))
+
+
+async def _trains(pairs: Sequence[Pair], **options: Any) -> list[Train]:
+    return await send_trains([way for pair in pairs for way in pair.ways], **options)
+
+
+def _late(what: str, way: str, late: list[float]) -> list[Row]:
+    """*late*: in seconds."""
+    late = sorted(late)
+    middle, worst = late[len(late) // 2], late[-1]
+    return [
+        Row(what=f"{what}, median", way=way, seen=middle * 1000),
+        Row(what=f"{what}, worst", way=way, seen=worst * 1000),
+    ]
+
+
+def _inside(what: str, way: str, found: Iterable[bool], least: float | None = None) -> Row:
+    """:param least: so many are enough"""
+    found = list(found)
+    wanted = Interval(len(found) if least is None else least, len(found))
+    return Row(what=what, way=way, seen=sum(found), wanted=wanted, unit="ways")
+
+
+async def many_delays(pairs: Sequence[Pair]) -> AsyncIterator[Row]:
+    """As it is, with no floor taken off: the median of each way, of its few packets."""
+    links = f"{len(pairs)} links"
+    await _end(pairs)
+    for row in _late(f"{links}, nothing: delay", "each", [train.delay for train in await _trains(pairs, **_DELAYS)]):
+        yield row
+    delays = [0.01 + number * 0.0005 for number in range(2 * len(pairs))]
+    for what in ("delays", "delays changed"):
+        await _emulate(pairs, "delay", delays)
+        trains = await _trains(pairs, **_DELAYS)
+        late = [train.delay - delay for train, delay in zip(trains, delays, strict=True)]
+        for row in _late(f"{links}, {what}: later", "each", late):
+            yield row
+        good = [
+            train.delay in about(delay, share=0.02, plus=0.001) for train, delay in zip(trains, delays, strict=True)
+        ]
+        yield _inside(f"{links}, {what}: within 1 ms + 2 %", "each", good)
+        delays.reverse()
+
+
+async def many_losses(pairs: Sequence[Pair]) -> AsyncIterator[Row]:
+    links, count = f"{len(pairs)} links", int(_LOSSES["count"])
+    losses = [0.02 + 0.3 * number / (2 * len(pairs)) for number in range(2 * len(pairs))]
+    await _end(pairs)
+    await _emulate(pairs, "loss", losses)
+    trains = await _trains(pairs, **_LOSSES)
+    good = [train.lost in binomial(count, loss) for train, loss in zip(trains, losses, strict=True)]
+    # Of so many, one in a hundred may be outside of its interval.
+    yield _inside(f"{links}, losses of {count}: within 99 %", "each", good, binomial(len(good), 0.99).low)
+
+
+async def many_rates(pairs: Sequence[Pair]) -> AsyncIterator[Row]:
+    links = f"{len(pairs)} links"
+    rates = [20e3 + 100 * number for number in range(2 * len(pairs))]
+    await _end(pairs)
+    await _emulate(pairs, "rate", rates)
+    trains = await _trains(pairs, size=1000, wait=20.0, **_RATES)
+    good = [train.rate in about(rate, share=0.05) for train, rate in zip(trains, rates, strict=True)]
+    yield _inside(f"{links}, rates: within 5 %", "each", good)
+
+
+async def round_trips(sup: nsorch.Supervisor, pairs: Sequence[Pair]) -> AsyncIterator[Row]:
+    """By ICMP, with times taken in this process: without emulation, and how much longer with it than by its delays."""
+    links = f"{len(pairs)} links"
+
+    async def least() -> list[float]:
+        found = [9.9] * len(pairs)
         for _ in range(_ROUNDS):
-            for start in range(0, len(left), _AT_ONCE):  # more answers at once are late by the processor
-                found = await sup.ping_all(left[start : start + _AT_ONCE], timeout=2)
-                for pair, result in found.pairs.items():
-                    least[pair] = min(least[pair], result.rtt or 9.9)
-            left = [pair for pair, d in delays.items() if abs(least[pair] - 2 * d) > 2 * (0.001 + 0.02 * d)]
-        late = sorted(least[pair] - 2 * delay for pair, delay in delays.items())
-        within = pairs - len(left)
-        yield Row(what=f"{pairs} links: round trip longer by, median", way="both", seen=late[pairs // 2] * 1000)
-        yield Row(what=f"{pairs} links: round trip longer by, worst", way="both", seen=late[-1] * 1000)
-        yield Row(
-            what=f"{pairs} links: round trips within 2 ms + 2 %",
-            way="both",
-            seen=within,
-            wanted=Interval(pairs, pairs),
-            unit="links",
-        )
-        await deployment.remove()
+            for start in range(0, len(pairs), _AT_ONCE):
+                asked = [(pair.a, pair.b) for pair in pairs[start : start + _AT_ONCE]]
+                answers = (await sup.ping_all(asked, timeout=3)).pairs.values()
+                for number, result in enumerate(answers, start):
+                    found[number] = min(found[number], result.rtt or 9.9)
+        return found
+
+    await _end(pairs)
+    floors = await least()
+    for row in _late(f"{links}, nothing: round trip", "both", floors):
+        yield row
+    delays = [0.01 + number * 0.0005 for number in range(2 * len(pairs))]
+    await _emulate(pairs, "delay", delays)
+    wanted = [delays[2 * number] + delays[2 * number + 1] for number in range(len(pairs))]
+    seen = await least()
+    late = [rtt - delay for rtt, delay in zip(seen, wanted, strict=True)]
+    for row in _late(f"{links}, delays: round trip longer", "both", late):
+        yield row
+    good = [
+        value - floor in Interval(-d * 0.02 - 0.002, d * 0.02 + 0.002)
+        for value, floor, d in zip(late, floors, wanted, strict=True)
+    ]
+    yield evolve(_inside(f"{links}, round trips: within 2 ms + 2 %", "both", good), unit="links")
 
 
 async def measure(links: int, show: Callable[[Row], None]) -> list[Row]:
@@ -167,7 +281,7 @@ async def measure(links: int, show: Callable[[Row], None]) -> list[Row]:
         link = await sup.link("a", "b")
         for part in (delays, losses, rates, by_tbf_below):
             rows += await _until_quiet(partial(part, sup, link), show)
-    rows += await _until_quiet(partial(round_trips, links), show)
+    rows += await many_links(links, show)
     return rows
 
 

@@ -9,12 +9,13 @@ import socket
 import statistics
 import struct
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import anyio
 from attrs import define, field, frozen
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from ipaddress import IPv4Address, IPv6Address
 
     from anyio.streams.memory import MemoryObjectReceiveStream, MemoryObjectSendStream
@@ -118,6 +119,21 @@ async def send_train(
             marks.close()
             arrived.close()
     return train
+
+
+async def send_trains(ways: Sequence[tuple[Worker, Worker]], *, interval: float, **options: Any) -> list[Train]:
+    """One train for each of the *ways*, all at once, by their turns: what is sent is spread evenly over *interval*."""
+    trains: dict[int, Train] = {}
+
+    async def send(number: int, source: Worker, target: Worker) -> None:
+        await anyio.sleep(interval * number / len(ways))
+        address = target.addresses[0].ip
+        trains[number] = await send_train(source, target, address, interval=interval, **options)
+
+    async with anyio.create_task_group() as tasks:
+        for number, (source, target) in enumerate(ways):
+            tasks.start_soon(send, number, source, target)
+    return [trains[number] for number in range(len(ways))]
 
 
 async def _arrive(
