@@ -261,6 +261,29 @@ async def test_what_is_seen_of_cgroups(
             assert b"cgroup2" not in (await worker.run(["cat", "/proc/self/mountinfo"])).stdout
 
 
+@needs_cgroups
+@pytest.mark.parametrize(
+    ("command", "kinds"),
+    [(None, ()), (["sleep", "600"], ()), (["sleep", "600"], ("pid",))],
+    ids=["passive", "live", "live-pid"],
+)
+async def test_what_is_seen_of_cgroups_by_listed_namespaces(
+    command: list[str] | None, kinds: tuple[str, ...], anyio_backend: str
+) -> None:
+    """The same where the kinds are listed, also without a pid namespace."""
+    look = "grep cgroup2 /proc/self/mountinfo | grep -v /sys/fs/cgroup/; cat /sys/fs/cgroup/cgroup.procs"
+    async with nsorch.Supervisor(grace=0.1) as sup:  # as PID 1, a sleep ignores SIGTERM
+        worker = await sup.start("w", command, namespaces=["net", "mnt", "cgroup", *kinds])
+        for restarted in range(3):
+            mount, *pids = (await worker.run(look)).stdout.decode().splitlines()
+            _, _, _, root, point, options, *_ = mount.split()
+            assert (root, point, options.split(",")[0]) == ("/", "/sys/fs/cgroup", "ro")
+            assert pids
+            assert all(map(str.isdigit, pids))  # a second mount would be in the first
+            if command and not restarted:
+                await worker.restart()
+
+
 async def test_limits_that_can_not_be_kept(anyio_backend: str) -> None:
     """Refused before the start, with the reason; and nothing of it is left."""
     limits = {"memory": "64MiB", "cpus": 0.5, "cpuset": "0", "pids": 10, "io": {"7:0": {"wbps": "1MiB"}}}
@@ -272,6 +295,7 @@ async def test_limits_that_can_not_be_kept(anyio_backend: str) -> None:
             with pytest.raises(nsorch.UnsupportedError) as caught:
                 await sup.start("w", ["true"], limits={key: value})
             assert caught.value.worker == "w"
+            assert f"limits.{key}" in str(caught.value)
             assert caught.value.detail
             if PLACE is not None:
                 assert f"limits.{key}" in str(caught.value)

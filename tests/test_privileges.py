@@ -520,6 +520,7 @@ async def test_no_keystroke_for_the_callers_terminal(preset: str) -> None:
         ("isolation", "container", "rootfs: a worker with isolation"),
         ("mounts", [{"type": "bind", "src": "/x"}], r"mounts\[0\].dst: is missing"),
         ("mounts", [nsorch.tmpfs("/x"), {"type": "nfs"}], r"mounts\[1\].type"),
+        ("mounts", [{"type": ["bind"]}], r"mounts\[0\].type"),
         ("mounts", [{"type": "tmpfs", "dst": "relative"}], "not an absolute path"),
         ("mounts", [{"type": "tmpfs", "dst": "/proc/x"}], "nothing can be mounted"),
         ("masked", ["relative"], r"masked\[0\]"),

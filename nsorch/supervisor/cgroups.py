@@ -17,7 +17,7 @@ from nsorch import events
 from nsorch.core import cgroups, descriptors
 from nsorch.core.event_files import EventFiles
 from nsorch.core.spawner.subtree import kill, read, write
-from nsorch.errors import ClosedError, NsorchError, SetupError
+from nsorch.errors import ClosedError, NsorchError, SetupError, UnsupportedError
 from nsorch.events import State
 from nsorch.supervisor.leaf import Leaf
 from nsorch.topology.limits import NO_LIMITS, UNLIMITED, IoLimits
@@ -64,6 +64,9 @@ class Cgroups:
                 try:
                     subtree = await self._root(move=True)
                 except NsorchError as exc:
+                    if spec.limits is not None and isinstance(exc, UnsupportedError):
+                        controller, limit = next(iter(spec.limits.controllers().items()))
+                        raise cgroups.missing(controller, limit, spec.name) from None
                     exc.worker = spec.name
                     raise
                 self._check(subtree, spec.limits, spec.name)

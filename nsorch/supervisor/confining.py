@@ -106,7 +106,7 @@ async def confined_of(spec: WorkerSpec, facts: Facts, *, rootless: bool) -> Conf
     """
     if is_plain(spec):
         namespaces = NamespaceSet.parse(spec.namespaces, passive=spec.command is None)
-        if spec.user is None and not isinstance(namespaces.user, New):
+        if spec.user is None and not isinstance(namespaces.user, New) and not isinstance(namespaces.cgroup, New):
             return _plain(namespaces, facts.ids, rootless)
     isolation = isolation_of(spec)
     user = None

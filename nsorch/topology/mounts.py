@@ -242,9 +242,9 @@ def to_mounts(value: Any) -> tuple[Mount, ...]:
 def _mount(value: Any) -> Mount:
     if isinstance(value, Bind | Tmpfs):
         return value
-    if not isinstance(value, Mapping) or value.get("type") not in _KINDS:
+    kind = value.get("type") if isinstance(value, Mapping) else None
+    if not isinstance(kind, str) or kind not in _KINDS:
         raise TopologyError(f"type: {value!r} is neither of bind() and tmpfs() nor a table of type bind or tmpfs")
-    kind = value["type"]
     for key in value:
         if key not in MOUNT_KEYS[kind]:
             raise TopologyError(f"{key}: unknown key of a {kind}")

@@ -39,6 +39,8 @@ def make_own(own: Own) -> None:
         with stage("unshare", "cgroup"):
             unshare(CLONE_NEWCGROUP)
     if not own.proc:
+        if own.cgroupfs:  # instead of the one that an earlier process has left in this mount namespace
+            mount_cgroups(replace=True)
         return
     if own.proc >= 3:
         with stage("mount /proc"):

@@ -46,7 +46,7 @@ class Own(NamedTuple):
     guarded: bool = False  #: the root may be hostile
     masked: tuple[bytes, ...] = ()  #: below /proc
     readonly: tuple[bytes, ...] = ()
-    cgroupfs: bool = False  #: what the cgroup namespace shows, at /sys/fs/cgroup; with a /proc
+    cgroupfs: bool = False  #: what the cgroup namespace shows, at /sys/fs/cgroup
 
 
 class Command(NamedTuple):
