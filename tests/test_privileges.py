@@ -544,6 +544,12 @@ def test_wrong_descriptions(field: str, value: object, problem: str) -> None:
         assert caught.value.problems[0].startswith("workers.web.")
 
 
+def test_namespaces_that_fields_contradict() -> None:
+    for kind, fields in (("time", {"time_offsets": {"boottime": 1}}), ("cgroup", {"cgroup_namespace": True})):
+        with pytest.raises(nsorch.TopologyError, match=rf"workers\.w\.{next(iter(fields))}: needs a {kind} namespace"):
+            nsorch.Topology().worker("w", namespaces={"net": "new", kind: "host"}, **fields)
+
+
 def test_files(tmp_path: pathlib.Path) -> None:
     topology = nsorch.Topology()
     topology.worker(

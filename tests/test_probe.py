@@ -13,7 +13,7 @@ import pytest
 
 import nsorch
 from nsorch.core.spawner import cgroups
-from nsorch.host import catalogue
+from nsorch.host import catalogue, reading
 
 pytestmark = pytest.mark.anyio
 TRIED = {each.name: each for each in catalogue.TRIED}
@@ -168,6 +168,17 @@ def test_hierarchy_is_found(own: str, expected: str | None, tmp_path: pathlib.Pa
         (tmp_path / folder / "cgroup.procs").touch()
     found = cgroups.parse_hierarchy(own, MOUNTS.format(here=tmp_path))
     assert (None if found is None else found.own) == (None if expected is None else f"{tmp_path}/{expected}")
+
+
+def test_why_a_controller_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another cgroup would not help where cgroup v1 has it."""
+    texts = {"/proc/cgroups": "#subsys_name\thierarchy\tnum_cgroups\tenabled\nmemory\t4\t1\t1\npids\t0\t1\t1\n"}
+    read = cgroups._read
+    monkeypatch.setattr(cgroups, "_read", lambda path: texts.get(path) or read(path))
+    monkeypatch.setattr(cgroups, "places", lambda where: [])
+    why = {feature.name: feature.forbidden_by for feature in reading._cgroups()}
+    assert "bound to cgroup v1" in why["cgroup memory"]
+    assert why["cgroup pids"] == why["cgroup delegation"] != ""
 
 
 def test_the_place_with_most_controllers_is_best() -> None:

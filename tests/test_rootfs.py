@@ -255,6 +255,9 @@ async def test_restart_keeps_it(rootfs: pathlib.Path) -> None:
 async def test_users_of_the_rootfs(rootfs: pathlib.Path) -> None:
     async with nsorch.Supervisor() as sup:
         kinds = ["net", "mnt", "uts", "ipc", "pid", "user"]
+        # Of one id, it hasn't got the groups that a name brings with it.
+        alone = await sup.start("alone", ["sleep", "600"], rootfs=rootfs, namespaces=kinds, user="alice")
+        assert (await say(alone, "id -u && id -g")).split() == ["1234", "1235"]
         if os.geteuid():
             worker = await sup.start("w", ["sleep", "600"], rootfs=rootfs, namespaces=kinds, user="1234:1235")
             assert (await say(worker, "id -u && id -g")).split() == ["1234", "1235"]

@@ -129,7 +129,9 @@ def _cgroups() -> Iterator[Feature]:
     )
     for controller in cgroups.CONTROLLERS:
         there = place is not None and controller in place.controllers
-        why = ("", "") if there else missing if missing[0] else cgroups.why_without(controller, where)
+        why = ("", "")
+        if not there:
+            why = cgroups.why_not_v2(controller) or (missing if missing[0] else cgroups.why_without(controller, where))
         yield Feature(
             name=f"cgroup {controller}",
             group="cgroups",

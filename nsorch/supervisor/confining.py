@@ -119,6 +119,8 @@ async def confined_of(spec: WorkerSpec, facts: Facts, *, rootless: bool) -> Conf
     if user is None and isolation.drop_groups:
         user = (mapped[0][0][0], mapped[1][0][0], ())
     if user is not None:
+        if own_user and not (spec.groups or isolation.gid_map):
+            user = (*user[:2], tuple(gid for gid in user[2] if gid == user[1]))  # nobody asked for the others
         check_mapped(user, mapped, spec.name)
     if not own_user:
         _check_capabilities(isolation.required, facts.capabilities, spec.name)

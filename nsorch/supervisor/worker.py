@@ -191,7 +191,7 @@ class Worker:
         :param command: program and arguments, or a line for ``/bin/sh -c``
         :param input: what the command reads, instead of *stdin*
         :param check: raise where the exit status isn't 0
-        :param env: its whole environment; the application's if None
+        :param env: its whole environment; if None the application's, or in a container or a sandbox the preset's
         :param cwd: its working directory; the application's if None, or ``/`` where the worker has no such directory or
             another root file system
         :param user: as in :meth:`nsorch.Supervisor.start`; the worker's if None
@@ -257,7 +257,7 @@ class Worker:
         While the worker has a live process, the command shares its pid namespace; else it gets a fresh one, with an
         init, and none of its descendants outlives it. Cancelled, nothing of it is left.
 
-        :param env: its whole environment; as the worker's own process has it if None, see the guide
+        :param env: its whole environment; if None the application's, or in a container or a sandbox the preset's
         :param user: as in :meth:`nsorch.Supervisor.start`; the worker's if None
         :param confined: False: with the supervisor's privileges, as its user, and without a seccomp filter; only the
             namespaces and the root file system are the worker's

@@ -166,6 +166,9 @@ def _namespaces(spec: WorkerSpec) -> NamespaceSet:
         changes["cgroup"] = New()
     if spec.time_offsets:
         changes["time"] = New()
+    for kind, name in (("cgroup", "cgroup_namespace"), ("time", "time_offsets")):
+        if kind in changes and _mentions(spec, kind) and not isinstance(getattr(found, kind), New):
+            raise TopologyError(f"{name}: needs a {kind} namespace of the worker's own")
     return found.evolve(**changes) if changes else found
 
 

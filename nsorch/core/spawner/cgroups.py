@@ -109,8 +109,8 @@ def _is_marked(path: str, mark: str) -> bool:
         return False
 
 
-def why_without(controller: str, where: Hierarchy | None) -> tuple[str, str]:
-    """Why no cgroup of ours can have *controller*, and the command that would change it."""
+def why_not_v2(controller: str) -> tuple[str, str] | None:
+    """Why the whole host has no *controller* in cgroup v2, and the command that would change it; None if it has."""
     rows = [line.split() for line in _read("/proc/cgroups").splitlines() if not line.startswith("#")]
     name = "blkio" if controller == "io" else controller
     row = next((row for row in rows if row[0] == name), None)
@@ -121,6 +121,13 @@ def why_without(controller: str, where: Hierarchy | None) -> tuple[str, str]:
         )
     if row is not None and row[3] == "0":
         return f"the {controller} controller was disabled at boot", boot.format(f"cgroup_enable={controller}")
+    return None
+
+
+def why_without(controller: str, where: Hierarchy | None) -> tuple[str, str]:
+    """Why no cgroup of ours can have *controller*, and the command that would change it."""
+    if (why := why_not_v2(controller)) is not None:
+        return why
     if where is None:
         return why_no_hierarchy()
     known = _read(f"{where.mount}/cgroup.controllers").split()
