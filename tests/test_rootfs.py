@@ -177,13 +177,19 @@ async def test_private_tmp_without_rootfs(tmp_path: pathlib.Path) -> None:
 
 
 @pytest.mark.skipif(not os.path.islink("/bin"), reason="/usr is no root file system here")
+@pytest.mark.parametrize("given", [False, True], ids=["ephemeral", "given"])
 @pytest.mark.parametrize("isolation", ["container", "sandbox"])
-async def test_mount_points_missing_in_the_layers_of_others(isolation: str) -> None:
+async def test_mount_points_missing_in_the_layers_of_others(
+    isolation: str, given: bool, tmp_path: pathlib.Path
+) -> None:
     """An image's files are root's, and neither an ordinary user nor a sandbox may make anything among them."""
     mounts = [nsorch.tmpfs("/lib/nsorch/deep"), nsorch.bind("/etc/passwd", "/bin/nsorch")]
+    upper = tmp_path / "upper" if given else None
+    if upper is not None:
+        upper.mkdir()
     async with nsorch.Supervisor() as sup:
         worker = await sup.start(
-            "w", ["/bin/sleep", "600"], isolation=isolation, rootfs=nsorch.overlay("/usr"), mounts=mounts
+            "w", ["/bin/sleep", "600"], isolation=isolation, rootfs=nsorch.overlay("/usr", upper=upper), mounts=mounts
         )
         table = mounted(await say(worker, "cat /proc/mounts"))
         assert {"/etc/hosts", "/dev", "/proc", "/sys", "/lib/nsorch/deep", "/bin/nsorch"} <= table.keys()

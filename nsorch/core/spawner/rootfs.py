@@ -161,19 +161,19 @@ def _make_overlay(sources: Sources) -> int:
         *below, above, work = layers
     else:
         below, above, work = layers, b"upper", b"work"
+    scratch = not upper or userxattr
+    if scratch:
         options = ((b"mode", b"755"), *(((b"size", b"%d" % size),) if size else ()))
-        scratch = sources.add(mountapi.new_mount(b"tmpfs", options))
+        folder = sources.add(mountapi.new_mount(b"tmpfs", options))
         # overlayfs wants attached mounts. On "/" it hides nothing from those whose root lies below it.
-        mountapi.attach(scratch, sources.add(os.open("/", os.O_PATH | os.O_CLOEXEC)))
-        os.mkdir("upper", 0o755, dir_fd=scratch)
-        os.mkdir("work", 0o755, dir_fd=scratch)
+        mountapi.attach(folder, sources.add(os.open("/", os.O_PATH | os.O_CLOEXEC)))
+        os.fchdir(folder)
+        for name in ("points",) if upper else ("upper", "work", "points"):
+            os.mkdir(name, 0o755)
         if userxattr:
             # The caller may be nobody in the layers' directories: what is missing there comes from below them.
-            os.mkdir("points", 0o755, dir_fd=scratch)
-            points = sources.add(os.open("points", os.O_PATH | os.O_CLOEXEC, dir_fd=scratch))
-            _make_points(sources.root, points)
+            _make_points(sources.root, sources.add(os.open("points", os.O_PATH | os.O_CLOEXEC)))
             below = [*below, b"points"]
-        os.fchdir(scratch)
     overlay = mountapi.new_mount(
         b"overlay",
         (
@@ -185,7 +185,7 @@ def _make_overlay(sources: Sources) -> int:
             *(((b"userxattr", b""),) if userxattr else ()),
         ),
     )
-    if not upper:
+    if scratch:
         umount(".", MNT_DETACH)
         os.chdir("/")
     return overlay
