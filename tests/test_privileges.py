@@ -12,7 +12,7 @@ import resource
 import struct
 import subprocess
 import sys
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from rootfs_support import make_rootfs
@@ -595,6 +595,23 @@ def test_difference() -> None:
     other = nsorch.Topology()
     other.worker("web", ["sleep", "1"], rootfs="/x")
     assert [change.action for change in difference(old, other).changes] == ["replace"]
+
+
+@pytest.mark.parametrize(
+    ("fields", "action"),
+    [
+        ({"isolation": "sandbox"}, "replace"),
+        ({"namespaces": OWN_USER}, "replace"),
+        ({"namespaces": OWN_USER, "uid_map": [(0, 0, 9)], "gid_map": [(0, 0, 9)]}, "restart"),
+        ({}, "restart"),
+    ],
+)
+def test_difference_of_users(fields: dict[str, Any], action: str) -> None:
+    """A user namespace that has the ids of one user can't have another."""
+    old, new = nsorch.Topology(), nsorch.Topology()
+    old.worker("web", ["sleep", "1"], **fields)
+    new.worker("web", ["sleep", "1"], user="5:5", **fields)
+    assert [change.action for change in difference(old, new).changes] == [action]
 
 
 async def test_applied_to_a_lab() -> None:

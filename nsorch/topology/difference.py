@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Literal, TypeVar
 from attrs import evolve, field, fields, frozen
 
 from nsorch.topology.emulation import EMULATION_KEYS
+from nsorch.topology.namespaces import New
+from nsorch.topology.presets import isolation_of
 from nsorch.topology.specs import BridgeSpec, End, LinkSpec, To, WorkerSpec
 from nsorch.values import Value
 
@@ -170,10 +172,15 @@ def _worker_change(name: str, old: WorkerSpec, new: WorkerSpec) -> Change | None
     if not keys:
         return None
     other = (old.command is None) != (new.command is None) or type(old.service) is not type(new.service)
-    if set(keys) - _RESTARTED - _FREE or other:
+    if set(keys) - _RESTARTED - _FREE or other or ("user" in keys and _maps_its_user(new)):
         return Change(action="replace", kind="worker", name=name, details=keys)
     if set(keys) & _RESTARTED:
         if new.command is None:
             return Change(action="replace", kind="worker", name=name, details=keys)
         return Change(action="restart", kind="worker", name=name, details=keys)
     return Change(action="set", kind="worker", name=name, details=keys)
+
+
+def _maps_its_user(spec: WorkerSpec) -> bool:
+    """Whether its user namespace has, for good, the ids of its user alone."""
+    return isinstance(isolation_of(spec).namespaces.user, New) and not (spec.uid_map and spec.gid_map)
