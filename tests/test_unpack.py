@@ -207,6 +207,18 @@ async def test_what_skopeo_leaves_by_dir(anyio_backend: str, tmp_path: pathlib.P
     assert (os.listdir(target), done.digest) == (["a"], descriptor["digest"])
 
 
+@pytest.mark.parametrize("short", ["end mark", "padding"])
+async def test_what_umoci_insert_leaves(
+    anyio_backend: str, tmp_path: pathlib.Path, target: pathlib.Path, short: str
+) -> None:
+    """Its layers have no end mark, and no padding of the last file: what the digest says is all that there is."""
+    whole = tarball(entry("a", b"1" * 600), entry("b", b"2" * 700))
+    layout = Layout(tmp_path / "image")
+    layout.add(layout.manifest(whole[: 512 * 6 if short == "end mark" else 512 * 4 + 700], tarball(entry("c", b"3"))))
+    assert (await nsorch.unpack(layout.write(), target)).entries == 3
+    assert [len((target / name).read_bytes()) for name in "abc"] == [600, 700, 1]
+
+
 async def test_target(anyio_backend: str, tmp_path: pathlib.Path, target: pathlib.Path) -> None:
     source = tmp_path / "x.tar"
     source.write_bytes(tarball(entry("a", b"a")))

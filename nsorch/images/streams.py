@@ -20,6 +20,7 @@ _MAGIC = (
     (b"\xfd7zXZ\x00", "xz"),
     (b"BZh", "bzip2"),
 )
+_BLOCK = 512
 
 
 def decompressed(raw: IO[bytes]) -> IO[bytes]:
@@ -62,13 +63,19 @@ def _zstd(raw: IO[bytes]) -> IO[bytes]:
 
 
 class Counted:
-    """What a tar reader reads from: no more than *limit* bytes, with their SHA-256."""
+    """What a tar reader reads from: no more than *limit* bytes, with their SHA-256.
 
-    def __init__(self, source: IO[bytes], limit: int, cancelled: threading.Event) -> None:
+    :param whole: a digest says that nothing is missing at the end. Then that may be without the padding of the last
+        file and without the end mark, as in what ``umoci insert`` writes, and both are added.
+    """
+
+    def __init__(self, source: IO[bytes], limit: int, cancelled: threading.Event, *, whole: bool = False) -> None:
         self._source = source
         self._left = limit
         self._cancelled = cancelled
         self._hash = hashlib.sha256()
+        self._size = 0
+        self._ending = whole
 
     def read(self, size: int) -> bytes:
         """
@@ -82,6 +89,10 @@ class Counted:
         if self._left < 0:
             raise ImageError("the archive is larger than max_size allows")
         self._hash.update(data)
+        self._size += len(data)
+        if not data and self._ending:
+            self._ending = False
+            return bytes(-self._size % _BLOCK + 2 * _BLOCK)
         return data
 
     def drain(self) -> None:

@@ -58,7 +58,7 @@ def unpack_blocking(
             if layout is not None and found is not None:
                 for layer in found.layers:
                     with layout.blob(layer.digest, layer.size) as file, damage():
-                        stream = Counted(decompressed(file), 2 * max_size, cancelled)
+                        stream = Counted(decompressed(file), 2 * max_size, cancelled, whole=True)
                         applier.apply(stream)
                         stream.drain()
                     if layer.diff_id and stream.digest() != layer.diff_id:
