@@ -233,3 +233,18 @@ async def test_deploy_refuses() -> None:
         assert dict(sup.workers) == dict(sup.bridges) == {}
         events = sup.snapshot()
         assert dict(events.workers) == {}
+
+
+@pytest.mark.vm(one_backend=True)
+async def test_a_worker_with_more_links_than_the_first_bridges_number() -> None:
+    """Linux 6.1 looks for the number of a pair's first end among the interfaces of who asks for it, the fabric's."""
+    async with nsorch.Supervisor() as sup:
+        for name in ("first", "second"):
+            await sup.bridge(name, "10.0.0.0/24")
+            await sup.start(f"on-{name}", links=[name])
+        await sup.start("hub")
+        await sup.start("other")
+        for _ in range(20):
+            await sup.link("hub", "other")
+        assert len(sup.workers["hub"].interfaces) == 20
+        assert (await sup.ping_all([("hub", "other")])).ok

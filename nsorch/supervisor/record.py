@@ -32,6 +32,10 @@ if TYPE_CHECKING:
     from nsorch.supervisor.worker import Worker
     from nsorch.topology import BridgeSpec, Emulation, LinkSpec, To, WorkerSpec
 
+# The numbers of the fabric's interfaces begin beyond those that any worker gets to: a request for a pair of workers' is
+# sent from there, and Linux 6.1 takes the first end's number for that of an interface there (rtnl_newlink).
+_FABRIC = 1 << 24
+
 
 class Record:
     """
@@ -47,7 +51,7 @@ class Record:
         self._ifnames: set[tuple[str, str]] = set()  # with the owner of their network namespace
         self._guests: dict[str, set[str]] = {}  # workers that share another's network namespace, by its owner
         self._pool = PointToPointPool()
-        self._indices = Counter(10)
+        self._indices = Counter(_FABRIC)
         self.has_dhcp = False  #: whether there was ever an end with an address by DHCP
         self.given: list[Given] = []  #: of the topologies that are being deployed
 
