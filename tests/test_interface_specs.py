@@ -229,6 +229,9 @@ def test_who_is_on_one_segment() -> None:
     assert topology.components() == [{"a", "b"}, {"c"}, {"d"}, {"idle"}]
     topology.worker("r", links=[nsorch.To("sw", tagged=[10, 20])], interfaces=[Vlan("v", parent="eth0", id=10)])
     assert topology.components()[0] == {"a", "b", "r"}
+    other = Vlan("v", parent="eth0", id=20, protocol="802.1ad")  # tags that the bridge doesn't look at
+    topology.worker("s", links=[nsorch.To("sw", tagged=[20])], interfaces=[other])
+    assert {"s"} in topology.components()
 
 
 def test_a_template_can_t_give_one_address_to_several() -> None:

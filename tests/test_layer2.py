@@ -126,6 +126,8 @@ async def test_a_router_between_vlans() -> None:
         assert not await answers(a, c, c.addresses[0], timeout=QUICK)
         with pytest.raises(AddressError, match=r"10\.0\.20\.2 of r:v20 is used by c:eth0"):
             await r.add_interface(Vlan("v20", parent="eth0", id=20, address="10.0.20.2"))
+        other = await r.add_interface(Vlan("s20", parent="eth0", id=20, protocol="802.1ad"))
+        assert other.addresses == ()  # its tags aren't those of the bridge
         await r.add_interface(Vlan("v20", parent="eth0", id=20))
         assert await answers(a, c, c.addresses[0])
         link = sup.links["r:eth0-sw"]

@@ -129,7 +129,7 @@ class Interfaces:
         end = self._wiring.record.end_in(device.netns, device.spec.parent)
         bridge = None if end is None else end[2].bridge
         if isinstance(device.spec, Vlan):
-            return None if bridge is None else bridge._vlans.get(device.spec.id)
+            return None if bridge is None or not device.spec.is_of_bridges else bridge._vlans.get(device.spec.id)
         if end is not None:
             return None if bridge is None else end[1].segment
         below = self.find(device.netns, device.spec.parent)

@@ -135,6 +135,11 @@ class Vlan(_Above):
     id: int = field(validator=within(1, 4094))
     protocol: str = field(default="802.1q", converter=_protocol, validator=among(VLAN_PROTOCOLS))
 
+    @property
+    def is_of_bridges(self) -> bool:
+        """Whether its tags are those of VLAN-aware bridges: these take no notice of others."""
+        return self.protocol == "802.1q"
+
 
 @frozen(kw_only=True, repr=False)
 class Macvlan(_Above):

@@ -74,5 +74,5 @@ def _segments(bridge: BridgeSpec, end: End | To, worker: WorkerSpec) -> Iterator
         return
     if end.pvid is not None:
         yield f"{bridge.name} {end.pvid}"
-    used = {interface.id for interface in worker.interfaces if isinstance(interface, Vlan)}
+    used = {interface.id for interface in worker.interfaces if isinstance(interface, Vlan) and interface.is_of_bridges}
     yield from (f"{bridge.name} {vlan}" for vlan in end.tagged if vlan in used)
