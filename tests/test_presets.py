@@ -7,6 +7,7 @@ import os
 import pathlib
 import re
 import socket
+import sys
 from typing import Any
 
 import pytest
@@ -206,3 +207,22 @@ def test_the_table_names_them_all() -> None:
         assert re.search(rf"\b{name}\b", page), name
     for path in (*MASKED, *READONLY):
         assert f"`{path}`" in page, path
+
+
+_BELOW = """if True:
+    import anyio, nsorch, sys
+    async def main():
+        async with nsorch.Supervisor() as sup:
+            worker = await sup.start("w", ["sleep", "600"], isolation="sandbox")
+            print((await worker.run("id -u; cat /proc/self/uid_map")).stdout.decode().split())
+    anyio.run(main, backend=sys.argv[1])
+"""
+
+
+async def test_a_sandbox_below_root_of_one_id(anyio_backend: str) -> None:
+    """Who is root of a user namespace may have no nobody to give."""
+    async with nsorch.Supervisor() as sup:
+        worker = await sup.start("w", ["sleep", "600"], namespaces=["net", "mnt", "uts", "ipc", "pid", "user"])
+        env = {**os.environ, "PYTHONPATH": str(pathlib.Path(nsorch.__file__).parent.parent)}
+        done = await worker.run([sys.executable, "-c", _BELOW, anyio_backend], env=env, check=False)
+        assert done.stdout.decode().strip() == "['0', '0', '0', '1']", done.stderr.decode()

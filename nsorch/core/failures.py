@@ -44,7 +44,7 @@ def translate(stage: str, number: int, detail: str, worker: str | None) -> Nsorc
     if stage == "pin" and number == errno.EEXIST:
         return NameInUseError(f"there is a {detail} already", worker=worker)
     if number in (errno.EMFILE, errno.ENFILE):
-        hint = "the limit of open files (RLIMIT_NOFILE, fs.file-max) is too low for so many workers"
+        hint = "the limit of open files (RLIMIT_NOFILE, fs.file-max) is too low"
         return SetupError(stage, worker=worker, stage=stage, errno=number, detail=hint)
     if stage in ("unshare", "clone3"):
         return _namespaces(stage, number, detail, worker)

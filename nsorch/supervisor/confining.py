@@ -113,7 +113,7 @@ async def confined_of(spec: WorkerSpec, facts: Facts, *, rootless: bool) -> Conf
     if spec.user is not None or spec.groups:
         user = await anyio.to_thread.run_sync(find_user, spec.user, spec.groups, isolation.rootfs, spec.name)
     own_user = isinstance(isolation.namespaces.user, New)
-    id_maps = _id_maps(isolation, user, rootless=rootless) if own_user else _OWN_ID
+    id_maps = _id_maps(isolation, user, facts.ids, rootless=rootless) if own_user else _OWN_ID
     _check_outside(isolation, facts.ids, spec.name)
     mapped = id_maps if own_user else facts.ids
     if user is None and isolation.drop_groups:
@@ -182,7 +182,7 @@ def check_mapped(user: User, mapped: tuple[tuple[IdRange, ...], ...], worker: st
     uid, gid, groups = user
     for kind, ranges, ids in (("uid", mapped[0], (uid,)), ("gid", mapped[1], (gid, *groups))):
         for number in ids:
-            if not any(first <= number < first + count for first, _, count in ranges):
+            if not _covers(ranges, number):
                 raise PermissionDeniedError(
                     f"become {kind} {number}",
                     worker=worker,
@@ -197,7 +197,7 @@ def _check_outside(isolation: Isolation, there: tuple[tuple[IdRange, ...], ...],
     for kind, ranges, known in zip(("uid", "gid"), (isolation.uid_map, isolation.gid_map), there, strict=True):
         for _, outside, count in ranges:
             # The kernel wants each within one range of the namespace above (map_id_range_down() in user_namespace.c).
-            if not any(first <= outside and outside + count <= first + more for first, _, more in known):
+            if not _covers(known, outside, count):
                 raise PermissionDeniedError(
                     f"map the {kind}s {_shown(((outside, outside, count),))} of outside",
                     worker=worker,
@@ -205,6 +205,10 @@ def _check_outside(isolation: Isolation, there: tuple[tuple[IdRange, ...], ...],
                     detail=f"the supervisor's user namespace has {_shown(known)}: without root, more than the caller's "
                     "own id needs /etc/subuid, /etc/subgid and newuidmap",
                 )
+
+
+def _covers(ranges: tuple[IdRange, ...], number: int, count: int = 1) -> bool:
+    return any(first <= number and number + count <= first + there for first, _, there in ranges)
 
 
 def _shown(ranges: tuple[IdRange, ...]) -> str:
@@ -221,10 +225,13 @@ def _check_capabilities(required: frozenset[str], held: int, worker: str) -> Non
         )
 
 
-def _id_maps(isolation: Isolation, user: User | None, *, rootless: bool) -> tuple[tuple[IdRange, ...], ...]:
+def _id_maps(
+    isolation: Isolation, user: User | None, there: tuple[tuple[IdRange, ...], ...], *, rootless: bool
+) -> tuple[tuple[IdRange, ...], ...]:
     """One id, unless ranges are given: that of the command inside; outside the supervisor's own, or nobody's where the
-    supervisor is root and the worker is not to be trusted."""
-    outside = NOBODY if isolation.drop_groups and not rootless else 0
+    supervisor is root, of a user namespace that has nobody, and the worker is not to be trusted."""
+    nobody = isolation.drop_groups and not rootless and all(_covers(ranges, NOBODY) for ranges in there)
+    outside = NOBODY if nobody else 0
     uid, gid = (0, 0) if user is None else user[:2]
     return isolation.uid_map or ((uid, outside, 1),), isolation.gid_map or ((gid, outside, 1),)
 
