@@ -299,3 +299,19 @@ async def test_a_network_namespace_that_several_share() -> None:
             await take(events, 1)
             await sup.workers["guest"].run(["ip", "link", "set", "eth1", "up"])
             assert [event.kind for event in await take(events, 1)] == ["LinkUp"]
+
+
+async def test_up_where_another_program_removed_the_address() -> None:
+    async with nsorch.Supervisor() as sup:
+        lan = await sup.bridge("lan", ("10.0.0.0/24", "fd00::/64"), gateway="gate")
+        await sup.start("gate", links=[lan])
+        worker = await sup.start("w", links=[lan], routes=[nsorch.Route("10.9.0.0/16", via="10.0.0.1")])
+        link = sup.links["w:eth0-lan"]
+        await worker.run(["ip", "-4", "addr", "flush", "dev", "eth0"])
+        await sup.wait_event(nsorch.LinkChanged, since=0)
+        await link.down()
+        await link.up()
+        assert link.is_up
+        assert b"default via fd00::1" in (await worker.run(["ip", "-6", "route"])).stdout
+        await link.set(address="10.0.0.9")
+        assert b"default via 10.0.0.1" in (await worker.run(["ip", "route"])).stdout

@@ -179,6 +179,38 @@ async def test_nothing_begins_in_a_worker_that_goes() -> None:
                         await call()
 
 
+async def test_remove_ends_what_popen_started(marker: str) -> None:
+    async with nsorch.Supervisor() as sup:
+        for command in (None, ["sleep", "600"]):
+            worker = await sup.start("w", command, namespaces=["net"])
+            async with await worker.popen(["sleep", marker]) as process:
+                await worker.remove()
+                assert not running(marker)
+                with anyio.fail_after(5):
+                    assert await process.wait() == -signal.SIGKILL
+
+
+async def test_network_namespace_outlives_who_made_it() -> None:
+    async with nsorch.Supervisor() as sup:
+        lan = await sup.bridge("lan", "10.0.0.0/24")
+        made = await sup.start("w", links=[lan])
+        await sup.start("other", links=[lan])
+        guests = [await sup.start(name, namespaces={"net": made}) for name in ("g1", "g2")]
+        link = await sup.link("g1", "other", subnet="10.1.0.0/24")
+        await made.remove()
+        again = await sup.start("w", links=[lan])
+        assert "eth0" in again.interfaces
+        for guest in guests:
+            assert b"eth1" in (await guest.run(["ip", "link"])).stdout
+        await sup.link("g2", lan)
+        assert list(guests[1].interfaces) == ["eth0"]
+        assert not (await sup.ping_all([("g1", "other"), ("g2", "w"), ("w", "g2")])).loss
+        await guests[0].run(["ip", "link", "set", "eth1", "down"])
+        await sup.wait_event(nsorch.LinkDown, since=0, predicate=lambda event: event.link == link.name)
+        await guests[0].remove()
+        await guests[1].remove()
+
+
 async def test_stop_restart_remove() -> None:
     async with nsorch.Supervisor() as sup:
         worker = await sup.start("w", ["sh", "-c", "trap 'exit 9' TERM; sleep 600 & wait"])

@@ -50,6 +50,7 @@ class Record:
         self.links_of: dict[str, list[Link]] = {}
         self._ifnames: set[tuple[str, str]] = set()  # with the owner of their network namespace
         self._guests: dict[str, set[str]] = {}  # workers that share another's network namespace, by its owner
+        self._heirs: dict[str, Worker] = {}  # who owns it since that was removed, by guest
         self._pool = PointToPointPool()
         self._indices = Counter(_FABRIC)
         self.has_dhcp = False  #: whether there was ever an end with an address by DHCP
@@ -324,6 +325,8 @@ class Record:
 
         :raises UnsupportedError: the host's, which nothing is done to
         """
+        if worker.name in self._heirs:
+            return self._heirs[worker.name], False
         source = NamespaceSet.parse(worker.spec.namespaces, passive=worker.spec.command is None).net
         if isinstance(source, OfWorker):
             return self._owner_of_netns(self._supervisor._worker(source.name))
@@ -409,13 +412,28 @@ class Record:
                 side.worker._interfaces.pop(side.ifname, None)
                 self.links_of.get(side.worker.name, [link]).remove(link)
 
-    def drop_worker(self, worker: Worker) -> None:
-        """It is gone, with its links."""
+    def drop_worker(self, worker: Worker) -> list[Worker]:
+        """It is gone, with its links. Returns who owns its network namespace now, if others have joined that."""
         self.links_of.pop(worker.name, None)
-        self._guests.pop(worker.name, None)
+        self._heirs.pop(worker.name, None)
         if joined_names(worker.spec):
             for guests in self._guests.values():
                 guests.discard(worker.name)
+        workers = self._supervisor._workers
+        guests = [workers[name] for name in self._guests.pop(worker.name, ()) if not workers[name]._leaving]
+        if not guests:
+            return []
+        heir = min(guests, key=lambda guest: guest.order)
+        self._guests[heir.name] = {guest.name for guest in guests if guest is not heir}
+        for guest in guests:
+            self._heirs[guest.name] = heir
+            for link in self.links_of.get(guest.name, ()):
+                for side in link._sides:
+                    side.netns = heir.name if side.netns == worker.name else side.netns
+            for device in guest._devices.values():
+                device.netns = heir.name
+        self._ifnames = {(heir.name if owner == worker.name else owner, name) for owner, name in self._ifnames}
+        return [heir]
 
     def _release(self, side: Side) -> None:
         if side.segment is not None:

@@ -462,7 +462,12 @@ class Starter:
         workers = list(dict.fromkeys((*helpers, *workers)))
         for worker in workers:
             worker._leaving = True  # nothing is linked to it, and no command begins in it, from here on
-        supervisor._helper.withdraw({worker.name for worker in workers})
+        names = {worker.name for worker in workers}
+        supervisor._helper.withdraw(names)
+        commands: dict[str, list[Job]] = {}  # that run and popen started
+        for job in supervisor._helper.jobs:
+            if job.worker in names:
+                commands.setdefault(job.worker, []).append(job)
         # What a process holds alone it frees as it ends, beside the others; we would one by one, a mount
         # namespace in 0.2 ms.
         alone = [
@@ -475,6 +480,8 @@ class Starter:
                 supervisor._uplinks.drop(worker)
             worker.kill()
             await worker._ended()
+            for job in commands.get(worker.name, ()):
+                await end(job)
             await worker._unpin()
 
         await for_each(workers, bring_down, DYING)

@@ -473,11 +473,13 @@ class Wiring:
             await self.interfaces.drop_worker(worker, dying=worker.name in dying)
         if links:
             await self.remove_links(list(links), dying=dying)
+        heirs = []
         async for worker in in_turns(workers):
-            self.record.drop_worker(worker)
+            heirs += self.record.drop_worker(worker)
             self.routing.drop(worker.name)
             self.watcher.drop_worker(worker)
             self.names.stale.add(worker.name)
+        await self.watcher.hear(heirs)
         await self.settle()
 
     async def _restore(self, link: Link) -> None:
@@ -501,8 +503,11 @@ class Wiring:
     async def _restore_routes(self, link: Link, side: Side, worker: Worker) -> None:
         kernel = self.kernel
         plan = self._node_plan(worker, [link])
-        if plan.routes:
-            await kernel.with_handle(side, kernel.engine.add_routes, plan.routes)
+        # By IPv4 addresses that another program removed, gateways can't be reached.
+        lost = {own.network for own in side.missing if own.version == 4} - {own.network for own in side.present}
+        lead = [r for r in plan.routes if not any(hop.via in there for hop in r.nexthops if hop.via for there in lost)]
+        if lead:
+            await kernel.with_handle(side, kernel.engine.add_routes, lead)
         groups = self.routing.groups_of(worker.name)
         through = [group for group in groups if any(hop.dev == side.ifname for hop in group.nexthops)]
         if through:
