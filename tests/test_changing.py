@@ -169,3 +169,15 @@ async def test_routes() -> None:
         await worker.set_routes([])
         with socket.socket(), pytest.raises(OSError, match="unreachable"):
             await worker.connect_tcp(str(sup.workers["h"].addresses[0].ip), 80)
+
+
+async def test_ipv6_comes_back_with_an_mtu_that_it_can_live_with() -> None:
+    async with nsorch.Supervisor() as sup:
+        await sup.bridge("lan", ("10.0.0.0/24", "fd00::/64"), gateway="a")
+        await sup.start_all([nsorch.WorkerSpec(name=name, links=["lan"]) for name in "ab"])
+        link = sup.links["b:eth0-lan"]
+        await link.set(mtu=1000)
+        assert (await sup.ping_all([("a", "b")], version=4)).ok
+        await link.set(mtu=1500)
+        assert (await sup.ping_all([("a", "b"), ("b", "a")], version=6)).ok
+        assert b"default via fd00::1" in (await sup.workers["b"].run(["ip", "-6", "route"])).stdout

@@ -121,3 +121,11 @@ async def test_calls_under_way(how: str) -> None:
     asked = {key[1] for key in count if key[0] is nsorch.WorkerRequested}
     assert {key[1]: n for key, n in count.items() if key[0] is nsorch.WorkerRemoved} == dict.fromkeys(asked, 1)
     assert len(json.dumps([event.to_dict() for event in seen])) > 0
+
+
+async def test_a_cancelled_entry_says_nothing(capfd: pytest.CaptureFixture[str]) -> None:
+    for delay in (0, 0.001, 0.01, 0.02, 0.03, 0.04):
+        with anyio.move_on_after(delay):
+            async with nsorch.Supervisor():
+                await anyio.sleep(delay)
+    assert capfd.readouterr().err == ""

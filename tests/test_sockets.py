@@ -56,6 +56,19 @@ async def test_tcp_by_worker_name_and_address() -> None:
         tasks.cancel_scope.cancel()
 
 
+async def test_names_are_the_same_in_any_case() -> None:
+    async with nsorch.Supervisor() as sup, anyio.create_task_group() as tasks:
+        await sup.bridge("Lan", "10.0.0.0/24")
+        server = await sup.start("Web", links=["Lan"])
+        await tasks.start(server.serve, anyio.aclose_forcefully, 80)
+        for name in ("Web", "web", "WEB.Lan", "web.lan"):
+            async with await server.connect_tcp(name, 80):
+                pass
+        with pytest.raises(socket.gaierror):
+            await server.connect_tcp("webb", 80)
+        tasks.cancel_scope.cancel()
+
+
 async def test_errors_name_what_is_wrong() -> None:
     async with nsorch.Supervisor() as sup:
         lan = await sup.bridge("lan", "10.0.0.0/24")

@@ -12,7 +12,7 @@ from nsorch.net.hosts import HEAD, HostsEntry, render_entry
 from nsorch.supervisor.turns import in_turns
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Mapping
+    from collections.abc import Awaitable, Callable, Collection, Mapping
     from collections.abc import Set as AbstractSet
     from ipaddress import IPv4Address, IPv6Address
 
@@ -91,14 +91,16 @@ class Names:
                     await self._changed(stale)
 
     def addresses(self, name: str) -> list[IPv4Address | IPv6Address]:
-        """What the hosts file says of *name*: of a worker, or ``worker.segment``; none if it doesn't know it."""
+        """What the hosts file says of *name*: of a worker, or ``worker.segment``; none if it doesn't know it. In any
+        case, as for resolvers: the hosts of URLs are in lower case."""
         worker, _, segment = name.partition(".")
+        worker = _spelt(worker, self._workers)
         if worker not in self._workers:
             return []
         entry = self._entry(worker)
         if entry is None:
             return []
-        found = entry.segments.get(segment, ())
+        found = entry.segments.get(_spelt(segment, entry.segments), ())
         if not segment:
             found = (*entry.loopback, *(text for texts in entry.segments.values() for text in texts))
         return [ip_address(text) for text in found]
@@ -121,3 +123,8 @@ class Names:
         if not by_segment and not loopback:
             return None
         return HostsEntry(name=name, loopback=loopback, segments=by_segment)
+
+
+def _spelt(name: str, known: Collection[str]) -> str:
+    """As one of *known* is spelt that is the same but for upper and lower case."""
+    return name if name in known else next((one for one in known if one.lower() == name.lower()), name)

@@ -417,8 +417,8 @@ class Record:
         self.links_of.pop(worker.name, None)
         self._heirs.pop(worker.name, None)
         if joined_names(worker.spec):
-            for guests in self._guests.values():
-                guests.discard(worker.name)
+            for names in self._guests.values():
+                names.discard(worker.name)
         workers = self._supervisor._workers
         guests = [workers[name] for name in self._guests.pop(worker.name, ()) if not workers[name]._leaving]
         if not guests:

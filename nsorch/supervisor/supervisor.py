@@ -100,6 +100,7 @@ class Supervisor:
         self._tasks: anyio.abc.TaskGroup
         self._body: anyio.CancelScope
         self._serving: anyio.CancelScope
+        self._served: anyio.Event | None = None
         self._scopes: set[anyio.CancelScope] = set()  # of small background tasks
         self._phase = "new"
         self._stopped: anyio.Event | None = None
@@ -124,7 +125,8 @@ class Supervisor:
         await self._tasks.__aenter__()
         try:
             self._helper.launch(self.rootless, self._subids)
-            self._tasks.start_soon(self._serve)
+            self._served = anyio.Event()
+            self._tasks.start_soon(self._serve, self._served)
             self._facts = await self._helper.ready()
             self._home = home_of(self._facts.descriptors, self.rootless)
             self._wiring.open(self._facts)
@@ -156,9 +158,12 @@ class Supervisor:
             raise self._failure
         return swallowed
 
-    async def _serve(self) -> None:
+    async def _serve(self, served: anyio.Event) -> None:
         with self._serving:
-            await self._helper.serve()
+            try:
+                await self._helper.serve()
+            finally:
+                served.set()
             if self._phase in ("starting", "running"):
                 self._fail(SpawnerDiedError("the helper process that holds all workers was killed"))
 
@@ -233,7 +238,8 @@ class Supervisor:
                 scope.cancel()
             self._serving.cancel()
             self._helper.leave()
-            await anyio.lowlevel.checkpoint()
+            if self._served is not None:  # its sockets are closed next
+                await self._served.wait()
             # Threads use the descriptors that are closed next: their numbers may be anything then.
             await self._wiring.close()
             workers = sorted(self._workers.values(), key=lambda worker: -worker.order)

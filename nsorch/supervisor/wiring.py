@@ -30,6 +30,7 @@ from nsorch.supervisor.telling import forget
 from nsorch.supervisor.turns import in_turns
 from nsorch.supervisor.watching import Watcher
 from nsorch.topology import End, LinkSpec, To
+from nsorch.topology.checks import LEAST_MTU6
 from nsorch.topology.difference import as_link
 
 if TYPE_CHECKING:
@@ -355,9 +356,12 @@ class Wiring:
         return Capture(self._supervisor, links, **options)
 
     async def set_mtu(self, link: Link, mtu: int) -> None:
+        gains_ipv6 = any(side.mtu is not None and side.mtu < LEAST_MTU6 for side in link._sides) and mtu >= LEAST_MTU6
         for side in link._sides:
             await self.kernel.with_handle(side, self.kernel.engine.set_link, side.ifname, mtu=mtu)
             side.mtu = mtu
+        if gains_ipv6 and link._state == "up":
+            await self._restore(link)
         self.note_interfaces(link)
         self.publish(events.LinkChanged(link=link.name, changes=(("mtu", str(mtu)),)))
 
@@ -473,7 +477,7 @@ class Wiring:
             await self.interfaces.drop_worker(worker, dying=worker.name in dying)
         if links:
             await self.remove_links(list(links), dying=dying)
-        heirs = []
+        heirs: list[Worker] = []
         async for worker in in_turns(workers):
             heirs += self.record.drop_worker(worker)
             self.routing.drop(worker.name)

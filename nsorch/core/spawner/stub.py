@@ -96,7 +96,8 @@ def main(stub_fd: int, program_mount: int = -1) -> NoReturn:
         if start.rootless:
             _map_home(pid, start, proc)
         ours.send(b"mapped")
-        protocol.send(application, (Event.READY, 0), [pidfd])
+        with contextlib.suppress(BrokenPipeError):  # it is leaving already, and the end of file comes next
+            protocol.send(application, (Event.READY, 0), [pidfd])
     except StageError as exc:
         protocol.send(application, (Event.FAILED, 0, exc.stage, exc.number, exc.detail))
         os._exit(1)
@@ -157,7 +158,8 @@ def _run_spawner(
         if not stub.recv(16):
             os._exit(1)
         home, facts, fds = _settle(start, streams, null, proc)
-        protocol.send(requests, (Event.READY, 0, facts), fds)
+        with contextlib.suppress(BrokenPipeError):
+            protocol.send(requests, (Event.READY, 0, facts), fds)
         for fd in fds:
             if fd not in home.namespaces.values():
                 os.close(fd)
