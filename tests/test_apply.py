@@ -228,3 +228,35 @@ def test_watch(tmp_path: pathlib.Path) -> None:
     assert ("WorkerRemoved", "b") in kinds
     assert kinds.index(("WorkerRemoved", "a")) > kinds.index(("WorkerRemoved", "b"))
     assert not os.path.exists(tmp_path / "part")
+
+
+@pytest.mark.anyio
+async def test_what_was_removed_meanwhile_comes_again() -> None:
+    topology = nsorch.Topology("lab")
+    topology.bridge("lan", "10.0.0.0/24", gateway="r")
+    for name in ("r", "a", "b"):
+        topology.worker(name, links=["lan"])
+    for _ in range(2):
+        topology.link("a", "b")
+    async with nsorch.Supervisor() as sup:
+        deployment = await sup.deploy(topology)
+        await sup.workers["r"].remove()
+        await sup.links["a:eth1-b:eth1"].remove()
+        await sup.workers["b"].run(["ip", "link", "delete", "eth0"])
+        await sup.wait_event(nsorch.LinkRemoved, since=0, predicate=lambda event: event.by == "kernel")
+        found = await deployment.apply(topology, dry_run=True)
+        assert [str(change) for change in found.changes] == [
+            "add worker r",
+            "add link r-lan",
+            "add link b-lan",
+            "add link a-b",
+        ]
+        assert "r" not in deployment.workers
+        assert await deployment.apply(topology) == found
+        assert not await deployment.apply(topology)
+        assert len(sup.links) == 5
+        assert (await sup.ping_all()).ok
+        await deployment.remove()
+        assert not sup.workers
+        await deployment.apply(topology)
+        assert (await sup.ping_all()).ok

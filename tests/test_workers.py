@@ -250,7 +250,8 @@ async def test_restarts_at_one_time(marker: str) -> None:
                 for _ in range(3):
                     restarts.start_soon(worker.restart)
             assert worker.incarnation == 4
-            assert len(running(marker)) == 1
+            await shown(worker.pid, "cmdline")
+            assert running(marker) == [worker.pid]
             assert not exits  # a restart has followed
             worker.kill()
         assert exits == [worker.exit]

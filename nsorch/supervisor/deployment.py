@@ -10,6 +10,7 @@ from attrs import evolve
 
 from nsorch.core.collector import no_full_collections
 from nsorch.errors import TopologyError, UnsupportedError
+from nsorch.events import State
 from nsorch.supervisor.changing import set_routes
 from nsorch.supervisor.emulating import apply_ways, needs_netem, require_netem
 from nsorch.supervisor.given import given_in
@@ -21,7 +22,7 @@ from nsorch.topology.difference import as_link, difference, links_of
 from nsorch.topology.profiles import directions
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Container, Mapping, Sequence
 
     from nsorch.net.plan import RouteGroup
     from nsorch.supervisor.network import Bridge, Link, Side
@@ -60,8 +61,9 @@ class Deployment:
     async def apply(self, topology: Topology, *, dry_run: bool = False) -> Difference:
         """Make *topology* of what is there, by doing only the difference: what both describe alike isn't touched.
 
-        What is removed goes first; then new bridges, workers and links come, all or none of them; then workers with
-        another command are restarted. After a failure or a cancellation :attr:`topology` says what is there.
+        What is removed goes first; then new bridges, workers and links come, all or none of them, with what was removed
+        by itself or by other programs since; then workers with another command are restarted. After a failure or a
+        cancellation :attr:`topology` says what is there.
 
         :param dry_run: only tell what would be done
         :raises TopologyError: the description is wrong; nothing was done
@@ -71,6 +73,7 @@ class Deployment:
         topology = topology.copy()
         await _check(self._supervisor, topology)
         async with self._changing:
+            self._forget_removed()
             found = await anyio.to_thread.run_sync(difference, self.topology, topology)
             if self.topology.routing != topology.routing:
                 raise UnsupportedError("the routing of what is there can't be changed", stage="apply")
@@ -89,6 +92,18 @@ class Deployment:
         await anyio.lowlevel.checkpoint()
         return found
 
+    def _forget_removed(self) -> None:
+        """What was removed by itself, or by another program, isn't there any more."""
+        workers = {name: worker for name, worker in self._workers.items() if worker.state is not State.REMOVED}
+        there = self._supervisor.bridges
+        bridges = {name: bridge for name, bridge in self._bridges.items() if there.get(name) is bridge}
+        links = {key: link for key, link in self._links.items() if link._state != "removed"}
+        gone = {*self._workers, *self._bridges} - {*workers, *bridges}
+        if gone or len(links) < len(self._links):
+            self.topology = _remaining(self.topology, gone, self._links.keys() - links)
+            self._workers, self._bridges = workers, bridges
+            self._links = dict(zip(dict(links_of(self.topology)), links.values(), strict=True))
+
     async def _take_away(self, found: Difference) -> dict[LinkKey, Link]:
         """Returns the links that stay."""
         supervisor = self._supervisor
@@ -96,7 +111,8 @@ class Deployment:
         gone_links = [link for key, link in self._links.items() if key not in kept]
         gone_workers = [self._workers.pop(name) for name in found.of("worker", "remove", "replace")]
         gone_bridges = [self._bridges.pop(name) for name in found.of("bridge", "remove", "replace")]
-        self.topology = _remaining(self.topology, found)
+        gone = {*found.of("bridge", "remove", "replace"), *found.of("worker", "remove", "replace")}
+        self.topology = _remaining(self.topology, gone, found.links_to_remove)
         self._links = dict(zip(dict(links_of(self.topology)), kept.values(), strict=True))
         if gone_workers:
             await supervisor._starter.remove(gone_workers)
@@ -168,11 +184,9 @@ async def _check(supervisor: Supervisor, topology: Topology) -> None:
     await require_netem(supervisor._wiring.kernel, paths)
 
 
-def _remaining(topology: Topology, found: Difference) -> Topology:
-    """What is left of it when all that the difference removes is gone."""
+def _remaining(topology: Topology, gone: Container[str], gone_links: Container[LinkKey]) -> Topology:
+    """What is left of it without the workers and bridges that are *gone*, and the links."""
     left = Topology(topology.name, routing=topology.routing, metric=topology.metric)
-    gone = {*found.of("bridge", "remove", "replace"), *found.of("worker", "remove", "replace")}
-    gone_links = set(found.links_to_remove)
     keys = iter(dict(links_of(topology)))
     for name, bridge in topology.bridges.items():
         if name not in gone:
