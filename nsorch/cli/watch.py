@@ -32,11 +32,12 @@ class Watched(NamedTuple):
 
 async def watch(deployment: Deployment, watched: Watched) -> None:
     """Until cancelled. A file that is wrong, or can't be applied, is told, and what is up stays."""
-    seen = watched.state
+    seen = latest = watched.state
     while True:
         await anyio.sleep(_PERIOD)
-        now = state_of(watched.file)
-        if now is None or now == seen:
+        before, latest = latest, (now := state_of(watched.file))
+        # Once it is the same twice: a file that is being written is empty at first, which would take down everything.
+        if now is None or now == seen or now != before:
             continue
         seen = now
         try:
