@@ -129,6 +129,31 @@ async def by_tbf_below(sup: nsorch.Supervisor, link: nsorch.Link) -> AsyncIterat
     await a.run(["tc", "qdisc", "del", "dev", "eth0", "root"])
 
 
+async def scenarios() -> AsyncIterator[Row]:
+    """Those that other tools test by: the least of some round trips, by ICMP."""
+
+    async def round_trip(sup: nsorch.Supervisor, source: str, target: str) -> float:
+        found = [await sup.ping_all([(source, target)], timeout=5) for _ in range(5)]
+        return min(probe.rtt or 9.9 for result in found for probe in result.pairs.values()) * 1000
+
+    async with nsorch.Supervisor() as sup:
+        for name in "ab":
+            await sup.start(name)
+        await sup.link(nsorch.End("a", delay="80ms"), nsorch.End("b", delay="40ms"))
+        seen = await round_trip(sup, "a", "b")
+        yield Row(what="ends of 80 and 40 ms: round trip", way="both", seen=seen, wanted=Interval(119, 122))
+    topology = nsorch.Topology(routing="shortest-path")
+    for name in "abc":
+        topology.worker(name, forward=True)
+    for pair in ("ab", "bc"):
+        topology.link(*pair, delay="15ms")
+    async with nsorch.Supervisor() as sup:
+        await sup.deploy(topology)
+        wanted = about(60, share=0.02, plus=2)
+        seen = await round_trip(sup, "a", "c")
+        yield Row(what="two hops of 15 ms: round trip", way="both", seen=seen, wanted=wanted)
+
+
 @frozen
 class Pair:
     """Two workers, and the link between them alone."""
@@ -281,6 +306,7 @@ async def measure(links: int, show: Callable[[Row], None]) -> list[Row]:
         link = await sup.link("a", "b")
         for part in (delays, losses, rates, by_tbf_below):
             rows += await _until_quiet(partial(part, sup, link), show)
+    rows += await _until_quiet(scenarios, show)
     rows += await many_links(links, show)
     return rows
 

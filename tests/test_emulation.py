@@ -311,6 +311,17 @@ async def test_rates_and_queues() -> None:
 
 
 @vm
+async def test_a_link_follows_delays_and_losses() -> None:
+    async with nsorch.Supervisor() as sup:
+        a, b, link = await pair(sup, rate="50mbit")
+        await link.follow([(0, {"delay": "80ms", "loss": "100%"}), (0.1, {"delay": "20ms", "loss": 0})], end="a")
+        train = await send_train(a, b, address(b), count=20, interval=0.005)
+        assert train.lost == 0
+        assert train.least == Delay(0.020)
+        assert link.emulation == (nsorch.Emulation(delay=0.02, loss=0, rate=50e6), nsorch.Emulation(rate=50e6))
+
+
+@vm
 async def test_profiles_at_run_time() -> None:
     dsl, cable = nsorch.PROFILES["dsl"], nsorch.PROFILES["cable"]
     async with nsorch.Supervisor() as sup:

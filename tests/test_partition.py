@@ -10,7 +10,7 @@ import pytest
 
 import nsorch
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.vm(one_backend=True)]
 
 
 async def reached(sup, *names):
