@@ -27,12 +27,11 @@ if TYPE_CHECKING:
     from .trains import Train
 
 _TRIES = 3
-# Of many links: packets of each way, seconds between two of them. The ways take turns: an emulated processor hands the
-# last of hundreds that are sent at once on some milliseconds after the first, and that would be measured.
+# Of many links: packets of each way, seconds between two of them. The ways take turns.
 _DELAYS: dict[str, Any] = {"count": 9, "interval": 1.0}
 _LOSSES: dict[str, Any] = {"count": 100, "interval": 0.3}
 _RATES: dict[str, Any] = {"count": 12, "interval": 0.1}
-# So many pairs ask at once: more answers at once are late by the processor.
+# So many pairs ask at once: this process is slow to send, on an emulated processor.
 _AT_ONCE = 5
 
 
