@@ -34,20 +34,24 @@ def environment(command: Command) -> dict[bytes, bytes]:
     return _latest_env[1]
 
 
+def candidates(command: Command) -> list[bytes]:
+    """Where its program may be, in the order in which execvp tries them."""
+    name = command.argv[0]
+    if b"/" in name:
+        # A relative path counts from the command's working directory.
+        return [os.path.join(command.cwd, name)]
+    path = environment(command).get(b"PATH", _DEFAULT_PATH)
+    return [os.path.join(folder or b".", name) for folder in path.split(b":")] if name else []
+
+
 def resolve(command: Command) -> bytes:
     """Find the program, as execvp does, in the file system as the caller sees it now.
 
     :raises StageError: of stage ``"command"`` with ENOENT or EACCES
     """
     name = command.argv[0]
-    if b"/" in name:
-        # A relative path counts from the command's working directory.
-        candidates = [os.path.join(command.cwd, name)]
-    else:
-        path = environment(command).get(b"PATH", _DEFAULT_PATH)
-        candidates = [os.path.join(folder or b".", name) for folder in path.split(b":")] if name else []
     found = errno.ENOENT
-    for candidate in candidates:
+    for candidate in candidates(command):
         if os.access(candidate, os.X_OK) and os.path.isfile(candidate):
             return candidate
         try:

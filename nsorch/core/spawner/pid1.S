@@ -2,11 +2,11 @@
 # For x86-64 (arch/x86/entry/syscalls/syscall_64.tbl); pid1.py has it assembled, and a test that it is the same:
 #     as -o pid1.o pid1.S && objcopy -O binary -j .text pid1.o pid1.bin
 #
-# argv: name, two flags ("1": mount /proc; "1": a session for the command), 8 bytes that stand for the job, the program,
-# and the command's own arguments; the environment and descriptors 0 to 2 are the command's, too. All signals are
-# blocked, so that each waits for rt_sigtimedwait, also those that PID 1 has no handler for.
-# Descriptor 3, a socket, is told whether that went well: (stage, errno), stage 0 if it did, 1 for the mount, 2 for the
-# exec. Its end of file says that the command's pid is known, and that it may be reaped.
+# argv: name, a flag ("1": a session for the command), 8 bytes that stand for the job, the programs to try, of which the
+# last is followed by "", and the command's own arguments; the environment and descriptors 0 to 2 are the command's, too.
+# All signals are blocked, so that each waits for rt_sigtimedwait, also those that PID 1 has no handler for.
+# Descriptor 3, a socket, is told whether the command's exec went well: the errno, or 0. Its end of file says that the
+# command's pid is known, and that it may be reaped.
 # Descriptor 4, a pipe, is told of the end: the 8 bytes, and the wait status.
 
         .text
@@ -15,8 +15,12 @@ _start: mov     (%rsp), %rax
         lea     16(%rsp, %rax, 8), %r14 # the environment
         mov     16(%rsp), %rbx          # the flags
         mov     24(%rsp), %r15          # the job; later in rbp
-        mov     32(%rsp), %r13          # the program
-        lea     40(%rsp), %r12          # its arguments
+        lea     32(%rsp), %r13          # the programs
+        mov     %r13, %r12              # the command's arguments
+skip:   mov     (%r12), %rax
+        add     $8, %r12
+        cmpb    $0, (%rax)
+        jne     skip
         mov     $157, %eax              # prctl(PR_SET_NAME, "nsorch-init")
         mov     $15, %edi
         lea     name(%rip), %rsi
@@ -26,25 +30,12 @@ _start: mov     (%rsp), %rax
         mov     $-1, %esi
         mov     $4, %edx
         syscall
+        mov     $58, %eax               # vfork(): the child borrows the stack until its exec
+        syscall
+        test    %eax, %eax
+        jg      parent
+        jnz     none
         cmpb    $'1', (%rbx)
-        jne     spawn
-        mov     $165, %eax              # mount("proc", "/proc", "proc", MS_NOSUID | MS_NODEV | MS_NOEXEC, NULL)
-        lea     kind(%rip), %rdi
-        lea     target(%rip), %rsi
-        mov     %rdi, %rdx
-        mov     $14, %r10d
-        xor     %r8d, %r8d
-        syscall
-        mov     $1, %ebp
-        test    %eax, %eax
-        jnz     fail
-spawn:  mov     $58, %eax               # vfork(): the child borrows the stack until its exec
-        syscall
-        mov     $2, %ebp
-        test    %eax, %eax
-        js      fail
-        jnz     parent
-        cmpb    $'1', 1(%rbx)
         jne     unmask
         mov     $112, %eax              # setsid()
         syscall
@@ -55,19 +46,27 @@ unmask: push    $0
         xor     %edx, %edx
         mov     $8, %r10d
         syscall
-        mov     $59, %eax               # execve
-        mov     %r13, %rdi
+try:    mov     $59, %eax               # execve
+        mov     (%r13), %rdi
         mov     %r12, %rsi
         mov     %r14, %rdx
         syscall
-fail:   neg     %eax
-        shl     $32, %rax
-        or      %rbp, %rax
+        add     $8, %r13
+        mov     (%r13), %rdi
+        cmpb    $0, (%rdi)
+        je      none
+        cmp     $-2, %eax               # ENOENT: the next one may be there
+        je      try
+        cmp     $-13, %eax              # EACCES
+        je      try
+        cmp     $-20, %eax              # ENOTDIR
+        je      try
+none:   neg     %eax
         push    %rax
-        mov     $1, %eax                # write(3, &(stage, errno), 8)
+        mov     $1, %eax                # write(3, &errno, 4)
         mov     $3, %edi
         mov     %rsp, %rsi
-        mov     $8, %edx
+        mov     $4, %edx
         syscall
         mov     $231, %eax              # exit_group(125)
         mov     $125, %edi
@@ -94,10 +93,10 @@ list:   loop    string
         lea     root(%rip), %rdi
         syscall
         push    $0
-        mov     $1, %eax                # write(3, &(0, 0), 8)
+        mov     $1, %eax                # write(3, &0, 4)
         mov     $3, %edi
         mov     %rsp, %rsi
-        mov     $8, %edx
+        mov     $4, %edx
         syscall
         xor     %eax, %eax              # read(3, …, 8): nothing comes but the end of file
         mov     $3, %edi
@@ -149,6 +148,4 @@ end:    mov     %rbp, (%rsp)
 out:    mov     $231, %eax              # exit_group: the kernel kills whoever is left
         syscall
 name:   .asciz  "nsorch-init"
-target: .asciz  "/proc"
-kind:   .asciz  "proc"
 root:   .asciz  "/"

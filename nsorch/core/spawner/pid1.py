@@ -1,4 +1,4 @@
-"""The init of a worker as a program of its own: 517 bytes of code, 8 KiB of memory, and nothing of ours in it.
+"""The init of a worker as a program of its own: 486 bytes of code, 8 KiB of memory, and nothing of ours in it.
 
 A forked copy of the interpreter can do the same (:mod:`.reaper`, :mod:`.nursery`), but its fork and its first steps
 take 1.5 ms, and the pages that it touches 1.3 MiB. It serves where more is to be done before the command's exec, and on
@@ -11,38 +11,41 @@ import contextlib
 import errno
 import fcntl
 import os
-import signal
-import socket
 import struct
+from typing import TYPE_CHECKING
 
-from .command import identify
+from .script import AT_EMPTY_PATH, EXECVEAT
 from .sealed import sealed
 from .stages import StageError, stage
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from .protocol import Command
+    from .script import Script
 
 # By os.uname().machine: the number of the architecture in linux/elf-em.h, and pid1.S as assembled.
 _PROGRAMS = {
     "x86_64": (
         62,
         (
-            "488b04244c8d74c410488b5c24104c8b7c24184c8b6c24204c8d642428b89d000000bf0f000000488d35be0100000f05b8b40100"
-            "00bf03000000beffffffffba040000000f05803b31752ab8a5000000488d3da7010000488d359a0100004889fa41ba0e00000045"
-            "31c00f05bd0100000085c07548b83a0000000f05bd0200000085c078387560807b01317507b8700000000f056a00b80e000000bf"
-            "020000004889e631d241ba080000000f05b83b0000004c89ef4c89e64c89f20f05f7d848c1e0204809e850b801000000bf030000"
-            "004889e6ba080000000f05b8e7000000bf7d0000000f05498b2f488d5c2410b902000000488b3b4883c3084885ff740d803f0074"
-            "efc6070048ffc7ebf3e2e5b8b401000031ffbe0200000031d20f05b850000000488d3dd80000000f056a00b801000000bf030000"
-            "004889e6ba080000000f0531c0bf030000004889e6ba080000000f05b803000000bf030000000f056aff4883ec10b83d00000048"
-            "c7c7ffffffff488d742408ba010000004531d20f0583f802743385c07fdcb880000000488d7c241031f631d241ba080000000f05"
-            "83f81174c185c07ee189c6b83e000000bf020000000f05ebd148892c24b801000000bf040000004889e6ba0c0000000f058b4424"
-            "0889c7c1ef0883e07f74068db880000000b8e70000000f056e736f7263682d696e6974002f70726f630070726f63002f00"
+            "488b04244c8d74c410488b5c24104c8b7c24184c8d6c24204d89ec498b04244983c40880380075f3b89d000000bf0f000000488d"
+            "359f0100000f05b8b4010000bf03000000beffffffffba040000000f05b83a0000000f0585c07f777552803b317507b870000000"
+            "0f056a00b80e000000bf020000004889e631d241ba080000000f05b83b000000498b7d004c89e64c89f20f054983c508498b7d00"
+            "803f00740f83f8fe74dd83f8f374d883f8ec74d3f7d850b801000000bf030000004889e6ba040000000f05b8e7000000bf7d0000"
+            "000f05498b2f488d5c2410b902000000488b3b4883c3084885ff740d803f0074efc6070048ffc7ebf3e2e5b8b401000031ffbe02"
+            "00000031d20f05b850000000488d3dcd0000000f056a00b801000000bf030000004889e6ba040000000f0531c0bf030000004889"
+            "e6ba080000000f05b803000000bf030000000f056aff4883ec10b83d00000048c7c7ffffffff488d742408ba010000004531d20f"
+            "0583f802743385c07fdcb880000000488d7c241031f631d241ba080000000f0583f81174c185c07ee189c6b83e000000bf020000"
+            "000f05ebd148892c24b801000000bf040000004889e6ba0c0000000f058b44240889c7c1ef0883e07f74068db880000000b8e700"
+            "00000f056e736f7263682d696e6974002f00"
         ),
     )
 }
 _BASE = 0x400000
-_ALL_SIGNALS = tuple(map(int, signal.valid_signals()))  # asking for them takes as long as a mount
 _FILE_HEADER, _PROGRAM_HEADER = struct.Struct("<16sHHIQQQIHHHHHH"), struct.Struct("<IIQQQQQQ")
 _ET_EXEC, _PT_LOAD, _PT_GNU_STACK, _RX, _RW = 2, 1, 0x6474E551, 5, 6
-_TOLD, _REPORT = struct.Struct("=ii"), struct.Struct("=8si")
-_STAGES = {1: "mount /proc", 2: "exec"}
+_TOLD, _REPORT = struct.Struct("=i"), struct.Struct("=8si")
 
 
 def assembled(machine: str) -> bytes | None:
@@ -68,7 +71,7 @@ class Pid1:
     """Starts commands below it. The program is a file that exists in memory alone, and that nobody can change."""
 
     def __init__(self, file: int) -> None:
-        self._path = f"/proc/self/fd/{file}"
+        self._file = file
         ends = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         self._reports, report = (fcntl.fcntl(end, fcntl.F_DUPFD_CLOEXEC, 10) for end in ends)
         for end in ends:
@@ -89,71 +92,40 @@ class Pid1:
             return cls(file)
         return None
 
-    def can_start(self) -> bool:
-        """Whether the caller's mount namespace has a /proc that knows the caller."""
-        return os.path.exists(self._path)
+    def add_to(
+        self, script: Script, command: Command, programs: Sequence[bytes], environment: int, job: int, told: int
+    ) -> None:
+        """Have *script* end as an init that runs *command*, and tells *told*, which is no standard stream.
 
-    def start(
-        self,
-        job: int,
-        program: bytes,
-        argv: tuple[bytes, ...],
-        env: dict[bytes, bytes],
-        streams: tuple[int, int, int],
-        ignored: tuple[int, ...],
-        proc: int,
-        host_proc: int,
-        *,
-        mount_proc: bool,
-        session: bool,
-    ) -> tuple[int, int, int, int]:
-        """Run a command below an init, the first process of the pid namespace of the caller's children.
-
-        :param ignored: signals that the caller ignores, and the command doesn't
-        :param proc: descriptor of the caller's /proc
-        :param host_proc: and of the host's
-        :return: pid of the init; of the command, whose exec has happened, pidfd, pid as the host sees it, and the inode
-            of its pid namespace
-        :raises StageError: both are gone, or will be; the caller reaps the init
+        :param programs: to be tried, as execvp does
+        :param environment: address of the command's
         """
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        with ours:
-            with theirs, stage("init"):
-                numbers = (*streams, theirs.fileno(), self._report)
-                init = os.posix_spawn(
-                    self._path,
-                    ("nsorch-init", f"{mount_proc:d}{session:d}", f"{job:08x}", program, *argv),
-                    env,
-                    file_actions=[(os.POSIX_SPAWN_DUP2, fd, number) for number, fd in enumerate(numbers)],
-                    setsigmask=_ALL_SIGNALS,
-                    setsigdef=ignored,
-                )
-            try:
-                with stage("init"):
-                    return init, *self._hear(ours, init, program, proc, host_proc)
-            except StageError:
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(init, signal.SIGKILL)
-                raise
+        script.duplicate(told, 3)
+        script.duplicate(self._report, 4)
+        flags = b"%d" % command.session
+        argv = script.texts((b"nsorch-init", flags, b"%08x" % job, *programs, b"", *command.argv))
+        script.call(("init", ""), EXECVEAT, self._file, script.text(b""), argv, environment, AT_EMPTY_PATH)
 
     @staticmethod
-    def _hear(ours: socket.socket, init: int, program: bytes, proc: int, host_proc: int) -> tuple[int, int, int]:
-        """Wait for the exec; pidfd, pid and inode as :meth:`start` returns them."""
-        stage_number, error = _TOLD.unpack(ours.recv(_TOLD.size) or _TOLD.pack(1, errno.EIO))
-        if stage_number:
-            raise StageError(_STAGES[stage_number], error, os.fsdecode(program) if stage_number == 2 else "")
-        # Now, because the init reaps once our end is closed. The first: those that it has left to the init come behind.
-        children = os.open(f"{init}/task/{init}/children", os.O_RDONLY | os.O_CLOEXEC, dir_fd=proc)
-        with open(children, "rb") as file:
-            pids = file.read().split(None, 1)
-        if not pids:
-            raise ProcessLookupError(errno.ESRCH, "it was killed")
-        pidfd = os.pidfd_open(int(pids[0]))
-        try:
-            return pidfd, *identify(pidfd, host_proc)
-        except OSError:
-            os.close(pidfd)
-            raise
+    def hear(told: bytes, init: int, proc: int) -> int:
+        """A pidfd of the command below *init*, whose exec has happened, and which isn't reaped before the socket is
+        closed.
+
+        :param told: what the socket said
+        :param proc: descriptor of the caller's /proc
+        :raises StageError: there is none, or it was killed
+        """
+        (error,) = _TOLD.unpack(told)
+        if error:
+            raise StageError("exec", error)
+        with stage("init"):
+            # The first: those that it has left to the init come behind.
+            children = os.open(f"{init}/task/{init}/children", os.O_RDONLY | os.O_CLOEXEC, dir_fd=proc)
+            with open(children, "rb") as file:
+                pids = file.read().split(None, 1)
+            if not pids:
+                raise ProcessLookupError(errno.ESRCH, "it was killed")
+            return os.pidfd_open(int(pids[0]))
 
     def read_ends(self) -> list[tuple[int, int]]:
         """(job, wait status) of commands that have ended since; before their inits can be reaped, they are there."""

@@ -20,13 +20,15 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from . import protocol
 from .adopting import adopt, descendants, kill_and_wait
 from .births import Births
-from .command import IGNORED, enter_directory, environment, identify, pick_streams, resolve, start
+from .command import identify, pick_streams, resolve, start
 from .confinement import decode, hidden, lent_oom_score, set_oom_score
+from .launches import Launches
 from .nursery import Nursery
 from .pid1 import Pid1
 from .pins import Pins
 from .protocol import Command, Event, Kill, Mode, OpenSocket, OpenTun, Own, Spawn
 from .reaper import supervise
+from .script import Scripts
 from .stages import StageError, stage
 from .steps import build_root, close, enter, go_home, kinds_of, open_netlink, own_namespaces, own_pid, prepare
 from .syscalls import (
@@ -35,13 +37,11 @@ from .syscalls import (
     CLONE_NEWNS,
     CLONE_NEWPID,
     CLONE_NEWUSER,
-    MNT_DETACH,
     NS_FILES,
     clone3,
     set_dumpable,
     setns,
     signalfd,
-    umount,
 )
 
 if TYPE_CHECKING:
@@ -89,8 +89,11 @@ class Server:
         self.leaf = -1  # the cgroup of what is being started
         self._nursery = None
         self._pid1 = None
+        self._launches = None
         if home.namespaces:
             self._pid1 = Pid1.prepare()
+            if (scripts := Scripts.prepare()) is not None:
+                self._launches = Launches(self, scripts, self._pid1)
             self._nursery = Nursery(home.namespaces, self._report, self._begin_init)
 
     def serve(self, *ends: int) -> None:
@@ -115,6 +118,8 @@ class Server:
                 elif fd == self._requests.fileno():
                     if not self._read_requests():
                         return
+                elif self._launches is not None and fd in self._launches:
+                    self._launches.hear_one(fd)
                 elif fd in self._births:
                     self._births.hear_one(fd)
                 elif fd in ends:
@@ -160,12 +165,12 @@ class Server:
                 else:
                     self._kill(request)
         except StageError as exc:
-            self._abandon(request.job)
+            self.abandon(request.job)
             self.fail(request.job, exc)
         finally:
             close(fds)
 
-    def _abandon(self, number: int) -> None:
+    def abandon(self, number: int) -> None:
         """Kill what was started for a job that fails nevertheless; its exit is nobody's business."""
         job = self.jobs.pop(number, None)
         if job is not None:
@@ -265,9 +270,10 @@ class Server:
                 resolve(Command(*request.check))
             if not self.home.namespaces or (request.unshare | kinds_of(request.join)) & CLONE_NEWUSER:
                 self._births.spawn(request, joined, streams)
+            elif self._launches is not None and self._launches.can_start(request):
+                self._launches.spawn(request, joined, streams)
             elif self._nursery is not None and _wants_init(request):
-                if not self._spawn_below_pid1(request, joined, streams):
-                    self._spawn_by_nursery(self._nursery, request, joined, streams)
+                self._spawn_by_nursery(self._nursery, request, joined, streams)
             else:
                 self._spawn_from_here(request, joined, streams)
         except StageError as exc:
@@ -313,47 +319,6 @@ class Server:
             self.register(request, pid)
         finally:
             go_home(self.home, made | kinds_of(request.join))
-
-    def _spawn_below_pid1(self, request: Spawn, joined: Joined, streams: tuple[int, int, int]) -> bool:
-        """False if it takes an init that can do more."""
-        pid1, command = self._pid1, request.command
-        if pid1 is None or not _is_plain(request):
-            return False
-        assert command is not None
-        proc = Own(*request.own).proc
-        try:
-            enter(self.home, request.unshare, joined)
-            prepare(self.home, request)
-            if proc == 2:
-                # That of the pid namespace that is gone; ours lies below it.
-                with contextlib.suppress(OSError):
-                    umount("/proc", MNT_DETACH)
-            if not pid1.can_start():
-                return False
-            program = resolve(command)
-            held = own_namespaces(request.hold, self.home.own_proc)
-            try:
-                enter_directory(command)
-                init, pidfd, *facts = pid1.start(
-                    request.job,
-                    program,
-                    command.argv,
-                    environment(command),
-                    streams,
-                    IGNORED,
-                    self.home.own_proc,
-                    self.home.proc,
-                    mount_proc=bool(proc),
-                    session=command.session,
-                )
-            except StageError:
-                close(held)
-                raise
-            self.register(request, init)
-            self.answer((Event.STARTED, request.job, *facts), [pidfd, *held])
-            return True
-        finally:
-            go_home(self.home, request.unshare | kinds_of(request.join))
 
     def _spawn_by_nursery(
         self, nursery: Nursery, request: Spawn, joined: Joined, streams: tuple[int, int, int]
@@ -421,8 +386,12 @@ class Server:
                 for number, ended in () if self._pid1 is None else self._pid1.read_ends():
                     if number in self.jobs:
                         self.jobs[number].status = ended
-                self._births.hear(pid=pid)
                 job = self._by_pid.pop(pid, None)
+                if job is not None:
+                    job.pid = 0  # the number may be another's now
+                self._births.hear(pid=pid)
+                if self._launches is not None:
+                    self._launches.hear(pid)
                 if job is None:
                     if self._nursery is not None and pid == self._nursery.pid:
                         os._exit(1)
@@ -470,18 +439,6 @@ class Server:
 def _wants_init(request: Spawn) -> bool:
     command = request.command
     return command is not None and command.mode == Mode.INIT and bool(request.unshare & CLONE_NEWPID)
-
-
-def _is_plain(request: Spawn) -> bool:
-    """Whether nothing is to be done in the child but to mount /proc, and nothing by its clone."""
-    command, own = request.command, Own(*request.own)
-    return (
-        command is not None
-        and not request.cgroup
-        and command.user is None
-        and not (command.confinement or command.guarded or request.root or own.cgroup or own.guarded)
-        and own.proc <= 2
-    )
 
 
 def _socket(request: OpenSocket) -> int:

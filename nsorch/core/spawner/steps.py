@@ -14,14 +14,25 @@ from .idmaps import write
 from .mounts import mount_sys
 from .rootfs import Sources, build
 from .stages import StageError, stage
-from .syscalls import CLONE_NEWTIME, NS_FILES, set_domainname, setns, unshare
+from .syscalls import (
+    CLONE_NEWIPC,
+    CLONE_NEWNET,
+    CLONE_NEWNS,
+    CLONE_NEWTIME,
+    CLONE_NEWUTS,
+    NS_FILES,
+    set_domainname,
+    setns,
+    unshare,
+)
 
 if TYPE_CHECKING:
     from .homing import Namespaces
     from .protocol import Spawn
 
-_SIOCGIFFLAGS, _SIOCSIFFLAGS, _IFF_UP = 0x8913, 0x8914, 1
-_LO = struct.Struct("16sh14x")
+SIOCSIFFLAGS = 0x8914
+#: ``struct ifreq``: lo, IFF_UP
+LOOPBACK_UP = struct.pack("16sh14x", b"lo", 1)
 
 
 #: CLONE_NEW* and descriptor of each namespace to enter, in this order
@@ -114,6 +125,27 @@ def kinds_of(joined: tuple[int, ...]) -> int:
     return functools.reduce(operator.or_, joined, 0)
 
 
+# linux/pidfd.h, since 6.11
+_PIDFD_GET_NAMESPACE = {CLONE_NEWIPC: 0xFF02, CLONE_NEWNS: 0xFF03, CLONE_NEWNET: 0xFF04, CLONE_NEWUTS: 0xFF0A}
+
+
+def namespaces_of(pidfd: int, pid: int, kinds: int, proc: int) -> list[int]:
+    """As :func:`own_namespaces`, of a child."""
+    fds: list[int] = []
+    try:
+        for kind, name in NS_FILES.items():
+            if kinds & kind:
+                with stage("namespace descriptor", name):
+                    try:
+                        fds.append(fcntl.ioctl(pidfd, _PIDFD_GET_NAMESPACE[kind]))
+                    except OSError:
+                        fds.append(os.open(f"{pid}/ns/{name}", os.O_RDONLY | os.O_CLOEXEC, dir_fd=proc))
+    except StageError:
+        close(fds)
+        raise
+    return fds
+
+
 def open_netlink(wanted: bool) -> list[int]:
     if not wanted:
         return []
@@ -147,7 +179,7 @@ def close(fds: list[int]) -> None:
 
 def _raise_loopback() -> None:
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as sock:
-        fcntl.ioctl(sock, _SIOCSIFFLAGS, _LO.pack(b"lo", _IFF_UP))
+        fcntl.ioctl(sock, SIOCSIFFLAGS, LOOPBACK_UP)
 
 
 def names_of(kinds: int) -> str:

@@ -72,7 +72,7 @@ def call(number: int, *arguments: Any) -> int:
     return _check(_libc.syscall(number, *(ctypes.c_long(a) if isinstance(a, int) else a for a in arguments)))
 
 
-class _CloneArgs(ctypes.Structure):
+class CloneArgs(ctypes.Structure):
     """``struct clone_args``, third version (CLONE_ARGS_SIZE_VER2, 88 bytes): linux/sched.h."""
 
     _fields_ = tuple(
@@ -82,6 +82,13 @@ class _CloneArgs(ctypes.Structure):
             *("set_tid", "set_tid_size", "cgroup"),
         )
     )
+
+    def into(self, cgroup: int) -> CloneArgs:
+        """With the cgroup of that descriptor, if there is one."""
+        if cgroup >= 0:
+            self.flags |= _CLONE_INTO_CGROUP
+            self.cgroup = cgroup
+        return self
 
 
 def _check(result: int) -> int:
@@ -111,14 +118,16 @@ def clone3(flags: int, cgroup: int = -1) -> tuple[int, int]:
     """
     pidfd = ctypes.c_int(-1)
     # With CLONE_PARENT the caller's own exit signal counts, and giving one is an error.
-    args = _CloneArgs(flags=flags, exit_signal=0 if flags & CLONE_PARENT else _SIGCHLD)
+    args = CloneArgs(flags=flags, exit_signal=0 if flags & CLONE_PARENT else _SIGCHLD).into(cgroup)
     if flags & CLONE_PIDFD:
         args.pidfd = ctypes.addressof(pidfd)
-    if cgroup >= 0:
-        args.flags |= _CLONE_INTO_CGROUP
-        args.cgroup = cgroup
     pid = _check(_libc.syscall(_SYS_CLONE3, ctypes.byref(args), ctypes.c_size_t(ctypes.sizeof(args))))
     return pid, pidfd.value if pid else -1
+
+
+def protect(address: int, size: int, protection: int) -> None:
+    """mprotect(2): whole pages."""
+    _check(_libc.mprotect(ctypes.c_void_p(address), ctypes.c_size_t(size), protection))
 
 
 def mount(source: str, target: str, kind: str, flags: int, data: str = "") -> None:

@@ -1,0 +1,317 @@
+"""Starts that need nothing but system calls between the clone and the exec, see :mod:`.script`."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import errno
+import fcntl
+import functools
+import marshal
+import os
+import select
+import signal
+import socket
+from typing import TYPE_CHECKING, NamedTuple
+
+from .command import IGNORED, candidates, identify, resolve
+from .pid1 import Pid1
+from .protocol import Event, Mode, Own
+from .script import (
+    CHDIR,
+    EXECVE,
+    FATAL,
+    IOCTL,
+    MOUNT,
+    OPENAT,
+    OPTIONAL,
+    OR_NEXT,
+    OR_NEXT_PROGRAM,
+    READ,
+    SETDOMAINNAME,
+    SETHOSTNAME,
+    SETNS,
+    SETSID,
+    SIGACTION,
+    SIGPROCMASK,
+    SOCKET,
+    UMOUNT,
+    UNSHARE,
+    WRITE,
+    Script,
+    array_of,
+)
+from .stages import StageError, stage
+from .steps import LOOPBACK_UP, SIOCSIFFLAGS, close, enter, go_home, kinds_of, names_of, namespaces_of
+from .syscalls import (
+    CLONE_NEWCGROUP,
+    CLONE_NEWNS,
+    CLONE_NEWPID,
+    CLONE_NEWTIME,
+    CLONE_NEWUSER,
+    MNT_DETACH,
+    MS_NODEV,
+    MS_NOEXEC,
+    MS_NOSUID,
+    MS_PRIVATE,
+    MS_REC,
+    MS_SHARED,
+    NS_FILES,
+)
+
+if TYPE_CHECKING:
+    from .protocol import Command, Spawn
+    from .script import Scripts
+    from .server import Server
+    from .steps import Joined
+
+# What all scripts have addresses of.
+_TEXTS = {text: ctypes.create_string_buffer(text) for text in (b"", b"/", b"/proc", b"/sys", b"proc", b"sysfs")}
+_LOOPBACK_UP = ctypes.create_string_buffer(LOOPBACK_UP)
+_NO_SIGNALS, _BYTE = ctypes.create_string_buffer(8), ctypes.create_string_buffer(8)
+_DEFAULT_ACTION = ctypes.create_string_buffer(32)  # struct sigaction: SIG_DFL
+_SIG_SETMASK = 2
+_AF_INET, _SOCK_DGRAM_CLOEXEC = 2, 0o2000002
+_QUIET = MS_NOSUID | MS_NODEV | MS_NOEXEC
+
+
+class _Launch(NamedTuple):
+    told: socket.socket  #: the child waits for a byte from it; then its end of file is the exec, or an init speaks
+    job: int  #: 0 if that has failed meanwhile
+    script: Script
+    pid: int
+    pidfd: int
+    command: Command
+    programs: list[bytes]
+    mounts: int  #: descriptor of the mount namespace where the programs are looked for, or -1: here
+    facts: tuple[int, ...]  #: what STARTED says, where that is known before
+    held: list[int]
+
+
+class Launches:
+    """Those of *server* that are under way."""
+
+    def __init__(self, server: Server, scripts: Scripts, pid1: Pid1 | None) -> None:
+        self._server = server
+        self._scripts = scripts
+        self._pid1 = pid1
+        self._by_descriptor: dict[int, _Launch] = {}
+        # 3 and 4 are an init's own: nothing that comes along with a request may have them.
+        while (low := fcntl.fcntl(server.home.null, fcntl.F_DUPFD_CLOEXEC, 3)) <= 4:
+            pass
+        os.close(low)
+
+    def __contains__(self, fd: int) -> bool:
+        return fd in self._by_descriptor
+
+    def can_start(self, request: Spawn) -> bool:
+        command, own = request.command, Own(*request.own)
+        kinds = request.unshare | kinds_of(request.join)
+        return (
+            command is not None
+            and (command.mode == Mode.EXEC or (command.mode == Mode.INIT and self._pid1 is not None))
+            and bool(request.unshare & CLONE_NEWPID)
+            and CLONE_NEWPID not in request.join
+            and not kinds & (CLONE_NEWUSER | CLONE_NEWTIME)
+            and command.user is None
+            and not (command.confinement or command.guarded or request.root or own.guarded or own.cgroupfs)
+        )
+
+    def spawn(self, request: Spawn, joined: Joined, streams: tuple[int, int, int]) -> None:
+        """Begin; what becomes of it is heard from the loop.
+
+        :raises StageError: the child is gone, or will be
+        """
+        command, home = request.command, self._server.home
+        assert command is not None
+        mounts = dict(joined).get(CLONE_NEWNS, -1)
+        # In other mounts the child does the looking.
+        programs = [resolve(command)] if mounts < 0 else candidates(command)
+        kinds = request.unshare & ~CLONE_NEWCGROUP
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        with theirs:
+            try:
+                script = self._compose(request, command, joined, streams, programs, theirs.fileno())
+                with stage("clone3", names_of(kinds)):
+                    pid, pidfd = self._scripts.begin(script, kinds, self._server.leaf)
+            except StageError:
+                ours.close()
+                raise
+        ours.setblocking(False)
+        launch = _Launch(ours, 0, script, pid, pidfd, command, programs, -1, (), [])
+        self._by_descriptor[ours.fileno()] = launch
+        self._server.poll.register(ours, select.POLLIN)
+        try:
+            held = namespaces_of(pidfd, pid, request.hold, home.own_proc)
+            launch = launch._replace(held=held)
+            with stage("pidfd"):
+                facts = () if command.mode == Mode.INIT else identify(pidfd, home.proc)
+                if mounts >= 0:
+                    mounts = fcntl.fcntl(mounts, fcntl.F_DUPFD_CLOEXEC, 3)
+        except StageError as exc:
+            close(launch.held)
+            os.kill(pid, signal.SIGKILL)
+            raise script.failure() or exc from None
+        self._by_descriptor[ours.fileno()] = launch._replace(job=request.job, facts=facts, mounts=mounts)
+        self._server.register(request, pid)
+        with contextlib.suppress(ConnectionError):  # it has failed before
+            ours.send(b"\0")
+
+    def hear(self, pid: int) -> None:
+        """What the child *pid* had to say before something else is told of it."""
+        for fd, launch in list(self._by_descriptor.items()):
+            if launch.pid == pid:
+                self.hear_one(fd)
+
+    def hear_one(self, fd: int) -> None:
+        launch = self._by_descriptor[fd]
+        try:
+            told = launch.told.recv(16)
+        except BlockingIOError:
+            return
+        except ConnectionError:  # it didn't take the byte
+            told = b""
+        del self._by_descriptor[fd]
+        self._server.poll.unregister(fd)
+        try:
+            if launch.job:
+                self._conclude(launch, told)
+            else:
+                os.close(launch.pidfd)
+        except StageError as exc:
+            close([launch.pidfd, *launch.held])
+            self._server.abandon(launch.job)
+            self._server.fail(launch.job, self._explain(launch, exc))
+        finally:
+            launch.told.close()
+            if launch.mounts >= 0:
+                os.close(launch.mounts)
+
+    def _conclude(self, launch: _Launch, told: bytes) -> None:
+        """It has started, or not."""
+        home, pidfd, facts = self._server.home, launch.pidfd, launch.facts
+        if (failure := launch.script.failure()) is not None:
+            raise failure
+        if launch.command.mode == Mode.INIT:
+            if not told:
+                raise StageError("init", errno.ESRCH, "it was killed")
+            pidfd = Pid1.hear(told, launch.pid, home.own_proc)
+            try:
+                with stage("init"):
+                    facts = identify(pidfd, home.proc)
+            except StageError:
+                os.close(pidfd)
+                raise
+            os.close(launch.pidfd)
+        self._server.answer((Event.STARTED, launch.job, *facts), [pidfd, *launch.held])
+
+    def _explain(self, launch: _Launch, failure: StageError) -> StageError:
+        """Which program it is that couldn't be executed."""
+        if failure.stage != "exec":
+            return failure
+        try:
+            program = launch.programs[0] if launch.mounts < 0 else self._resolve_in(launch.mounts, launch.command)
+        except StageError as exc:
+            return exc
+        return StageError("exec", failure.number, os.fsdecode(program))
+
+    def _resolve_in(self, mounts: int, command: Command) -> bytes:
+        try:
+            enter(self._server.home, 0, [(CLONE_NEWNS, mounts)])
+            return resolve(command)
+        finally:
+            go_home(self._server.home, CLONE_NEWNS)
+
+    # -- what the child does
+
+    def _compose(
+        self,
+        request: Spawn,
+        command: Command,
+        joined: Joined,
+        streams: tuple[int, int, int],
+        programs: list[bytes],
+        told: int,
+    ) -> Script:
+        script, own = Script(), Own(*request.own)
+        for kind, fd in joined:
+            script.call(("setns", NS_FILES[kind]), SETNS, fd, kind)
+        if own.cgroup:
+            script.call(("unshare", "cgroup"), UNSHARE, CLONE_NEWCGROUP)
+        _prepare(script, request, self._server.home.own_proc)
+        _mount_proc(script, own.proc)
+        here, anywhere = ("cwd", os.fsdecode(command.cwd)), ("cwd", "/")
+        if command.cwd_required:
+            script.call(here, CHDIR, script.text(command.cwd))
+        else:
+            script.call(here, CHDIR, script.text(command.cwd), failure=OR_NEXT)
+            script.call(anywhere, CHDIR, _text(b"/"))
+        for number, fd in enumerate(streams):  # all are above 2: none is overwritten before it is duplicated
+            script.duplicate(fd, number)
+        for number in IGNORED:
+            script.call(("signals", ""), SIGACTION, number, ctypes.addressof(_DEFAULT_ACTION), 0, 8)
+        script.call(("start", ""), READ, told, ctypes.addressof(_BYTE), 1)
+        variables = script.keep(_block(command.env))
+        if command.mode == Mode.INIT:
+            assert self._pid1 is not None
+            self._pid1.add_to(script, command, programs, variables, request.job, told)
+            return script
+        if command.session:
+            script.call(("session", ""), SETSID)
+        script.call(("signals", ""), SIGPROCMASK, _SIG_SETMASK, ctypes.addressof(_NO_SIGNALS), 0, 8)
+        argv = script.texts(command.argv)
+        for number, program in enumerate(programs, 1):
+            failure = FATAL if number == len(programs) else OR_NEXT_PROGRAM
+            script.call(("exec", ""), EXECVE, script.text(program), argv, variables, failure=failure)
+        return script
+
+
+def _prepare(script: Script, request: Spawn, proc: int) -> None:
+    """As :func:`.steps.prepare`, by a child."""
+    if request.loopback:
+        script.call(("loopback", ""), SOCKET, _AF_INET, _SOCK_DGRAM_CLOEXEC, 0, result_to=0)
+        script.call(("loopback", ""), IOCTL, -1, SIOCSIFFLAGS, ctypes.addressof(_LOOPBACK_UP))
+    if request.hostname is not None:
+        name = request.hostname.encode()
+        script.call(("hostname", ""), SETHOSTNAME, script.text(name), len(name))
+    if request.sysfs:
+        _mount(script, "/sys", b"sysfs", b"/sys", b"sysfs", _QUIET, failure=OPTIONAL)
+    if request.domainname is not None:
+        name = request.domainname.encode()
+        script.call(("domainname", ""), SETDOMAINNAME, script.text(name), len(name))
+    for path, value in request.sysctls:
+        at, written = ("sysctl", path), value.encode()
+        script.call(at, OPENAT, proc, script.text(path.encode()), os.O_WRONLY | os.O_CLOEXEC, result_to=0)
+        script.call(at, WRITE, -1, script.text(written), len(written))
+
+
+def _mount_proc(script: Script, how: int) -> None:
+    """As :func:`.mounts.make_own`, by a child."""
+    if not how:
+        return
+    if how == 2:
+        script.call(("mount /proc", ""), UMOUNT, _text(b"/proc"), MNT_DETACH, failure=OPTIONAL)
+    if how == 3:
+        _mount(script, "/proc", b"", b"/", b"", MS_REC | MS_SHARED)
+    if how >= 3:
+        script.call(("mount /proc", ""), UNSHARE, CLONE_NEWNS)
+    if how == 3:
+        _mount(script, "/proc", b"", b"/proc", b"", MS_PRIVATE)
+    _mount(script, "/proc", b"proc", b"/proc", b"proc", _QUIET)
+
+
+def _mount(
+    script: Script, what: str, source: bytes, target: bytes, kind: bytes, flags: int, *, failure: int = FATAL
+) -> None:
+    names = (_text(name) for name in (source, target, kind))
+    script.call((f"mount {what}", ""), MOUNT, *names, flags, 0, failure=failure)
+
+
+def _text(text: bytes) -> int:
+    return ctypes.addressof(_TEXTS[text])
+
+
+@functools.lru_cache(maxsize=4)
+def _block(env: bytes) -> ctypes.Array[ctypes.c_char_p]:
+    """An environment as execve takes it: thousands of commands have the same."""
+    return array_of(b"%s=%s" % variable for variable in marshal.loads(env).items())
