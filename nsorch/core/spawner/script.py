@@ -145,7 +145,7 @@ class Scripts:
     def begin(self, script: Script, kinds: int, cgroup: int) -> tuple[int, int]:
         """Begin a child in new namespaces of *kinds*, with all signals blocked, as the caller's must be.
 
-        :param script: keep it until the child is through, by an exec or by its death
+        :param script: keep it, and this, until the child is through, by an exec or by its death
         :param cgroup: descriptor of the one that it begins in, or -1
         :return: its pid, and a pidfd
         :raises OSError: of clone3

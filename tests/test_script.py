@@ -1,0 +1,151 @@
+"""Children that make a list of system calls: what the list means, and what they are in a supervisor."""
+
+from __future__ import annotations
+
+import os
+import pathlib
+import shutil
+import signal
+import subprocess
+import sys
+import textwrap
+
+import pytest
+
+import nsorch
+from nsorch.core.spawner import script
+
+SOURCE = pathlib.Path(script.__file__).with_suffix(".S")
+
+pytestmark = pytest.mark.skipif(
+    script.assembled(os.uname().machine) is None, reason=f"none is assembled for {os.uname().machine}"
+)
+
+
+@pytest.mark.skipif(shutil.which("as") is None or shutil.which("objcopy") is None, reason="no binutils")
+def test_it_is_its_source(tmp_path: pathlib.Path) -> None:
+    made, code = tmp_path / "script.o", tmp_path / "script.bin"
+    subprocess.run(["as", "-o", made, SOURCE], check=True)
+    subprocess.run(["objcopy", "-O", "binary", "-j", ".text", made, code], check=True)
+    assert script.assembled("x86_64") == code.read_bytes()
+
+
+# -- the list; in an interpreter of its own, which blocks all signals and has one thread
+
+
+def calls(lines: str) -> list[str]:
+    """What a child writes that makes the calls which *lines* add, and ends by exit 7; then its status, and failure."""
+    program = f"""
+import os, signal, sys
+from nsorch.core.spawner.script import *
+
+def say(word, **how):
+    line = word.encode() + b"\\n"
+    s.call(("say", word), WRITE, 1, s.text(line), len(line), **how)
+
+signal.pthread_sigmask(signal.SIG_SETMASK, signal.valid_signals())
+s = Script()
+{textwrap.dedent(lines)}
+s.call(("exit", ""), 231, 7)
+scripts = Scripts.prepare()  # the child runs in its memory
+pid, pidfd = scripts.begin(s, 0, -1)
+print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), *(s.failure() or RuntimeError("none")).args)
+"""
+    done = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True, timeout=20)
+    return done.stdout.splitlines()
+
+
+def test_one_after_the_other() -> None:
+    assert calls("say('a'); say('b')") == ["a", "b", "7 none"]
+
+
+def test_the_first_failure_ends_it_and_is_known() -> None:
+    lines = "say('a'); s.call(('cwd', '/nowhere'), CHDIR, s.text(b'/nowhere')); say('b')"
+    assert calls(lines) == ["a", "125 cwd 2 /nowhere"]
+
+
+def test_what_may_fail() -> None:
+    lines = "s.call(('cwd', ''), CHDIR, s.text(b'/nowhere'), failure=OPTIONAL); say('a')"
+    assert calls(lines) == ["a", "7 none"]
+
+
+@pytest.mark.parametrize(("where", "said"), [("/nowhere", ["a", "b"]), ("/", ["b"])])
+def test_what_is_done_instead(where: str, said: list[str]) -> None:
+    lines = f"s.call(('cwd', ''), CHDIR, s.text(b'{where}'), failure=OR_NEXT); say('a'); say('b')"
+    assert calls(lines) == [*said, "7 none"]
+
+
+def test_a_result_is_an_argument_of_the_next() -> None:
+    lines = """
+    s.call(('open', ''), OPENAT, -100, s.text(b'/proc/self/comm'), os.O_WRONLY, result_to=0)
+    s.call(('write', ''), WRITE, -1, s.text(b'renamed'), 7)
+    s.call(('exec', ''), EXECVE, s.text(b'/bin/cat'), s.texts([b'cat', b'/proc/self/comm']), s.texts([]))
+    """
+    assert calls(lines) == ["cat", "0 none"]
+    assert calls(lines.replace("O_WRONLY", "O_RDONLY")) == ["125 write 9 "]
+
+
+def test_programs_are_tried_as_execvp_does(tmp_path: pathlib.Path) -> None:
+    plain = tmp_path / "plain"
+    plain.write_text("no program")
+
+    def tried(*programs: object) -> list[str]:
+        lines = "".join(
+            f"s.call(('exec', '{n}'), EXECVE, s.text(b'{p}'), s.texts([b'sh', b'-c', b'echo ran']), s.texts([]),"
+            f"failure=OR_NEXT_PROGRAM)\n"
+            for n, p in enumerate(programs)
+        )
+        return calls(lines)
+
+    plain.chmod(0o644)
+    assert tried("/nowhere/sh", f"{plain}/sh", plain, tmp_path, "/bin/sh") == ["ran", "0 none"]
+    assert tried("/nowhere/sh") == ["7 none"]
+    plain.chmod(0o755)
+    assert tried(plain, "/bin/sh") == ["125 exec 8 0"]  # ENOEXEC: that is it, and nothing else is
+
+
+# -- in a supervisor
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("init", [True, False])
+async def test_programs_are_those_of_the_workers_mounts(init: bool, tmp_path: pathlib.Path) -> None:
+    tmp_path.chmod(0o755)
+    async with nsorch.Supervisor() as sup:
+        worker = await sup.start("w", ["sleep", "600"], init=init)
+        put = f"mount -t tmpfs none {tmp_path} && cp $(command -v sleep) {tmp_path}/mine && echo >{tmp_path}/bad"
+        await worker.run(put)
+        await worker.restart(["mine", "600"], env={"PATH": f"/nowhere:{tmp_path}"})
+        assert worker.state is nsorch.State.RUNNING
+        found = await worker.run(["cat", f"/proc/{worker.pid if not init else 2}/comm"], check=False)
+        assert b"mine" in found.stdout or not init  # without the init, nobody has mounted its /proc
+        with pytest.raises(nsorch.CommandNotFoundError) as failure:
+            await worker.restart(["theirs"], env={"PATH": str(tmp_path)})
+        assert failure.value.worker == "w"
+        with pytest.raises(nsorch.SetupError, match="not executable"):
+            await worker.restart(["bad"], env={"PATH": str(tmp_path)})
+        assert worker.state is nsorch.State.FAILED
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("init", [True, False])
+async def test_a_directory_that_is_gone(init: bool, tmp_path: pathlib.Path) -> None:
+    async with nsorch.Supervisor() as sup:
+        with pytest.raises(nsorch.SetupError, match="cwd"):
+            await sup.start("w", ["sleep", "600"], init=init, cwd=tmp_path / "gone")
+        assert not sup.workers
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("init", [True, False])
+async def test_commands_have_no_signals_blocked_or_ignored(init: bool) -> None:
+    async with nsorch.Supervisor() as sup:
+        line = ["grep", "-E", "^Sig(Blk|Ign)|^ShdPnd", "/proc/self/status"]
+        worker = await sup.start("w", line, init=init, stdout=subprocess.PIPE)
+        assert worker.stdout is not None
+        said = b"".join([chunk async for chunk in worker.stdout])
+        states = dict(line.split(b":\t") for line in said.splitlines())
+        # Python sets no handlers in the helper but for these two, which it ignores.
+        for number in (signal.SIGPIPE, signal.SIGXFSZ):
+            assert not int(states[b"SigIgn"], 16) >> number - 1 & 1
+        assert int(states[b"SigBlk"], 16) == 0
