@@ -41,7 +41,7 @@ def candidates(command: Command) -> list[bytes]:
         # A relative path counts from the command's working directory.
         return [os.path.join(command.cwd, name)]
     path = environment(command).get(b"PATH", _DEFAULT_PATH)
-    return [os.path.join(folder or b".", name) for folder in path.split(b":")] if name else []
+    return [(folder or b".") + b"/" + name for folder in path.split(b":")] if name else []
 
 
 def resolve(command: Command) -> bytes:
@@ -49,19 +49,23 @@ def resolve(command: Command) -> bytes:
 
     :raises StageError: of stage ``"command"`` with ENOENT or EACCES
     """
-    name = command.argv[0]
-    found = errno.ENOENT
-    for candidate in candidates(command):
-        if os.access(candidate, os.X_OK) and os.path.isfile(candidate):
-            return candidate
+    places = candidates(command)
+    for place in places:
+        if os.access(place, os.X_OK) and os.path.isfile(place):
+            return place
+    raise StageError("command", _why_not(command.argv[0], places), os.fsdecode(command.argv[0]))
+
+
+def _why_not(name: bytes, places: list[bytes]) -> int:
+    for place in places:
         try:
-            os.stat(candidate)
-            found = errno.EACCES
+            os.stat(place)
         except OSError as exc:
             # A directory of PATH that can't be searched has no command, as shells see it.
-            if exc.errno == errno.EACCES and b"/" in name:
-                found = errno.EACCES
-    raise StageError("command", found, os.fsdecode(name))
+            if exc.errno != errno.EACCES or b"/" not in name:
+                continue
+        return errno.EACCES
+    return errno.ENOENT
 
 
 def enter_directory(command: Command) -> None:

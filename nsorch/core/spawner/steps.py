@@ -135,10 +135,10 @@ def namespaces_of(pidfd: int, pid: int, kinds: int, proc: int) -> list[int]:
     try:
         for kind, name in NS_FILES.items():
             if kinds & kind:
-                with stage("namespace descriptor", name):
-                    try:
-                        fds.append(fcntl.ioctl(pidfd, _PIDFD_GET_NAMESPACE[kind]))
-                    except OSError:
+                try:
+                    fds.append(fcntl.ioctl(pidfd, _PIDFD_GET_NAMESPACE[kind]))
+                except OSError:
+                    with stage("namespace descriptor", name):
                         fds.append(os.open(f"{pid}/ns/{name}", os.O_RDONLY | os.O_CLOEXEC, dir_fd=proc))
     except StageError:
         close(fds)
