@@ -39,8 +39,9 @@ if TYPE_CHECKING:
 
 # So many workers are under way at a time: more would only wait in the spawner's socket, with their descriptors open.
 _UNDER_WAY = 32
-# What init and command do before the exec takes processors, too: more at a time take the caller's loop its own.
-_INITS_UNDER_WAY = 3
+# What commands do before and after their exec takes processors, too: more at a time take the caller's loop its own. Few
+# where their namespaces are there, because then the spawner has little to do for each.
+_COMMANDS_UNDER_WAY, _EXECS_UNDER_WAY = 8, 2
 _SLICE = 25
 _DESCRIPTORS = 6  # of a worker: its namespaces, a pidfd, a socket while it is wired
 
@@ -163,10 +164,12 @@ class Starter:
             await self._make_and_connect(workers, bridges, partial(self._make, environment=environment), errors)
             late = await self._with_dhcp(workers)
             main = [worker for worker in workers if worker.spec.command is not None and worker not in late]
-            await self._each(main, partial(self._execute, environment=environment), errors)
+            await self._each(main, partial(self._execute, environment=environment), errors, _EXECS_UNDER_WAY)
         else:
             for rank in _ranks(workers):
-                await self._each(rank, partial(self._make_and_execute, environment=environment), errors)
+                commands = any(worker.spec.command is not None for worker in rank)
+                limit = _COMMANDS_UNDER_WAY if commands else _UNDER_WAY
+                await self._each(rank, partial(self._make_and_execute, environment=environment), errors, limit)
 
     async def _make_and_connect(
         self,
@@ -401,8 +404,6 @@ class Starter:
             async with self._slots:
                 await self._take(step, worker, errors)
             return
-        if any(worker.spec.init and worker.spec.command is not None for worker in workers):
-            limit = min(limit, _INITS_UNDER_WAY) if step != self._become_ready else limit
         pending = iter(workers)
 
         async def work() -> None:

@@ -91,7 +91,7 @@ class _Launch(NamedTuple):
 class Launches:
     """Those of *server* that are under way."""
 
-    def __init__(self, server: Server, scripts: Scripts, pid1: Pid1 | None) -> None:
+    def __init__(self, server: Server, scripts: Scripts, pid1: Pid1) -> None:
         self._server = server
         self._scripts = scripts
         self._pid1 = pid1
@@ -109,10 +109,12 @@ class Launches:
         kinds = request.unshare | kinds_of(request.join)
         return (
             command is not None
-            and (command.mode == Mode.EXEC or (command.mode == Mode.INIT and self._pid1 is not None))
+            and command.mode in (Mode.EXEC, Mode.INIT)
             and bool(request.unshare & CLONE_NEWPID)
             and CLONE_NEWPID not in request.join
             and not kinds & (CLONE_NEWUSER | CLONE_NEWTIME)
+            # What leads to the file of the process itself is refused by an interpreter.
+            and not command.argv[0].startswith(b"/proc/")
             and command.user is None
             and not (command.confinement or command.guarded or request.root or own.guarded or own.cgroupfs)
         )
@@ -253,7 +255,6 @@ class Launches:
         script.call(("start", ""), READ, told, ctypes.addressof(_BYTE), 1)
         variables = script.keep(_block(command.env))
         if command.mode == Mode.INIT:
-            assert self._pid1 is not None
             self._pid1.add_to(script, command, programs, variables, request.job, told)
             return script
         if command.session:

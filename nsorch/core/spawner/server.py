@@ -92,7 +92,7 @@ class Server:
         self._launches = None
         if home.namespaces:
             self._pid1 = Pid1.prepare()
-            if (scripts := Scripts.prepare()) is not None:
+            if (scripts := Scripts.prepare()) is not None and self._pid1 is not None:
                 self._launches = Launches(self, scripts, self._pid1)
             self._nursery = Nursery(home.namespaces, self._report, self._begin_init)
 
