@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import pathlib
 import shutil
@@ -9,11 +10,16 @@ import signal
 import subprocess
 import sys
 import textwrap
+from typing import TYPE_CHECKING, Any
 
+import anyio
 import pytest
 
 import nsorch
 from nsorch.core.spawner import script
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 SOURCE = pathlib.Path(script.__file__).with_suffix(".S")
 
@@ -48,7 +54,7 @@ s = Script()
 {textwrap.dedent(lines)}
 s.call(("exit", ""), 231, 7)
 scripts = Scripts.prepare()  # the child runs in its memory
-pid, pidfd = scripts.begin(s, 0, -1)
+pid, pidfd = scripts.begin(s, 0)
 print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), *(s.failure() or RuntimeError("none")).args)
 """
     done = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True, timeout=20)
@@ -149,3 +155,66 @@ async def test_commands_have_no_signals_blocked_or_ignored(init: bool) -> None:
         for number in (signal.SIGPIPE, signal.SIGXFSZ):
             assert not int(states[b"SigIgn"], 16) >> number - 1 & 1
         assert int(states[b"SigBlk"], 16) == 0
+
+
+async def start_beside(mixed: Sequence[dict[str, Any]], each: int = 15) -> list[nsorch.Worker]:
+    """Workers that sleep, of each of the options, *each* times one after the other, all options at one time."""
+    sup = nsorch.Supervisor()
+    workers: list[nsorch.Worker] = []
+
+    async def start(number: int, options: dict[str, Any]) -> None:
+        for turn in range(each):
+            workers.append(await sup.start(f"w{number}-{turn}", ["sleep", "600"], **options))
+
+    async with sup:
+        async with anyio.create_task_group() as tasks:
+            for number, options in enumerate(mixed):
+                tasks.start_soon(start, number, options)
+        for worker in workers:
+            expected = mixed[int(worker.name[1:].partition("-")[0])].get("oom_score_adj", own_oom_score())
+            assert pathlib.Path(f"/proc/{worker.pid}/oom_score_adj").read_text() == f"{expected}\n"
+    return workers
+
+
+def own_oom_score() -> int:
+    return int(pathlib.Path("/proc/self/oom_score_adj").read_text())
+
+
+@pytest.mark.anyio
+async def test_beside_clocks_of_others() -> None:
+    """Who enters a time namespace must share its memory with nobody."""
+    if not os.path.exists("/proc/self/ns/time"):
+        pytest.skip("a kernel without time namespaces")
+    shifted = {"time_offsets": {"boottime": 100.0}}
+    assert await start_beside([{"init": False}, shifted, {"init": False}, {}, shifted | {"init": False}])
+
+
+@pytest.mark.anyio
+async def test_beside_scores_of_others() -> None:
+    """A score is everybody's who shares the memory."""
+    scored = {"oom_score_adj": own_oom_score() + 100, "init": False}
+    assert await start_beside([{"init": False}, scored, {"init": False}, {}, scored])
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("init", [True, False])
+async def test_signals_that_come_during_starts(init: bool) -> None:
+    """No handler of the helper's runs in a child, whose memory is the helper's."""
+    async with nsorch.Supervisor() as sup:
+        stub = (await sup.wait_event(nsorch.SupervisorStarted, since=0)).pid
+        (spawner,) = map(int, pathlib.Path(f"/proc/{stub}/task/{stub}/children").read_text().split())
+
+        def interrupt() -> None:
+            children = pathlib.Path(f"/proc/{spawner}/task/{spawner}/children")
+            while not ended:
+                for pid in (spawner, *map(int, children.read_text().split())):
+                    with contextlib.suppress(ProcessLookupError):
+                        os.kill(pid, signal.SIGINT)
+
+        ended: list[bool] = []
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(anyio.to_thread.run_sync, interrupt)
+            for number in range(40):
+                await sup.start(f"w{number}", ["sleep", "600"], init=init)
+            ended.append(True)
+        assert len(sup.workers) == 40

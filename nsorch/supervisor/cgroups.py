@@ -2,7 +2,7 @@
 
 A worker begins in a leaf if it has limits or a cgroup namespace, or the supervisor was made with ``cgroups=True``.
 Others get theirs, with all that runs in them, when somebody asks for their statistics or freezes them: an ordinary
-worker has no use for one.
+worker has no use for one, and a command that begins in one takes a fork.
 """
 
 from __future__ import annotations

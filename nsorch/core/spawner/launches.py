@@ -117,6 +117,8 @@ class Launches:
             and not command.argv[0].startswith(b"/proc/")
             and command.user is None
             and not (command.confinement or command.guarded or request.root or own.guarded or own.cgroupfs)
+            # Where a cgroup's memory is used up, all who share the child's would be killed.
+            and not request.cgroup
         )
 
     def spawn(self, request: Spawn, joined: Joined, streams: tuple[int, int, int]) -> None:
@@ -129,13 +131,15 @@ class Launches:
         mounts = dict(joined).get(CLONE_NEWNS, -1)
         # In other mounts the child does the looking.
         programs = [resolve(command)] if mounts < 0 else candidates(command)
+        if not programs:
+            raise StageError("command", errno.ENOENT)
         kinds = request.unshare & ~CLONE_NEWCGROUP
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with theirs:
             try:
                 script = self._compose(request, command, joined, streams, programs, theirs.fileno())
                 with stage("clone3", names_of(kinds)):
-                    pid, pidfd = self._scripts.begin(script, kinds, self._server.leaf)
+                    pid, pidfd = self._scripts.begin(script, kinds)
             except StageError:
                 ours.close()
                 raise
@@ -150,14 +154,24 @@ class Launches:
                 facts = () if command.mode == Mode.INIT else identify(pidfd, home.proc)
                 if mounts >= 0:
                     mounts = fcntl.fcntl(mounts, fcntl.F_DUPFD_CLOEXEC, 3)
+                launch = launch._replace(mounts=mounts)
+            with stage("start"), contextlib.suppress(ConnectionError):  # it has failed before
+                ours.send(b"\0")
         except StageError as exc:
             close(launch.held)
+            self._by_descriptor[ours.fileno()] = launch._replace(held=[])
             os.kill(pid, signal.SIGKILL)
             raise script.failure() or exc from None
-        self._by_descriptor[ours.fileno()] = launch._replace(job=request.job, facts=facts, mounts=mounts)
+        self._by_descriptor[ours.fileno()] = launch._replace(job=request.job, facts=facts)
         self._server.register(request, pid)
-        with contextlib.suppress(ConnectionError):  # it has failed before
-            ours.send(b"\0")
+
+    def settle(self) -> None:
+        """Wait until none shares the spawner's memory any more, as before what concerns all who do: who changes a time
+        namespace must be alone, and an oom_score_adj is everybody's."""
+        for launch in self._by_descriptor.values():
+            waiting = select.poll()
+            waiting.register(launch.told, select.POLLIN)
+            waiting.poll()
 
     def hear(self, pid: int) -> None:
         """What the child *pid* had to say before something else is told of it."""
@@ -185,6 +199,9 @@ class Launches:
             self._server.abandon(launch.job)
             self._server.fail(launch.job, self._explain(launch, exc))
         finally:
+            # Children that were made meanwhile have it, too, and an init waits for its end.
+            with contextlib.suppress(OSError):
+                launch.told.shutdown(socket.SHUT_RDWR)
             launch.told.close()
             if launch.mounts >= 0:
                 os.close(launch.mounts)

@@ -5,9 +5,9 @@ are copied; and what posix_spawn starts has its caller wait for the exec. This c
 interpreter, uses none of it but the list, and the caller goes on: it makes the next one while this one mounts and
 executes on another processor.
 
-Nothing may be done that concerns all who share the memory: user and time namespaces, credentials and what makes a
-process traceable or not are for forked children. Nobody but the caller's own processes may see the child before its
-exec, so it is the first of a new pid namespace.
+Nothing may be done that concerns all who share the memory: user and time namespaces, credentials, limited memory, and
+what makes a process traceable or not are for forked children. Nobody but the caller's own processes may see the child
+before its exec, so it is the first of a new pid namespace.
 """
 
 from __future__ import annotations
@@ -39,6 +39,7 @@ SETHOSTNAME, SETDOMAINNAME, OPENAT, UNSHARE, SETNS, EXECVEAT = 170, 171, 257, 27
 
 AT_EMPTY_PATH = 0x1000
 _CLONE_VM = 0x100
+_CLONE_CLEAR_SIGHAND = 0x100000000  # the handlers are the interpreter's, and would run in its memory
 _SIGCHLD = 17
 
 #: what the failure of a call means, see script.S
@@ -142,18 +143,16 @@ class Scripts:
         except OSError:
             return None
 
-    def begin(self, script: Script, kinds: int, cgroup: int) -> tuple[int, int]:
+    def begin(self, script: Script, kinds: int) -> tuple[int, int]:
         """Begin a child in new namespaces of *kinds*, with all signals blocked, as the caller's must be.
 
         :param script: keep it, and this, until the child is through, by an exec or by its death
-        :param cgroup: descriptor of the one that it begins in, or -1
         :return: its pid, and a pidfd
         :raises OSError: of clone3
         """
         pidfd = ctypes.c_int(-1)
-        args = CloneArgs(
-            flags=kinds | _CLONE_VM | CLONE_PIDFD, pidfd=ctypes.addressof(pidfd), exit_signal=_SIGCHLD
-        ).into(cgroup)
+        flags = kinds | _CLONE_VM | _CLONE_CLEAR_SIGHAND | CLONE_PIDFD
+        args = CloneArgs(flags=flags, pidfd=ctypes.addressof(pidfd), exit_signal=_SIGCHLD)
         pid = self._begin(ctypes.addressof(args), ctypes.sizeof(args), *script.arrange())
         if pid < 0:
             raise OSError(-pid, os.strerror(-pid))

@@ -36,6 +36,7 @@ from .syscalls import (
     CLONE_NEWNET,
     CLONE_NEWNS,
     CLONE_NEWPID,
+    CLONE_NEWTIME,
     CLONE_NEWUSER,
     NS_FILES,
     clone3,
@@ -249,6 +250,8 @@ class Server:
                 self._kill(Kill(job))
 
     def _adopt(self, request: protocol.Adopt, leaf: int) -> None:
+        if self._launches is not None:
+            self._launches.settle()
         roots = [job.pid for job in map(self.jobs.get, request.targets) if job is not None and job.pid]
         adopt(leaf, roots, self.home.own_proc)
         self.answer((Event.DONE, request.job), [])
@@ -268,6 +271,8 @@ class Server:
         try:
             if request.check is not None:
                 resolve(Command(*request.check))
+            if self._launches is not None and _concerns_sharers(request):
+                self._launches.settle()
             if not self.home.namespaces or (request.unshare | kinds_of(request.join)) & CLONE_NEWUSER:
                 self._births.spawn(request, joined, streams)
             elif self._launches is not None and self._launches.can_start(request):
@@ -439,6 +444,13 @@ class Server:
 def _wants_init(request: Spawn) -> bool:
     command = request.command
     return command is not None and command.mode == Mode.INIT and bool(request.unshare & CLONE_NEWPID)
+
+
+def _concerns_sharers(request: Spawn) -> bool:
+    """Whether it changes what others who share this process's memory have, too."""
+    if (request.unshare | kinds_of(request.join)) & CLONE_NEWTIME:
+        return True
+    return request.command is not None and decode(request.command.confinement).oom_score_adj is not None
 
 
 def _socket(request: OpenSocket) -> int:

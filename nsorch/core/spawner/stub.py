@@ -66,6 +66,8 @@ def main(stub_fd: int, program_mount: int = -1) -> NoReturn:
     # The terminal of the application sends some to its whole process group. Blocked, none is lost for a forked child,
     # which hears them by signalfd; commands start with none blocked.
     signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # else it would run in a vfork child, and so in our memory
     os.umask(0o022)
     _raise_descriptor_limit()
     application = socket.socket(fileno=stub_fd)

@@ -83,13 +83,6 @@ class CloneArgs(ctypes.Structure):
         )
     )
 
-    def into(self, cgroup: int) -> CloneArgs:
-        """With the cgroup of that descriptor, if there is one."""
-        if cgroup >= 0:
-            self.flags |= _CLONE_INTO_CGROUP
-            self.cgroup = cgroup
-        return self
-
 
 def _check(result: int) -> int:
     if result < 0:
@@ -118,9 +111,12 @@ def clone3(flags: int, cgroup: int = -1) -> tuple[int, int]:
     """
     pidfd = ctypes.c_int(-1)
     # With CLONE_PARENT the caller's own exit signal counts, and giving one is an error.
-    args = CloneArgs(flags=flags, exit_signal=0 if flags & CLONE_PARENT else _SIGCHLD).into(cgroup)
+    args = CloneArgs(flags=flags, exit_signal=0 if flags & CLONE_PARENT else _SIGCHLD)
     if flags & CLONE_PIDFD:
         args.pidfd = ctypes.addressof(pidfd)
+    if cgroup >= 0:
+        args.flags |= _CLONE_INTO_CGROUP
+        args.cgroup = cgroup
     pid = _check(_libc.syscall(_SYS_CLONE3, ctypes.byref(args), ctypes.c_size_t(ctypes.sizeof(args))))
     return pid, pidfd.value if pid else -1
 
