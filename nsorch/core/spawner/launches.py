@@ -15,6 +15,7 @@ import socket
 from typing import TYPE_CHECKING, NamedTuple
 
 from .command import IGNORED, candidates, identify, resolve
+from .mounts import PROC_FLAGS
 from .pid1 import Pid1
 from .protocol import Event, Mode, Own
 from .script import (
@@ -39,6 +40,7 @@ from .script import (
     UNSHARE,
     WRITE,
     Script,
+    Scripts,
     array_of,
 )
 from .stages import StageError, stage
@@ -50,9 +52,6 @@ from .syscalls import (
     CLONE_NEWTIME,
     CLONE_NEWUSER,
     MNT_DETACH,
-    MS_NODEV,
-    MS_NOEXEC,
-    MS_NOSUID,
     MS_PRIVATE,
     MS_REC,
     MS_SHARED,
@@ -61,7 +60,6 @@ from .syscalls import (
 
 if TYPE_CHECKING:
     from .protocol import Command, Spawn
-    from .script import Scripts
     from .server import Server
     from .steps import Joined
 
@@ -70,31 +68,41 @@ _TEXTS = {text: ctypes.create_string_buffer(text) for text in (b"", b"/", b"/pro
 _LOOPBACK_UP = ctypes.create_string_buffer(LOOPBACK_UP)
 _NO_SIGNALS, _BYTE = ctypes.create_string_buffer(8), ctypes.create_string_buffer(8)
 _DEFAULT_ACTION = ctypes.create_string_buffer(32)  # struct sigaction: SIG_DFL
-_SIG_SETMASK = 2
-_AF_INET, _SOCK_DGRAM_CLOEXEC = 2, 0o2000002
-_QUIET = MS_NOSUID | MS_NODEV | MS_NOEXEC
 
 
-class _Launch(NamedTuple):
-    told: socket.socket  #: the child waits for a byte from it; then its end of file is the exec, or an init speaks
-    job: int  #: 0 if that has failed meanwhile
-    script: Script
-    pid: int
-    pidfd: int
-    command: Command
-    programs: list[bytes]
-    mounts: int  #: descriptor of the mount namespace where the programs are looked for, or -1: here
-    facts: tuple[int, ...]  #: what STARTED says, where that is known before
-    held: list[int]
+class _Launch:
+    def __init__(self, told: socket.socket, script: Script, pid: int, pidfd: int, command: Command) -> None:
+        self.told = told  #: the child waits for a byte from it; then its end of file is the exec, or an init speaks
+        self.script = script
+        self.pid = pid
+        self.pidfd = pidfd
+        self.command = command
+        self.job = 0  #: or none: it has failed
+        self.mounts = -1  #: descriptor of the mount namespace where the program is looked for, if that isn't ours
+        self.facts: tuple[int, ...] = ()  #: what STARTED says, where that is known before
+        self.held: list[int] = []
+
+
+class Programs(NamedTuple):
+    """What it takes."""
+
+    scripts: Scripts
+    pid1: Pid1
+
+    @classmethod
+    def prepare(cls) -> Programs | None:
+        """None where one of them can't run."""
+        scripts, pid1 = Scripts.prepare(), Pid1.prepare()
+        return None if scripts is None or pid1 is None else cls(scripts, pid1)
 
 
 class Launches:
     """Those of *server* that are under way."""
 
-    def __init__(self, server: Server, scripts: Scripts, pid1: Pid1) -> None:
+    def __init__(self, server: Server) -> None:
         self._server = server
-        self._scripts = scripts
-        self._pid1 = pid1
+        # Where there is no way back, all is done by a child.
+        self._programs = Programs.prepare() if server.home.namespaces else None
         self._by_descriptor: dict[int, _Launch] = {}
         # 3 and 4 are an init's own: nothing that comes along with a request may have them.
         while (low := fcntl.fcntl(server.home.null, fcntl.F_DUPFD_CLOEXEC, 3)) <= 4:
@@ -108,7 +116,8 @@ class Launches:
         command, own = request.command, Own(*request.own)
         kinds = request.unshare | kinds_of(request.join)
         return (
-            command is not None
+            self._programs is not None
+            and command is not None
             and command.mode in (Mode.EXEC, Mode.INIT)
             and bool(request.unshare & CLONE_NEWPID)
             and CLONE_NEWPID not in request.join
@@ -128,6 +137,7 @@ class Launches:
         """
         command, home = request.command, self._server.home
         assert command is not None
+        assert self._programs is not None
         mounts = dict(joined).get(CLONE_NEWNS, -1)
         # In other mounts the child does the looking.
         programs = [resolve(command)] if mounts < 0 else candidates(command)
@@ -137,32 +147,28 @@ class Launches:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with theirs:
             try:
-                script = self._compose(request, command, joined, streams, programs, theirs.fileno())
+                script = self._compose(self._programs.pid1, request, joined, streams, programs, theirs.fileno())
                 with stage("clone3", names_of(kinds)):
-                    pid, pidfd = self._scripts.begin(script, kinds)
+                    pid, pidfd = self._programs.scripts.begin(script, kinds)
             except StageError:
                 ours.close()
                 raise
         ours.setblocking(False)
-        launch = _Launch(ours, 0, script, pid, pidfd, command, programs, -1, (), [])
-        self._by_descriptor[ours.fileno()] = launch
+        launch = self._by_descriptor[ours.fileno()] = _Launch(ours, script, pid, pidfd, command)
         self._server.poll.register(ours, select.POLLIN)
         try:
-            held = namespaces_of(pidfd, pid, request.hold, home.own_proc)
-            launch = launch._replace(held=held)
+            launch.held = namespaces_of(pidfd, pid, request.hold, home.own_proc)
             with stage("pidfd"):
-                facts = () if command.mode == Mode.INIT else identify(pidfd, home.proc)
+                if command.mode == Mode.EXEC:
+                    launch.facts = identify(pidfd, home.proc)
                 if mounts >= 0:
-                    mounts = fcntl.fcntl(mounts, fcntl.F_DUPFD_CLOEXEC, 3)
-                launch = launch._replace(mounts=mounts)
+                    launch.mounts = fcntl.fcntl(mounts, fcntl.F_DUPFD_CLOEXEC, 3)
             with stage("start"), contextlib.suppress(ConnectionError):  # it has failed before
                 ours.send(b"\0")
         except StageError as exc:
-            close(launch.held)
-            self._by_descriptor[ours.fileno()] = launch._replace(held=[])
             os.kill(pid, signal.SIGKILL)
             raise script.failure() or exc from None
-        self._by_descriptor[ours.fileno()] = launch._replace(job=request.job, facts=facts)
+        launch.job = request.job
         self._server.register(request, pid)
 
     def settle(self) -> None:
@@ -172,6 +178,10 @@ class Launches:
             waiting = select.poll()
             waiting.register(launch.told, select.POLLIN)
             waiting.poll()
+
+    def read_ends(self) -> list[tuple[int, int]]:
+        """See :meth:`.pid1.Pid1.read_ends`."""
+        return [] if self._programs is None else self._programs.pid1.read_ends()
 
     def hear(self, pid: int) -> None:
         """What the child *pid* had to say before something else is told of it."""
@@ -192,67 +202,57 @@ class Launches:
         try:
             if launch.job:
                 self._conclude(launch, told)
-            else:
-                os.close(launch.pidfd)
         except StageError as exc:
-            close([launch.pidfd, *launch.held])
             self._server.abandon(launch.job)
             self._server.fail(launch.job, self._explain(launch, exc))
         finally:
+            close([*launch.held, *(fd for fd in (launch.pidfd, launch.mounts) if fd >= 0)])
             # Children that were made meanwhile have it, too, and an init waits for its end.
             with contextlib.suppress(OSError):
                 launch.told.shutdown(socket.SHUT_RDWR)
             launch.told.close()
-            if launch.mounts >= 0:
-                os.close(launch.mounts)
 
     def _conclude(self, launch: _Launch, told: bytes) -> None:
         """It has started, or not."""
-        home, pidfd, facts = self._server.home, launch.pidfd, launch.facts
+        home = self._server.home
         if (failure := launch.script.failure()) is not None:
             raise failure
         if launch.command.mode == Mode.INIT:
             if not told:
                 raise StageError("init", errno.ESRCH, "it was killed")
-            pidfd = Pid1.hear(told, launch.pid, home.own_proc)
-            try:
-                with stage("init"):
-                    facts = identify(pidfd, home.proc)
-            except StageError:
-                os.close(pidfd)
-                raise
-            os.close(launch.pidfd)
-        self._server.answer((Event.STARTED, launch.job, *facts), [pidfd, *launch.held])
+            init, launch.pidfd = launch.pidfd, Pid1.hear(told, launch.pid, home.own_proc)
+            os.close(init)
+            with stage("init"):
+                launch.facts = identify(launch.pidfd, home.proc)
+        fds, launch.pidfd, launch.held = [launch.pidfd, *launch.held], -1, []
+        self._server.answer((Event.STARTED, launch.job, *launch.facts), fds)
 
     def _explain(self, launch: _Launch, failure: StageError) -> StageError:
         """Which program it is that couldn't be executed."""
         if failure.stage != "exec":
             return failure
+        home, command, mounts = self._server.home, launch.command, launch.mounts
         try:
-            program = launch.programs[0] if launch.mounts < 0 else self._resolve_in(launch.mounts, launch.command)
+            enter(home, 0, [(CLONE_NEWNS, mounts)] if mounts >= 0 else [])
+            return StageError("exec", failure.number, os.fsdecode(resolve(command)))
         except StageError as exc:
             return exc
-        return StageError("exec", failure.number, os.fsdecode(program))
-
-    def _resolve_in(self, mounts: int, command: Command) -> bytes:
-        try:
-            enter(self._server.home, 0, [(CLONE_NEWNS, mounts)])
-            return resolve(command)
         finally:
-            go_home(self._server.home, CLONE_NEWNS)
+            go_home(home, CLONE_NEWNS if mounts >= 0 else 0)
 
     # -- what the child does
 
     def _compose(
         self,
+        pid1: Pid1,
         request: Spawn,
-        command: Command,
         joined: Joined,
         streams: tuple[int, int, int],
         programs: list[bytes],
         told: int,
     ) -> Script:
-        script, own = Script(), Own(*request.own)
+        script, own, command = Script(), Own(*request.own), request.command
+        assert command is not None
         for kind, fd in joined:
             script.call(("setns", NS_FILES[kind]), SETNS, fd, kind)
         if own.cgroup:
@@ -272,11 +272,11 @@ class Launches:
         script.call(("start", ""), READ, told, ctypes.addressof(_BYTE), 1)
         variables = script.keep(_block(command.env))
         if command.mode == Mode.INIT:
-            self._pid1.add_to(script, command, programs, variables, request.job, told)
+            pid1.add_to(script, command, programs, variables, request.job, told)
             return script
         if command.session:
             script.call(("session", ""), SETSID)
-        script.call(("signals", ""), SIGPROCMASK, _SIG_SETMASK, ctypes.addressof(_NO_SIGNALS), 0, 8)
+        script.call(("signals", ""), SIGPROCMASK, signal.SIG_SETMASK, ctypes.addressof(_NO_SIGNALS), 0, 8)
         argv = script.texts(command.argv)
         for number, program in enumerate(programs, 1):
             failure = FATAL if number == len(programs) else OR_NEXT_PROGRAM
@@ -287,13 +287,14 @@ class Launches:
 def _prepare(script: Script, request: Spawn, proc: int) -> None:
     """As :func:`.steps.prepare`, by a child."""
     if request.loopback:
-        script.call(("loopback", ""), SOCKET, _AF_INET, _SOCK_DGRAM_CLOEXEC, 0, result_to=0)
+        kind = socket.SOCK_DGRAM | socket.SOCK_CLOEXEC
+        script.call(("loopback", ""), SOCKET, socket.AF_INET, kind, 0, result_to=0)
         script.call(("loopback", ""), IOCTL, -1, SIOCSIFFLAGS, ctypes.addressof(_LOOPBACK_UP))
     if request.hostname is not None:
         name = request.hostname.encode()
         script.call(("hostname", ""), SETHOSTNAME, script.text(name), len(name))
     if request.sysfs:
-        _mount(script, "/sys", b"sysfs", b"/sys", b"sysfs", _QUIET, failure=OPTIONAL)
+        _mount(script, "/sys", b"sysfs", b"/sys", b"sysfs", PROC_FLAGS, failure=OPTIONAL)
     if request.domainname is not None:
         name = request.domainname.encode()
         script.call(("domainname", ""), SETDOMAINNAME, script.text(name), len(name))
@@ -315,7 +316,7 @@ def _mount_proc(script: Script, how: int) -> None:
         script.call(("mount /proc", ""), UNSHARE, CLONE_NEWNS)
     if how == 3:
         _mount(script, "/proc", b"", b"/proc", b"", MS_PRIVATE)
-    _mount(script, "/proc", b"proc", b"/proc", b"proc", _QUIET)
+    _mount(script, "/proc", b"proc", b"/proc", b"proc", PROC_FLAGS)
 
 
 def _mount(

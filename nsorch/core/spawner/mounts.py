@@ -29,7 +29,8 @@ from .syscalls import (
 if TYPE_CHECKING:
     from .protocol import Own
 
-_PROC_FLAGS = MS_NOSUID | MS_NODEV | MS_NOEXEC
+#: of what shows the kernel's state
+PROC_FLAGS = MS_NOSUID | MS_NODEV | MS_NOEXEC
 _HOSTS = "/etc/hosts"
 
 
@@ -59,7 +60,7 @@ def _mount_proc(*, replace: bool) -> None:
             # The one of the pid namespace that is gone. In a nested user namespace it may be locked: mount above it.
             with contextlib.suppress(OSError):
                 umount("/proc", MNT_DETACH)
-        mount("proc", "/proc", "proc", _PROC_FLAGS)
+        mount("proc", "/proc", "proc", PROC_FLAGS)
 
 
 def _part(how: int) -> None:
@@ -78,7 +79,7 @@ def mount_sys() -> None:
     """On the host's ``/sys``, that of the network namespace. A container that masks parts of its own forbids that, as
     the kernel sees it in a user namespace: then the host's stays."""
     with contextlib.suppress(OSError):
-        mount("sysfs", "/sys", "sysfs", _PROC_FLAGS)
+        mount("sysfs", "/sys", "sysfs", PROC_FLAGS)
 
 
 def mount_home() -> int:

@@ -15,6 +15,7 @@ from __future__ import annotations
 import ctypes
 import mmap
 import os
+import signal
 from typing import TYPE_CHECKING, Any
 
 from .stages import StageError
@@ -40,7 +41,6 @@ SETHOSTNAME, SETDOMAINNAME, OPENAT, UNSHARE, SETNS, EXECVEAT = 170, 171, 257, 27
 AT_EMPTY_PATH = 0x1000
 _CLONE_VM = 0x100
 _CLONE_CLEAR_SIGHAND = 0x100000000  # the handlers are the interpreter's, and would run in its memory
-_SIGCHLD = 17
 
 #: what the failure of a call means, see script.S
 FATAL, OPTIONAL, OR_NEXT, OR_NEXT_PROGRAM = range(4)
@@ -152,7 +152,7 @@ class Scripts:
         """
         pidfd = ctypes.c_int(-1)
         flags = kinds | _CLONE_VM | _CLONE_CLEAR_SIGHAND | CLONE_PIDFD
-        args = CloneArgs(flags=flags, pidfd=ctypes.addressof(pidfd), exit_signal=_SIGCHLD)
+        args = CloneArgs(flags=flags, pidfd=ctypes.addressof(pidfd), exit_signal=signal.SIGCHLD)
         pid = self._begin(ctypes.addressof(args), ctypes.sizeof(args), *script.arrange())
         if pid < 0:
             raise OSError(-pid, os.strerror(-pid))

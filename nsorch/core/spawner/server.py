@@ -24,11 +24,9 @@ from .command import identify, pick_streams, resolve, start
 from .confinement import decode, hidden, lent_oom_score, set_oom_score
 from .launches import Launches
 from .nursery import Nursery
-from .pid1 import Pid1
 from .pins import Pins
 from .protocol import Command, Event, Kill, Mode, OpenSocket, OpenTun, Own, Spawn
 from .reaper import supervise
-from .script import Scripts
 from .stages import StageError, stage
 from .steps import build_root, close, enter, go_home, kinds_of, open_netlink, own_namespaces, own_pid, prepare
 from .syscalls import (
@@ -88,14 +86,8 @@ class Server:
         self._births = Births(self)
         self.subtree: tuple[str, int] | None = None  # name, and descriptor of the cgroup above
         self.leaf = -1  # the cgroup of what is being started
-        self._nursery = None
-        self._pid1 = None
-        self._launches = None
-        if home.namespaces:
-            self._pid1 = Pid1.prepare()
-            if (scripts := Scripts.prepare()) is not None and self._pid1 is not None:
-                self._launches = Launches(self, scripts, self._pid1)
-            self._nursery = Nursery(home.namespaces, self._report, self._begin_init)
+        self._launches = Launches(self)
+        self._nursery = Nursery(home.namespaces, self._report, self._begin_init) if home.namespaces else None
 
     def serve(self, *ends: int) -> None:
         """Serve, all signals blocked, until the application closes its end or one of *ends* becomes readable."""
@@ -119,7 +111,7 @@ class Server:
                 elif fd == self._requests.fileno():
                     if not self._read_requests():
                         return
-                elif self._launches is not None and fd in self._launches:
+                elif fd in self._launches:
                     self._launches.hear_one(fd)
                 elif fd in self._births:
                     self._births.hear_one(fd)
@@ -250,8 +242,7 @@ class Server:
                 self._kill(Kill(job))
 
     def _adopt(self, request: protocol.Adopt, leaf: int) -> None:
-        if self._launches is not None:
-            self._launches.settle()
+        self._launches.settle()
         roots = [job.pid for job in map(self.jobs.get, request.targets) if job is not None and job.pid]
         adopt(leaf, roots, self.home.own_proc)
         self.answer((Event.DONE, request.job), [])
@@ -271,11 +262,11 @@ class Server:
         try:
             if request.check is not None:
                 resolve(Command(*request.check))
-            if self._launches is not None and _concerns_sharers(request):
+            if _concerns_sharers(request):
                 self._launches.settle()
             if not self.home.namespaces or (request.unshare | kinds_of(request.join)) & CLONE_NEWUSER:
                 self._births.spawn(request, joined, streams)
-            elif self._launches is not None and self._launches.can_start(request):
+            elif self._launches.can_start(request):
                 self._launches.spawn(request, joined, streams)
             elif self._nursery is not None and _wants_init(request):
                 self._spawn_by_nursery(self._nursery, request, joined, streams)
@@ -388,15 +379,14 @@ class Server:
                     return
                 # Reapers report before they end, so the report is there; the nursery's children their birth, too.
                 self._read_reports()
-                for number, ended in () if self._pid1 is None else self._pid1.read_ends():
+                for number, ended in self._launches.read_ends():
                     if number in self.jobs:
                         self.jobs[number].status = ended
                 job = self._by_pid.pop(pid, None)
                 if job is not None:
                     job.pid = 0  # the number may be another's now
                 self._births.hear(pid=pid)
-                if self._launches is not None:
-                    self._launches.hear(pid)
+                self._launches.hear(pid)
                 if job is None:
                     if self._nursery is not None and pid == self._nursery.pid:
                         os._exit(1)

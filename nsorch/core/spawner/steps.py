@@ -27,6 +27,8 @@ from .syscalls import (
 )
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from .homing import Namespaces
     from .protocol import Spawn
 
@@ -131,19 +133,14 @@ _PIDFD_GET_NAMESPACE = {CLONE_NEWIPC: 0xFF02, CLONE_NEWNS: 0xFF03, CLONE_NEWNET:
 
 def namespaces_of(pidfd: int, pid: int, kinds: int, proc: int) -> list[int]:
     """As :func:`own_namespaces`, of a child."""
-    fds: list[int] = []
-    try:
-        for kind, name in NS_FILES.items():
-            if kinds & kind:
-                try:
-                    fds.append(fcntl.ioctl(pidfd, _PIDFD_GET_NAMESPACE[kind]))
-                except OSError:
-                    with stage("namespace descriptor", name):
-                        fds.append(os.open(f"{pid}/ns/{name}", os.O_RDONLY | os.O_CLOEXEC, dir_fd=proc))
-    except StageError:
-        close(fds)
-        raise
-    return fds
+
+    def open_one(kind: int, name: str) -> int:
+        try:
+            return fcntl.ioctl(pidfd, _PIDFD_GET_NAMESPACE[kind])
+        except OSError:
+            return os.open(f"{pid}/ns/{name}", os.O_RDONLY | os.O_CLOEXEC, dir_fd=proc)
+
+    return _open_each(kinds, open_one)
 
 
 def open_netlink(wanted: bool) -> list[int]:
@@ -158,14 +155,22 @@ def own_namespaces(kinds: int, proc: int) -> list[int]:
 
     :param proc: descriptor of a /proc that knows the caller: that of a worker may be none
     """
+
+    def open_one(kind: int, name: str) -> int:
+        # Of two time namespaces the one that was made last: the caller's children are in it.
+        file = "time_for_children" if kind == CLONE_NEWTIME else name
+        return os.open(f"thread-self/ns/{file}", os.O_RDONLY | os.O_CLOEXEC, dir_fd=proc)
+
+    return _open_each(kinds, open_one)
+
+
+def _open_each(kinds: int, open_one: Callable[[int, str], int]) -> list[int]:
     fds: list[int] = []
     try:
         for kind, name in NS_FILES.items():
             if kinds & kind:
-                # Of two time namespaces the one that was made last: the caller's children are in it.
-                file = "time_for_children" if kind == CLONE_NEWTIME else name
                 with stage("namespace descriptor", name):
-                    fds.append(os.open(f"thread-self/ns/{file}", os.O_RDONLY | os.O_CLOEXEC, dir_fd=proc))
+                    fds.append(open_one(kind, name))
     except StageError:
         close(fds)
         raise

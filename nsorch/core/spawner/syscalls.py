@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import signal
 from typing import Any
 
 CLONE_NEWTIME = 0x00000080
@@ -99,9 +100,6 @@ def setns(fd: int, kinds: int) -> None:
     _check(_libc.setns(fd, kinds))
 
 
-_SIGCHLD = 17
-
-
 def clone3(flags: int, cgroup: int = -1) -> tuple[int, int]:
     """Fork with *flags*, into the cgroup of that descriptor if there is one.
 
@@ -111,7 +109,7 @@ def clone3(flags: int, cgroup: int = -1) -> tuple[int, int]:
     """
     pidfd = ctypes.c_int(-1)
     # With CLONE_PARENT the caller's own exit signal counts, and giving one is an error.
-    args = CloneArgs(flags=flags, exit_signal=0 if flags & CLONE_PARENT else _SIGCHLD)
+    args = CloneArgs(flags=flags, exit_signal=0 if flags & CLONE_PARENT else signal.SIGCHLD)
     if flags & CLONE_PIDFD:
         args.pidfd = ctypes.addressof(pidfd)
     if cgroup >= 0:
@@ -143,8 +141,8 @@ def pivot_root(new: str, old: str) -> None:
     _check(_libc.pivot_root(os.fsencode(new), os.fsencode(old)))
 
 
-def set_parent_death_signal(signal: int) -> None:
-    _check(_libc.prctl(_PR_SET_PDEATHSIG, signal, 0, 0, 0))
+def set_parent_death_signal(number: int) -> None:
+    _check(_libc.prctl(_PR_SET_PDEATHSIG, number, 0, 0, 0))
 
 
 def set_name(name: bytes) -> None:
