@@ -45,6 +45,7 @@ def test_difference() -> None:
     assert not difference(old, office())
     assert told(difference(old, office(web=["sleep", "601"]))) == {"restart worker web (command)"}
     assert told(difference(old, office(mtu=1400))) == {"set link pc-x (mtu)"}
+    assert told(difference(old, office(mtu=1000))) == {"replace link pc-x (mtu)"}  # it has no IPv6 then
     assert told(difference(old, office(pc_on="far"))) == {"remove link pc-lan", "add link pc-far"}
     new = office()
     new.worker("y", links=["lan"])

@@ -171,12 +171,28 @@ async def test_routes() -> None:
             await worker.connect_tcp(str(sup.workers["h"].addresses[0].ip), 80)
 
 
+async def test_no_mtu_that_ipv6_cannot_live_with() -> None:
+    async with nsorch.Supervisor() as sup:
+        await lab(sup, "ab")
+        link = sup.links["b:eth0-lan"]
+        too_few = r"links\.b:eth0-lan\.mtu: 1279 bytes are too few for IPv6, which needs 1280: b:eth0 has fd00::2"
+        with pytest.raises(TopologyError, match=too_few):
+            await link.set(mtu=1279, mac="02:00:00:00:00:01")
+        assert sup.workers["b"].interfaces["eth0"].mtu is None
+        assert sup.workers["b"].interfaces["eth0"].mac != "02:00:00:00:00:01"
+        assert await reach(sup)
+        four = await sup.link("a", "b", subnet="10.1.0.0/31")
+        await four.set(mtu=1279)
+        await four.set(mtu=1500)
+
+
 async def test_ipv6_comes_back_with_an_mtu_that_it_can_live_with() -> None:
     async with nsorch.Supervisor() as sup:
         await sup.bridge("lan", ("10.0.0.0/24", "fd00::/64"), gateway="a")
         await sup.start_all([nsorch.WorkerSpec(name=name, links=["lan"]) for name in "ab"])
         link = sup.links["b:eth0-lan"]
-        await link.set(mtu=1000)
+        await sup.workers["b"].run(["ip", "link", "set", "eth0", "mtu", "1000"])
+        await sup.wait_event("LinkChanged", since=0)
         assert (await sup.ping_all([("a", "b")], version=4)).ok
         await link.set(mtu=1500)
         assert (await sup.ping_all([("a", "b"), ("b", "a")], version=6)).ok

@@ -45,6 +45,19 @@ async def told(events: object, count: int) -> list[tuple[str, str, str]]:
 
 
 @needs_kernel("macvlan")
+async def test_a_link_keeps_an_mtu_that_what_is_above_can_live_with() -> None:
+    async with nsorch.Supervisor() as sup:
+        worker = await sup.start("a")
+        link = await sup.link("a", await sup.start("b"), subnet="10.1.0.0/31")
+        await worker.add_interface(Macvlan("low", parent="eth0"))
+        await worker.add_interface(Macvlan("high", parent="low", address="fd01::1/64"))
+        with pytest.raises(TopologyError, match="a:high has fd01::1"):
+            await link.set(mtu=1279)
+        await worker.remove_interface("high")
+        await link.set(mtu=1279)
+
+
+@needs_kernel("macvlan")
 async def test_macvlan_is_there_before_the_command() -> None:
     async with nsorch.Supervisor() as sup:
         await sup.bridge("lan", BOTH)

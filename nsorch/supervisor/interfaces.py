@@ -326,6 +326,10 @@ class Interfaces:
             found += self._with_above(other)
         return found
 
+    def above(self, netns: str, name: str) -> list[Device]:
+        """All that is above *name*."""
+        return [each for device in self._above(netns, name) for each in self._with_above(device)]
+
     def drop_above(self, netns: str, name: str) -> None:
         """The link with the end *name* is gone, and the kernel has removed what was above it."""
         for device in self._above(netns, name):

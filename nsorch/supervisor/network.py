@@ -309,7 +309,7 @@ class Link:
         given stays, and None takes a part away. The last is taken away when the packets it holds are through, for
         which up to 2 s are waited.
 
-        :param mtu: bytes, of both ends
+        :param mtu: bytes, of both ends; IPv6, where an end has such an address, needs 1280
         :param mac: of a worker's end, such as ``"02:00:00:00:00:01"``
         :param address: one, or several, of a worker's end; those of a family of which none is given stay
         :param bridge: another one that the worker's end moves to, with *address*, the address it has, or a free one.

@@ -356,6 +356,9 @@ class Wiring:
         return Capture(self._supervisor, links, **options)
 
     async def set_mtu(self, link: Link, mtu: int) -> None:
+        if mtu < LEAST_MTU6:
+            self._refuse_short(link, mtu)
+        # Another program may have lowered it, and the kernel dropped the addresses.
         gains_ipv6 = any(side.mtu is not None and side.mtu < LEAST_MTU6 for side in link._sides) and mtu >= LEAST_MTU6
         for side in link._sides:
             await self.kernel.with_handle(side, self.kernel.engine.set_link, side.ifname, mtu=mtu)
@@ -364,6 +367,15 @@ class Wiring:
             await self._restore(link)
         self.note_interfaces(link)
         self.publish(events.LinkChanged(link=link.name, changes=(("mtu", str(mtu)),)))
+
+    def _refuse_short(self, link: Link, mtu: int) -> None:
+        for side in link._sides:
+            devices = self.interfaces.above(side.netns, side.ifname) if side.worker is not None else ()
+            its = [(side.owner, side.present), *((device.owner, device.addresses) for device in devices)]
+            six = [f"{owner} has {address.ip}" for owner, own in its for address in own if address.version == 6]
+            if six:
+                too_few = f"{mtu} bytes are too few for IPv6, which needs {LEAST_MTU6}"
+                raise TopologyError(f"links.{link.name}.mtu: {too_few}: {six[0]}")
 
     def note_interfaces(self, link: Link) -> None:
         """Write down what its ends are."""

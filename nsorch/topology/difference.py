@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Literal, TypeVar
 
 from attrs import evolve, field, fields, frozen
 
+from nsorch.topology.checks import LEAST_MTU6
 from nsorch.topology.emulation import EMULATION_KEYS
 from nsorch.topology.namespaces import New
 from nsorch.topology.presets import isolation_of
@@ -13,7 +14,7 @@ from nsorch.topology.specs import BridgeSpec, End, LinkSpec, To, WorkerSpec
 from nsorch.values import Value
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable, Iterable, Iterator, Mapping
 
     from attrs import AttrsInstance
 
@@ -110,7 +111,7 @@ def difference(old: Topology, new: Topology) -> Difference:
         if now is None:
             remove.append(key)
             links.append(Change(action="remove", kind="link", name=name))
-        elif anew & {key[0], key[2]} or not all(name.rpartition(".")[2] in _SETTABLE for name in keys):
+        elif anew & {key[0], key[2]} or not _can_be_set(keys, as_link(key, spec), as_link(key, now)):
             remove.append(key)
             add.append(key)
             links.append(Change(action="replace", kind="link", name=name, details=keys))
@@ -160,6 +161,12 @@ def _link_keys(old: LinkSpec, new: LinkSpec) -> tuple[str, ...]:
         keys = _differing(*ends)
         found += [f"{where}.{key}" for key in keys] if set(keys) <= set(EMULATION_KEYS) else [where]
     return tuple(found)
+
+
+def _can_be_set(keys: Iterable[str], old: LinkSpec, new: LinkSpec) -> bool:
+    """With an MTU that IPv6 can't live with, a link has other addresses."""
+    short = {link.mtu is not None and link.mtu < LEAST_MTU6 for link in (old, new)}
+    return len(short) == 1 and all(name.rpartition(".")[2] in _SETTABLE for name in keys)
 
 
 def _bridge_change(name: str, old: BridgeSpec, new: BridgeSpec) -> Change | None:
