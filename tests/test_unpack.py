@@ -124,6 +124,53 @@ async def test_metadata(anyio_backend: str, tmp_path: pathlib.Path, target: path
         path.chmod(0o755)  # for pytest, to remove it
 
 
+async def test_attributes_of_both_forms(anyio_backend: str, tmp_path: pathlib.Path, target: pathlib.Path) -> None:
+    probe = tmp_path / "probe"
+    probe.touch()
+    try:
+        os.setxattr(probe, "user.x", b"")
+    except OSError:
+        pytest.skip("this file system has no attributes")
+    source = tmp_path / "rootfs.tar"
+    bsdtar = {
+        "LIBARCHIVE.xattr.user.binary": "AP8K",
+        "LIBARCHIVE.xattr.user.bare": "YQ",  # libarchive leaves the padding out
+        "LIBARCHIVE.xattr.user.a%3Db": "YWI=",
+        "LIBARCHIVE.xattr.user.both": "Ym90aA",
+        "SCHILY.xattr.user.both": "both",
+        "LIBARCHIVE.xattr.trusted.overlay.opaque": "eQ",
+        "LIBARCHIVE.creationtime": "1700000000",
+    }
+    source.write_bytes(tarball(entry("file", b"", pax_headers=bsdtar), entry("folder", pax_headers=bsdtar)))
+    await nsorch.unpack(source, target)
+    for name in ("file", "folder"):
+        found = {key: os.getxattr(target / name, key) for key in os.listxattr(target / name)}
+        assert found == {"user.binary": b"\0\xff\n", "user.bare": b"a", "user.a=b": b"ab", "user.both": b"both"}
+    foreign = {"LIBARCHIVE.xattr.security.capability": "AQAAAg"}
+    source.write_bytes(tarball(entry("file", b"", pax_headers=foreign)))
+    done = await nsorch.unpack(source, target.with_name("squashed"), squash=True)
+    assert done.notes == ("1 attributes security.capability left out: file",)
+
+
+@pytest.mark.parametrize("kind", [b"", None])
+@pytest.mark.parametrize(
+    ("header", "problem"), [({"x": "%%%"}, r"entry 'it': attribute 'user\.x' is not Base64"), ({"x%00": ""}, "null")]
+)
+async def test_attributes_that_are_damaged(
+    header: dict[str, str],
+    problem: str,
+    kind: bytes | None,
+    anyio_backend: str,
+    tmp_path: pathlib.Path,
+    target: pathlib.Path,
+) -> None:
+    pax = {f"LIBARCHIVE.xattr.user.{key}": value for key, value in header.items()}
+    source = tmp_path / "rootfs.tar"
+    source.write_bytes(tarball(entry("it", kind, pax_headers=pax)))
+    with pytest.raises(nsorch.ImageError, match=problem):
+        await nsorch.unpack(source, target)
+
+
 @pytest.mark.parametrize("suffix", ["", ".gz", ".xz", ".bz2", ".zst"])
 @pytest.mark.parametrize("form", [tarfile.PAX_FORMAT, tarfile.GNU_FORMAT, tarfile.USTAR_FORMAT])
 async def test_tarballs(

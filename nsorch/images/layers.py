@@ -6,12 +6,14 @@ below, ``.wh..wh..opq`` all that these have in its directory; neither what the l
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import errno
 import math
 import os
 import stat
 from typing import IO, TYPE_CHECKING, Any
+from urllib.parse import unquote_to_bytes
 
 from nsorch.errors import ImageError
 from nsorch.images.archive import entries
@@ -26,6 +28,7 @@ if TYPE_CHECKING:
 _WHITEOUT, _OPAQUE = ".wh.", ".wh..wh..opq"
 _CHUNK = 1 << 18
 _XATTR = "SCHILY.xattr."  # of pax(1) headers, as star, GNU tar and Go write them
+_ENCODED_XATTR = "LIBARCHIVE.xattr."  # as bsdtar does, beside the other: see archive_write_set_format_pax.c
 # The kernel's, of an overlay: in a lower directory they would hide or redirect files.
 _OVERLAYS = ("trusted.overlay.", "user.overlay.")
 _LATEST = 1 << 33  # seconds: what any file system here can store
@@ -220,9 +223,8 @@ class Applier:
         return mode
 
     def _set_attributes(self, info: tarfile.TarInfo, folder: int, name: str) -> None:
-        for key, value in info.pax_headers.items():
-            attribute = key.removeprefix(_XATTR)
-            if attribute == key or attribute.startswith(_OVERLAYS):
+        for attribute, value in _attributes(info).items():
+            if attribute.startswith(_OVERLAYS):
                 continue
             if self._squash and not attribute.startswith("user."):
                 self._note(f"attributes {attribute} left out", info.name)
@@ -231,7 +233,7 @@ class Applier:
                 continue
             fd = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=folder)
             try:
-                os.setxattr(fd, attribute, value.encode("utf-8", "surrogateescape"))
+                os.setxattr(fd, attribute, value)
             except OSError as exc:
                 if exc.errno not in (errno.EPERM, errno.EOPNOTSUPP, errno.EINVAL):
                     raise
@@ -276,6 +278,27 @@ def _is_file(folder: int, name: str) -> bool:
         return not stat.S_ISDIR(os.lstat(name, dir_fd=folder).st_mode)
     except FileNotFoundError:
         return False
+
+
+def _attributes(info: tarfile.TarInfo) -> dict[str, bytes]:
+    """Extended ones. The two forms of one attribute say the same."""
+    found = {}
+    for key, value in info.pax_headers.items():
+        if key.startswith(_XATTR):
+            name, contents = key.removeprefix(_XATTR), value.encode("utf-8", "surrogateescape")
+        elif key.startswith(_ENCODED_XATTR):
+            name = os.fsdecode(unquote_to_bytes(key.removeprefix(_ENCODED_XATTR)))
+            digits = value.rstrip("=")  # which libarchive leaves out, and others needn't
+            try:
+                contents = base64.b64decode(digits + "=" * (-len(digits) % 4), validate=True)
+            except ValueError:
+                raise ImageError(f"entry {info.name!r}: attribute {name!r} is not Base64", entry=info.name) from None
+        else:
+            continue
+        if "\0" in name:
+            raise ImageError(f"entry {info.name!r}: null character in attribute {name!r}", entry=info.name)
+        found[name] = contents
+    return found
 
 
 def _owner(info: tarfile.TarInfo) -> tuple[int, int]:
