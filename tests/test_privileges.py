@@ -19,7 +19,8 @@ from rootfs_support import make_rootfs
 
 import nsorch
 from nsorch.topology.difference import difference
-from nsorch.topology.privileges import CAPABILITIES
+from nsorch.topology.presets import isolation_of
+from nsorch.topology.privileges import CAPABILITIES, CAPABILITY_SETS
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -67,6 +68,29 @@ async def test_capabilities(init: bool) -> None:
         free = await worker.run(["cat", "/proc/self/status"], confined=False)
         assert capability_sets(status(free.stdout.decode()))["effective"] & mask != 0
         assert capability_sets(status(free.stdout.decode()))["effective"] != mask
+
+
+@pytest.mark.parametrize(
+    "value", ["all", "ALL", ["all"], ["ALL"], ["CHOWN", "All"], {key: ["all"] for key in CAPABILITY_SETS}]
+)
+def test_all_capabilities(value: Any) -> None:
+    assert nsorch.WorkerSpec(name="w", capabilities=value).capabilities == nsorch.Capabilities.only(*CAPABILITIES)
+
+
+@pytest.mark.parametrize(
+    ("value", "expected", "required"),
+    [
+        (["-all", "+NET_RAW"], {"NET_RAW"}, {"NET_RAW"}),  # as with other tools, in any order
+        (["+NET_RAW", "-ALL"], {"NET_RAW"}, {"NET_RAW"}),
+        (["-all"], set(), set()),
+        (["+ALL", "-CHOWN"], {*CAPABILITIES} - {"CHOWN"}, set()),
+        (["+all"], {*CAPABILITIES}, set()),
+    ],
+)
+@pytest.mark.parametrize("preset", ["network", "sandbox"])
+def test_changes_by_all_capabilities(value: list[str], expected: set[str], required: set[str], preset: str) -> None:
+    isolation = isolation_of(nsorch.WorkerSpec(name="w", command=["true"], capabilities=value, isolation=preset))
+    assert (isolation.capabilities, isolation.required) == (nsorch.Capabilities.only(*expected), required)
 
 
 async def test_the_five_sets() -> None:
@@ -505,6 +529,8 @@ async def test_no_keystroke_for_the_callers_terminal(preset: str) -> None:
     [
         ("capabilities", ["NET_ROW"], 'did you mean "NET_RAW"'),
         ("capabilities", ["+NET_RAW", "CHOWN"], "either all are changes"),
+        ("capabilities", ["CAP_ALL"], "there is no 'CAP_ALL'"),
+        ("capabilities", ["+all", "-ALL"], "added and dropped at once"),
         ("capabilities", {"ambient": ["CHOWN"]}, "must be permitted"),
         ("capabilities", {"other": []}, 'no set "other"'),
         ("rlimits", {"nofiles": 1}, 'there is no "nofiles"'),
@@ -548,6 +574,12 @@ def test_namespaces_that_fields_contradict() -> None:
     for kind, fields in (("time", {"time_offsets": {"boottime": 1}}), ("cgroup", {"cgroup_namespace": True})):
         with pytest.raises(nsorch.TopologyError, match=rf"workers\.w\.{next(iter(fields))}: needs a {kind} namespace"):
             nsorch.Topology().worker("w", namespaces={"net": "new", kind: "host"}, **fields)
+    for namespaces in (["net", "mnt", "cgroup"], {"mnt": True, "cgroup": "new"}):
+        for preset in ("network", "sandbox"):
+            with pytest.raises(
+                nsorch.TopologyError, match=r"workers\.w\.cgroup_namespace: it is false, but namespaces"
+            ):
+                nsorch.Topology().worker("w", namespaces=namespaces, isolation=preset, cgroup_namespace=False)
 
 
 def test_files(tmp_path: pathlib.Path) -> None:
@@ -575,6 +607,7 @@ def test_files(tmp_path: pathlib.Path) -> None:
     topology.worker("ids", namespaces=["user"], uid_map=[(0, 1, 2)], gid_map=[(0, 1, 2)], capabilities=["CHOWN"])
     topology.worker("sets", capabilities=nsorch.Capabilities(bounding="all"), rootfs="/a")
     topology.worker("every", capabilities="all")
+    topology.worker("one", capabilities=["-all", "+NET_RAW"])
     for name in ("lab.toml", "lab.yaml", "lab.json"):
         topology.dump(tmp_path / name)
         loaded = nsorch.Topology.load(tmp_path / name)

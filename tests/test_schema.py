@@ -115,7 +115,7 @@ PARTS: list[dict[str, Any]] = [
                     {"type": "bind", "src": "/a", "dst": "/b", "read_only": True},
                 ],
                 "masked": ["/x"],
-                "capabilities": ["+NET_ADMIN"],
+                "capabilities": ["-ALL", "+NET_ADMIN"],
                 "rlimits": {"nofile": [1, "unlimited"], "RLIMIT_CORE": 0},
                 "limits": {"memory": "64m", "cpus": 1.5, "io": {"8:0": {"rbps": "1MB"}}},
                 "time_offsets": {"monotonic": 5},

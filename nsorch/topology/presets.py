@@ -143,16 +143,20 @@ def _seccomp(spec: WorkerSpec) -> str | bytes | int | None:
 def _capabilities(spec: WorkerSpec) -> tuple[Capabilities | None, frozenset[str]]:
     chosen = spec.capabilities
     if isinstance(chosen, Capabilities):
-        every = chosen.named == frozenset(CAPABILITIES)
-        return chosen, frozenset() if every else chosen.named
+        return chosen, _required(chosen.named)
     base = {"container": CONTAINER_CAPABILITIES, "sandbox": frozenset[str]()}.get(spec.isolation)
     if isinstance(chosen, CapabilityChange):
         names = chosen.applied(frozenset(CAPABILITIES) if base is None else base)
-        return Capabilities.only(*names), chosen.add - chosen.drop
+        return Capabilities.only(*names), _required(chosen.add) - chosen.drop
     if base is None:
         return None, frozenset()
     # A command of another uid than 0 has none of them, as with other container runtimes.
     return Capabilities(bounding=base, permitted=base, effective=base), frozenset()
+
+
+def _required(named: frozenset[str]) -> frozenset[str]:
+    """Who asks for all means all that there are."""
+    return frozenset() if named == frozenset(CAPABILITIES) else named
 
 
 def _namespaces(spec: WorkerSpec) -> NamespaceSet:
@@ -164,6 +168,8 @@ def _namespaces(spec: WorkerSpec) -> NamespaceSet:
     strict = spec.isolation != "network"
     if spec.cgroup_namespace or (spec.cgroup_namespace is None and strict and not _mentions(spec, "cgroup")):
         changes["cgroup"] = New()
+    if spec.cgroup_namespace is False and isinstance(found.cgroup, New):
+        raise TopologyError("cgroup_namespace: it is false, but namespaces has a cgroup namespace of the worker's own")
     if spec.time_offsets:
         changes["time"] = New()
     for kind, name in (("cgroup", "cgroup_namespace"), ("time", "time_offsets")):
@@ -191,7 +197,7 @@ def is_plain(spec: WorkerSpec) -> bool:
         and not spec.readonly_paths
         and not spec.readonly_root
         and not spec.no_new_privs
-        and not spec.cgroup_namespace
+        and spec.cgroup_namespace is None
         and spec.domainname is None
         and not spec.uid_map
         and not spec.gid_map

@@ -65,7 +65,14 @@ UNLIMITED = -1
 _MOST_INSTRUCTIONS = 4096  # BPF_MAXINSNS
 
 
-def _capability(value: Any) -> str:
+def _is_all(value: Any) -> bool:
+    """In any case: container tools write it in capitals."""
+    return isinstance(value, str) and value.upper() == "ALL"
+
+
+def _capability(value: Any) -> frozenset[str]:
+    if _is_all(value):
+        return frozenset(CAPABILITIES)
     name = value.upper().removeprefix("CAP_") if isinstance(value, str) else ""
     if name not in CAPABILITIES:
         import difflib
@@ -73,15 +80,15 @@ def _capability(value: Any) -> str:
         close = difflib.get_close_matches(name, CAPABILITIES, 1)
         hint = f'; did you mean "{close[0]}"?' if close else ""
         raise TopologyError(f"capabilities: there is no {value!r}{hint}")
-    return name
+    return frozenset((name,))
 
 
 def _capability_set(value: Any) -> frozenset[str]:
-    if value == "all":
+    if _is_all(value):
         return frozenset(CAPABILITIES)
     if isinstance(value, str) or not isinstance(value, Iterable):
         raise TopologyError(f'capabilities: {value!r} is neither "all" nor a collection of names')
-    return frozenset(map(_capability, value))
+    return frozenset().union(*map(_capability, value))
 
 
 @frozen(kw_only=True, repr=False)
@@ -120,10 +127,10 @@ class Capabilities(Value):
 
 @frozen(repr=False)
 class CapabilityChange(Value):
-    """What a preset gives, and more or less of it: ``["+NET_RAW", "-CHOWN"]``."""
+    """What a preset gives, and more or less of it: ``["+NET_RAW", "-CHOWN"]``, ``["-all", "+NET_RAW"]``."""
 
-    add: frozenset[str]
-    drop: frozenset[str]
+    add: frozenset[str] = field(default=frozenset(), converter=_capability_set)
+    drop: frozenset[str] = field(default=frozenset(), converter=_capability_set)
 
     def applied(self, base: frozenset[str]) -> frozenset[str]:
         return (base | self.add) - self.drop
@@ -132,8 +139,8 @@ class CapabilityChange(Value):
 def to_capabilities(value: Any) -> Capabilities | CapabilityChange | None:
     if value is None or isinstance(value, Capabilities | CapabilityChange):
         return value
-    if value == "all":
-        return Capabilities.only(*CAPABILITIES)
+    if _is_all(value):
+        return Capabilities.only("all")
     if isinstance(value, Mapping):
         if unknown := set(value) - set(CAPABILITY_SETS):
             raise TopologyError(f'capabilities: there is no set "{min(unknown)}", only {", ".join(CAPABILITY_SETS)}')
@@ -148,10 +155,12 @@ def to_capabilities(value: Any) -> Capabilities | CapabilityChange | None:
         return Capabilities.only(*names)
     if not all(signed):
         raise TopologyError(f"capabilities: {names!r}: either all are changes (+NAME, -NAME) or none is")
-    return CapabilityChange(
-        frozenset(_capability(name[1:]) for name in names if name[0] == "+"),
-        frozenset(_capability(name[1:]) for name in names if name[0] == "-"),
-    )
+    add, drop = ([name[1:] for name in names if name[0] == sign] for sign in "+-")
+    if any(map(_is_all, add)) and any(map(_is_all, drop)):
+        raise TopologyError(f"capabilities: {names!r}: all can't be added and dropped at once")
+    # Of two that contradict each other the named one counts: all but that, or none but that.
+    dropped = _capability_set(drop) - (_capability_set(add) if any(map(_is_all, drop)) else frozenset())
+    return CapabilityChange(add, dropped)
 
 
 def _one_limit(name: str, value: Any) -> int:

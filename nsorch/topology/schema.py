@@ -94,9 +94,10 @@ _ID_MAP = {
     "items": {"type": "array", "items": _ID, "minItems": 3, "maxItems": 3},
     "description": "first id inside, first id outside, how many",
 }
-_CAPABILITY = {"type": "string", "pattern": f"^(?:CAP_)?(?:{'|'.join(CAPABILITIES)})$"}
-_CAPABILITY_SET = {"anyOf": [{"const": "all"}, {"type": "array", "items": _CAPABILITY}]}
-_CAPABILITY_CHANGE = {"type": "string", "pattern": f"^[+-](?:CAP_)?(?:{'|'.join(CAPABILITIES)})$"}
+_CAPABILITY_NAME = f"(?:(?:CAP_)?(?:{'|'.join(CAPABILITIES)})|{'|'.join(CAPABILITIES).lower()}|ALL|all)"
+_CAPABILITY = {"type": "string", "pattern": f"^{_CAPABILITY_NAME}$"}
+_CAPABILITY_SET = {"anyOf": [{"enum": ["all", "ALL"]}, {"type": "array", "items": _CAPABILITY}]}
+_CAPABILITY_CHANGE = {"type": "string", "pattern": f"^[+-]{_CAPABILITY_NAME}$"}
 _LIMIT = {"anyOf": [{"type": "integer", "minimum": -1}, {"const": "unlimited"}]}
 _MOUNT: dict[str, Any] = {
     "src": {**_TEXT, "description": "on the host"},
