@@ -257,6 +257,38 @@ async def test_restarts_at_one_time(marker: str) -> None:
         assert exits == [worker.exit]
 
 
+@pytest.mark.parametrize("namespaces", [None, ["net"]])
+async def test_stop_during_a_restart(namespaces: list[str] | None) -> None:
+    outcomes = set()
+
+    async def restart() -> None:
+        try:
+            await worker.restart()
+        except nsorch.ClosedError as exc:
+            assert "stopped while it was being restarted" in str(exc)
+            outcomes.add("overtaken")
+        else:
+            outcomes.add("begun")
+
+    async with nsorch.Supervisor() as sup, sup.events() as stream:
+        worker = await sup.start("w", ["sleep", "600"], namespaces=namespaces)
+        for turns in range(1, 100, 2):
+            with anyio.fail_after(5):
+                async with anyio.create_task_group() as tasks:
+                    tasks.start_soon(restart)
+                    for _ in range(turns):
+                        await checkpoint()
+                    await worker.stop(grace=30)
+            assert (worker.pid, worker.state) == (None, State.EXITED)
+        assert outcomes == {"overtaken", "begun"}
+        await worker.remove()
+        ends = []
+        while not isinstance(event := await stream.receive(), nsorch.WorkerRemoved):
+            assert not isinstance(event, nsorch.WorkerSetupFailed)
+            ends += [event.exit] if isinstance(event, nsorch.WorkerExited) else []
+        assert {(end.signal, end.expected) for end in ends} == {(signal.SIGTERM, True)}
+
+
 async def test_restart_that_fails() -> None:
     async with nsorch.Supervisor() as sup:
         worker = await sup.start("w", ["sh", "-c", "exit 3"])

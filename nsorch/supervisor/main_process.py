@@ -49,6 +49,7 @@ class MainProcess:
 
     __slots__ = (
         "_changed",
+        "_due",
         "_job",
         "_stopping",
         "_streams",
@@ -67,6 +68,7 @@ class MainProcess:
         self._worker = worker
         self._job: Job | None = None
         self._stopping = False
+        self._due: float | None = None  # grace of a stop that waits for the exec
         self._tail: Tail | None = None
         self._changed: anyio.Event | None = None
         self.incarnation = 0
@@ -133,8 +135,9 @@ class MainProcess:
         job: Job | None = None
         try:
             worker._check_here()  # else what it joins may be closed by now
+            worker._check_turn()
             self.incarnation += 1
-            self.exit, self._stopping = None, False
+            self.exit, self._stopping, self._due = None, False, None
             worker._state = State.STARTING
             with supervisor._cgroups.entering(worker) as leaf:
                 job = self._job = supervisor._helper.spawn(
@@ -239,8 +242,10 @@ class MainProcess:
     # -- ending
 
     def begin_stop(self, grace: float) -> None:
-        """Send SIGTERM, and say so."""
-        if self.alive is not None:
+        """Send SIGTERM, and say so; to what isn't executed yet, as soon as it is."""
+        if self.alive is None:
+            self._due = grace
+        else:
             if not self._stopping:
                 self._stopping = True
                 self._worker._state = State.STOPPING
@@ -262,6 +267,7 @@ class MainProcess:
                 with anyio.move_on_after(grace):
                     await job.end()
             finally:
+                self._stopping = self._stopping or not job.ended
                 await end(job)
         return self.exit
 
@@ -279,7 +285,7 @@ class MainProcess:
         while self.exit is None or self.alive is not None or worker._restarting:
             if worker.state is State.REMOVED:
                 raise ClosedError("the worker was removed before its process had started", worker=worker.name)
-            if worker.state is State.FAILED and not worker._restarting:
+            if worker.state in (State.FAILED, State.IDLE) and not worker._restarting:
                 raise ClosedError("no process of the worker has ever started", worker=worker.name)
             if self._changed is None:
                 self._changed = anyio.Event()
@@ -314,6 +320,8 @@ class MainProcess:
             )
         )
         self._publish(events.WorkerStarted(worker=worker.name, incarnation=self.incarnation, pid=job.pid))
+        if self._due is not None:
+            self.begin_stop(self._due)
 
     def _ended(self, job: Job) -> None:
         worker = self._worker

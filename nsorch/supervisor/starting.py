@@ -75,11 +75,13 @@ class Starter:
             worker._main = MainProcess(self._supervisor, worker)
         assert worker._entry is not None
         await self._supervisor._cgroups.thaw(worker)
-        before = worker._main.exit
+        before, incarnation = worker._main.exit, worker._main.incarnation
         try:
             await worker._main.execute(worker._entry, None, encode_environment(None))
             await worker._main.become_ready()
         except BaseException as exc:
+            if isinstance(exc, ClosedError) and worker._main.incarnation == incarnation:
+                raise  # stopped or removed before anything began
             self._report(worker, exc)
             if worker._state is not State.REMOVED:
                 worker._state = State.FAILED if worker._main.exit is before else State.EXITED

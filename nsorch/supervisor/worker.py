@@ -76,6 +76,8 @@ class Worker:
         "_pins",
         "_spec",
         "_state",
+        "_stops",
+        "_stops_before",
         "_supervisor",
         "_tables",
         "_turn",
@@ -96,6 +98,8 @@ class Worker:
         self._interfaces: dict[str, Link] = {}  # by the name of its end here
         self._main: MainProcess | None = None
         self._turn: anyio.Lock | None = None  # of restarts, one after the other
+        self._stops = 0  # that were asked for
+        self._stops_before = 0  # the restart whose turn it is
         self._leaving = False  # it is removed next
         self._pins: tuple[str, ...] = ()
         self._devices: dict[str, Device] = {}  # its other interfaces, by name
@@ -555,9 +559,16 @@ class Worker:
     async def stop(self, grace: float | None = None) -> Exit | None:
         """SIGTERM, and SIGKILL after *grace* seconds (the supervisor's if None). Its namespaces and links stay.
 
-        Returns how it ended, or None for a passive worker. Cancelled, the process is killed at once, and gone.
+        While it is being started it waits for that; restarts that were called before begin no process any more. Returns
+        how it ended, or None for a passive worker. Cancelled, the process is killed at once, and gone.
         """
         await anyio.lowlevel.checkpoint()
+        self._stops += 1
+        if self._spec.command is not None and not self._restarting:
+            await self._settled()
+        return await self._stop(grace)
+
+    async def _stop(self, grace: float | None) -> Exit | None:
         if self._main is None:
             return None
         return await self._main.stop(self._supervisor.grace if grace is None else grace)
@@ -570,24 +581,27 @@ class Worker:
 
         While it is being started it waits for that; calls at one time are carried out one after the other.
 
-        :raises ClosedError: the worker is gone, or passive and no command is given
+        :raises ClosedError: the worker is gone, or passive and no command is given; or it was stopped meanwhile
         :raises NsorchError: as ``start``; the worker stays, without a process
         """
         self._supervisor._check_running()
         self._check_here()
         if command is None and self._spec.command is None:
             raise ClosedError("the worker is passive: give a command to restart it with", worker=self.name)
+        stops = self._stops
         if self._turn is None:
             await self._settled()
             self._turn = self._turn or anyio.Lock()
         try:
             async with self._turn:
+                self._stops_before = stops
                 spec = self._spec
                 if command is not None:
                     spec = evolve(spec, command=command)
                 if env is not None:
                     spec = evolve(spec, env=env)
-                await self.stop(grace)
+                await self._stop(grace)
+                self._check_turn()
                 self._supervisor._check_running()  # else it would live on while all others end
                 self._spec = spec
                 await self._supervisor._starter.run_main(self)
@@ -755,6 +769,10 @@ class Worker:
     def _check_here(self) -> None:
         if self._leaving or self._state is State.REMOVED:
             raise ClosedError("the worker was removed", worker=self.name)
+
+    def _check_turn(self) -> None:
+        if self._restarting and self._stops != self._stops_before:
+            raise ClosedError("it was stopped while it was being restarted", worker=self.name)
 
     async def _unpin(self) -> None:
         """Shield it."""
