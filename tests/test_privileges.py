@@ -14,6 +14,7 @@ import subprocess
 import sys
 from typing import TYPE_CHECKING, Any
 
+import anyio
 import pytest
 from rootfs_support import make_rootfs
 
@@ -165,6 +166,25 @@ async def test_no_new_privs_rlimits_and_oom_score() -> None:
         if not ROOT and own_hard != resource.RLIM_INFINITY:
             with pytest.raises(nsorch.PermissionDeniedError, match="rlimits nofile"):
                 await sup.start("w", ["true"], rlimits={"nofile": own_hard + 1})
+
+
+@pytest.mark.parametrize("isolation", ["network", "sandbox"])
+async def test_limits_are_the_commands_alone(isolation: str) -> None:
+    async with nsorch.Supervisor() as sup:
+        for name, limit in (("nofile", 3), ("as", 1 << 20)):
+            worker = await sup.start(
+                name,
+                ["sleep", "600"],
+                isolation=isolation,
+                init=False,
+                rlimits={name: limit},
+                stderr=subprocess.DEVNULL,
+            )
+            with anyio.fail_after(10):
+                ended = await worker.wait()
+            # The dynamic loader's own words, or the kernel's while it loads: the command was executed.
+            assert ended.code == 127 or ended.signal, ended
+            assert (await worker.run(["true"], check=False)).returncode != 125
 
 
 @pytest.mark.skipif(not ROOT, reason="needs root")

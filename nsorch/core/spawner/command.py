@@ -9,7 +9,7 @@ import os
 import signal
 from typing import NoReturn
 
-from .confinement import confine, decode, filter_calls
+from .confinement import confine, decode, restrict
 from .mountapi import RESOLVE_NO_MAGICLINKS, openat2
 from .mounts import make_own
 from .protocol import Command, Own, Stream
@@ -191,8 +191,8 @@ def become(command: Command, program: bytes, streams: tuple[int, int, int], *kee
     signal.pthread_sigmask(signal.SIG_SETMASK, ())
     if command.guarded:
         check_program(program)
-    if confinement.no_new_privs:
-        filter_calls(confinement)
+    if not confinement.restricts_early:
+        restrict(confinement)
     with stage("exec", os.fsdecode(program)):
         os.execve(program, command.argv, environment(command))
     raise AssertionError("unreachable")

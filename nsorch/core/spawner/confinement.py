@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 
 #: uid, gid, supplementary groups
 User = tuple[int, int, tuple[int, ...]]
+#: name as ``NOFILE``, soft, hard; -1 is no limit
+Limit = tuple[str, int, int]
 
 
 class Capabilities(NamedTuple):
@@ -48,10 +50,15 @@ class Confinement(NamedTuple):
 
     capabilities: tuple[int, ...] | None = None  #: of Capabilities; None leaves all as they are
     no_new_privs: bool = False
-    rlimits: tuple[tuple[str, int, int], ...] = ()  #: name as ``NOFILE``, soft, hard; -1 is no limit
+    rlimits: tuple[Limit, ...] = ()
     oom_score_adj: int | None = None
     seccomp: bytes = b""  #: a BPF program
     keyring: bool = False  #: a session keyring of its own
+
+    @property
+    def restricts_early(self) -> bool:
+        """Without no_new_privs a filter needs CAP_SYS_ADMIN."""
+        return bool(self.seccomp) and not self.no_new_privs
 
 
 NONE = Confinement()
@@ -67,7 +74,7 @@ def decode(data: bytes) -> Confinement:
 
 
 def confine(confinement: Confinement, user: User | None) -> None:
-    """All but the seccomp filter where that can be last, see :func:`filter_calls`.
+    """All but what :func:`restrict` does, where that can be last.
 
     :raises StageError: naming the step; nothing is restored
     """
@@ -75,14 +82,12 @@ def confine(confinement: Confinement, user: User | None) -> None:
         # A kernel without keyrings has none to be kept from.
         with stage("keyring"), _suppressed(errno.ENOSYS):
             join_new_session_keyring()
-    for name, soft, hard in confinement.rlimits:
-        try:
-            resource.setrlimit(getattr(resource, f"RLIMIT_{name}"), (soft, hard))
-        except (OSError, ValueError):
-            raise StageError("rlimits", errno.EPERM, f"{name.lower()} {soft}:{hard}") from None
-    if not confinement.no_new_privs:
-        # Without no_new_privs a filter needs CAP_SYS_ADMIN, which is about to go.
-        filter_calls(confinement)
+    for limit in confinement.rlimits:
+        own_soft, own_hard = resource.getrlimit(_resource(limit))
+        if own_hard != resource.RLIM_INFINITY and not 0 <= limit[2] <= own_hard:  # for which a capability is needed
+            _limit(limit, own_soft, limit[2])
+    if confinement.restricts_early:
+        restrict(confinement)
     capabilities = None if confinement.capabilities is None else Capabilities(*confinement.capabilities)
     if capabilities is not None:
         with stage("capabilities", "bounding set"):
@@ -104,8 +109,22 @@ def confine(confinement: Confinement, user: User | None) -> None:
     set_parent_death_signal(signal.SIGKILL)
 
 
-def filter_calls(confinement: Confinement) -> None:
-    """From here on the filter holds, also for this process's own last calls."""
+def _resource(limit: Limit) -> int:
+    return int(getattr(resource, f"RLIMIT_{limit[0]}"))
+
+
+def _limit(limit: Limit, soft: int, hard: int) -> None:
+    try:
+        resource.setrlimit(_resource(limit), (soft, hard))
+    except (OSError, ValueError):
+        name, *wanted = limit
+        raise StageError("rlimits", errno.EPERM, "{} {}:{}".format(name.lower(), *wanted)) from None
+
+
+def restrict(confinement: Confinement) -> None:
+    """From here on the limits and the filter hold, also for this process's own last calls."""
+    for limit in confinement.rlimits:
+        _limit(limit, *limit[1:])
     if confinement.seccomp:
         with stage("seccomp"):
             set_seccomp(confinement.seccomp)
