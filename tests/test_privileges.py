@@ -440,6 +440,16 @@ async def test_time_offsets() -> None:
                 assert os.readlink(f"/proc/{other.pid}/ns/time") != f"time:[{worker.namespaces['time']}]"
 
 
+async def test_time_offsets_to_the_nanosecond() -> None:
+    async with nsorch.Supervisor() as sup:
+        for number, (offset, written) in enumerate(
+            {4.35: "4 350000000", -0.65: "-1 350000000", 2e-9: "0 2", -1e-10: "0 0", 3: "3 0"}.items()
+        ):
+            worker = await sup.start(f"w{number}", time_offsets={"monotonic": offset})
+            said = (await worker.run(["cat", "/proc/self/timens_offsets"])).stdout.decode()
+            assert " ".join(said.splitlines()[0].split()) == f"monotonic {written}"
+
+
 @of_kernel
 async def test_time_offsets_of_another_user() -> None:
     """In a user namespace whose only id is not the supervisor's: root's sandbox, and one with ranges."""

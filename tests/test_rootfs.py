@@ -242,6 +242,28 @@ async def test_hidden_paths(rootfs: pathlib.Path) -> None:
             assert "Read-only" in await say(worker, "echo 1 > /proc/sys/net/ipv4/ip_forward")
 
 
+async def test_hidden_in_what_is_mounted_over_it(rootfs: pathlib.Path, tmp_path: pathlib.Path) -> None:
+    """Masks are of what the worker sees: also where something else is mounted at ``/sys`` or ``/dev``."""
+    (rootfs / "alias").symlink_to("dev")
+    for name in ("sys", "dev"):
+        (tmp_path / name / "firmware").mkdir(parents=True)
+        (tmp_path / name / "firmware/inside").touch()
+        (tmp_path / name / "fixed").mkdir()
+    mounts = [nsorch.bind(tmp_path / "sys", "/sys"), nsorch.tmpfs("/dev"), nsorch.bind(tmp_path / "dev", "/alias/")]
+    async with nsorch.Supervisor() as sup:
+        worker = await sup.start(
+            "w",
+            rootfs=rootfs,
+            mounts=mounts,
+            masked=["/sys/firmware", "/dev/firmware"],
+            readonly_paths=["/sys/fixed", "/dev/fixed"],
+        )
+        for name in ("sys", "dev"):
+            assert "inside" not in await say(worker, f"ls /{name}/firmware")
+            assert "Read-only" in await say(worker, f"touch /{name}/fixed/x")
+            await worker.run(f"touch /{name}/free")
+
+
 async def test_masked_without_rootfs() -> None:
     async with nsorch.Supervisor() as sup:
         worker = await sup.start("w", ["sleep", "600"], masked=["/proc/version", "/etc/passwd"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 import os
 import stat
 from typing import TYPE_CHECKING, Any
@@ -284,8 +285,9 @@ def _read(source: str | int, worker: str) -> bytes:
 
 
 def _split(offset: float) -> tuple[int, int]:
-    seconds, rest = divmod(offset, 1)
-    return int(seconds), min(int(rest * 1e9), 999_999_999)
+    seconds = math.floor(offset)
+    whole, nanoseconds = divmod(round((offset - seconds) * 1e9), 1_000_000_000)
+    return seconds + whole, nanoseconds
 
 
 def _environment() -> dict[str, str]:

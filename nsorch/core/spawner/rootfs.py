@@ -216,17 +216,20 @@ def _make_points(root: Root, top: int) -> None:
 
 def _fill(sources: Sources, top: int) -> None:
     root = sources.root
-    own: dict[bytes, int] = {}  # what is mounted at them, wherever that is now
+    own: dict[bytes, int] = {}  # what is seen at them, wherever that is now
 
     def put(mount: int, point: bytes, *, folder: bool = True) -> None:
         with stage("mount point", os.fsdecode(point)):
             target = _open_point(top, point, folder=folder, create=root.create)
         with stage(f"mount {os.fsdecode(point)}"):
             try:
-                if stat.S_ISDIR(os.fstat(target).st_mode) != folder:
+                there = os.fstat(target)
+                if stat.S_ISDIR(there.st_mode) != folder:
                     number = errno.ENOTDIR if folder else errno.EISDIR
                     raise OSError(number, os.strerror(number))
+                covered = [path for path, fd in own.items() if os.path.samestat(there, os.fstat(fd))]
                 mountapi.attach(mount, target)
+                own.update(dict.fromkeys(covered, mount))
             finally:
                 os.close(target)
 
