@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import bz2
 import gzip
+import hashlib
 import json
 import lzma
 import os
@@ -171,14 +172,15 @@ async def test_attributes_that_are_damaged(
         await nsorch.unpack(source, target)
 
 
-@pytest.mark.parametrize("suffix", ["", ".gz", ".xz", ".bz2", ".zst"])
+@pytest.mark.parametrize("suffix", ["", ".gz", ".xz", ".bz2", ".zst", ".pzst"])
 @pytest.mark.parametrize("form", [tarfile.PAX_FORMAT, tarfile.GNU_FORMAT, tarfile.USTAR_FORMAT])
 async def test_tarballs(
     suffix: str, form: int, anyio_backend: str, tmp_path: pathlib.Path, target: pathlib.Path
 ) -> None:
     data = tarball(entry("etc/hostname", b"x" * 100_000), link("a", "etc/hostname"), form=form)
-    if suffix == ".zst":
-        data = pytest.importorskip("zstandard").compress(data)
+    if suffix.endswith("zst"):
+        skippable = b"\x50\x2a\x4d\x18\4\0\0\0size" if suffix == ".pzst" else b""
+        data = skippable + pytest.importorskip("zstandard").compress(data)
     else:
         data = {"": bytes, ".gz": gzip.compress, ".xz": lzma.compress, ".bz2": bz2.compress}[suffix](data)
     (tmp_path / "rootfs").write_bytes(data)
@@ -252,6 +254,46 @@ async def test_what_skopeo_leaves_by_dir(anyio_backend: str, tmp_path: pathlib.P
     (flat / "version").write_text("Directory Transport Version: 1.1\n")
     done = await nsorch.unpack(flat, target)
     assert (os.listdir(target), done.digest) == (["a"], descriptor["digest"])
+
+
+async def test_what_skopeo_leaves_of_several_by_dir(
+    anyio_backend: str, tmp_path: pathlib.Path, target: pathlib.Path
+) -> None:
+    """``skopeo copy --all``: the index is ``manifest.json``, and each manifest has a name of its own."""
+    layout = Layout(tmp_path / "image")
+    for number, platform in enumerate(("linux/amd64", "linux/arm64/v8")):
+        layout.add(layout.manifest(tarball(entry(f"for-{number}", b""))), platform=platform)
+    flat = tmp_path / "flat"
+    (layout.path / "blobs" / "sha256").rename(flat)
+    (flat / "manifest.json").write_bytes(layout.index())
+    for descriptor in layout.manifests:
+        name = descriptor["digest"].partition(":")[2]
+        (flat / name).rename(flat / f"{name}.manifest.json")
+    done = await nsorch.unpack(flat, target, platform="arm64")
+    assert (os.listdir(target), done.digest) == (["for-1"], layout.manifests[1]["digest"])
+    with pytest.raises(nsorch.ImageError, match="manifest.json has no image for linux/s390x"):
+        await nsorch.unpack(flat, target.with_name("no"), platform="s390x")
+
+
+async def test_sha512(anyio_backend: str, tmp_path: pathlib.Path, target: pathlib.Path) -> None:
+    layer = tarball(entry("a", b"a"))
+    diff_id = f"sha512:{hashlib.sha512(layer).hexdigest()}"
+    layout = Layout(tmp_path / "image")
+    layout.add(layout.manifest(layer, rootfs={"type": "layers", "diff_ids": [diff_id]})).write()
+    await nsorch.unpack(layout.path, target)
+    assert listed(target) == {"a": "a"}
+
+
+async def test_a_device_node_of_two_names(anyio_backend: str, tmp_path: pathlib.Path, target: pathlib.Path) -> None:
+    """Where one is left out, so are hard links to it."""
+    node = entry("dev/null", b"", type=tarfile.CHRTYPE, devmajor=1, devminor=3, mode=0o666)
+    lower = tarball(entry("also", b"file"), node, hard("dev/second", "dev/null"), hard("also", "dev/null"))
+    source = image(
+        tmp_path, lower, tarball(hard("third", "dev/second"), entry("dev/null", b"x"), hard("f", "dev/null"))
+    )
+    done = await nsorch.unpack(source, target, squash=True)
+    assert listed(target) == {"dev": "/", "dev/null": "x", "f": "x"}
+    assert done.notes == ("4 device nodes left out: dev/null, dev/second, also, …",)
 
 
 @pytest.mark.parametrize("short", ["end mark", "padding"])

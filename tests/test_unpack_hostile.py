@@ -127,10 +127,13 @@ def replaced(**values: Any) -> Any:
     return change
 
 
-def with_diff_id(layout: Layout, manifest: dict[str, Any]) -> None:
-    config = {"rootfs": {"type": "layers", "diff_ids": [digest(b"other")]}}
-    manifest["config"] = layout.blob(json.dumps(config).encode())
-    replaced()(layout, manifest)
+def with_diff_id(diff_id: str) -> Any:
+    def change(layout: Layout, manifest: dict[str, Any]) -> None:
+        config = {"rootfs": {"type": "layers", "diff_ids": [diff_id]}}
+        manifest["config"] = layout.blob(json.dumps(config).encode())
+        replaced()(layout, manifest)
+
+    return change
 
 
 def fifo(layout: Layout, manifest: dict[str, Any]) -> None:
@@ -145,7 +148,9 @@ DAMAGED: dict[str, tuple[Any, str]] = {
     "digest that climbs": (replaced(digest="sha256:../../../outside/canary"), "no sha256"),
     "unknown digest": (replaced(digest="md5:" + "0" * 32), "no sha256"),
     "missing": (replaced(digest="sha256:" + "0" * 64), "can't be read"),
-    "diff_id": (with_diff_id, "contents are not"),
+    "diff_id": (with_diff_id(digest(b"other")), "contents are not"),
+    "diff_id of sha512": (with_diff_id("sha512:" + "0" * 128), "contents are not"),
+    "unknown diff_id": (with_diff_id("md5:" + "0" * 32), "no sha256"),
     "encrypted": (replaced(mediaType="application/vnd.oci.image.layer.v1.tar+gzip+encrypted"), "encrypted"),
     "fifo": (fifo, "is no file"),
     "no index": (lambda layout, _: (layout.path / "index.json").write_text("[]"), "no JSON object"),

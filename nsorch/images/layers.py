@@ -44,6 +44,7 @@ class Applier:
         self._max_size = max_size
         self._folders: dict[Parts, tarfile.TarInfo | None] = {}  # metadata that is set when nothing is made below
         self._left_out: dict[str, list[str]] = {}
+        self._omitted: set[Parts] = set()  # device nodes that were left out
         self._fresh: set[Parts] = set()  # what this layer has made, with all that it is in
         self.entries = 0
         self.size = 0
@@ -93,7 +94,9 @@ class Applier:
         if info.isdir():
             self._make_folder(info, folder, name, where)
         elif info.islnk():
-            self._link(info, parts, where)
+            if not self._link(info, parts, where):
+                self._omitted.add(where)
+                return
         else:
             self._tree.clear(folder, name)
             if contents is not None:
@@ -102,6 +105,7 @@ class Applier:
                 os.symlink(info.linkname, name, dir_fd=folder)
             elif info.isfifo() or info.isdev():
                 if not self._make_node(info, folder, name):
+                    self._omitted.add(where)
                     return
             else:
                 raise ImageError(f"entry {info.name!r} is of the unknown type {info.type!r}", entry=info.name)
@@ -109,6 +113,7 @@ class Applier:
         self._touch(where)
 
     def _touch(self, where: Parts) -> None:
+        self._omitted.discard(where)
         while where and where not in self._fresh:
             self._fresh.add(where)
             where = where[:-1]
@@ -145,7 +150,8 @@ class Applier:
         # A later layer may write into one that is read-only: all have their modes at the end.
         self._folders[where] = info
 
-    def _link(self, info: tarfile.TarInfo, parts: Parts, where: Parts) -> None:
+    def _link(self, info: tarfile.TarInfo, parts: Parts, where: Parts) -> bool:
+        """False if it is one to a device node that was left out."""
         target = split(info.linkname, info.name)
         if not target:
             raise ImageError(f"entry {info.name!r} is a hard link to the root", entry=info.name)
@@ -157,14 +163,18 @@ class Applier:
         source = os.dup(source) if source >= 0 else -1
         try:
             folder, _ = self._tree.folder(parts[:-1], info.name, make=True)
+            if source >= 0 and (*above, target[-1]) in self._omitted:
+                self._tree.clear(folder, parts[-1])
+                self._note("device nodes left out", info.name)
+                return False
             if source < 0 or not _is_file(source, target[-1]):
                 raise ImageError(
                     f"entry {info.name!r} is a hard link to {info.linkname!r}, which isn't there", entry=info.name
                 )
-            if itself:
-                return
-            self._tree.clear(folder, parts[-1])
-            os.link(target[-1], parts[-1], src_dir_fd=source, dst_dir_fd=folder, follow_symlinks=False)
+            if not itself:
+                self._tree.clear(folder, parts[-1])
+                os.link(target[-1], parts[-1], src_dir_fd=source, dst_dir_fd=folder, follow_symlinks=False)
+            return True
         finally:
             if source >= 0:
                 os.close(source)

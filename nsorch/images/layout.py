@@ -70,11 +70,10 @@ class Layout:
 
         :raises ImageError: it is missing, or isn't
         """
-        match = _DIGEST.fullmatch(digest)
-        if match is None:
-            raise ImageError(f"{digest[:100]!r} is no sha256 or sha512 digest")
-        algorithm, name = match[1] or match[3], match[2] or match[4]
+        algorithm, name = split_digest(digest)
         path = f"{self._path}/{name}" if self._flat else f"{self._path}/blobs/{algorithm}/{name}"
+        if self._flat and not os.path.lexists(path):
+            path += ".manifest.json"  # one of several, see ``skopeo copy --all``
         with _open(path, digest) as file:
             if size is not None and (actual := os.fstat(file.fileno()).st_size) != size:
                 raise ImageError(f"blob {digest} has {actual} bytes instead of {size}")
@@ -103,11 +102,14 @@ class Layout:
                 file.seek(0)
                 manifest = _parse(file, "manifest.json")
             digest = f"sha256:{hashlib.sha256(data).hexdigest()}"
+            several = _list(manifest, "manifests", "manifest.json") if "manifests" in manifest else None
         else:
             with _open(f"{self._path}/index.json", "index.json") as file:
                 index = _parse(file, "index.json")
-            named = _named(_list(index, "manifests", "index.json"), tag)
-            descriptor = self._choose(named, platform, "index.json", 0, asked=asked)
+            several = _named(_list(index, "manifests", "index.json"), tag)
+        if several is not None:
+            where = "manifest.json" if self._flat else "index.json"
+            descriptor = self._choose(several, platform, where, 0, asked=asked)
             digest, manifest = descriptor["digest"], self._json(descriptor, "manifest")
         if "layers" not in manifest:
             kind = "an index" if "manifests" in manifest else "no image manifest"
@@ -158,6 +160,17 @@ class Layout:
                 )
             )
         return Image(digest=digest, layers=tuple(layers), config=_config(config.get("config") or {}))
+
+
+def split_digest(digest: str) -> tuple[str, str]:
+    """Its algorithm, and the number in hexadecimal.
+
+    :raises ImageError: it has another algorithm, or is none
+    """
+    match = _DIGEST.fullmatch(digest)
+    if match is None:
+        raise ImageError(f"{digest[:100]!r} is no sha256 or sha512 digest")
+    return match[1] or match[3], match[2] or match[4]
 
 
 def _named(found: list[Any], tag: str | None) -> list[Any]:

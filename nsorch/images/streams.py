@@ -20,6 +20,7 @@ _MAGIC = (
     (b"\xfd7zXZ\x00", "xz"),
     (b"BZh", "bzip2"),
 )
+_SKIPPABLE = b"\x2a\x4d\x18"  # of a frame of zstd without contents, as pzstd begins with; before it 0x50 to 0x5f
 _BLOCK = 512
 
 
@@ -31,6 +32,8 @@ def decompressed(raw: IO[bytes]) -> IO[bytes]:
     start = raw.read(6)
     raw.seek(0)
     kind = next((name for magic, name in _MAGIC if start.startswith(magic)), "")
+    if start[1:4] == _SKIPPABLE and start[0] & 0xF0 == 0x50:
+        kind = "zstd"
     if kind == "gzip":
         return gzip.GzipFile(fileobj=raw)  # type: ignore[return-value]
     if kind == "zstd":
@@ -63,17 +66,25 @@ def _zstd(raw: IO[bytes]) -> IO[bytes]:
 
 
 class Counted:
-    """What a tar reader reads from: no more than *limit* bytes, with their SHA-256.
+    """What a tar reader reads from: no more than *limit* bytes, with their digest by *algorithm*.
 
     :param whole: a digest says that nothing is missing at the end. Then that may be without the padding of the last
         file and without the end mark, as in what ``umoci insert`` writes, and both are added.
     """
 
-    def __init__(self, source: IO[bytes], limit: int, cancelled: threading.Event, *, whole: bool = False) -> None:
+    def __init__(
+        self,
+        source: IO[bytes],
+        limit: int,
+        cancelled: threading.Event,
+        *,
+        whole: bool = False,
+        algorithm: str = "sha256",
+    ) -> None:
         self._source = source
         self._left = limit
         self._cancelled = cancelled
-        self._hash = hashlib.sha256()
+        self._hash = hashlib.new(algorithm)
         self._size = 0
         self._ending = whole
 
@@ -100,4 +111,4 @@ class Counted:
             pass
 
     def digest(self) -> str:
-        return f"sha256:{self._hash.hexdigest()}"
+        return f"{self._hash.name}:{self._hash.hexdigest()}"

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from nsorch.errors import ImageError
 from nsorch.images.archive import damage
 from nsorch.images.layers import Applier
-from nsorch.images.layout import Image, Layout
+from nsorch.images.layout import Image, Layout, split_digest
 from nsorch.images.platforms import Platform
 from nsorch.images.streams import Counted, decompressed
 from nsorch.images.tree import Tree
@@ -57,8 +57,9 @@ def unpack_blocking(
         try:
             if layout is not None and found is not None:
                 for layer in found.layers:
+                    algorithm = split_digest(layer.diff_id)[0] if layer.diff_id else "sha256"
                     with layout.blob(layer.digest, layer.size) as file, damage():
-                        stream = Counted(decompressed(file), 2 * max_size, cancelled, whole=True)
+                        stream = Counted(decompressed(file), 2 * max_size, cancelled, whole=True, algorithm=algorithm)
                         applier.apply(stream)
                         stream.drain()
                     if layer.diff_id and stream.digest() != layer.diff_id:
