@@ -303,8 +303,11 @@ async def test_limits_that_can_not_be_kept(anyio_backend: str) -> None:
         if PLACE is None:
             worker = await sup.start("w", ["sleep", "60"])
             for call in (worker.freeze, worker.stats):
-                with pytest.raises(nsorch.UnsupportedError):
+                with pytest.raises(nsorch.UnsupportedError) as caught:
                     await call()
+                assert caught.value.worker == "w"
+            with pytest.raises(nsorch.UnsupportedError, match=r"w: limits\.pids: "):
+                await worker.set_limits(nsorch.Limits(pids=5))
             assert (await worker.run(["true"])).returncode == 0
 
 

@@ -61,14 +61,7 @@ class Cgroups:
         """
         for spec in specs:
             if spec.limits is not None or self._always:
-                try:
-                    subtree = await self._root(move=True)
-                except NsorchError as exc:
-                    if spec.limits is not None and isinstance(exc, UnsupportedError):
-                        controller, limit = next(iter(spec.limits.controllers().items()))
-                        raise cgroups.missing(controller, limit, spec.name) from None
-                    exc.worker = spec.name
-                    raise
+                subtree = await self._root_for(spec.name, spec.limits, move=True)
                 self._check(subtree, spec.limits, spec.name)
 
     def _check(self, subtree: Subtree, limits: Limits | None, worker: str) -> None:
@@ -115,6 +108,17 @@ class Cgroups:
         leaf = self._leaves[worker.name] = Leaf(worker, fd, self._files, worker.spec.limits)
         leaf.watch()
         return leaf
+
+    async def _root_for(self, worker: str, limits: Limits | None, *, move: bool) -> Subtree:
+        """As :meth:`_root`, with errors that say for whom, and which limit can't be kept."""
+        try:
+            return await self._root(move=move)
+        except NsorchError as exc:
+            if limits and isinstance(exc, UnsupportedError):
+                controller, limit = next(iter(limits.controllers().items()))
+                raise cgroups.missing(controller, limit, worker) from None
+            exc.worker = worker
+            raise
 
     async def _root(self, *, move: bool) -> Subtree:
         """The subtree, which is made now if there is none.
@@ -174,15 +178,16 @@ class Cgroups:
 
     # -- what is asked of a worker
 
-    async def leaf_of(self, worker: Worker, *, move: bool = False) -> Leaf:
+    async def leaf_of(self, worker: Worker, *, limits: Limits | None = None, move: bool = False) -> Leaf:
         """Its leaf; all that runs in it is moved to a new one if it has none.
 
+        :param limits: what it is for
         :raises UnsupportedError: there is no cgroup v2, or none that we may use
         :raises ClosedError: the worker is gone
         """
         self._check_alive(worker)
         while (leaf := self._leaves.get(worker.name)) is None:
-            subtree = await self._root(move=move)
+            subtree = await self._root_for(worker.name, limits, move=move)
             assert self._making is not None
             async with self._making:
                 self._check_alive(worker)
@@ -280,7 +285,7 @@ class Cgroups:
             descriptors.close([fd])
 
     async def set_limits(self, worker: Worker, limits: Limits | None) -> None:
-        leaf = await self.leaf_of(worker, move=True)
+        leaf = await self.leaf_of(worker, limits=limits, move=True)
         assert self._subtree is not None
         self._check(self._subtree, limits, worker.name)
         above = self._subtree.folder
