@@ -384,6 +384,21 @@ async def test_swapped_while_it_is_set_up(rootfs: pathlib.Path, tmp_path: pathli
     assert not list(outside.iterdir())
 
 
+async def test_users_that_are_none(rootfs: pathlib.Path) -> None:
+    """What a hostile passwd or group file says is no number, or no id, isn't taken for one."""
+    users = {"a": "\u00b2:0", "b": "1:x", "c": "99999999999:1", "d": "4294967295:1", "e": "1:\u00b2", "f": "-1:0"}
+    lines = [f"{name}:x:{ids}::/:/bin/sh\n" for name, ids in users.items()]
+    (rootfs / "etc/passwd").write_text("".join(lines))
+    (rootfs / "etc/group").write_text("a:x:\u00b2:b\nb:x:x:\nc:x:99999999999:\n")
+    async with nsorch.Supervisor() as sup:
+        for name in users:
+            with pytest.raises(nsorch.SetupError, match=f'no user "{name}"'):
+                await sup.start("w", rootfs=rootfs, user=name)
+        for name in "abc":
+            with pytest.raises(nsorch.SetupError, match=f'no group "{name}"'):
+                await sup.start("w", rootfs=rootfs, user=f"0:{name}")
+
+
 async def test_socket_is_no_mount_point(rootfs: pathlib.Path) -> None:
     """A file where a directory is wanted is refused, and named."""
     with socket.socket(socket.AF_UNIX) as sock:

@@ -64,25 +64,29 @@ class _Files:
 
     def user(self, name: str, worker: str) -> User:
         column = 2 if is_id(name) else 0
-        for fields in self._entries(b"etc/passwd", 7):
+        for fields in self._entries(b"etc/passwd", 7, numbers=(2, 3)):
             if fields[column] == name:
                 uid, gid = int(fields[2]), int(fields[3])
-                others = (int(g[2]) for g in self._entries(b"etc/group", 4) if fields[0] in g[3].split(","))
+                others = (int(g[2]) for g in self._groups() if fields[0] in g[3].split(","))
                 return uid, gid, tuple(dict.fromkeys((gid, *others)))
         if not is_id(name):
             raise SetupError(f'there is no user "{name}" in its rootfs', worker=worker, stage="user")
         return int(name), int(name), ()
 
     def group(self, name: str, worker: str) -> int:
-        for fields in self._entries(b"etc/group", 4):
+        for fields in self._groups():
             if fields[0] == name:
                 return int(fields[2])
         raise SetupError(f'there is no group "{name}" in its rootfs', worker=worker, stage="user")
 
-    def _entries(self, path: bytes, length: int) -> Iterator[list[str]]:
-        for line in self._read(path).decode(errors="surrogateescape").splitlines():
+    def _groups(self) -> Iterator[list[str]]:
+        return self._entries(b"etc/group", 4, numbers=(2,))
+
+    def _entries(self, path: bytes, length: int, numbers: tuple[int, ...]) -> Iterator[list[str]]:
+        """Lines that don't have so many fields, with *numbers* among them, are none."""
+        for line in self._read(path).decode(errors="surrogateescape").split("\n"):
             fields = line.split(":")
-            if len(fields) == length and fields[2].isdigit():
+            if len(fields) == length and all(is_id(fields[number]) for number in numbers):
                 yield fields
 
     def _read(self, path: bytes) -> bytes:
