@@ -189,6 +189,24 @@ async def test_no_descriptor_of_the_host(rootfs: pathlib.Path, live: bool) -> No
                 await worker.run([f"/proc/self/fd/{number}/bin/sh", "-c", "true"])
 
 
+@pytest.mark.parametrize("live", [True, False])
+async def test_who_joins_the_mounts_of_another(rootfs: pathlib.Path, live: bool) -> None:
+    """The same for a worker whose files are a container's."""
+    kinds = {"mnt": "worker:w", "net": True}
+    async with nsorch.Supervisor() as sup:
+        await sup.start("w", ["sleep", "600"], isolation="container", rootfs=rootfs)
+        other = await sup.start("other", ["sleep", "600"] if live else None, namespaces=kinds, capabilities=["CHOWN"])
+        plain = await sup.start("plain", ["sleep", "600"] if live else None, namespaces=kinds)
+        for worker in (other, plain):
+            for number in range(3, 40):
+                (rootfs / "out").unlink(missing_ok=True)
+                (rootfs / "out").symlink_to(f"/proc/self/fd/{number}")
+                for cwd in (f"/proc/self/fd/{number}", "/out"):
+                    with pytest.raises(nsorch.NsorchError):
+                        await worker.run(["ls"], cwd=cwd)
+            assert (await worker.run(["ls"], cwd="/etc")).stdout == b"group\nhosts\npasswd\n"
+
+
 async def test_a_mask_shows_nothing_else(rootfs: pathlib.Path) -> None:
     """CVE-2025-31133: ``/dev/null`` is replaced, and what lies there now would be bound over what is to be masked."""
     async with nsorch.Supervisor() as sup:

@@ -221,6 +221,22 @@ async def test_overlay(base: pathlib.Path, tmp_path: pathlib.Path, given: bool) 
     assert (top / "from-top").exists()
 
 
+@of_kernel
+async def test_overlay_of_many_layers(base: pathlib.Path, tmp_path: pathlib.Path) -> None:
+    layers = [tmp_path / str(number) for number in range(100)]
+    for number, layer in enumerate(layers):
+        layer.mkdir()
+        (layer / f"from-{number}").touch()
+        (layer / "all").write_text(f"{number}\n")
+    (tmp_path / "upper").mkdir()
+    async with nsorch.Supervisor() as sup:
+        for isolation, upper in (("network", None), ("network", tmp_path / "upper"), ("sandbox", None)):
+            rootfs = nsorch.overlay([*layers, base], upper=upper)
+            worker = await sup.start("w", rootfs=rootfs, isolation=isolation)
+            assert await say(worker, "cat /all; ls /from-0 /from-99") == "0\n/from-0\n/from-99\n"
+            await worker.remove()
+
+
 async def test_hidden_paths(rootfs: pathlib.Path) -> None:
     (rootfs / "secret").write_text("secret\n")
     (rootfs / "folder").mkdir()

@@ -14,7 +14,7 @@ import os
 import stat
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from . import mountapi
+from . import mountapi, syscalls
 from .devices import fill_dev
 from .hiding import hide
 from .mountapi import ATTR_NODEV, ATTR_NOEXEC, ATTR_NOSUID, ATTR_RDONLY, RESOLVE_IN_ROOT, RESOLVE_NO_MAGICLINKS
@@ -154,41 +154,34 @@ def _make_top(sources: Sources) -> int:
 
 
 def _make_overlay(sources: Sources) -> int:
+    """By mount(2), because fsconfig(2) takes no more than 255 bytes of layers; from a directory in which they have
+    short names, which don't tell the worker where they lie on the host."""
     assert sources.root.overlay is not None
-    _, upper, _, size, userxattr = sources.root.overlay
-    layers = [b"/proc/self/fd/%d" % fd for fd in sources.layers]
-    if upper:
-        *below, above, work = layers
-    else:
-        below, above, work = layers, b"upper", b"work"
-    scratch = not upper or userxattr
-    if scratch:
-        options = ((b"mode", b"755"), *(((b"size", b"%d" % size),) if size else ()))
-        folder = sources.add(mountapi.new_mount(b"tmpfs", options))
-        # overlayfs wants attached mounts. On "/" it hides nothing from those whose root lies below it.
-        mountapi.attach(folder, sources.add(os.open("/", os.O_PATH | os.O_CLOEXEC)))
-        os.fchdir(folder)
-        for name in ("points",) if upper else ("upper", "work", "points"):
-            os.mkdir(name, 0o755)
-        if userxattr:
-            # The caller may be nobody in the layers' directories: what is missing there comes from below them.
-            _make_points(sources.root, sources.add(os.open("points", os.O_PATH | os.O_CLOEXEC)))
-            below = [*below, b"points"]
-    overlay = mountapi.new_mount(
-        b"overlay",
-        (
-            # By descriptor, so that the worker's table of mounts doesn't tell where they lie on the host.
-            (b"lowerdir", b":".join(below)),
-            (b"upperdir", above),
-            (b"workdir", work),
-            # In a user namespace trusted.* attributes can't be had.
-            *(((b"userxattr", b""),) if userxattr else ()),
-        ),
-    )
-    if scratch:
+    lower, upper, _, size, userxattr = sources.root.overlay
+    options = ((b"mode", b"755"), *(((b"size", b"%d" % size),) if size else ()))
+    folder = sources.add(mountapi.new_mount(b"tmpfs", options))
+    # overlayfs wants attached mounts. On "/" it hides nothing from those whose root lies below it.
+    mountapi.attach(folder, sources.add(os.open("/", os.O_PATH | os.O_CLOEXEC)))
+    os.fchdir(folder)
+    below = [str(number) for number in range(len(lower))]
+    for name, fd in zip((*below, "upper", "work"), sources.layers, strict=False):
+        os.symlink(f"/proc/self/fd/{fd}", name)
+    for name in ("merged", "points") if upper else ("merged", "points", "upper", "work"):
+        os.mkdir(name, 0o755)
+    if userxattr:
+        # The caller may be nobody in the layers' directories: what is missing there comes from below them.
+        _make_points(sources.root, sources.add(os.open("points", os.O_PATH | os.O_CLOEXEC)))
+        below.append("points")
+    # In a user namespace trusted.* attributes can't be had.
+    last = ",userxattr" if userxattr else ""
+    syscalls.mount("none", "merged", "overlay", 0, f"lowerdir={':'.join(below)},upperdir=upper,workdir=work{last}")
+    merged = os.open("merged", os.O_PATH | os.O_CLOEXEC)
+    try:
+        return mountapi.clone_tree(merged, recursive=False)
+    finally:
+        os.close(merged)
         umount(".", MNT_DETACH)
         os.chdir("/")
-    return overlay
 
 
 def _points(root: Root) -> Iterator[tuple[bytes, bool]]:
