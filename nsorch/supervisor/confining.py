@@ -94,7 +94,15 @@ class Confined(Value):
 @functools.lru_cache(maxsize=64)
 def _plain(namespaces: NamespaceSet, ids: tuple[tuple[IdRange, ...], ...], rootless: bool) -> Confined:
     """One for all alike."""
-    return Confined(namespaces=namespaces, mapped=ids, rootless=rootless, sysfs=_has_own_sys(namespaces))
+    guarded = namespaces.joins("mnt")
+    return Confined(
+        namespaces=namespaces,
+        own=Own(guarded=guarded),
+        mapped=ids,
+        guarded=guarded,
+        sysfs=_has_own_sys(namespaces),
+        rootless=rootless,
+    )
 
 
 async def confined_of(spec: WorkerSpec, facts: Facts, *, rootless: bool) -> Confined:

@@ -113,6 +113,10 @@ class NamespaceSet(Value):
             )
         return found
 
+    def joins(self, kind: str) -> bool:
+        """Whether that of *kind* is somebody else's."""
+        return not isinstance(getattr(self, kind), New | Shared | Host)
+
     def joined(self) -> set[str]:
         """Names of the workers that it joins."""
         return {source.name for kind in KINDS if isinstance(source := getattr(self, kind), OfWorker)}

@@ -129,7 +129,7 @@ def isolation_of(spec: WorkerSpec) -> Isolation:
         drop_groups=strict,
         uid_map=spec.uid_map,
         gid_map=spec.gid_map,
-        guarded=strict or rootfs is not None,
+        guarded=strict or rootfs is not None or namespaces.joins("mnt"),
     )
 
 
