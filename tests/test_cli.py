@@ -79,7 +79,8 @@ def test_statuses(lab: str, tmp_path: pathlib.Path) -> None:
         ([*inside, "--", "sh", "-c", "hostname; exit 4"], 4),
         ([*inside, "--", "sh", "-c", "kill -9 $$"], 137),
         *(([*begin, "--", "no-such-command"], 127) for begin in (["run", lab], inside)),
-        *(([*begin, "--", "/etc/passwd"], 126) for begin in (["run", lab], inside)),
+        *(([*begin, "--", ""], 127) for begin in (["run", lab], inside)),
+        *(([*begin, "--", path], 126) for begin in (["run", lab], inside) for path in ("/etc/passwd", "/etc")),
         *((["run", *rest], 125) for rest in (["missing.toml"], [str(bad)], [lab, "--in", "nobody", "--", "true"])),
         (["run"], 2),
         (inside, 2),
@@ -93,6 +94,33 @@ def test_statuses(lab: str, tmp_path: pathlib.Path) -> None:
             assert done.stderr.startswith("nsorch: ")
             assert "Traceback" not in done.stderr
     assert found[1].stdout == "a\n"
+
+
+@pytest.mark.parametrize(
+    "arguments", [["--check"], ["--events", "--check"], ["--events", "--json", "--", "sleep", "9"]]
+)
+def test_who_reads_no_further_ends_it_as_other_programs(arguments: list[str], lab: str) -> None:
+    command = [sys.executable, "-m", "nsorch", "run", lab, *arguments]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        process.stdout.close()
+        assert process.stderr is not None
+        assert (process.wait(20), process.stderr.read()) == (128 + signal.SIGPIPE, b"")
+
+
+@pytest.mark.parametrize("arguments", [["--check"], ["--in", "a", "--", "true"], ["--", "true"]])
+def test_closed_streams(arguments: list[str], lab: str) -> None:
+    line = 'exec "$@" <&- >&- 2>&-'
+    done = subprocess.run(["sh", "-c", line, "sh", sys.executable, "-m", "nsorch", "run", lab, *arguments], timeout=60)
+    assert done.returncode == 0
+
+
+def test_any_encoding(tmp_path: pathlib.Path) -> None:
+    path = tmp_path / "lab.toml"
+    path.write_text(f"name = 'büro'\n{LAB}", encoding="utf-8")
+    done = nsorch("run", str(path), "--check", env={**os.environ, "PYTHONIOENCODING": "ascii"})
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "b\\xfcro" in done.stdout
 
 
 def test_events(lab: str) -> None:
@@ -122,6 +150,16 @@ def test_signals(number: signal.Signals, inside: bool, tmp_path: pathlib.Path, m
     assert process.wait(20) == 128 + number
     process.stderr.close()
     assert running(marker) == []
+
+
+def test_interrupted_while_the_file_is_read(tmp_path: pathlib.Path) -> None:
+    path = tmp_path / "lab.toml"
+    os.mkfifo(path)
+    with subprocess.Popen([sys.executable, "-m", "nsorch", "run", str(path), "--check"]) as process:
+        descriptor = os.open(path, os.O_WRONLY)  # waits until it is opened for reading
+        process.send_signal(signal.SIGINT)
+        assert process.wait(20) == 128 + signal.SIGINT
+        os.close(descriptor)
 
 
 def test_doctor() -> None:

@@ -175,6 +175,10 @@ async def main():
         status = dict(line.split(":", 1) for line in lines if ":" in line)
         # Signals 32 and 33 are glibc's, whose posix_spawn leaves them ignored.
         check(int(status["SigBlk"], 16) == int(status["SigIgn"], 16) & ~0x180000000 == 0, status)
+        idle = await sup.start("idle")
+        done = await idle.run(["readlink", "/proc/self/fd/0"], stdin=None)
+        check(b"pidfd" not in done.stdout, done)  # nothing of the helper's is taken for a closed stream
+        await idle.remove()
         await sup.bridge("lan", "10.0.0.0/24")
         await sup.start_all([nsorch.WorkerSpec(name=f"w{n}", links=["lan"]) for n in range(3)])
         reachable = await sup.ping_all(attempts=15)

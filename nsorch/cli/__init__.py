@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import io
+import sys
+
 
 def main() -> None:
     """Entry point of the console script."""
+    if isinstance(sys.stdout, io.TextIOWrapper):  # it is None where it is closed
+        sys.stdout.reconfigure(errors="backslashreplace")  # as standard error: names may be in any script
     from nsorch.cli.command import nsorch
 
     nsorch(prog_name="nsorch")

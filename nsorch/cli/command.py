@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 from typing import TYPE_CHECKING
 
@@ -13,6 +14,7 @@ from nsorch.cli.convert import KINDS, convert
 from nsorch.cli.doctor import report
 from nsorch.cli.graph import FORMATS, write_graph
 from nsorch.cli.run import Options, run_topology
+from nsorch.cli.terminal import drop_output
 from nsorch.cli.unpack import unpack_image
 from nsorch.cli.validate import validate_files
 from nsorch.cli.watch import Watched, state_of
@@ -154,10 +156,15 @@ def _guarded(act: Callable[[], int]) -> int:
     """The exit status of *act*; errors are told in a line, not a traceback."""
     try:
         return act()
+    except KeyboardInterrupt:  # while a file was read; the loop hears signals itself
+        return 128 + signal.SIGINT
     except (NsorchError, OSError, ExceptionGroup) as exc:
         leaves = _leaves(exc)
         if not all(isinstance(leaf, NsorchError | OSError) for leaf in leaves):
             raise
+        if any(isinstance(leaf, BrokenPipeError) for leaf in leaves):
+            drop_output()
+            return 128 + signal.SIGPIPE
         for leaf in leaves:
             click.echo(f"nsorch: {leaf}", err=True)
         return _status(leaves[0])

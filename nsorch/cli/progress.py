@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 
 import anyio
 
+from nsorch.cli.terminal import is_terminal
+
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
 
@@ -18,7 +20,7 @@ _INTERVAL = 0.1
 @contextlib.asynccontextmanager
 async def progress(what: str, total: int, done: Callable[[], int]) -> AsyncIterator[None]:
     """While the block runs, show how many of *total* are *done*."""
-    if not sys.stderr.isatty() or not total:
+    if not is_terminal(sys.stderr) or not total:
         yield
         return
     async with anyio.create_task_group() as tasks:

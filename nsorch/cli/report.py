@@ -28,10 +28,14 @@ def print_check(topology: Topology, reachability: Reachability, components: Sequ
     from rich.console import Console
     from rich.table import Table
 
+    class Output(Console):
+        def on_broken_pipe(self) -> None:  # its own way is status 1, which says something else here
+            raise BrokenPipeError
+
     names = list(topology.workers)
-    console = Console(highlight=False)
+    console = Output(highlight=False)
     if not console.is_terminal:
-        console = Console(highlight=False, width=max(80, sum(max(len(name), 5) + 1 for name in names) + 20))
+        console = Output(highlight=False, width=max(80, sum(max(len(name), 5) + 1 for name in names) + 20))
     if len(names) <= _MATRIX and reachability.pairs:
         title = f"{topology.name or 'lab'}: round trips in ms, from row to column"
         console.print(title, style="italic", markup=False)  # the table's own would be as narrow as that

@@ -16,9 +16,10 @@ import anyio
 import click
 from attrs import frozen
 
-from nsorch import NsorchError, State, Supervisor
+from nsorch import CommandNotFoundError, NsorchError, State, Supervisor
 from nsorch.cli.progress import progress
 from nsorch.cli.report import check_result, print_check
+from nsorch.cli.terminal import is_terminal, take_terminal
 from nsorch.cli.watch import watch
 
 if TYPE_CHECKING:
@@ -155,14 +156,16 @@ async def _check(sup: Supervisor, topology: Topology, options: Options, summary:
 
 async def _run_inside(sup: Supervisor, worker: str, command: tuple[str, ...]) -> int:
     """With the terminal, if there is one: the command may take it, and we take it back."""
+    if not command[0]:
+        raise CommandNotFoundError('there is no command ""', worker=worker)
     process = await sup.workers[worker].popen(
-        command, stdin=None, stdout=None, stderr=None, start_new_session=not sys.stdin.isatty()
+        command, stdin=None, stdout=None, stderr=None, start_new_session=not is_terminal(sys.stdin)
     )
     try:
         async with process:
             code = await process.wait()
     finally:
-        _take_terminal()
+        take_terminal()
     return code if code >= 0 else 128 - code
 
 
@@ -173,7 +176,7 @@ async def _run_outside(command: tuple[str, ...]) -> int:
         click.echo(f'nsorch: there is no command "{command[0]}"', err=True)
         return 127
     except PermissionError:
-        if shutil.which(command[0], os.F_OK) is None:  # a directory of PATH that can't be searched
+        if not _is_there(command[0]):
             click.echo(f'nsorch: there is no command "{command[0]}"', err=True)
             return 127
         click.echo(f'nsorch: "{command[0]}" is not executable', err=True)
@@ -193,13 +196,9 @@ async def _run_outside(command: tuple[str, ...]) -> int:
     return code if code >= 0 else 128 - code
 
 
-def _take_terminal() -> None:
-    if sys.stdin.isatty():
-        # Writing its foreground group from the background would stop us.
-        previous = signal.signal(signal.SIGTTOU, signal.SIG_IGN)
-        with contextlib.suppress(OSError):
-            os.tcsetpgrp(sys.stdin.fileno(), os.getpgrp())
-        signal.signal(signal.SIGTTOU, previous)
+def _is_there(program: str) -> bool:
+    """False where only a directory of PATH can't be searched."""
+    return shutil.which(program, os.F_OK) is not None or ("/" in program and os.path.isdir(program))
 
 
 async def _print_events(sup: Supervisor, as_json: bool, *, task_status: anyio.abc.TaskStatus[None]) -> None:

@@ -70,13 +70,13 @@ def main(stub_fd: int, program_mount: int = -1) -> NoReturn:
         signal.signal(signal.SIGINT, signal.SIG_DFL)  # else it would run in a vfork child, and so in our memory
     os.umask(0o022)
     _raise_descriptor_limit()
+    streams = _keep_streams()  # before anything is received under a number of those
     application = socket.socket(fileno=stub_fd)
     received = protocol.receive(application)
     if received is None:
         os._exit(0)
     values, (application_pidfd, spawner_fd) = received
     start = Start(*values)
-    streams = _keep_streams()
     null = _above(os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC))
     proc = _above(os.open("/proc", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC))
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
