@@ -100,18 +100,19 @@ def test_a_limit_of_this_process() -> None:
 
 
 FORBIDDEN = """
-import anyio, nsorch
-with open("/proc/sys/user/max_user_namespaces", "w") as file: file.write("0")
-with open("/proc/sys/user/max_net_namespaces", "w") as file: file.write("0")
+import sys, anyio, nsorch
+for kind in sys.argv[1:]:
+    with open(f"/proc/sys/user/max_{kind}_namespaces", "w") as file: file.write("0")
 host = anyio.run(nsorch.probe)
-print(host.rootless, host.ready)
-for name in ("net namespace", "user namespace"):
-    print(host.features[name].forbidden_by, "|", host.features[name].remedy)
+print(host.rootless, host.ready, host.workers == 0)
+for name in ("user namespace", "net namespace", "mnt namespace", "fresh /sys", "veth"):
+    print(host.features[name].available, host.features[name].forbidden_by, "|", host.features[name].remedy)
 """
 
 
-def test_a_limit_of_namespaces() -> None:
-    """In a user namespace of its own, whose limits its root may set."""
+@pytest.mark.parametrize("kind", ["user", "net", "mnt", None])
+def test_a_limit_of_namespaces(kind: str | None) -> None:
+    """In a user namespace of its own, with one id, whose limits its root may set."""
     libc = ctypes.CDLL(None, use_errno=True)
 
     def enter() -> None:
@@ -122,12 +123,18 @@ def test_a_limit_of_namespaces() -> None:
                 target.write(text)
 
     done = subprocess.run(
-        [sys.executable, "-c", FORBIDDEN], capture_output=True, text=True, check=False, preexec_fn=enter
+        [sys.executable, "-c", FORBIDDEN, *([kind] if kind else [])],
+        capture_output=True,
+        text=True,
+        check=False,
+        preexec_fn=enter,
     )
     assert done.returncode == 0, done.stderr
-    lines = done.stdout.splitlines()
-    assert lines[0] == "True False"
-    assert lines[1] == "user.max_net_namespaces = 0 is reached | sysctl -w user.max_net_namespaces=15000"
+    first, *lines = done.stdout.splitlines()
+    assert first == ("True True False" if kind is None else "True False True")
+    forbidden = f"False user.max_{kind}_namespaces = 0 is reached | sysctl -w user.max_{kind}_namespaces=15000"
+    concerned = {None: set(), "user": {0, 1, 2, 3, 4}, "net": {0, 1, 3, 4}, "mnt": {2, 3}}[kind]
+    assert lines == [forbidden if number in concerned else "True  | " for number in range(5)]
 
 
 @pytest.mark.parametrize(
@@ -137,7 +144,8 @@ def test_a_limit_of_namespaces() -> None:
         ("tun", 19, "there is no /dev/net/tun", False, "mknod"),
         ("libpcap", 2, "libpcap.so.1", False, "apt-get install libpcap0.8"),
         ("fresh /proc", 1, "mount /proc", True, "masks parts of /proc"),
-        ("net namespace", 28, "unshare", False, "user.max_net_namespaces"),
+        ("veth", 28, "unshare net", False, "sysctl -w user.max_net_namespaces"),
+        ("fresh /sys", 28, "unshare user", True, "sysctl -w user.max_user_namespaces"),
         ("mount_setattr", 38, "", False, "too old"),
     ],
 )

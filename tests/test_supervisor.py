@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 
 import anyio
@@ -9,6 +10,7 @@ import pytest
 from conftest import running
 
 import nsorch
+import nsorch.core.launch
 from nsorch import State
 
 pytestmark = pytest.mark.anyio
@@ -268,3 +270,12 @@ async def test_structlog_gets_every_event() -> None:
     assert [line["event"] for line in lines] == [
         "SupervisorStarted", "WorkerRequested", "WorkerReady", "SupervisorStopping", "WorkerRemoved", "SupervisorStopped",
     ]  # fmt: skip
+
+
+async def test_root_is_wanted_and_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also root of a user namespace isn't enough, whose network namespace is another's: nobody returns to that."""
+    if os.geteuid() == 0:
+        monkeypatch.setattr(nsorch.core.launch, "_is_own", lambda kind: kind != "net")
+    with pytest.raises(nsorch.PermissionDeniedError, match=r"rootless=False.*CAP_SYS_ADMIN"):
+        async with nsorch.Supervisor(rootless=False):
+            pass

@@ -11,7 +11,7 @@ import socket
 import sys
 from typing import NamedTuple
 
-from nsorch.errors import SetupError, UnsupportedError
+from nsorch.errors import PermissionDeniedError, SetupError, UnsupportedError
 
 from . import descriptors, spawner
 from .interpreter import guarded
@@ -36,9 +36,14 @@ class Launched(NamedTuple):
 
 def may_administer() -> bool:
     """Whether this process can make namespaces without a user namespace of its own: it has CAP_SYS_ADMIN here."""
+    return has_capability(_CAP_SYS_ADMIN) and all(map(_is_own, ("net", "uts", "ipc")))
+
+
+def has_capability(number: int) -> bool:
+    """Whether this process has it, in its user namespace."""
     with open("/proc/self/status") as file:
         effective = next(int(line.split()[1], 16) for line in file if line.startswith("CapEff:"))
-    return bool(effective >> _CAP_SYS_ADMIN & 1) and all(map(_is_own, ("net", "uts", "ipc")))
+    return bool(effective >> number & 1)
 
 
 def _is_own(kind: str) -> bool:
@@ -62,8 +67,16 @@ def launch(rootless: bool, subids: bool | None = None) -> Launched:
 
     :param subids: see :func:`nsorch.core.subids.find_subids`
     :raises SetupError: it can't be started
+    :raises PermissionDeniedError: it takes a user namespace
     :raises UnsupportedError: there is no interpreter, or no such ids as *subids* insists on
     """
+    if not rootless and not may_administer():
+        raise PermissionDeniedError(
+            "work without a user namespace (rootless=False)",
+            stage="launch",
+            detail="that takes CAP_SYS_ADMIN in the user namespace that this process's network, UTS and IPC namespaces "
+            "belong to",
+        )
     if not sys.executable:
         raise UnsupportedError(
             "nsorch needs a Python interpreter to start its helper with, and sys.executable is empty"

@@ -22,8 +22,8 @@ _BYTES = 1 << 20
 _NAMESPACES = ("net", "mnt", "uts", "ipc", "pid")
 
 
-def capacities() -> list[Capacity]:
-    return [_descriptors(), _pids(), *_namespaces(), _users(), _neighbours(), _memory(), _capture()]
+def capacities(rootless: bool) -> list[Capacity]:
+    return [_descriptors(), _pids(), *_namespaces(), _users(rootless), _neighbours(), _memory(), _capture()]
 
 
 def _descriptors() -> Capacity:
@@ -87,13 +87,15 @@ def _namespaces() -> Iterator[Capacity]:
         )
 
 
-def _users() -> Capacity:
+def _users(rootless: bool) -> Capacity:
     name = "user.max_user_namespaces"
+    limit = _number(sysctl("user/max_user_namespaces"))
     return Capacity(
         name="user namespaces",
-        limit=_number(sysctl("user/max_user_namespaces")),
+        limit=limit,
         unit="namespaces of a user",
         source=name,
+        workers=0 if rootless and limit == 0 else None,
         detail="one a supervisor without root, and one a worker that asks for it",
         remedy=f"sysctl -w {name}=100000",
     )

@@ -10,6 +10,7 @@ import platform
 
 from attrs import frozen
 
+from nsorch.core.launch import has_capability
 from nsorch.values import Value
 
 
@@ -64,6 +65,7 @@ TRIED = (
 )
 
 _MISSING = (errno.EOPNOTSUPP, errno.ENOENT, errno.ENODEV, errno.EPROTONOSUPPORT, errno.ENOSYS, errno.EAFNOSUPPORT)
+_CAP_SETFCAP = 31
 _DENIED = (errno.EPERM, errno.EACCES)
 #: settings that forbid user namespaces: path, the value that does, the command that ends it
 _SWITCHES = (
@@ -81,9 +83,8 @@ def explain(tried: Tried, number: int, where: str, *, rootless: bool) -> tuple[s
     """What forbids it, and what would change that."""
     if tried.package and number == errno.ENOENT:
         return f"the library {where} is not installed", f"apt-get install {tried.package}"
-    if number == errno.ENOSPC:
-        name = f"user.max_{tried.name.split()[0]}_namespaces"
-        return f"{name} = {sysctl(name.replace('.', '/', 1))} is reached", f"sysctl -w {name}=15000"
+    if number == errno.ENOSPC and where.startswith("unshare"):
+        return _limit_reached(where)
     if number in _DENIED:
         return _denied(tried, where, rootless)
     if tried.name == "tun" and number == errno.ENODEV:
@@ -91,6 +92,14 @@ def explain(tried: Tried, number: int, where: str, *, rootless: bool) -> tuple[s
     if number in _MISSING or (number == errno.EINVAL and where.startswith("unshare")):
         return _missing(tried)
     return f"{where}: {os.strerror(number)}".removeprefix(": "), ""
+
+
+def _limit_reached(where: str) -> tuple[str, str]:
+    """:param where: ``unshare``, and the kinds of the namespaces that were to be made"""
+    names = [f"user/max_{kind.rstrip(',')}_namespaces" for kind in where.split()[1:]]
+    tightest = min(names, key=lambda name: int(sysctl(name) or 0))
+    name = tightest.replace("/", ".")
+    return f"{name} = {sysctl(tightest)} is reached", f"sysctl -w {name}=15000"
 
 
 def _denied(tried: Tried, where: str, rootless: bool) -> tuple[str, str]:
@@ -102,6 +111,9 @@ def _denied(tried: Tried, where: str, rootless: bool) -> tuple[str, str]:
                 return f"{path.replace('/', '.')} = {value}", remedy
         if "CONFIG_USER_NS" in _disabled():
             return "the kernel was built without CONFIG_USER_NS", "use another kernel"
+    if where.startswith("uid map") and os.geteuid() == 0 and not has_capability(_CAP_SETFCAP):
+        why = "uid 0 can be mapped by who has CAP_SETFCAP alone (user_namespaces(7)), which this process hasn't got"
+        return why, "run it with that capability, or as another user"
     if where.startswith("mount"):
         why = "a container that masks parts of /proc or /sys, or a security module, forbids this mount"
         return why, "run outside of it, or with --security-opt systempaths=unconfined (docker, podman)"

@@ -44,7 +44,7 @@ def examine(rootless: bool | None) -> HostReport:
         kernel=platform.release(),
         rootless=below,
         features={feature.name: feature for feature in features},
-        capacity={each.name: each for each in capacities()},
+        capacity={each.name: each for each in capacities(below)},
     )
 
 

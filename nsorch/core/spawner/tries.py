@@ -6,6 +6,7 @@ Nothing on the host changes, but that the kernel may load a module on its own wh
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import errno
 import json
@@ -137,7 +138,7 @@ def _write(fd: int, value: Any) -> None:
 def _make(kinds: int, rootless: bool) -> None:
     if rootless:
         _enter_user_namespace()
-    with stage("unshare"):
+    with stage("unshare", ", ".join(name for kind, name in NS_FILES.items() if kinds & kind)):
         unshare(kinds)
 
 
@@ -153,9 +154,10 @@ def _enter_user_namespace() -> None:
 def _user_namespace() -> None:
     """As an ordinary user has it: with rights inside, which is what AppArmor takes."""
     if os.geteuid() == 0:
-        os.setgroups([])
-        os.setresgid(_NOBODY, _NOBODY, _NOBODY)
-        os.setresuid(_NOBODY, _NOBODY, _NOBODY)
+        with contextlib.suppress(OSError):  # root of a user namespace that has nobody else
+            os.setgroups([])
+            os.setresgid(_NOBODY, _NOBODY, _NOBODY)
+            os.setresuid(_NOBODY, _NOBODY, _NOBODY)
         # A change of credentials gives /proc/self to root (PR_SET_DUMPABLE), and nobody may write its own maps.
         _libc.prctl(4, 1, 0, 0, 0)
     _enter_user_namespace()
