@@ -13,8 +13,16 @@ top=$(cd "$(dirname "$0")/../.." && pwd)
 vm=$top/.vm
 kernels=${VM_KERNELS:-6.1 6.12}
 python=$top/.venv/bin/python
+# Bash hears a signal while it waits, not while a command runs; timeout passes it on to all below it.
+started=()
+trap '[ ${#started[@]} = 0 ] || kill "${started[@]}" 2>/dev/null; wait' EXIT
+trap 'exit 130' INT
+trap 'exit 143' TERM
 # shellcheck disable=SC2086 - they are words
-sh "$top/tests/vm/setup.sh" $kernels || exit
+timeout 0 sh "$top/tests/vm/setup.sh" $kernels &
+started=($!)
+wait $! || exit
+started=()
 cd "$top" || exit
 # Each file that is looked at costs a second or more inside.
 tests=${VM_TESTS:--q $(grep -lE 'mark\.vm\b' tests/test_*.py | tr '\n' ' ')}
@@ -48,11 +56,11 @@ for kernel in $kernels; do
     touch "$out/log"
     echo "in a virtual machine, kernel $kernel:"
     machine "$kernel" "$out" &
-    trap 'kill $! 2>/dev/null; wait' EXIT
-    trap 'exit 130' INT TERM
-    tail -n +1 -f --pid=$! "$out/log"
-    wait $!
-    trap - EXIT INT TERM
+    started=($!)
+    tail -n +1 -f --pid=$! "$out/log" &
+    started+=($!)
+    wait "${started[@]}"
+    started=()
     if [ ! -e "$out/status" ]; then
         tail -n 40 "$out/console"
         echo "test-vm: kernel $kernel ended before the tests did: FAILED; see $out"
