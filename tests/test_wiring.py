@@ -2,15 +2,25 @@
 
 from __future__ import annotations
 
+import ipaddress
 import json
 import pathlib
 import socket
 import subprocess
+from typing import TYPE_CHECKING, Any
 
 import anyio
 import pytest
 
 import nsorch
+from nsorch.net.engine import Engine
+from nsorch.net.messages import NLM_F_DUMP, message
+from nsorch.net.netlink import Netlink, Request
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from nsorch.net.engine import NetnsHandle
 
 pytestmark = pytest.mark.anyio
 TOPOLOGIES = pathlib.Path(__file__).parent.parent.parent / "shared" / "topologies"
@@ -248,3 +258,43 @@ async def test_a_worker_with_more_links_than_the_first_bridges_number() -> None:
             await sup.link("hub", "other")
         assert len(sup.workers["hub"].interfaces) == 20
         assert (await sup.ping_all([("hub", "other")])).ok
+
+
+async def test_ipv6_addresses_are_heard_of_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who asks for a hardware address asks a group; one who hasn't joined it yet is asked again after a second."""
+    groups: dict[str, list[bytes]] = {}
+
+    def look(handle: NetnsHandle) -> None:
+        dump = message(58, NLM_F_DUMP, bytes([10, *bytes(7)]))  # RTM_GETMULTICAST, AF_INET6
+        groups[handle.name] = Netlink(handle.sock).dump(Request(dump, "list", "groups"), 58)
+
+    def then_look(name: str) -> None:
+        real = getattr(Engine, name)
+
+        def call(self: Engine, *args: Any, **options: Any) -> None:
+            real(self, *args, **options)
+            for handle in args[1].values() if name == "execute" else args[:1]:  # before the thread does anything else
+                look(handle)
+
+        monkeypatch.setattr(Engine, name, call)
+
+    def missing(worker: str, addresses: Iterable[str]) -> list[str]:
+        packed = {address: ipaddress.IPv6Address(address).packed for address in addresses}
+        # ff02::1:ff00:0/104, and what follows of the message
+        return [a for a, p in packed.items() if not any(b"\1\xff" + p[-3:] in body for body in groups[worker])]
+
+    for name in ("execute", "restore_end", "change_addresses"):
+        then_look(name)
+    many = [f"fd00::a:{number:x}" for number in range(1, 200)]
+    async with nsorch.Supervisor() as sup:
+        await sup.start_all([nsorch.WorkerSpec(name=name) for name in "ab"])
+        link = await sup.link(nsorch.End("a", address=many), nsorch.End("b", address="fd00::b"), subnet="fd00::/64")
+        assert not missing("a", many)
+        assert not missing("b", ["fd00::b"])
+        await link.down()
+        await link.up()
+        assert not missing("a", many)
+        for letter in "cdef":
+            others = [address.replace("::a", f"::{letter}") for address in many]
+            await link.set(address=others, end="a")
+            assert not missing("a", others)

@@ -28,6 +28,7 @@ from nsorch.net.messages import (
 )
 from nsorch.net.netlink import Netlink, Request
 from nsorch.net.shaping import Shaper
+from nsorch.net.solicited import await_joined
 from nsorch.values import Value
 
 if TYPE_CHECKING:
@@ -50,6 +51,8 @@ if TYPE_CHECKING:
     )
 
 _CARRIER_DEADLINE = 5.0
+# The kernel joins groups one after the other: where so many namespaces have, all have.
+_LATEST = 16
 _LOOPBACK = 1
 # The group that links join to be deleted together: nobody else's number. So many hold the kernel's lock for some 0.1 s.
 _DYING, _DELETED_AT_ONCE = 0x6E736F72, 512
@@ -91,9 +94,11 @@ class Engine:
                     node = nodes.get(netns)
                     routes = () if node is None or netns in unready else node.routes
                     self._configure(namespaces[netns], ends.get(netns, []), node, routes)
-            for netns, own in ends.items():
+            for number, (netns, own) in enumerate(ends.items(), 1):
                 if netns:
-                    self._await_running(namespaces[netns], [end for end in own if end.ipv6])
+                    there = self._await_running(namespaces[netns], [end for end in own if end.ipv6])
+                    if number > len(ends) - _LATEST:
+                        await_joined(Netlink(namespaces[netns].sock, namespaces[netns].name), there)
             for netns, node in nodes.items():
                 if node.routes and netns in unready:  # not before: the other ends of links must be up
                     self.add_routes(namespaces[netns], node.routes)
@@ -165,9 +170,7 @@ class Engine:
             )
             # First up: of addresses that were there before, the kernel adds routes later, without a word if it can't.
             requests.append(Request(messages.set_link(index, up=True), "set up", end.ifname))
-            requests += [_add(index, address, end.ifname) for address in end.addresses]
-            if end.ipv6 and end.mac is not None:
-                requests.append(_add(index, link_local(end.mac), end.ifname))
+            requests += [_add(index, address, end.ifname) for address in end.all_addresses]
             requests += [_neighbour(index, ip, mac) for ip, mac in end.neighbours]
             requests += self.shaper.requests(index, end.qdisc, end.ifname)
         for route in routes:
@@ -184,18 +187,19 @@ class Engine:
         if failed:
             raise failed[0]
 
-    def _await_running(self, handle: NetnsHandle, ends: Collection[EndPlan]) -> None:
+    def _await_running(self, handle: NetnsHandle, ends: Collection[EndPlan]) -> list[tuple[int, IPInterface]]:
         """Carrier is there with the answer that both ends are up; the kernel's own notice of it, for which IPv6 waits,
-        comes later."""
-        if not ends:
-            return
+        comes later. Gives all their addresses, by ifindex."""
         netlink = Netlink(handle.sock, handle.name)
         deadline = time.monotonic() + _CARRIER_DEADLINE
+        there = []
         for end in ends:
-            while not self.link_state(netlink, end.ifname).running:
+            while not (state := self.link_state(netlink, end.ifname)).running:
                 if time.monotonic() > deadline:
                     raise NetlinkError("wait for carrier of", end.ifname, errno=errno.ETIMEDOUT, worker=handle.name)
                 time.sleep(0.001)
+            there += [(state.index, address) for address in end.all_addresses]
+        return there
 
     def await_ports(self, ports: Iterable[int]) -> None:
         """A bridge lets nothing through a port before the kernel's own notice of its carrier."""
@@ -315,13 +319,13 @@ class Engine:
         """Give an end that was down what the kernel has dropped: its IPv6 addresses, and its neighbours."""
         netlink = Netlink(handle.sock, handle.name)
         index = self._index(netlink, end.ifname)
-        requests = [_add(index, address, end.ifname) for address in end.addresses if address.version == 6]
-        if end.ipv6 and end.mac is not None:
-            requests.append(_add(index, link_local(end.mac), end.ifname))
+        again = [address for address in end.all_addresses if address.version == 6]
+        requests = [_add(index, address, end.ifname) for address in again]
         requests += [_neighbour(index, ip, mac) for ip, mac in end.neighbours]
         failed = [error for error in netlink.transact(requests) if error.errno != errno.EEXIST]
         if failed:
             raise failed[0]
+        await_joined(netlink, [(index, address) for address in again])
 
     def change_mac(self, handle: NetnsHandle, end: EndPlan, mac: bytes) -> None:
         """Give *end* another hardware address, and the link-local address that goes with it."""
@@ -334,6 +338,8 @@ class Engine:
                 requests.append(Request(old, "remove the link-local address of", end.ifname))
             requests.append(_add(index, link_local(mac), end.ifname))
         _raise_first([error for error in netlink.transact(requests) if error.errno != errno.EADDRNOTAVAIL])
+        if end.ipv6:
+            await_joined(netlink, [(index, link_local(mac))])
 
     def remove_routes(self, handle: NetnsHandle, routes: Sequence[RoutePlan]) -> None:
         self._route(handle, RTM_DELROUTE, "remove route to", routes)
@@ -356,6 +362,7 @@ class Engine:
         """
         netlink = Netlink(handle.sock, handle.name)
         index = self._index(netlink, name)
+        add = list(add)
         requests = [
             Request(messages.address(RTM_DELADDR, index, address), f"remove {address} of", name) for address in remove
         ]
@@ -363,6 +370,7 @@ class Engine:
         # Another program may have been faster.
         done = (errno.EADDRNOTAVAIL, errno.EEXIST)
         _raise_first([error for error in netlink.transact(requests) if error.errno not in done])
+        await_joined(netlink, [(index, address) for address in add])
 
     def forget_neighbours(self, handle: NetnsHandle, neighbours: Iterable[tuple[int | str, IPAddress]]) -> None:
         """Drop (interface, address) from the neighbour tables; those that aren't there are no error."""

@@ -14,6 +14,7 @@ from nsorch.net.engine import Engine
 from nsorch.net.mac import link_local as link_local_address
 from nsorch.net.messages import RTM_DELADDR, RTM_DELNEIGH, RTM_NEWADDR, RTM_NEWLINK, RTM_NEWNEIGH
 from nsorch.net.netlink import Netlink, Request
+from nsorch.net.solicited import await_joined
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -116,6 +117,7 @@ def set_up(
         if time.monotonic() > deadline:
             raise NetlinkError("wait for carrier of", name, errno=errno.ETIMEDOUT, worker=handle.name)
         time.sleep(0.002)
+    await_joined(netlink, [(state.index, address) for address in own])
 
 
 def strip(handle: NetnsHandle, name: str, addresses: Sequence[IPInterface]) -> None:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from attrs import frozen
 
+from nsorch.net.mac import link_local
 from nsorch.values import Value
 
 if TYPE_CHECKING:
@@ -84,6 +85,11 @@ class EndPlan(Value):
     ipv6: bool = False
     neighbours: tuple[tuple[IPAddress, bytes], ...] = ()
     qdisc: QdiscPlan | None = None
+
+    @property
+    def all_addresses(self) -> tuple[IPInterface, ...]:
+        """With the link-local one."""
+        return self.addresses if not self.ipv6 or self.mac is None else (*self.addresses, link_local(self.mac))
 
 
 @frozen(kw_only=True, repr=False)
