@@ -44,9 +44,9 @@ async def quiet(sup: nsorch.Supervisor, events: nsorch.EventStream) -> None:
     link = next(iter(sup.links.values()))
     other = "b" if link.ends[0].startswith("a") else "a"
     (mark,) = [link for link in sup.links.values() if link.ends[0].startswith(other)]
-    await mark.set(mtu=1234)
+    await mark.set(mtu=1432)
     (event,) = await take(events, 1)
-    assert event.changes == (("mtu", "1234"),), event
+    assert event.changes == (("mtu", "1432"),), event
     assert event.by == "nsorch"
 
 
