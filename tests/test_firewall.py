@@ -226,7 +226,7 @@ firewall = "closed"
         (
             "nat",
             {"outside": "up0", "forwards": [{"port": 0, "to": "x"}]},
-            'workers.w.nat.forwards[0].port: "0" is neither a port',
+            "workers.w.nat.forwards[0].port: 0 is neither a port",
         ),
         ("nat", {"outside": "up0", "forwards": [{"port": "1-2", "to": "x:3"}]}, "workers.w.nat.forwards[0].to: "),
         ("nat", {"outside": "up0", "forwards": {"port": 1}}, "workers.w.nat.forwards: "),

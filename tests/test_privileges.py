@@ -559,7 +559,7 @@ async def test_no_keystroke_for_the_callers_terminal(preset: str) -> None:
     [
         ("capabilities", ["NET_ROW"], 'did you mean "NET_RAW"'),
         ("capabilities", ["+NET_RAW", "CHOWN"], "either all are changes"),
-        ("capabilities", ["CAP_ALL"], "there is no 'CAP_ALL'"),
+        ("capabilities", ["CAP_ALL"], 'there is no "CAP_ALL"'),
         ("capabilities", ["+all", "-ALL"], "added and dropped at once"),
         ("capabilities", {"ambient": ["CHOWN"]}, "must be permitted"),
         ("capabilities", {"other": []}, 'no set "other"'),
@@ -586,7 +586,7 @@ async def test_no_keystroke_for_the_callers_terminal(preset: str) -> None:
         ("rootfs", {"lower": [], "upper": "/x"}, "0 layers"),
         ("rootfs", {"lower": "/x", "work": "/y"}, "rootfs.work"),
         ("no_new_privs", "yes", "neither true nor false"),
-        ("user", "a:b:c", "user: 'a:b:c'"),
+        ("user", "a:b:c", 'user: "a:b:c"'),
         ("groups", "staff", "groups"),
     ],
 )

@@ -32,7 +32,7 @@ def test_steps() -> None:
         ([(0, {}), (0, {})], r"trace\[1\]: 0 s is not after the step before"),
         ([(0, {"speed": 1})], r"trace\[0\]: .*speed"),
         ([3], r"trace\[0\]: 3 is not a time"),
-        ("x", "trace: 'x' is no list of times"),
+        ("x", 'trace: "x" is no list of times'),
         (None, "trace: None is no list of times"),
     ],
 )
@@ -144,8 +144,8 @@ def test_changes() -> None:
 @pytest.mark.parametrize(
     ("values", "text"),
     [
-        ({"distribution": "gauss"}, "distribution: 'gauss' is none of uniform, normal"),
-        ({"profile": "isdn"}, "profile: 'isdn' is none of wifi"),
+        ({"distribution": "gauss"}, 'distribution: "gauss" is none of uniform, normal'),
+        ({"profile": "isdn"}, 'profile: "isdn" is none of wifi'),
         ({"delay": 300}, "delay: 300 is above 274 s"),
         ({"gilbert_elliott": {"p": "2"}}, r'gilbert_elliott\.p: "2" is not a fraction'),
         ({"gilbert_elliott": {"r": 1}}, r"gilbert_elliott\.p: is missing"),

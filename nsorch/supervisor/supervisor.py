@@ -508,7 +508,7 @@ class Supervisor:
                 mtu=mtu,
                 arp=arp,
                 vlan_aware=vlan_aware,
-                vlans=vlans or {},
+                vlans=vlans,
                 stp=stp,
                 forward_delay=forward_delay,
                 ageing=ageing,

@@ -11,19 +11,9 @@ from nsorch.topology.mounts import Bind, Overlay, Tmpfs, bind, overlay, tmpfs
 from nsorch.topology.namespaces import NamespaceSet, Pid
 from nsorch.topology.privileges import Capabilities, CapabilityChange
 from nsorch.topology.profiles import PROFILES, Profile
+from nsorch.topology.ready import ExecReady, TcpReady, exec_ready, tcp_ready
 from nsorch.topology.services import Dnsmasq, Frr, Tayga
-from nsorch.topology.specs import (
-    BridgeSpec,
-    End,
-    ExecReady,
-    LinkSpec,
-    Route,
-    TcpReady,
-    To,
-    WorkerSpec,
-    exec_ready,
-    tcp_ready,
-)
+from nsorch.topology.specs import BridgeSpec, End, LinkSpec, Route, To, WorkerSpec
 from nsorch.topology.traces import Step, Trace
 from nsorch.topology.tunnels import Vxlan, WireGuard, WireGuardPeer
 from nsorch.topology.uplinks import UplinkSpec

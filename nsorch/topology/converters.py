@@ -7,6 +7,7 @@ from ipaddress import IPv4Interface, IPv4Network, IPv6Interface, IPv6Network, ip
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from nsorch.errors import AddressError, TopologyError
+from nsorch.topology.kinds import shown
 from nsorch.topology.names import interface_problem, name_problem
 
 if TYPE_CHECKING:
@@ -36,8 +37,12 @@ def valid_name(value: Any) -> str:
     return str(value)
 
 
-def named(value: Any) -> str:
-    return valid_name(value if isinstance(value, str) else getattr(value, "name", value))
+def named(path: str, value: Any) -> str:
+    """The name of a worker or bridge: itself, or what an object is called."""
+    name = value if isinstance(value, str) else getattr(value, "name", value)
+    if problem := name_problem(name):
+        raise TopologyError(f"{path}: {problem}")
+    return str(name)
 
 
 def valid_interface_name(value: Any) -> str:
@@ -48,7 +53,7 @@ def valid_interface_name(value: Any) -> str:
 
 def valid_mtu(value: Any) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or not 68 <= value <= 65535:
-        raise ValueError(f"{value!r} is not a number of bytes from 68 to 65535")
+        raise ValueError(f"{shown(value)} is not a number of bytes from 68 to 65535")
     return value
 
 
@@ -64,7 +69,7 @@ def networks(value: Any) -> tuple[IPv4Network | IPv6Network, ...]:
         try:
             network = item if isinstance(item, IPv4Network | IPv6Network) else ip_network(str(item))
         except ValueError as exc:
-            raise AddressError(f'subnet: "{item}" is not a network: {exc}') from None
+            raise AddressError(f"subnet: {shown(item)} is not a network: {exc}") from None
         if network.is_multicast:
             raise AddressError(f"subnet: {network} is for groups, not for hosts (multicast)")
         if any(network.version == none.version and network.overlaps(none) for none in _NO_HOSTS):
@@ -81,16 +86,16 @@ def addresses(value: Any) -> tuple[IPv4Interface | IPv6Interface, ...]:
         try:
             found.append(ip_interface(str(item)))
         except ValueError:
-            raise AddressError(f'address: "{item}" is not an IP address') from None
+            raise AddressError(f"address: {shown(item)} is not an IP address") from None
     return tuple(found)
 
 
 def valid_mac(value: Any) -> str:
     parts = str(value).split(":")
     if len(parts) != 6 or not all(len(part) == 2 and _is_hex(part) for part in parts):
-        raise AddressError(f'mac: "{value}" is not a MAC address such as 02:00:00:00:00:01')
+        raise AddressError(f"mac: {shown(value)} is not a MAC address such as 02:00:00:00:00:01")
     if int(parts[0], 16) & 1 or not int("".join(parts), 16):
-        raise AddressError(f"mac: \"{value}\" can't be one interface's: it is a group's, or zero")
+        raise AddressError(f"mac: {shown(value)} can't be one interface's: it is a group's, or zero")
     return str(value).lower()
 
 
@@ -112,7 +117,7 @@ def to_mtu(value: Any) -> int | None:
 
 def whole_number(value: Any, first: int, last: int) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or not first <= value <= last:
-        raise ValueError(f"{value!r} is not a whole number from {first} to {last}")
+        raise ValueError(f"{shown(value)} is not a whole number from {first} to {last}")
     return value
 
 
@@ -123,7 +128,7 @@ def allowed_networks(value: Any) -> tuple[IPv4Network | IPv6Network, ...]:
         try:
             found.append(ip_network(str(item)))
         except ValueError as exc:
-            raise AddressError(f'allowed_ips: "{item}" is not a network: {exc}') from None
+            raise AddressError(f"allowed_ips: {shown(item)} is not a network: {exc}") from None
     return tuple(found)
 
 
@@ -143,7 +148,7 @@ def vlan_subnets(value: Any) -> Mapping[int, tuple[IPv4Network | IPv6Network, ..
     if value is None or value == ():
         return {}
     if not isinstance(value, Mapping):
-        raise TopologyError(f"vlans: {value!r} is not a table of subnets by VLAN")
+        raise TopologyError(f"vlans: {shown(value)} is not a table of subnets by VLAN")
     found = {}
     for key, item in value.items():
         number = int(key) if isinstance(key, str) and key.isdecimal() else key

@@ -10,6 +10,7 @@ from attrs import Factory, evolve, field, fields, frozen
 
 from nsorch.errors import TopologyError
 from nsorch.topology.converters import checked
+from nsorch.topology.kinds import shown
 from nsorch.topology.units import count, duration, fraction, rate
 from nsorch.values import Value
 
@@ -26,20 +27,20 @@ _FASTEST = 1e20
 def _time(value: Any) -> float:
     seconds = duration(value)
     if seconds > _LONGEST:
-        raise ValueError(f"{value!r} is above {_LONGEST:g} s, the longest the kernel can count")
+        raise ValueError(f"{shown(value)} is above {_LONGEST:g} s, the longest the kernel can count")
     return seconds
 
 
 def _bits(value: Any) -> float:
     bits = rate(value)
     if bits > _FASTEST:
-        raise ValueError(f"{value!r} is above {_FASTEST:g} bit/s, the most that the kernel can count")
+        raise ValueError(f"{shown(value)} is above {_FASTEST:g} bit/s, the most that the kernel can count")
     return bits
 
 
 def _choice(value: Any, names: tuple[str, ...]) -> str:
     if value not in names:
-        raise ValueError(f"{value!r} is none of {', '.join(names)}")
+        raise ValueError(f"{shown(value)} is none of {', '.join(names)}")
     return str(value)
 
 
@@ -146,7 +147,7 @@ def _to_gilbert_elliott(value: Any) -> GilbertElliott | None:
     if value is None or isinstance(value, GilbertElliott):
         return value
     if not isinstance(value, Mapping):
-        raise TopologyError(f"gilbert_elliott: {value!r} is not {{ p = …, r = …, bad = …, good = … }}")
+        raise TopologyError(f"gilbert_elliott: {shown(value)} is not {{ p = …, r = …, bad = …, good = … }}")
     for key in value:
         if key not in GILBERT_ELLIOTT_KEYS:
             raise TopologyError(f"gilbert_elliott.{key}: unknown key; there are {', '.join(GILBERT_ELLIOTT_KEYS)}")

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
+from collections.abc import Iterable, Mapping
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from attrs import field, fields_dict, frozen
 
 from nsorch.errors import TopologyError
+from nsorch.topology.kinds import flag, shown
 from nsorch.topology.names import name_problem
 from nsorch.topology.units import duration
 from nsorch.topology.values import below, interface, interfaces, many, one_of, read, read_many
@@ -36,15 +37,22 @@ def _outside(value: Any) -> tuple[str, ...]:
 
 def _ports(value: Any) -> tuple[int, int]:
     """From 80, or ``"8000-8010"``."""
-    parts = value if isinstance(value, tuple) else str(value).split("-")
     try:
+        parts = value if isinstance(value, tuple) else str(value).split("-")
         first, last = int(parts[0]), int(parts[-1])
         fine = not isinstance(value, bool) and len(parts) <= 2 and 1 <= first <= last <= 65535
     except (ValueError, IndexError):
         fine = False
     if not fine:
-        raise TopologyError(f'port: "{value}" is neither a port from 1 to 65535 nor a range such as 8000-8010')
+        raise TopologyError(f"port: {shown(value)} is neither a port from 1 to 65535 nor a range such as 8000-8010")
     return first, last
+
+
+def _to(value: Any) -> str:
+    name = value if isinstance(value, str | IPv4Address | IPv6Address) else getattr(value, "name", None)
+    if name is None:
+        raise TopologyError(f"to: {shown(value)} is neither an address nor the name of a worker")
+    return str(name)
 
 
 def _split_target(text: str) -> tuple[str, int | None]:
@@ -76,7 +84,7 @@ class Forward(Value):
     """
 
     port: tuple[int, int] = field(converter=_ports)
-    to: str = field(converter=str)
+    to: str = field(converter=_to)
     protocol: Transport = field(default="tcp", validator=one_of(TRANSPORTS))
 
     def __attrs_post_init__(self) -> None:
@@ -110,9 +118,12 @@ class Forward(Value):
 
 
 def _prefixes(value: Any) -> tuple[tuple[IPv6Network, IPv6Network], ...]:
-    if isinstance(value, str | list):
-        raise TopologyError(f"prefixes: {value!r} is not a table of prefixes")
     pairs = value.items() if isinstance(value, Mapping) else value
+    if not isinstance(pairs, Iterable) or isinstance(pairs, str | bytes | list):
+        raise TopologyError(f"prefixes: {shown(value)} is not a table of prefixes")
+    pairs = list(pairs)
+    if not all(isinstance(pair, tuple) and len(pair) == 2 for pair in pairs):
+        raise TopologyError(f"prefixes: {shown(value)} is not a table of prefixes")
     return tuple((_prefix(inside), _prefix(outside)) for inside, outside in pairs)
 
 
@@ -120,7 +131,7 @@ def _prefix(value: Any) -> IPv6Network:
     try:
         network = IPv6Network(str(value))  # a number would be an address
     except ValueError as exc:
-        raise TopologyError(f'prefixes: "{value}" is not an IPv6 network: {exc}') from None
+        raise TopologyError(f"prefixes: {shown(value)} is not an IPv6 network: {exc}") from None
     if network.prefixlen > 64:
         raise TopologyError(f"prefixes: {network} is longer than 64 bits, which the kernel's NPTv6 doesn't translate")
     return network
@@ -136,7 +147,7 @@ def _timeout(value: Any) -> float:
     except ValueError as exc:
         raise TopologyError(f"timeout: {exc}") from None
     if not 0.001 <= seconds <= 86400:
-        raise TopologyError(f"timeout: {value!r} is not from 1 ms to a day")
+        raise TopologyError(f"timeout: {shown(value)} is not from 1 ms to a day")
     return seconds
 
 
@@ -156,15 +167,13 @@ class Nat(Value):
     outside: tuple[str, ...] = field(converter=_outside)
     kind: NatKind = field(default="masquerade", kw_only=True, validator=one_of(NAT_KINDS))
     forwards: tuple[Forward, ...] = field(default=(), kw_only=True, converter=_forwards)
-    ipv6: bool = field(default=False, kw_only=True)
+    ipv6: bool = field(default=False, kw_only=True, validator=flag)
     prefixes: tuple[tuple[IPv6Network, IPv6Network], ...] = field(default=(), kw_only=True, converter=_prefixes)
     timeout: float = field(default=300.0, kw_only=True, converter=_timeout)
 
     def __attrs_post_init__(self) -> None:
         if not self.outside:
             raise TopologyError("outside: the interface to the outside is missing")
-        if not isinstance(self.ipv6, bool):
-            raise TopologyError(f"ipv6: {self.ipv6!r} is neither true nor false")
         for number, forward in enumerate(self.forwards):
             for before, other in enumerate(self.forwards[:number]):
                 if forward.overlaps(other):
@@ -185,7 +194,7 @@ def _end(value: Any) -> str:
         return str(ip_network(str(name)))
     except ValueError:
         if name_problem(name):
-            raise TopologyError(f'"{name}" is neither a network nor a worker or bridge') from None
+            raise TopologyError(f"{shown(name)} is neither a network nor a worker or bridge") from None
     return str(name)
 
 

@@ -12,9 +12,9 @@ from xml.etree import ElementTree as ET
 from attrs import field, frozen
 
 from nsorch.errors import TopologyError
+from nsorch.topology.kinds import shown
 from nsorch.topology.model import Topology
 from nsorch.topology.routing import connected
-from nsorch.topology.structure import shown
 from nsorch.topology.units import duration
 from nsorch.values import Value
 

@@ -9,6 +9,7 @@ from attrs import NOTHING, fields
 
 from nsorch.errors import TopologyError
 from nsorch.topology.interfaces import Bond, Dummy, InterfaceSpec, Ipvlan, Macvlan, Tun, Vlan, Vrf
+from nsorch.topology.kinds import items, shown
 from nsorch.topology.tunnels import Vxlan, WireGuard, WireGuardPeer
 
 if TYPE_CHECKING:
@@ -31,15 +32,15 @@ def required_of(kind: str) -> list[str]:
 
 def to_interfaces(value: Any) -> tuple[InterfaceSpec, ...]:
     """From what code gives: one, or several; mappings have the keys of files."""
-    items = (value,) if isinstance(value, InterfaceSpec | Mapping | str) else tuple(value)
-    return tuple(_to_interface(item, f"interfaces[{number}]") for number, item in enumerate(items))
+    several = [value] if isinstance(value, InterfaceSpec | Mapping) else items("interfaces", value, "interfaces")
+    return tuple(_to_interface(item, f"interfaces[{number}]") for number, item in enumerate(several))
 
 
 def _to_interface(item: Any, where: str) -> InterfaceSpec:
     if isinstance(item, InterfaceSpec):
         return item
     if not isinstance(item, Mapping):
-        raise TopologyError(f"{where}: {item!r} is not an interface such as nsorch.Dummy('d0')")
+        raise TopologyError(f"{where}: {shown(item)} is not an interface such as nsorch.Dummy('d0')")
     options = dict(item)
     kind = options.pop("kind", None)
     if not isinstance(kind, str) or kind not in INTERFACES:

@@ -16,6 +16,7 @@ from nsorch.topology.converters import (
     valid_interface_name,
     whole_number,
 )
+from nsorch.topology.kinds import shown
 from nsorch.topology.units import duration
 from nsorch.values import Value
 
@@ -35,20 +36,24 @@ Validator = Any  # of attrs, which mypy knows by its own types
 
 
 def within(first: int, last: int) -> Validator:
-    """Of attrs: a whole number, or None."""
+    """Of attrs: a whole number, or None where that is the default."""
 
     def validate(instance: Any, attribute: Attribute[Any], value: Any) -> None:  # noqa: ARG001
-        checked(attribute.name, lambda item: whole_number(item, first, last), value)
+        try:
+            if value is not None or attribute.default is not None:
+                whole_number(value, first, last)
+        except ValueError as exc:
+            raise TopologyError(f"{attribute.name}: {exc}") from None
 
     return validate
 
 
 def among(choices: Sequence[str]) -> Validator:
-    """Of attrs: one of these, or None."""
+    """Of attrs: one of these, or None where that is the default."""
 
     def validate(instance: Any, attribute: Attribute[Any], value: Any) -> None:  # noqa: ARG001
-        if value is not None and value not in choices:
-            raise TopologyError(f'{attribute.name}: "{value}" is none of {", ".join(choices)}')
+        if value not in choices and (value is not None or attribute.default is not None):
+            raise TopologyError(f"{attribute.name}: {shown(value)} is none of {', '.join(choices)}")
 
     return validate
 
@@ -81,7 +86,7 @@ _LONGEST_MIIMON = (1 << 31) // 1000  # the kernel counts milliseconds in an int
 def _miimon(value: Any) -> float:
     seconds = checked("miimon", duration, value) or 0.1
     if seconds > _LONGEST_MIIMON:
-        raise TopologyError(f"miimon: {value!r} is above {_LONGEST_MIIMON} s")
+        raise TopologyError(f"miimon: {shown(value)} is above {_LONGEST_MIIMON} s")
     return seconds
 
 

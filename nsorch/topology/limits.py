@@ -9,6 +9,7 @@ from typing import Any
 from attrs import field, frozen
 
 from nsorch.errors import TopologyError
+from nsorch.topology.kinds import shown
 from nsorch.topology.units import size
 from nsorch.values import Value
 
@@ -19,8 +20,7 @@ _DEVICE = re.compile(r"[0-9]+:[0-9]+|/.+")
 
 
 def _refuse(key: str, value: object, what: str) -> TopologyError:
-    shown = f'"{value}"' if isinstance(value, str) else repr(value)
-    return TopologyError(f"limits.{key}: {shown} is not {what}")
+    return TopologyError(f"limits.{key}: {shown(value)} is not {what}")
 
 
 def _bytes(key: str, value: Any, least: int = 0) -> int | None:
@@ -61,6 +61,10 @@ def _whole(key: str, value: Any, least: int, most: int) -> int | None:
     return value
 
 
+def _operations(key: str, value: Any) -> int | None:
+    return _whole(key, value, 1, 1 << 40)
+
+
 def _to_cpu_weight(value: Any) -> int | None:
     return _whole("cpu_weight", value, 1, 10_000)
 
@@ -79,6 +83,22 @@ def _to_cpuset(value: Any) -> str | None:
     return ",".join(parts)
 
 
+def _to_rbps(value: Any) -> int | None:
+    return _bytes("io.rbps", value, 1)
+
+
+def _to_wbps(value: Any) -> int | None:
+    return _bytes("io.wbps", value, 1)
+
+
+def _to_riops(value: Any) -> int | None:
+    return _operations("io.riops", value)
+
+
+def _to_wiops(value: Any) -> int | None:
+    return _operations("io.wiops", value)
+
+
 @frozen(kw_only=True, repr=False)
 class IoLimits(Value):
     """Of one block device.
@@ -87,10 +107,10 @@ class IoLimits(Value):
     :ivar riops: operations per second; *wiops* the same
     """
 
-    rbps: int | None = None
-    wbps: int | None = None
-    riops: int | None = None
-    wiops: int | None = None
+    rbps: int | None = field(default=None, converter=_to_rbps)
+    wbps: int | None = field(default=None, converter=_to_wbps)
+    riops: int | None = field(default=None, converter=_to_riops)
+    wiops: int | None = field(default=None, converter=_to_wiops)
 
     def to_dict(self) -> dict[str, int]:
         return {key: number for key in IO_KEYS if (number := getattr(self, key)) is not None}
@@ -124,7 +144,7 @@ def _io_limits(path: str, value: Any) -> IoLimits:
         if key not in IO_KEYS:
             raise TopologyError(f"limits.{path}.{key}: unknown key; there are {', '.join(IO_KEYS)}")
         where = f"{path}.{key}"
-        found[key] = _bytes(where, item, 1) if key.endswith("bps") else _whole(where, item, 1, 1 << 40)
+        found[key] = _bytes(where, item, 1) if key.endswith("bps") else _operations(where, item)
     return IoLimits(**found)
 
 
@@ -206,7 +226,7 @@ def to_limits(value: Any) -> Limits | None:
     if value is None or isinstance(value, Limits):
         return value or None
     if not isinstance(value, Mapping):
-        raise TopologyError(f"limits: {value!r} is not nsorch.Limits(…)")
+        raise TopologyError(f"limits: {shown(value)} is not nsorch.Limits(…)")
     if unknown := [key for key in value if key not in LIMIT_KEYS]:
         raise TopologyError(f"limits.{unknown[0]}: unknown key; there are {', '.join(LIMIT_KEYS)}")
     return Limits(**value) or None

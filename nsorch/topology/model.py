@@ -10,6 +10,7 @@ from attrs import evolve
 from nsorch.errors import NameInUseError, TopologyError
 from nsorch.topology.checks import checks, emulations
 from nsorch.topology.emulation import NO_EMULATION
+from nsorch.topology.kinds import shown
 from nsorch.topology.layer2 import wires
 from nsorch.topology.profiles import directions
 from nsorch.topology.routing import connected
@@ -40,9 +41,11 @@ class Topology:
 
     def __init__(self, name: str | None = None, *, routing: str = "none", metric: str = "weight") -> None:
         if routing not in ROUTING:
-            raise TopologyError(f'routing: "{routing}" is none of {", ".join(ROUTING)}')
+            raise TopologyError(f"routing: {shown(routing)} is none of {', '.join(ROUTING)}")
         if metric not in METRICS:
-            raise TopologyError(f'metric: "{metric}" is none of {", ".join(METRICS)}')
+            raise TopologyError(f"metric: {shown(metric)} is none of {', '.join(METRICS)}")
+        if name is not None and not isinstance(name, str):
+            raise TopologyError(f"name: {shown(name)} is not a string")
         self.metric = metric
         self.name = name
         self.routing = routing
@@ -115,7 +118,7 @@ class Topology:
             mtu=mtu,
             arp=arp,
             vlan_aware=vlan_aware,
-            vlans=vlans or {},
+            vlans=vlans,
             stp=stp,
             forward_delay=forward_delay,
             ageing=ageing,
@@ -204,7 +207,7 @@ class Topology:
             stdin=stdin,
             stdout=stdout,
             stderr=stderr,
-            sysctls=sysctls or {},
+            sysctls=sysctls,
             routes=routes,
             forward=forward,
             nat=nat,
@@ -576,7 +579,7 @@ class Topology:
         """*n* routers in the unit square, near ones rather linked: with probability beta·exp(-distance/(alpha·√2))
         (Waxman). It need not be connected."""
         if isinstance(alpha, bool) or not isinstance(alpha, int | float) or not alpha > 0:
-            raise TopologyError(f"alpha: {alpha!r} is not a number above 0")
+            raise TopologyError(f"alpha: {shown(alpha)} is not a number above 0")
         beta = _chance("beta", beta)
         return cls._random(f"waxman-{n}", "waxman_graph", _positive(n), beta=beta, alpha=alpha, seed=seed)
 
@@ -598,11 +601,11 @@ class Topology:
 
 def _positive(number: int) -> int:
     if isinstance(number, bool) or not isinstance(number, int) or number < 1:
-        raise TopologyError(f"{number!r} is not a whole number above 0")
+        raise TopologyError(f"{shown(number)} is not a whole number above 0")
     return number
 
 
 def _chance(name: str, value: float) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 1:
-        raise TopologyError(f"{name}: {value!r} is not a probability, a number from 0 to 1")
+        raise TopologyError(f"{name}: {shown(value)} is not a probability, a number from 0 to 1")
     return value

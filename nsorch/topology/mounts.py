@@ -4,29 +4,22 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from attrs import field, frozen
 
 from nsorch.errors import TopologyError
+from nsorch.topology.kinds import items, shown, string, to_path
 from nsorch.values import Value
 
 _SIZE = re.compile(r"\s*([0-9]+)\s*([kmgt]?)(?:i?b)?\s*", re.IGNORECASE)
+_MOST_BYTES = 1 << 63
 _MOST_LAYERS = 499  # OVL_MAX_STACK, but for one of our own
 
 
-def _path(where: str, value: Any) -> str:
-    if not isinstance(value, str | bytes | os.PathLike):
-        raise TopologyError(f"{where}: {value!r} is not a path")
-    path = os.fsdecode(value)
-    if not path or "\0" in path:
-        raise TopologyError(f"{where}: {path!r} is not a path")
-    return path
-
-
 def _absolute(where: str, value: Any) -> str:
-    path = _path(where, value)
+    path = to_path(where, value)
     if not path.startswith("/"):
         raise TopologyError(f'{where}: "{path}" is not an absolute path inside the worker')
     return path
@@ -37,30 +30,29 @@ def size(value: Any) -> int:
 
     :raises ValueError: it is neither
     """
-    if isinstance(value, int) and not isinstance(value, bool) and value > 0:
+    if isinstance(value, int) and not isinstance(value, bool) and 0 < value < _MOST_BYTES:
         return value
     match = _SIZE.fullmatch(value) if isinstance(value, str) else None
-    if match is None or not int(match[1]):
-        raise ValueError(f"{value!r} is not a number of bytes above 0, or such as 64m")
-    return int(match[1]) << 10 * " kmgt".index(match[2].lower() or " ")
+    size = int(match[1]) << 10 * " kmgt".index(match[2].lower() or " ") if match and len(match[1]) < 20 else 0
+    if not 0 < size < _MOST_BYTES:
+        raise ValueError(f"{shown(value)} is not a number of bytes above 0, or such as 64m")
+    return size
 
 
 def _layers(value: Any) -> tuple[str, ...]:
     layers = [value] if isinstance(value, str | os.PathLike) else value
-    if isinstance(layers, Mapping) or not isinstance(layers, Iterable):
-        raise TopologyError(f"rootfs.lower: {value!r} is neither a path nor a list of paths")
-    found = tuple(_path("rootfs.lower", layer) for layer in layers)
+    found = tuple(to_path("rootfs.lower", layer) for layer in items("rootfs.lower", layers, "paths"))
     if not 0 < len(found) <= _MOST_LAYERS:
         raise TopologyError(f"rootfs.lower: {len(found)} layers, not 1 to {_MOST_LAYERS}")
     return found
 
 
 def _to_upper(value: Any) -> str | None:
-    return None if value is None else _path("rootfs.upper", value)
+    return None if value is None else to_path("rootfs.upper", value)
 
 
 def _to_work(value: Any) -> str | None:
-    return None if value is None else _path("rootfs.work", value)
+    return None if value is None else to_path("rootfs.work", value)
 
 
 def _size(value: Any) -> int | None:
@@ -115,12 +107,12 @@ def to_rootfs(value: Any) -> str | Overlay | None:
         if "lower" not in value:
             raise TopologyError("rootfs.lower: the directories below are missing")
         return Overlay(**value)
-    return _path("rootfs", value)
+    return to_path("rootfs", value)
 
 
 def _flag(name: str, value: Any) -> bool:
     if not isinstance(value, bool):
-        raise TopologyError(f"{name}: {value!r} is neither true nor false")
+        raise TopologyError(f"{name}: {shown(value)} is neither true nor false")
     return value
 
 
@@ -137,7 +129,7 @@ def _to_exec(value: Any) -> bool:
 
 
 def _to_src(value: Any) -> str:
-    return _path("src", value)
+    return to_path("src", value)
 
 
 def _to_dst(value: Any) -> str:
@@ -156,7 +148,7 @@ class Bind(Value):
     dst: str = field(converter=_to_dst)
     read_only: bool = field(default=False, converter=_to_read_only)
     recursive: bool = field(default=True, converter=_to_recursive)
-    propagation: str = "private"
+    propagation: str = field(default="private", validator=string)
 
     def __attrs_post_init__(self) -> None:
         if self.propagation not in PROPAGATIONS:
@@ -178,7 +170,7 @@ class Tmpfs(Value):
 
     def __attrs_post_init__(self) -> None:
         if isinstance(self.mode, bool) or not isinstance(self.mode, int) or not 0 <= self.mode <= 0o7777:
-            raise TopologyError(f"mode: {self.mode!r} is not a mode such as 0o1777")
+            raise TopologyError(f"mode: {shown(self.mode)} is not a mode such as 0o1777")
 
 
 Mount = Bind | Tmpfs
@@ -199,7 +191,7 @@ def bind(
     """
     return Bind(
         src=src,
-        dst=os.path.abspath(_path("src", src)) if dst is None else dst,
+        dst=os.path.abspath(to_path("src", src)) if dst is None else dst,
         read_only=read_only,
         recursive=recursive,
         propagation=propagation,
@@ -228,10 +220,8 @@ MOUNT_KEYS = {
 def to_mounts(value: Any) -> tuple[Mount, ...]:
     if value is None:
         return ()
-    if isinstance(value, str | Mapping | Bind | Tmpfs) or not isinstance(value, Iterable):
-        raise TopologyError(f"mounts: {value!r} is not a list of mounts")
     made = []
-    for number, item in enumerate(value):
+    for number, item in enumerate(items("mounts", value, "mounts")):
         try:
             made.append(_mount(item))
         except TopologyError as exc:
@@ -244,7 +234,7 @@ def _mount(value: Any) -> Mount:
         return value
     kind = value.get("type") if isinstance(value, Mapping) else None
     if not isinstance(kind, str) or kind not in _KINDS:
-        raise TopologyError(f"type: {value!r} is neither of bind() and tmpfs() nor a table of type bind or tmpfs")
+        raise TopologyError(f"type: {shown(value)} is neither of bind() and tmpfs() nor a table of type bind or tmpfs")
     for key in value:
         if key not in MOUNT_KEYS[kind]:
             raise TopologyError(f"{key}: unknown key of a {kind}")
@@ -262,9 +252,7 @@ def _mount(value: Any) -> Mount:
 def _paths(name: str, value: Any) -> tuple[str, ...] | None:
     if value is None:
         return None
-    if isinstance(value, str | Mapping) or not isinstance(value, Iterable):
-        raise TopologyError(f"{name}: {value!r} is not a list of paths")
-    return tuple(_hidden(f"{name}[{number}]", item) for number, item in enumerate(value))
+    return tuple(_hidden(f"{name}[{number}]", item) for number, item in enumerate(items(name, value, "paths")))
 
 
 def _hidden(where: str, value: Any) -> str:

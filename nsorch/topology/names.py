@@ -4,20 +4,22 @@ from __future__ import annotations
 
 import re
 
+from nsorch.topology.kinds import shown
+
 _NAME = re.compile(r"[A-Za-z][A-Za-z0-9-]{0,62}")
 
 
 def name_problem(name: object) -> str | None:
     """Why *name* can't be a worker's or bridge's, or None."""
     if not isinstance(name, str) or not _NAME.fullmatch(name):
-        return f'"{name}" is not a name: a letter, then letters, digits and "-", at most 63 in all'
+        return f'{shown(name)} is not a name: a letter, then letters, digits and "-", at most 63 in all'
     return None
 
 
 def interface_problem(name: object) -> str | None:
     """Why *name* can't be an interface's, or None: the kernel's dev_valid_name()."""
-    if not isinstance(name, str) or not name or len(name.encode()) > 15:
-        return f'"{name}" is not an interface name: 1 to 15 bytes'
-    if name in (".", "..", "lo", "all", "default") or re.search(r"[/:\s\0]", name):
+    if not isinstance(name, str) or not 0 < len(name.encode(errors="surrogatepass")) <= 15:
+        return f"{shown(name)} is not an interface name: 1 to 15 bytes"
+    if name in (".", "..", "lo", "all", "default") or re.search(r"[/:\s\0\ud800-\udfff]", name):
         return f'"{name}" can\'t be the name of an interface'
     return None

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import functools
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from attrs import evolve, fields, frozen
 
 from nsorch.errors import TopologyError
+from nsorch.topology.kinds import items, shown
 from nsorch.values import Value
 
 if TYPE_CHECKING:
@@ -98,11 +99,9 @@ class NamespaceSet(Value):
             return value
         if value is None:
             return _PASSIVE if passive else _USUAL
-        if isinstance(value, str) or not isinstance(value, Iterable):
-            raise TopologyError(f"namespaces: {value!r} is not a collection of {', '.join(KINDS)}")
-        for kind in value:
+        for kind in value if isinstance(value, Mapping) else items("namespaces", value, ", ".join(KINDS)):
             if kind not in KINDS:
-                raise TopologyError(f'namespaces: there is no "{kind}", only {", ".join(KINDS)}')
+                raise TopologyError(f"namespaces: there is no {shown(kind)}, only {', '.join(KINDS)}")
         if isinstance(value, Mapping):
             found = cls(**{kind: _source(kind, value[kind]) for kind in value})
         else:
@@ -120,6 +119,13 @@ class NamespaceSet(Value):
     def joined(self) -> set[str]:
         """Names of the workers that it joins."""
         return {source.name for kind in KINDS if isinstance(source := getattr(self, kind), OfWorker)}
+
+
+def to_namespaces(value: Any) -> Any:
+    """What :meth:`NamespaceSet.parse` takes, to be read more than once."""
+    if value is None or isinstance(value, NamespaceSet):
+        return value
+    return dict(value) if isinstance(value, Mapping) else tuple(items("namespaces", value, ", ".join(KINDS)))
 
 
 KINDS = tuple(field.name for field in fields(NamespaceSet))
@@ -149,16 +155,16 @@ def _source(kind: str, value: Any) -> Source:
         return OfPid(value.number)
     if isinstance(value, int):
         if not 0 <= value < 1 << 31:
-            raise TopologyError(f"namespaces.{kind}: {value} is not a descriptor")
+            raise TopologyError(f"namespaces.{kind}: {shown(value)} is not a descriptor")
         return OfDescriptor(value)
     if isinstance(value, str) and value.startswith("worker:"):
         return OfWorker(value.removeprefix("worker:"))
     if isinstance(value, os.PathLike) or (isinstance(value, str) and "/" in value):
         if "\0" in (path := os.fspath(value)):
-            raise TopologyError(f"namespaces.{kind}: null character in {path!r}")
+            raise TopologyError(f"namespaces.{kind}: null character in {shown(path)}")
         return AtPath(path)
     if isinstance(name := getattr(value, "name", None), str):
         return OfWorker(name)
     raise TopologyError(
-        f'namespaces.{kind}: {value!r} is not "new", "host", "worker:NAME", a path, a descriptor, or a pid'
+        f'namespaces.{kind}: {shown(value)} is not "new", "host", "worker:NAME", a path, a descriptor, or a pid'
     )

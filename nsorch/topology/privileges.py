@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from attrs import field, frozen
 
 from nsorch.errors import TopologyError
+from nsorch.topology.kinds import is_text, items, shown
 from nsorch.values import Value
 
 #: in the order of their numbers (linux/capability.h)
@@ -79,16 +80,42 @@ def _capability(value: Any) -> frozenset[str]:
 
         close = difflib.get_close_matches(name, CAPABILITIES, 1)
         hint = f'; did you mean "{close[0]}"?' if close else ""
-        raise TopologyError(f"capabilities: there is no {value!r}{hint}")
+        raise TopologyError(f"capabilities: there is no {shown(value)}{hint}")
     return frozenset((name,))
 
 
-def _capability_set(value: Any) -> frozenset[str]:
+def _names(key: str, value: Any) -> frozenset[str]:
     if _is_all(value):
         return frozenset(CAPABILITIES)
-    if isinstance(value, str) or not isinstance(value, Iterable):
-        raise TopologyError(f'capabilities: {value!r} is neither "all" nor a collection of names')
-    return frozenset().union(*map(_capability, value))
+    return frozenset().union(*map(_capability, items(f"capabilities.{key}", value, 'names, nor "all"')))
+
+
+def _to_bounding(value: Any) -> frozenset[str]:
+    return _names("bounding", value)
+
+
+def _to_permitted(value: Any) -> frozenset[str]:
+    return _names("permitted", value)
+
+
+def _to_effective(value: Any) -> frozenset[str]:
+    return _names("effective", value)
+
+
+def _to_inheritable(value: Any) -> frozenset[str]:
+    return _names("inheritable", value)
+
+
+def _to_ambient(value: Any) -> frozenset[str]:
+    return _names("ambient", value)
+
+
+def _to_add(value: Any) -> frozenset[str]:
+    return _names("add", value)
+
+
+def _to_drop(value: Any) -> frozenset[str]:
+    return _names("drop", value)
 
 
 @frozen(kw_only=True, repr=False)
@@ -100,11 +127,11 @@ class Capabilities(Value):
     command of any uid needs to have them.
     """
 
-    bounding: frozenset[str] = field(default=frozenset(), converter=_capability_set)
-    permitted: frozenset[str] = field(default=frozenset(), converter=_capability_set)
-    effective: frozenset[str] = field(default=frozenset(), converter=_capability_set)
-    inheritable: frozenset[str] = field(default=frozenset(), converter=_capability_set)
-    ambient: frozenset[str] = field(default=frozenset(), converter=_capability_set)
+    bounding: frozenset[str] = field(default=frozenset(), converter=_to_bounding)
+    permitted: frozenset[str] = field(default=frozenset(), converter=_to_permitted)
+    effective: frozenset[str] = field(default=frozenset(), converter=_to_effective)
+    inheritable: frozenset[str] = field(default=frozenset(), converter=_to_inheritable)
+    ambient: frozenset[str] = field(default=frozenset(), converter=_to_ambient)
 
     def __attrs_post_init__(self) -> None:
         for smaller, larger in (("effective", "permitted"), ("ambient", "permitted"), ("ambient", "inheritable")):
@@ -129,8 +156,8 @@ class Capabilities(Value):
 class CapabilityChange(Value):
     """What a preset gives, and more or less of it: ``["+NET_RAW", "-CHOWN"]``, ``["-all", "+NET_RAW"]``."""
 
-    add: frozenset[str] = field(default=frozenset(), converter=_capability_set)
-    drop: frozenset[str] = field(default=frozenset(), converter=_capability_set)
+    add: frozenset[str] = field(default=frozenset(), converter=_to_add)
+    drop: frozenset[str] = field(default=frozenset(), converter=_to_drop)
 
     def applied(self, base: frozenset[str]) -> frozenset[str]:
         return (base | self.add) - self.drop
@@ -143,13 +170,10 @@ def to_capabilities(value: Any) -> Capabilities | CapabilityChange | None:
         return Capabilities.only("all")
     if isinstance(value, Mapping):
         if unknown := set(value) - set(CAPABILITY_SETS):
-            raise TopologyError(f'capabilities: there is no set "{min(unknown)}", only {", ".join(CAPABILITY_SETS)}')
+            sets = ", ".join(CAPABILITY_SETS)
+            raise TopologyError(f"capabilities: there is no set {shown(unknown.pop())}, only {sets}")
         return Capabilities(**value)
-    if isinstance(value, str) or not isinstance(value, Iterable):
-        raise TopologyError(
-            f'capabilities: {value!r} is not "all", a collection of names, or a mapping of the five sets'
-        )
-    names = list(value)
+    names = items("capabilities", value, 'names, nor "all", nor a mapping of the five sets')
     signed = [isinstance(name, str) and name[:1] in ("+", "-") for name in names]
     if not any(signed):
         return Capabilities.only(*names)
@@ -159,7 +183,7 @@ def to_capabilities(value: Any) -> Capabilities | CapabilityChange | None:
     if any(map(_is_all, add)) and any(map(_is_all, drop)):
         raise TopologyError(f"capabilities: {names!r}: all can't be added and dropped at once")
     # Of two that contradict each other the named one counts: all but that, or none but that.
-    dropped = _capability_set(drop) - (_capability_set(add) if any(map(_is_all, drop)) else frozenset())
+    dropped = _names("drop", drop) - (_names("add", add) if any(map(_is_all, drop)) else frozenset())
     return CapabilityChange(add, dropped)
 
 
@@ -167,7 +191,7 @@ def _one_limit(name: str, value: Any) -> int:
     if value in ("unlimited", None) or value == UNLIMITED:
         return UNLIMITED
     if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < 1 << 63:
-        raise TopologyError(f'rlimits.{name}: {value!r} is neither a number from 0 nor "unlimited"')
+        raise TopologyError(f'rlimits.{name}: {shown(value)} is neither a number from 0 nor "unlimited"')
     return value
 
 
@@ -185,7 +209,7 @@ def to_rlimits(value: Any) -> Mapping[str, tuple[int, int]]:
     if value is None:
         return {}
     if not isinstance(value, Mapping):
-        raise TopologyError(f"rlimits: {value!r} is not a mapping of names to limits")
+        raise TopologyError(f"rlimits: {shown(value)} is not a mapping of names to limits")
     found = {}
     for key, limit in value.items():
         name = _rlimit(str(key))
@@ -193,7 +217,7 @@ def to_rlimits(value: Any) -> Mapping[str, tuple[int, int]]:
             raise TopologyError(f'rlimits: there is no "{key}", only {", ".join(RLIMITS)}')
         if isinstance(limit, list | tuple):
             if len(limit) != 2:
-                raise TopologyError(f"rlimits.{name}: {limit!r} is not a pair (soft, hard)")
+                raise TopologyError(f"rlimits.{name}: {shown(limit)} is not a pair (soft, hard)")
             soft, hard = (_one_limit(name, part) for part in limit)
         else:
             soft = hard = _one_limit(name, limit)
@@ -207,7 +231,7 @@ def to_score(value: Any) -> int | None:
     if value is None:
         return None
     if isinstance(value, bool) or not isinstance(value, int) or not -1000 <= value <= 1000:
-        raise TopologyError(f"oom_score_adj: {value!r} is not a number from -1000 to 1000")
+        raise TopologyError(f"oom_score_adj: {shown(value)} is not a number from -1000 to 1000")
     return value
 
 
@@ -215,7 +239,7 @@ def _flag(name: str, value: Any) -> bool | None:
     """True, False, or None for what the preset says."""
     if value is None or isinstance(value, bool):
         return value
-    raise TopologyError(f"{name}: {value!r} is neither true nor false")
+    raise TopologyError(f"{name}: {shown(value)} is neither true nor false")
 
 
 def to_no_new_privs(value: Any) -> bool | None:
@@ -245,10 +269,12 @@ def to_seccomp(value: Any) -> str | bytes | int | None:
         value = os.fspath(value)
     if isinstance(value, str):
         if "/" not in value:
-            raise TopologyError(f'seccomp: "{value}" is neither {", ".join(SECCOMP)} nor the path of a BPF program')
+            raise TopologyError(
+                f"seccomp: {shown(value)} is neither {', '.join(SECCOMP)} nor the path of a BPF program"
+            )
         return value
-    if isinstance(value, bool) or not isinstance(value, int) or value < 0:
-        raise TopologyError(f"seccomp: {value!r} is not {', '.join(SECCOMP)}, a path, a descriptor, or bytes")
+    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < 1 << 31:
+        raise TopologyError(f"seccomp: {shown(value)} is not {', '.join(SECCOMP)}, a path, a descriptor, or bytes")
     return value
 
 
@@ -266,27 +292,29 @@ def to_groups(value: Any) -> tuple[str | int, ...]:
     """Names or numbers of supplementary groups."""
     if value is None:
         return ()
-    if isinstance(value, str | Mapping) or not isinstance(value, Iterable):
-        raise TopologyError(f"groups: {value!r} is not a collection of names and numbers")
-    groups = tuple(value)
+    groups = items("groups", value, "names and numbers")
     for group in groups:
-        if isinstance(group, bool) or not isinstance(group, str | int) or group in ("", -1):
-            raise TopologyError(f"groups: {group!r} is neither a name nor a number")
-    return groups
+        known = is_text(group) if isinstance(group, str) else _is_id(group) and group <= _LAST_ID
+        if not known or not str(group):
+            raise TopologyError(f"groups: {shown(group)} is neither a name nor a number")
+    return tuple(groups)
 
 
 def to_user(value: Any) -> str | int | None:
     if value is None:
         return None
-    parts = str(value).split(":")
-    if isinstance(value, bool) or not isinstance(value, str | int) or len(parts) > 2 or not all(parts):
-        raise TopologyError(f"user: {value!r} is not a name, a uid, or such as 1000:1000")
+    parts = value.split(":") if isinstance(value, str) and is_text(value) else []
+    if isinstance(value, int) and not isinstance(value, bool):
+        parts = [str(min(max(value, -1), _LAST_ID + 1))]
+    if not 0 < len(parts) <= 2 or not all(parts):
+        raise TopologyError(f"user: {shown(value)} is not a name, a uid, or such as 1000:1000")
     for part in parts:
-        if part.lstrip("-").isdigit() and not 0 <= int(part) < (1 << 32) - 1:
-            raise TopologyError(f"user: {part} is not a number from 0 to 4294967294")
-    return value
+        if part.lstrip("-").isdecimal() and not (len(part) < 20 and 0 <= int(part) <= _LAST_ID):
+            raise TopologyError(f"user: {shown(value)} is not a number from 0 to {_LAST_ID}")
+    return value  # type: ignore[no-any-return]
 
 
+_LAST_ID = (1 << 32) - 2
 #: first id inside, first id outside, how many
 IdRange = tuple[int, int, int]
 _MOST_RANGES = 340  # UID_GID_MAP_MAX_EXTENTS
@@ -295,12 +323,10 @@ _MOST_RANGES = 340  # UID_GID_MAP_MAX_EXTENTS
 def _id_map(name: str, value: Any) -> tuple[IdRange, ...]:
     if value is None:
         return ()
-    if isinstance(value, str | Mapping) or not isinstance(value, Iterable):
-        raise TopologyError(f"{name}: {value!r} is not a list of (inside, outside, count)")
     ranges: list[IdRange] = []
-    for number, item in enumerate(value):
+    for number, item in enumerate(items(name, value, "(inside, outside, count)")):
         if not isinstance(item, list | tuple) or len(item) != 3 or not all(_is_id(part) for part in item):
-            raise TopologyError(f"{name}[{number}]: {item!r} is not (first inside, first outside, count)")
+            raise TopologyError(f"{name}[{number}]: {shown(item)} is not (first inside, first outside, count)")
         inside, outside, count = item
         if not count or max(inside, outside) + count > (1 << 32) - 1:
             raise TopologyError(f"{name}[{number}]: {count} ids from {inside} and {outside} aren't there")
@@ -334,12 +360,12 @@ def to_time_offsets(value: Any) -> Mapping[str, float]:
     if value is None:
         return {}
     if not isinstance(value, Mapping):
-        raise TopologyError(f"time_offsets: {value!r} is not a mapping of {' and '.join(CLOCKS)} to seconds")
+        raise TopologyError(f"time_offsets: {shown(value)} is not a mapping of {' and '.join(CLOCKS)} to seconds")
     found = {}
     for clock, offset in value.items():
         if clock not in CLOCKS:
             raise TopologyError(f'time_offsets: there is no clock "{clock}", only {" and ".join(CLOCKS)}')
         if isinstance(offset, bool) or not isinstance(offset, int | float) or not abs(offset) < 1 << 62:
-            raise TopologyError(f"time_offsets.{clock}: {offset!r} is not a number of seconds")
+            raise TopologyError(f"time_offsets.{clock}: {shown(offset)} is not a number of seconds")
         found[clock] = offset
     return found

@@ -11,6 +11,7 @@ from attrs import field, fields_dict, frozen
 
 from nsorch.errors import TopologyError
 from nsorch.topology.interfaces import Tun
+from nsorch.topology.kinds import flag, shown
 from nsorch.topology.names import name_problem
 from nsorch.topology.units import duration
 from nsorch.topology.values import below, interfaces, many, read
@@ -35,11 +36,11 @@ def _range(value: Any) -> tuple[IPv4Address, IPv4Address] | None:
     """From ``"10.0.0.100-10.0.0.200"``."""
     if value is None:
         return None
-    parts = value if isinstance(value, tuple | list) else str(value).split("-")
     try:
+        parts = value if isinstance(value, tuple | list) else str(value).split("-")
         first, last = (IPv4Address(str(part).strip()) for part in parts)
     except ValueError:
-        raise TopologyError(f'range: "{value}" is not such as 10.0.0.100-10.0.0.200') from None
+        raise TopologyError(f"range: {shown(value)} is not such as 10.0.0.100-10.0.0.200") from None
     if first > last:
         raise TopologyError(f"range: {first} is behind {last}")
     return first, last
@@ -55,13 +56,13 @@ def _seconds(key: str, value: Any) -> float:
 def _lease(value: Any) -> float:
     seconds = _seconds("lease", value)
     if seconds < LEAST_LEASE:
-        raise TopologyError(f"lease: {value!r} is below two minutes, the shortest that dnsmasq gives")
+        raise TopologyError(f"lease: {shown(value)} is below two minutes, the shortest that dnsmasq gives")
     return seconds
 
 
 def _domain(value: Any) -> str | None:
     if value is not None and (not isinstance(value, str) or any(name_problem(part) for part in value.split("."))):
-        raise TopologyError(f'domain: "{value}" is not the name of a domain')
+        raise TopologyError(f"domain: {shown(value)} is not the name of a domain")
     return value
 
 
@@ -70,11 +71,6 @@ def _servers(value: Any) -> tuple[IPv4Address | IPv6Address, ...]:
         return tuple(ip_address(str(item)) for item in many(value))
     except ValueError as exc:
         raise TopologyError(f"servers: {exc}") from None
-
-
-def _check_flag(_: Any, attribute: Any, value: Any) -> None:
-    if not isinstance(value, bool):
-        raise TopologyError(f"{attribute.name}: {value!r} is neither true nor false")
 
 
 @frozen(repr=False)
@@ -93,10 +89,10 @@ class Dnsmasq(Value):
     """
 
     inside: tuple[str, ...] = field(converter=_inside)
-    dhcp: bool = field(default=True, kw_only=True, validator=_check_flag)
+    dhcp: bool = field(default=True, kw_only=True, validator=flag)
     range: tuple[IPv4Address, IPv4Address] | None = field(default=None, kw_only=True, converter=_range)
     lease: float = field(default=3600.0, kw_only=True, converter=_lease)
-    ra: bool = field(default=True, kw_only=True, validator=_check_flag)
+    ra: bool = field(default=True, kw_only=True, validator=flag)
     domain: str | None = field(default=None, kw_only=True, converter=_domain)
     servers: tuple[IPv4Address | IPv6Address, ...] = field(default=(), kw_only=True, converter=_servers)
 
@@ -109,26 +105,35 @@ def _protocols(value: Any) -> tuple[RoutingProtocol, ...]:
     found = tuple(many(value))
     for name in found:
         if name not in ROUTING_PROTOCOLS:
-            raise TopologyError(f'protocols: "{name}" is none of {", ".join(ROUTING_PROTOCOLS)}')
+            raise TopologyError(f"protocols: {shown(name)} is none of {', '.join(ROUTING_PROTOCOLS)}")
     return tuple(dict.fromkeys(found))
 
 
 def _asn(value: Any) -> int | None:
     if value is not None and (isinstance(value, bool) or not isinstance(value, int) or not 1 <= value < 2**32 - 1):
-        raise TopologyError(f"asn: {value!r} is not the number of an autonomous system")
+        raise TopologyError(f"asn: {shown(value)} is not the number of an autonomous system")
     return value
+
+
+def _area(value: Any) -> str:
+    try:
+        area = str(value)
+        IPv4Address(int(area) if area.isdecimal() else area)
+    except ValueError:
+        raise TopologyError(f"area: {shown(value)} is neither a number nor such as 0.0.0.1") from None
+    return area
 
 
 def _hello(value: Any) -> float:
     seconds = _seconds("hello", value)
     if not (0.1 <= seconds < 1 or (1 <= seconds <= 65535 and seconds == int(seconds))):
-        raise TopologyError(f"hello: {value!r} is neither whole seconds nor from 0.1 s to 1 s")
+        raise TopologyError(f"hello: {shown(value)} is neither whole seconds nor from 0.1 s to 1 s")
     return seconds
 
 
 def _text(value: Any) -> str:
     if not isinstance(value, str) or "\0" in value:
-        raise TopologyError(f"config: {value!r} is not a text")
+        raise TopologyError(f"config: {shown(value)} is not a text")
     return value
 
 
@@ -155,7 +160,7 @@ class Frr(Value):
 
     protocols: tuple[RoutingProtocol, ...] = field(converter=_protocols)
     asn: int | None = field(default=None, kw_only=True, converter=_asn)
-    area: str = field(default="0", kw_only=True, converter=str)
+    area: str = field(default="0", kw_only=True, converter=_area)
     hello: float = field(default=1.0, kw_only=True, converter=_hello)
     config: str = field(default="", kw_only=True, converter=_text)
     timeout: float = field(default=60.0, kw_only=True, converter=_timeout)
@@ -163,17 +168,13 @@ class Frr(Value):
     def __attrs_post_init__(self) -> None:
         if not self.protocols:
             raise TopologyError("protocols: none is given")
-        try:
-            IPv4Address(int(self.area) if self.area.isdecimal() else self.area)
-        except ValueError:
-            raise TopologyError(f'area: "{self.area}" is neither a number nor such as 0.0.0.1') from None
 
 
 def _translated(value: Any) -> IPv6Network:
     try:
         network = IPv6Network(str(value))
     except ValueError as exc:
-        raise TopologyError(f'prefix: "{value}" is not an IPv6 network: {exc}') from None
+        raise TopologyError(f"prefix: {shown(value)} is not an IPv6 network: {exc}") from None
     if network.prefixlen not in _PREFIX_LENGTHS:
         lengths = ", ".join(f"/{length}" for length in _PREFIX_LENGTHS)
         raise TopologyError(f"prefix: {network} is none of {lengths} (RFC 6052)")
@@ -184,7 +185,7 @@ def _pool(value: Any) -> IPv4Network:
     try:
         network = IPv4Network(str(value))
     except ValueError as exc:
-        raise TopologyError(f'pool: "{value}" is not an IPv4 network: {exc}') from None
+        raise TopologyError(f"pool: {shown(value)} is not an IPv4 network: {exc}") from None
     if network.prefixlen > 30:
         raise TopologyError(f"pool: {network} has no room for tayga's own address and another")
     return network

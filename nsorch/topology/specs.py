@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from ipaddress import IPv4Interface, IPv4Network, IPv6Interface, IPv6Network, ip_address, ip_network
 from typing import TYPE_CHECKING, Any
 
@@ -25,10 +25,11 @@ from nsorch.topology.converters import (
 from nsorch.topology.emulation import Emulated
 from nsorch.topology.interface_files import to_interfaces
 from nsorch.topology.interfaces import InterfaceSpec, order_problems, within
+from nsorch.topology.kinds import flag, is_text, items, shown, string, to_path
 from nsorch.topology.limits import Limits, to_limits
 from nsorch.topology.mounts import Mount, Overlay, to_masked, to_mounts, to_readonly_paths, to_rootfs
 from nsorch.topology.names import interface_problem
-from nsorch.topology.namespaces import NamespaceSet, New
+from nsorch.topology.namespaces import NamespaceSet, New, to_namespaces
 from nsorch.topology.presets import PRESETS, is_plain, isolation_of
 from nsorch.topology.privileges import (
     Capabilities,
@@ -47,6 +48,7 @@ from nsorch.topology.privileges import (
     to_uid_map,
     to_user,
 )
+from nsorch.topology.ready import ExecReady, TcpReady, ready, to_command
 from nsorch.topology.services import (
     PROGRAMS,
     TAYGA_INTERFACE,
@@ -67,16 +69,19 @@ if TYPE_CHECKING:
 
 
 def _to_gateway(value: Any) -> str | None:
-    return checked("gateway", named, value)
+    return None if value is None else named("gateway", value)
 
 
-def _flag(instance: Any, attribute: Attribute[bool], value: Any) -> None:  # noqa: ARG001
-    if not isinstance(value, bool):
-        raise TopologyError(f"{attribute.name}: {value!r} is neither true nor false")
+def _to_worker(value: Any) -> str:
+    return named("worker", value)
+
+
+def _to_bridge(value: Any) -> str:
+    return named("bridge", value)
 
 
 def _dhcp(instance: Any, attribute: Attribute[bool], value: Any) -> None:
-    _flag(instance, attribute, value)
+    flag(instance, attribute, value)
     if value and any(address.version == 4 for address in instance.address):
         raise TopologyError("dhcp: it has an IPv4 address already")
 
@@ -108,7 +113,7 @@ class End(_Plugged):
     :ivar dhcp: its IPv4 address comes from a DHCP server on the link
     """
 
-    worker: str = field(converter=named)
+    worker: str = field(converter=_to_worker)
     name: str | None = field(kw_only=True, default=None, converter=to_interface_name)
     address: tuple[IPv4Interface | IPv6Interface, ...] = field(kw_only=True, default=(), converter=addresses)
     mac: str | None = field(kw_only=True, default=None, converter=to_mac)
@@ -125,7 +130,7 @@ class End(_Plugged):
 class To(_Plugged):
     """A link to a bridge, in a worker's ``links``: ``nsorch.To(lan, address=…, name=…)``; the rest as :class:`End`."""
 
-    bridge: str = field(converter=named)
+    bridge: str = field(converter=_to_bridge)
     name: str | None = field(kw_only=True, default=None, converter=to_interface_name)
     address: tuple[IPv4Interface | IPv6Interface, ...] = field(kw_only=True, default=(), converter=addresses)
     mac: str | None = field(kw_only=True, default=None, converter=to_mac)
@@ -144,18 +149,21 @@ class Route(Value):
         try:
             gateway = None if via is None else ip_address(str(via))
         except ValueError:
-            raise AddressError(f'routes.via: "{via}" is not an IP address') from None
-        if str(to) == "default":
+            raise AddressError(f"routes.via: {shown(via)} is not an IP address") from None
+        if to == "default":
             to = "::/0" if gateway is not None and gateway.version == 6 else "0.0.0.0/0"
         try:
             network = ip_network(str(to))
         except ValueError as exc:
-            raise AddressError(f'routes.to: "{to}" is not a network: {exc}') from None
+            raise AddressError(f"routes.to: {shown(to)} is not a network: {exc}") from None
         if gateway is None and dev is None:
             raise TopologyError(f"routes: {network} has neither via nor dev")
         if gateway is not None and gateway.version != network.version:
             raise AddressError(f"routes: {network} via {gateway}: not of one family")
         self.__attrs_init__(to=network, via=gateway, dev=_to_device(dev))  # type: ignore[attr-defined]
+
+
+ROUTE_KEYS = ("to", "via", "dev")
 
 
 def _to_device(value: Any) -> str | None:
@@ -164,97 +172,75 @@ def _to_device(value: Any) -> str | None:
     return None if value is None else str(value)
 
 
-@frozen(kw_only=True, repr=False)
-class TcpReady(Value):
-    """See :func:`tcp_ready`."""
-
-    port: int
-    host: str | None = None
-    timeout: float = 30.0
-    interval: float = 0.02
-
-
-@frozen(kw_only=True, repr=False)
-class ExecReady(Value):
-    """See :func:`exec_ready`."""
-
-    command: tuple[str, ...]
-    timeout: float = 30.0
-    interval: float = 0.1
-
-
-def tcp_ready(port: int, *, host: str | None = None, timeout: float = 30.0, interval: float = 0.02) -> TcpReady:
-    """Ready when TCP *port* accepts a connection from inside the worker: at *host*, or any address of the worker.
-
-    :param timeout: seconds until NotReadyError
-    :param interval: seconds between two tries
-    """
-    if isinstance(port, bool) or not isinstance(port, int) or not 1 <= port <= 65535:
-        raise TopologyError(f"ready.tcp: {port!r} is not a port")
-    if host is not None and not isinstance(host, str):
-        raise TopologyError(f"ready.host: {host!r} is not a string")
-    return TcpReady(port=port, host=host, timeout=_seconds("timeout", timeout), interval=_seconds("interval", interval))
-
-
-def exec_ready(command: Sequence[str], *, timeout: float = 30.0, interval: float = 0.1) -> ExecReady:
-    """Ready when *command*, run in the worker, ends with status 0.
-
-    :param timeout: seconds until NotReadyError
-    :param interval: seconds between two tries
-    """
-    try:
-        checked_command = _command(command)
-    except TopologyError as exc:
-        raise TopologyError(f"ready.exec: {exc.problems[0].removeprefix('command: ')}") from None
-    if checked_command is None:
-        raise TopologyError("ready.exec: the command is missing")
-    return ExecReady(
-        command=checked_command, timeout=_seconds("timeout", timeout), interval=_seconds("interval", interval)
-    )
-
-
-def _seconds(name: str, value: Any) -> float:
-    try:
-        return duration(value)
-    except ValueError as exc:
-        raise TopologyError(f"ready.{name}: {exc}") from None
-
-
-def _command(value: Any) -> tuple[Any, ...] | None:
-    if value is None:
-        return None
-    if isinstance(value, str | bytes | Mapping) or not isinstance(value, Iterable):
-        raise TopologyError(f"command: {value!r} is not a list of strings")
-    arguments = tuple(value)
-    if not arguments or not all(isinstance(item, str | bytes | os.PathLike) for item in arguments):
-        raise TopologyError(f"command: {value!r} is not a list of strings, the program first")
-    if not os.fspath(arguments[0]):
-        raise TopologyError("command: the program has no name")
-    for item in arguments:
-        if (b"\0" if isinstance(item, bytes) else "\0") in os.fspath(item):
-            raise TopologyError(f"command: null character in {item!r}")
-    return arguments
-
-
 def _links(value: Any) -> tuple[To, ...]:
-    if isinstance(value, str | To) or not isinstance(value, Iterable):
+    if isinstance(value, str | To) or isinstance(getattr(value, "name", None), str):
         value = [value]
-    return tuple(item if isinstance(item, To) else To(item) for item in value)
+    return tuple(_link(f"links[{number}]", item) for number, item in enumerate(items("links", value, "bridges")))
 
 
-def _routes(value: Any) -> tuple[Route, ...]:
-    return tuple(item if isinstance(item, Route) else Route(**item) for item in value)
+def _link(path: str, value: Any) -> To:
+    try:
+        return value if isinstance(value, To) else To(value)
+    except TopologyError as exc:
+        raise TopologyError(*(f"{path}: {problem.removeprefix('bridge: ')}" for problem in exc.problems)) from None
+
+
+def to_routes(value: Any) -> tuple[Route, ...]:
+    """From mappings, too."""
+    return tuple(_route(f"routes[{number}]", item) for number, item in enumerate(items("routes", value, "routes")))
+
+
+def _route(path: str, value: Any) -> Route:
+    if isinstance(value, Route):
+        return value
+    if not isinstance(value, Mapping) or "to" not in value or not value.keys() <= set(ROUTE_KEYS):
+        raise TopologyError(
+            f"{path}: {shown(value)} is neither nsorch.Route(…) nor a mapping of {', '.join(ROUTE_KEYS)}"
+        )
+    try:
+        return Route(**value)
+    except (TopologyError, AddressError) as exc:
+        raise type(exc)(f"{path}{str(exc).removeprefix('routes')}") from None
 
 
 def _environment(value: Any) -> Mapping[str, str] | None:
     if value is None:
         return None
     if not isinstance(value, Mapping) or not all(isinstance(k, str) and k and "=" not in k for k in value):
-        raise TopologyError(f"env: {value!r} is not a mapping of names to strings")
+        raise TopologyError(f"env: {shown(value)} is not a mapping of names to strings")
     for key, text in value.items():
-        if not isinstance(text, str) or "\0" in text or "\0" in key:
-            raise TopologyError(f"env.{key}: {text!r} is not a string")
+        if not isinstance(text, str) or not is_text(text) or not is_text(key):
+            raise TopologyError(f"env.{key}: {shown(text)} is not a string without null characters")
     return dict(value)
+
+
+def _sysctls(value: Any) -> Mapping[str, str | int]:
+    if value is None:
+        return {}
+    if not isinstance(value, Mapping):
+        raise TopologyError(f"sysctls: {shown(value)} is not a mapping of names to values")
+    return dict(value)
+
+
+def _to_cwd(value: Any) -> str | None:
+    return None if value is None else to_path("cwd", value)
+
+
+def _host_name(instance: Any, attribute: Attribute[str | None], value: Any) -> None:
+    string(instance, attribute, value)
+    if value is not None and (not is_text(value) or not 0 < len(os.fsencode(value)) <= 64):
+        raise TopologyError(f"{attribute.name}: {shown(value)} is not 1 to 64 bytes, none of them null")
+
+
+def _stream(instance: Any, attribute: Attribute[Any], value: Any) -> None:  # noqa: ARG001
+    """As :mod:`subprocess` has it, whose own words are negative numbers."""
+    if isinstance(value, str | os.PathLike):
+        to_path(attribute.name, value)
+    elif isinstance(value, int):
+        if isinstance(value, bool) or not -3 <= value < 1 << 31:
+            raise TopologyError(f"{attribute.name}: {shown(value)} is not a descriptor")
+    elif value is not None and not hasattr(value, "fileno"):
+        raise TopologyError(f"{attribute.name}: {shown(value)} is neither a descriptor nor a path nor a file")
 
 
 # Few workers have one: what checks it is imported with the first.
@@ -281,14 +267,14 @@ class WorkerSpec(Value):
     """Description of a worker; the fields of :meth:`nsorch.Supervisor.start`."""
 
     name: str = field(converter=valid_name)
-    command: tuple[Any, ...] | None = field(default=None, converter=_command)
+    command: tuple[Any, ...] | None = field(default=None, converter=to_command)
     links: tuple[To, ...] = field(default=(), converter=_links)
-    namespaces: Any = None
+    namespaces: Any = field(default=None, converter=to_namespaces)
     env: Mapping[str, str] | None = field(default=None, converter=_environment)
-    cwd: Any = None
+    cwd: str | None = field(default=None, converter=_to_cwd)
     user: str | int | None = field(default=None, converter=to_user)
     groups: tuple[str | int, ...] = field(default=(), converter=to_groups)
-    isolation: str = "network"
+    isolation: str = field(default="network", validator=string)
     rootfs: str | Overlay | None = field(default=None, converter=to_rootfs)
     mounts: tuple[Mount, ...] = field(default=(), converter=to_mounts)
     readonly_root: bool | None = field(default=None, converter=to_readonly_root)
@@ -304,23 +290,23 @@ class WorkerSpec(Value):
     time_offsets: Mapping[str, float] = field(factory=dict, converter=to_time_offsets)
     uid_map: tuple[IdRange, ...] = field(default=(), converter=to_uid_map)
     gid_map: tuple[IdRange, ...] = field(default=(), converter=to_gid_map)
-    domainname: str | None = None
-    hostname: str | None = None
-    init: bool = True
-    ready: TcpReady | ExecReady | None = None
-    critical: bool = False
-    stdin: Any = None
-    stdout: Any = None
-    stderr: Any = None
-    sysctls: Mapping[str, str | int] = field(factory=dict)
-    routes: tuple[Route, ...] = field(default=(), converter=_routes)
-    forward: bool = False
+    domainname: str | None = field(default=None, validator=_host_name)
+    hostname: str | None = field(default=None, validator=_host_name)
+    init: bool = field(default=True, validator=flag)
+    ready: TcpReady | ExecReady | None = field(default=None, validator=ready)
+    critical: bool = field(default=False, validator=flag)
+    stdin: Any = field(default=None, validator=_stream)
+    stdout: Any = field(default=None, validator=_stream)
+    stderr: Any = field(default=None, validator=_stream)
+    sysctls: Mapping[str, str | int] = field(factory=dict, converter=_sysctls)
+    routes: tuple[Route, ...] = field(default=(), converter=to_routes)
+    forward: bool = field(default=False, validator=flag)
     nat: Nat | None = field(default=None, converter=_nat)
     firewall: Firewall | None = field(default=None, converter=_firewall)
     interfaces: tuple[InterfaceSpec, ...] = field(default=(), converter=to_interfaces)
     service: Service | None = field(default=None, converter=to_service)
     uplink: UplinkSpec | None = field(default=None, converter=to_uplink)
-    label: str | None = None
+    label: str | None = field(default=None, validator=string)
 
     def __attrs_post_init__(self) -> None:
         if self.service is not None:
@@ -358,13 +344,6 @@ class WorkerSpec(Value):
             )
         if self.ready is not None and self.command is None:
             raise TopologyError(f"workers.{self.name}.ready: a worker without a command is never ready")
-        for key in ("hostname", "domainname"):
-            text = getattr(self, key)
-            if text is not None and not 0 < len(os.fsencode(text)) <= 64:
-                raise TopologyError(f'workers.{self.name}.{key}: "{text}" is not 1 to 64 bytes long')
-        for key in ("cwd", "hostname", "domainname", "stdin", "stdout", "stderr"):
-            if isinstance(text := getattr(self, key), str) and "\0" in text:
-                raise TopologyError(f"workers.{self.name}.{key}: null character in {text!r}")
         taken: set[str] = set()
         for number, to in enumerate(self.links):
             if to.name is not None and to.name in taken:
@@ -428,14 +407,14 @@ class BridgeSpec(Value):
     subnet: tuple[IPv4Network | IPv6Network, ...] = field(default=(), converter=networks)
     gateway: str | None = field(default=None, converter=_to_gateway)
     mtu: int | None = field(default=None, converter=to_mtu)
-    arp: str = "auto"
-    vlan_aware: bool = field(default=False, validator=_flag)
+    arp: str = field(default="auto", validator=string)
+    vlan_aware: bool = field(default=False, validator=flag)
     vlans: Mapping[int, tuple[IPv4Network | IPv6Network, ...]] = field(default=(), converter=vlan_subnets, hash=False)
-    stp: bool = field(default=False, validator=_flag)
+    stp: bool = field(default=False, validator=flag)
     forward_delay: float | None = field(default=None, converter=_forward_delay)
     ageing: float | None = field(default=None, converter=_ageing)
-    multicast_snooping: bool = field(default=False, validator=_flag)
-    label: str | None = None
+    multicast_snooping: bool = field(default=False, validator=flag)
+    label: str | None = field(default=None, validator=string)
 
     def __attrs_post_init__(self) -> None:
         where = f"bridges.{self.name}"
@@ -451,25 +430,39 @@ class BridgeSpec(Value):
             raise TopologyError(f"bridges.{self.name}.gateway: a bridge without subnet has no gateway")
 
 
-def _to_end(value: Any) -> End:
+def _weight(instance: Any, attribute: Attribute[float], value: Any) -> None:  # noqa: ARG001
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < 1e9:
+        raise TopologyError(f"weight: {shown(value)} is not a number above 0")
+
+
+def _to_a(value: Any) -> End:
+    return _to_end("a", value)
+
+
+def _to_b(value: Any) -> End:
+    return _to_end("b", value)
+
+
+def _to_end(path: str, value: Any) -> End:
     if isinstance(value, End):
         return value
-    return End.parse(value) if isinstance(value, str) else End(value)
+    try:
+        return End.parse(value) if isinstance(value, str) else End(value)
+    except TopologyError as exc:
+        raise TopologyError(*(f"{path}: {problem.removeprefix('worker: ')}" for problem in exc.problems)) from None
 
 
 @frozen(kw_only=True, repr=False)
 class LinkSpec(Emulated):
     """Description of a link; the fields of :meth:`nsorch.Supervisor.link`."""
 
-    a: End = field(converter=_to_end)
-    b: End = field(converter=_to_end)
+    a: End = field(converter=_to_a)
+    b: End = field(converter=_to_b)
     subnet: tuple[IPv4Network | IPv6Network, ...] = field(default=(), converter=networks)
     mtu: int | None = field(default=None, converter=to_mtu)
-    weight: float = 1.0
-    label: str | None = None
+    weight: float = field(default=1.0, validator=_weight)
+    label: str | None = field(default=None, validator=string)
 
     def __attrs_post_init__(self) -> None:
         if self.a.worker == self.b.worker:
             raise TopologyError(f"links: {self.a.worker} is linked to itself")
-        if isinstance(self.weight, bool) or not isinstance(self.weight, int | float) or not 0 < self.weight < 1e9:
-            raise TopologyError(f"links.weight: {self.weight!r} is not a number above 0")

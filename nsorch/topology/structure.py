@@ -16,22 +16,13 @@ from nsorch.topology.emulation import EMULATION_KEYS, GILBERT_ELLIOTT_KEYS, Emul
 from nsorch.topology.filters import to_plain
 from nsorch.topology.interface_files import INTERFACES, interface_to_dict, keys_of, required_of
 from nsorch.topology.isolation import ISOLATION_KEYS, OWN_KEYS, TEXT_KEYS, check_tables, isolation_to_dict
+from nsorch.topology.kinds import shown
 from nsorch.topology.model import Topology
 from nsorch.topology.names import name_problem
 from nsorch.topology.reading import walk
+from nsorch.topology.ready import ExecReady, TcpReady, exec_ready, tcp_ready
 from nsorch.topology.services import forwards, service_to_plain
-from nsorch.topology.specs import (
-    BridgeSpec,
-    End,
-    ExecReady,
-    LinkSpec,
-    Route,
-    TcpReady,
-    To,
-    WorkerSpec,
-    exec_ready,
-    tcp_ready,
-)
+from nsorch.topology.specs import ROUTE_KEYS, BridgeSpec, End, LinkSpec, Route, To, WorkerSpec
 from nsorch.topology.uplinks import uplink_to_plain
 
 if TYPE_CHECKING:
@@ -46,7 +37,6 @@ _BRIDGE_KEYS = ("subnet", "gateway", *_BRIDGE_OPTIONS, "vlans", "label")
 _LINK_KEYS = ("ends", "subnet", "mtu", "weight", "label", *EMULATION_KEYS)
 _TOP_KEYS = ("name", "routing", "metric", "defaults", "bridges", "workers", "links")
 MOST_COPIES = 100_000
-_ROUTE_KEYS = ("to", "via", "dev")
 _READY_KEYS = ("tcp", "exec", "host", "timeout", "interval")
 _TEXT = ("cwd", "hostname", "label", "stdin", "stdout", "stderr")
 _FLAGS = ("init", "critical", "forward")
@@ -82,7 +72,7 @@ KEYS = {
     "link": _LINK_KEYS,
     "end": ("worker", *_END_KEYS),
     "to": _TO_KEYS,
-    "route": _ROUTE_KEYS,
+    "route": ROUTE_KEYS,
     "ready": _READY_KEYS,
 }
 
@@ -354,7 +344,7 @@ class _Reader:
         return spec
 
     def route(self, path: str, value: Any) -> Route | None:
-        table = self.table(value, path, _ROUTE_KEYS)
+        table = self.table(value, path, ROUTE_KEYS)
         if "to" not in table:
             self.refuse(f"{path}.to", "the destination is missing")
             return None
@@ -416,14 +406,6 @@ def _below(path: str, problem: str) -> str:
         return f"{path}: {problem}"
     last = path.rpartition(".")[2].partition("[")[0]
     return f"{path}{problem[own.end() :]}" if own[0] == last else f"{path}.{problem}"
-
-
-def shown(value: Any) -> str:
-    """For an error: not all of it, where it is long."""
-    if isinstance(value, int) and value.bit_length() > 256:
-        return "a huge number"
-    text = f'"{value}"' if isinstance(value, str) else repr(value)
-    return text if len(text) <= 60 else f"{text[:57]}..."
 
 
 def _foreign(data: Any) -> Iterator[tuple[str, str]]:
@@ -573,7 +555,7 @@ def _text(value: Any, path: str) -> str:
     text = os.fsdecode(value)
     if not unwritable(text):
         return text
-    raise TopologyError(f"{path}: {value!r} can't be written to a file")
+    raise TopologyError(f"{path}: {shown(value)} can't be written to a file")
 
 
 def _stream_name(value: Any, path: str) -> Any:
@@ -583,7 +565,7 @@ def _stream_name(value: Any, path: str) -> Any:
         return value
     if value == DEVNULL:
         return "null"
-    raise TopologyError(f"{path}: {value!r} can't be written to a file")
+    raise TopologyError(f"{path}: {shown(value)} can't be written to a file")
 
 
 def _namespaces(value: Any, path: str) -> Any:
@@ -592,7 +574,7 @@ def _namespaces(value: Any, path: str) -> Any:
     if isinstance(value, Mapping):
         for kind, source in value.items():
             if not isinstance(source, str | bool):
-                raise TopologyError(f"{path}.{kind}: {source!r} can't be written to a file")
+                raise TopologyError(f"{path}.{kind}: {shown(source)} can't be written to a file")
         return dict(value)
     return sorted(value)
 

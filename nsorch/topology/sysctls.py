@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from nsorch.topology.kinds import shown
 from nsorch.topology.namespaces import New
 
 if TYPE_CHECKING:
@@ -23,7 +24,7 @@ def sysctl_path(name: str) -> str:
 def sysctl_problems(sysctls: Any, namespaces: NamespaceSet) -> list[str]:
     """What can't be set in a worker that has these *namespaces*, each with its path."""
     if not isinstance(sysctls, Mapping):
-        return [f"sysctls: {sysctls!r} is not a mapping of names to values"]
+        return [f"sysctls: {shown(sysctls)} is not a mapping of names to values"]
     return [f"sysctls.{name}: {text}" for name, value in sysctls.items() if (text := _problem(name, value, namespaces))]
 
 
@@ -31,7 +32,7 @@ def _problem(name: Any, value: Any, namespaces: NamespaceSet) -> str:
     if not isinstance(name, str) or not name.strip("./") or "\0" in name or ".." in sysctl_path(name).split("/"):
         return "is not the name of a sysctl"
     if isinstance(value, bool) or not isinstance(value, str | int):
-        return f"{value!r} is neither a string nor a number"
+        return f"{shown(value)} is neither a string nor a number"
     if isinstance(value, int) and value.bit_length() > 64:
         return "is too large a number"
     path = sysctl_path(name)

@@ -12,6 +12,7 @@ from attrs import Factory, field, frozen
 
 from nsorch.errors import TopologyError
 from nsorch.topology.emulation import Emulation
+from nsorch.topology.kinds import shown
 from nsorch.topology.units import duration
 from nsorch.values import Value
 
@@ -33,7 +34,7 @@ class Step(Value):
 
 def _steps(value: Any) -> tuple[Step, ...]:
     if isinstance(value, str) or not isinstance(value, Iterable):
-        raise TopologyError(f"trace: {value!r} is no list of times and what is said then")
+        raise TopologyError(f"trace: {shown(value)} is no list of times and what is said then")
     found: list[Step] = []
     for number, item in enumerate(value):
         where = f"trace[{number}]"
@@ -46,7 +47,7 @@ def _steps(value: Any) -> tuple[Step, ...]:
             except TopologyError as exc:
                 raise TopologyError(*(f"{where}.{problem}" for problem in exc.problems)) from None
             except (TypeError, ValueError) as exc:
-                raise TopologyError(f"{where}: {item!r} is not a time and what is said then: {exc}") from None
+                raise TopologyError(f"{where}: {shown(item)} is not a time and what is said then: {exc}") from None
         if found and step.time <= found[-1].time:
             raise TopologyError(f"{where}: {step.time:g} s is not after the step before, at {found[-1].time:g} s")
         found.append(step)
@@ -68,7 +69,7 @@ def _to_interval(value: Any) -> float:
     except ValueError as exc:
         raise TopologyError(f"trace.interval: {exc}") from None
     if seconds < _INTERVAL:
-        raise TopologyError(f"trace.interval: {value!r} is below {_INTERVAL:g} s, in which the times are")
+        raise TopologyError(f"trace.interval: {shown(value)} is below {_INTERVAL:g} s, in which the times are")
     return seconds
 
 

@@ -13,6 +13,7 @@ from attrs import Attribute, field, fields, frozen
 from nsorch.errors import AddressError, TopologyError
 from nsorch.topology.converters import allowed_networks, one_or_many, valid_interface_name, valid_name
 from nsorch.topology.interfaces import InterfaceSpec, within
+from nsorch.topology.kinds import shown
 from nsorch.values import Value
 
 IPAddress = IPv4Address | IPv6Address
@@ -27,7 +28,7 @@ def _address(path: str, value: Any) -> IPAddress:
     try:
         return ip_address(str(value))
     except ValueError:
-        raise AddressError(f'{path}: "{value}" is not an IP address') from None
+        raise AddressError(f"{path}: {shown(value)} is not an IP address") from None
 
 
 def _local(value: Any) -> IPAddress | None:
@@ -43,7 +44,7 @@ def _remotes(value: Any) -> tuple[str | IPAddress, ...]:
             try:
                 found.append(valid_name(item))
             except TopologyError:
-                raise TopologyError(f'remote: "{item}" is neither a worker nor an IP address') from None
+                raise TopologyError(f"remote: {shown(item)} is neither a worker nor an IP address") from None
     return tuple(found)
 
 
@@ -99,11 +100,13 @@ def _interface(value: Any) -> str | None:
 
 
 def _endpoint(value: Any) -> tuple[IPAddress, int] | None:
-    if value is None or isinstance(value, tuple):
-        return value
-    host, colon, port = str(value).rpartition(":")
+    if value is None:
+        return None
+    if isinstance(value, tuple) and len(value) == 2 and isinstance(value[0], IPv4Address | IPv6Address):
+        value = f"[{value[0]}]:{value[1]}"
+    host, colon, port = value.rpartition(":") if isinstance(value, str) else ("", "", "")
     if not colon or not port.isdecimal() or not 1 <= int(port) <= 65535:
-        raise AddressError(f'endpoint: "{value}" is not an address and a port such as 10.0.0.1:51820')
+        raise AddressError(f"endpoint: {shown(value)} is not an address and a port such as 10.0.0.1:51820")
     return _address("endpoint", host.removeprefix("[").removesuffix("]")), int(port)
 
 

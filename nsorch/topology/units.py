@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 import re
 
+from nsorch.topology.kinds import shown
+
 _QUANTITY = re.compile(r"\s*([0-9]+(?:\.[0-9]*)?|\.[0-9]+)\s*([A-Za-z%µ]*)\s*")
 _SECONDS = {
     "s": 1.0,
@@ -30,7 +32,7 @@ _BITS = {
 
 def _split(value: object, what: str) -> tuple[float, str]:
     if isinstance(value, bool) or not isinstance(value, str | int | float):
-        raise ValueError(f"{value!r} is not {what}")
+        raise ValueError(f"{shown(value)} is not {what}")
     if isinstance(value, int) and value.bit_length() > 256:
         raise ValueError(f"a huge number is not {what}")  # no float has room for it
     if not isinstance(value, str):
@@ -38,10 +40,10 @@ def _split(value: object, what: str) -> tuple[float, str]:
     else:
         match = _QUANTITY.fullmatch(value)
         if match is None:
-            raise ValueError(f'"{value}" is not {what}')
+            raise ValueError(f"{shown(value)} is not {what}")
         number, unit = float(match[1]), match[2]
     if not math.isfinite(number) or number < 0:
-        raise ValueError(f'"{value}" is not {what}')
+        raise ValueError(f"{shown(value)} is not {what}")
     return number, unit
 
 
@@ -52,7 +54,7 @@ def duration(value: object) -> float:
     """
     number, unit = _split(value, "a duration")
     if unit and unit not in _SECONDS:
-        raise ValueError(f'"{value}" is not a duration')
+        raise ValueError(f"{shown(value)} is not a duration")
     return round(number * _SECONDS.get(unit, 1.0), 12)
 
 
@@ -63,7 +65,7 @@ def rate(value: object) -> float:
     """
     number, unit = _split(value, "a rate")
     if (unit and unit.lower() not in _BITS) or not number:
-        raise ValueError(f'"{value}" is not a rate')
+        raise ValueError(f"{shown(value)} is not a rate")
     return number * _BITS.get(unit.lower(), 1)
 
 
@@ -76,9 +78,9 @@ def fraction(value: object) -> float:
     if unit == "%":
         number /= 100
     elif unit:
-        raise ValueError(f'"{value}" is not a fraction')
+        raise ValueError(f"{shown(value)} is not a fraction")
     if number > 1:
-        raise ValueError(f'"{value}" is not a fraction: it is above 1 (100%)')
+        raise ValueError(f"{shown(value)} is not a fraction: it is above 1 (100%)")
     return number
 
 
@@ -98,7 +100,7 @@ def size(value: object) -> int:
     number, unit = _split(value, "a size in bytes")
     factor = _BYTES.get(unit.lower())
     if factor is None or number * factor != int(number * factor) or number * factor >= 1 << 63:
-        raise ValueError(f'"{value}" is not a size in bytes')
+        raise ValueError(f"{shown(value)} is not a size in bytes")
     return int(number * factor)
 
 
@@ -107,6 +109,6 @@ def count(value: object) -> int:
 
     :raises ValueError: it is none
     """
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise ValueError(f"{value!r} is not a whole number above 0")
+    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value < 1 << 32:
+        raise ValueError(f"{shown(value)} is not a whole number above 0, of 32 bits")
     return value

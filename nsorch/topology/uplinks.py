@@ -7,16 +7,13 @@ from typing import Any, Literal, get_args
 from attrs import field, frozen
 
 from nsorch.errors import TopologyError
-from nsorch.topology.converters import checked, valid_interface_name
+from nsorch.topology.converters import valid_interface_name
+from nsorch.topology.kinds import shown
 from nsorch.topology.values import one_of, read
 from nsorch.values import Value
 
 UplinkMethod = Literal["pasta", "nat"]
 UPLINK_METHODS = get_args(UplinkMethod)
-
-
-def _name(value: Any) -> str | None:
-    return checked("name", valid_interface_name, value)
 
 
 @frozen(repr=False)
@@ -28,7 +25,7 @@ class UplinkSpec(Value):
     """
 
     method: UplinkMethod | None = field(default=None, validator=one_of(UPLINK_METHODS, empty=True))
-    name: str = field(default="up0", kw_only=True, converter=_name)
+    name: str = field(default="up0", kw_only=True, converter=valid_interface_name)
 
 
 def to_uplink(value: Any) -> UplinkSpec | None:
@@ -36,7 +33,7 @@ def to_uplink(value: Any) -> UplinkSpec | None:
     if value is None or value is False:
         return None
     if value is not True and not isinstance(value, str | dict | UplinkSpec):
-        raise TopologyError(f"uplink: {value!r} is neither true, a method nor a table")
+        raise TopologyError(f"uplink: {shown(value)} is neither true, a method nor a table")
     return UplinkSpec() if value is True else read("uplink", UplinkSpec, value, "method")
 
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from attrs import NOTHING, Attribute, fields_dict
 
 from nsorch.errors import TopologyError
+from nsorch.topology.kinds import items, shown
 from nsorch.topology.names import interface_problem, name_problem
 
 if TYPE_CHECKING:
@@ -19,7 +20,7 @@ T = TypeVar("T")
 def one_of(choices: Sequence[str], *, empty: bool = False) -> Callable[[Any, Attribute[Any], Any], None]:
     def check(_: Any, attribute: Attribute[Any], value: Any) -> None:
         if value not in choices and not (empty and value is None):
-            raise TopologyError(f'{attribute.name}: "{value}" is none of {", ".join(choices)}')
+            raise TopologyError(f"{attribute.name}: {shown(value)} is none of {', '.join(choices)}")
 
     return check
 
@@ -41,7 +42,7 @@ def interface(value: Any) -> str:
     """Of a worker, or the name of what its link leads to."""
     name = value if isinstance(value, str) else getattr(value, "name", value)
     if not isinstance(name, str) or (interface_problem(name) and name_problem(name)):
-        raise TopologyError(f'"{name}" is neither an interface nor a bridge or worker')
+        raise TopologyError(f"{shown(name)} is neither an interface nor a bridge or worker")
     return name
 
 
@@ -94,9 +95,7 @@ def _problems(attribute: Attribute[Any], value: Any) -> Sequence[str]:
 def read_many(path: str, kind: type[T], value: Any) -> tuple[T, ...]:
     made: list[T] = []
     problems: list[str] = []
-    if isinstance(value, str | Mapping) or not hasattr(value, "__iter__"):
-        raise TopologyError(f"{path}: {value!r} is not a list")
-    for number, item in enumerate(value):
+    for number, item in enumerate(items(path, value, "tables")):
         try:
             made.append(read(f"{path}[{number}]", kind, item, next(iter(fields_dict(kind)))))  # type: ignore[arg-type]
         except TopologyError as exc:

@@ -7,11 +7,11 @@ from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 from nsorch.errors import NsorchError, TopologyError
+from nsorch.topology.kinds import shown
 from nsorch.topology.model import Topology
 from nsorch.topology.names import name_problem
 from nsorch.topology.positions import find_line, yaml_lines
 from nsorch.topology.reading import read_text, read_yaml
-from nsorch.topology.structure import shown
 
 Table = Mapping[str, Any]
 _LISTED = 10

@@ -7,9 +7,9 @@ import shlex
 from typing import TYPE_CHECKING, Any
 
 from nsorch.topology.importers.building import Building, read
+from nsorch.topology.kinds import shown
 from nsorch.topology.names import interface_problem
 from nsorch.topology.specs import End, LinkSpec
-from nsorch.topology.structure import shown
 
 if TYPE_CHECKING:
     from nsorch.topology.model import Topology

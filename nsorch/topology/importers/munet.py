@@ -8,9 +8,9 @@ from ipaddress import IPv4Interface, IPv6Interface, ip_interface, ip_network
 from typing import TYPE_CHECKING, Any
 
 from nsorch.topology.importers.building import Building, read
+from nsorch.topology.kinds import shown
 from nsorch.topology.names import interface_problem
 from nsorch.topology.specs import End, LinkSpec, To
-from nsorch.topology.structure import shown
 
 if TYPE_CHECKING:
     from ipaddress import IPv4Network, IPv6Network

@@ -1,0 +1,66 @@
+"""What kind of value a field takes: checks that all descriptions share, and how errors show what they refuse."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any
+
+from nsorch.errors import TopologyError
+
+if TYPE_CHECKING:
+    from attrs import Attribute
+
+
+def shown(value: Any) -> str:
+    """For an error: not all of it, where it is long."""
+    try:
+        text = f'"{value}"' if isinstance(value, str) and value.isprintable() else repr(value)
+    except ValueError:  # more digits than Python writes
+        return "a huge number" if isinstance(value, int) else f"a {type(value).__name__} with a huge number"
+    if isinstance(value, int) and value.bit_length() > 256:
+        return "a huge number"
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+def items(path: str, value: Any, what: str) -> list[Any]:
+    """
+    :raises TopologyError: it is one thing, not several of *what*
+    """
+    if isinstance(value, str | bytes | bytearray | Mapping) or not isinstance(value, Iterable):
+        raise TopologyError(f"{path}: {shown(value)} is not a list of {what}")
+    return list(value)
+
+
+def to_path(where: str, value: Any) -> str:
+    """
+    :raises TopologyError: it is no path
+    """
+    if not isinstance(value, str | bytes | os.PathLike):
+        raise TopologyError(f"{where}: {shown(value)} is not a path")
+    path = os.fsdecode(value)
+    if not path or not is_text(path):
+        raise TopologyError(f"{where}: {shown(path)} is not a path, of characters other than null")
+    return path
+
+
+def is_text(value: str | bytes) -> bool:
+    """Whether the kernel can be told: a null character would end it."""
+    try:
+        return b"\0" not in os.fsencode(value)
+    except UnicodeEncodeError:
+        return False
+
+
+# Validators of attrs: each names the field.
+
+
+def flag(instance: Any, attribute: Attribute[Any], value: Any) -> None:  # noqa: ARG001
+    if not isinstance(value, bool):
+        raise TopologyError(f"{attribute.name}: {shown(value)} is neither true nor false")
+
+
+def string(instance: Any, attribute: Attribute[Any], value: Any) -> None:  # noqa: ARG001
+    """A string, or None where that is the default."""
+    if not isinstance(value, str) and (value is not None or attribute.default is not None):
+        raise TopologyError(f"{attribute.name}: {shown(value)} is not a string")

@@ -1,0 +1,111 @@
+"""When a worker is ready, and what a command is, as values that have been checked."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, Any
+
+from attrs import field, frozen
+
+from nsorch.errors import TopologyError
+from nsorch.topology.kinds import is_text, items, shown
+from nsorch.topology.units import duration
+from nsorch.values import Value
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from attrs import Attribute
+
+
+def to_command(value: Any) -> tuple[Any, ...] | None:
+    if value is None:
+        return None
+    arguments = tuple(items("command", value, "strings"))
+    if not arguments or not all(isinstance(item, str | bytes | os.PathLike) for item in arguments):
+        raise TopologyError(f"command: {shown(value)} is not a list of strings, the program first")
+    if not os.fspath(arguments[0]):
+        raise TopologyError("command: the program has no name")
+    for item in arguments:
+        if not is_text(os.fspath(item)):
+            raise TopologyError(f"command: {shown(item)} can't be an argument: a null character, or no Unicode")
+    return arguments
+
+
+def _to_port(value: Any) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= 65535:
+        raise TopologyError(f"ready.tcp: {shown(value)} is not a port")
+    return value
+
+
+def _to_host(value: Any) -> str | None:
+    if value is not None and not (isinstance(value, str) and value and is_text(value)):
+        raise TopologyError(f"ready.host: {shown(value)} is not a string: a name or an address")
+    return value
+
+
+def _to_timeout(value: Any) -> float:
+    return _seconds("timeout", value)
+
+
+def _to_interval(value: Any) -> float:
+    return _seconds("interval", value)
+
+
+def _seconds(name: str, value: Any) -> float:
+    try:
+        return duration(value)
+    except ValueError as exc:
+        raise TopologyError(f"ready.{name}: {exc}") from None
+
+
+def _to_condition(value: Any) -> tuple[Any, ...]:
+    try:
+        found = to_command(value)
+    except TopologyError as exc:
+        raise TopologyError(f"ready.exec: {exc.problems[0].removeprefix('command: ')}") from None
+    if found is None:
+        raise TopologyError("ready.exec: the command is missing")
+    return found
+
+
+@frozen(kw_only=True, repr=False)
+class TcpReady(Value):
+    """See :func:`tcp_ready`."""
+
+    port: int = field(converter=_to_port)
+    host: str | None = field(default=None, converter=_to_host)
+    timeout: float = field(default=30.0, converter=_to_timeout)
+    interval: float = field(default=0.02, converter=_to_interval)
+
+
+@frozen(kw_only=True, repr=False)
+class ExecReady(Value):
+    """See :func:`exec_ready`."""
+
+    command: tuple[str, ...] = field(converter=_to_condition)
+    timeout: float = field(default=30.0, converter=_to_timeout)
+    interval: float = field(default=0.1, converter=_to_interval)
+
+
+def tcp_ready(port: int, *, host: str | None = None, timeout: float = 30.0, interval: float = 0.02) -> TcpReady:
+    """Ready when TCP *port* accepts a connection from inside the worker: at *host*, or any address of the worker.
+
+    :param timeout: seconds until NotReadyError
+    :param interval: seconds between two tries
+    """
+    return TcpReady(port=port, host=host, timeout=timeout, interval=interval)
+
+
+def exec_ready(command: Sequence[str], *, timeout: float = 30.0, interval: float = 0.1) -> ExecReady:
+    """Ready when *command*, run in the worker, ends with status 0.
+
+    :param timeout: seconds until NotReadyError
+    :param interval: seconds between two tries
+    """
+    return ExecReady(command=command, timeout=timeout, interval=interval)
+
+
+def ready(instance: Any, attribute: Attribute[Any], value: Any) -> None:  # noqa: ARG001
+    if not isinstance(value, TcpReady | ExecReady | None):
+        raise TopologyError(f"ready: {shown(value)} is neither nsorch.tcp_ready(…) nor nsorch.exec_ready(…)")

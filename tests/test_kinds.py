@@ -1,0 +1,148 @@
+"""Values of a wrong kind, in every field of every description: refused by an error that names the field."""
+
+from __future__ import annotations
+
+import inspect
+from typing import TYPE_CHECKING, Any
+
+import attrs
+import pytest
+
+import nsorch
+from nsorch.topology.kinds import shown
+from nsorch.values import Value
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+HUGE = 10**5000  # has more digits than Python writes
+
+
+class Strange:
+    def __repr__(self) -> str:
+        return "<Strange>"
+
+
+STRANGE: list[Any] = [
+    *(None, True, False, 0, 5, -1, 1 << 31, 1 << 64, -HUGE, HUGE, 1.5, float("nan"), float("inf")),
+    *("", "x", "1500", "\0", "\ud800", b"", b"x", Strange(), Strange, len, range(3)),
+    *(
+        [],
+        (),
+        set(),
+        ["x"],
+        ["\0"],
+        ["\ud800"],
+        [b"x"],
+        [5],
+        {5},
+        [HUGE],
+        [None],
+        [True],
+        [[]],
+        [{}],
+        [["x"]],
+        [Strange()],
+    ),
+    *({}, {"x": 1}, {5: 5, "x": 5}, {None: None}, {b"x": b"y"}, {"x": []}, {"x": None}, {"x": "y"}, {"x": HUGE}),
+    *({"x": {"y": 1}}, {"to": "10.0.0.0/8"}, {"kind": "dummy", "name": 5}, {"type": "tmpfs", "dst": 5}, {"p": []}),
+]
+#: what has to be given besides, of each description
+NEEDED: dict[str, dict[str, Any]] = {
+    "Bind": {"src": "/x", "dst": "/x"},
+    "Bond": {"name": "b"},
+    "BridgeSpec": {"name": "b", "subnet": "10.0.0.0/24"},
+    "Capabilities": {},
+    "CapabilityChange": {},
+    "Dnsmasq": {"inside": "x"},
+    "Dummy": {"name": "d"},
+    "Emulation": {"delay": 1, "jitter": 1, "loss": 0.1},
+    "End": {"worker": "w"},
+    "ExecReady": {"command": ["x"]},
+    "Firewall": {},
+    "Forward": {"port": 80, "to": "w"},
+    "Frr": {"protocols": "ospf"},
+    "GilbertElliott": {"p": 0.1},
+    "IoLimits": {},
+    "Ipvlan": {"name": "i", "parent": "eth0"},
+    "Limits": {},
+    "LinkSpec": {"a": "a", "b": "b"},
+    "Macvlan": {"name": "m", "parent": "eth0"},
+    "Nat": {"outside": "x"},
+    "Overlay": {"lower": "/x"},
+    "Rule": {"action": "accept"},
+    "Tayga": {"prefix": "64:ff9b::/96"},
+    "TcpReady": {"port": 80},
+    "Tmpfs": {"dst": "/x"},
+    "To": {"bridge": "b"},
+    "Tun": {"name": "t"},
+    "UplinkSpec": {},
+    "Vlan": {"name": "v", "parent": "eth0", "id": 5},
+    "Vrf": {"name": "v", "table": 5},
+    "Vxlan": {"name": "v", "id": 5},
+    "WireGuard": {"name": "w"},
+    "WireGuardPeer": {"worker": "w"},
+    "WorkerSpec": {"name": "w", "command": ["x"], "namespaces": ["net", "mnt", "uts", "ipc", "pid", "user"]},
+    "Topology": {},
+    "Topology.bridge": {"name": "b"},
+    "Topology.link": {"a": "a", "b": "b"},
+    "Topology.worker": {"name": "w", "command": ["x"]},
+    "Route": {"to": "10.0.0.0/8", "via": "10.9.9.9"},
+    "bind": {"src": "/x"},
+    "exec_ready": {"command": ["x"]},
+    "tcp_ready": {"port": 80},
+    "tmpfs": {"dst": "/x"},
+}
+#: what a field is called in files, where that is another word
+FILES = {"ExecReady": "ready.exec", "exec_ready": "ready.exec", "Capabilities": "capabilities"}
+FILES |= {"CapabilityChange": "capabilities"}
+#: that other objects hold, or nsorch itself makes
+UNCHECKED = {"Pid", "Trace", "Profile", "InterfaceSpec", "Change", "Difference"}
+
+
+def maker(description: str) -> Any:
+    kind, _, method = description.partition(".")
+    return getattr(nsorch.Topology(), method) if method else getattr(nsorch, kind)
+
+
+def fields(description: str) -> Iterator[str]:
+    make = maker(description)
+    if inspect.isclass(make) and attrs.has(make) and make is not nsorch.Route:
+        yield from (field.name for field in attrs.fields(make))
+    else:
+        yield from inspect.signature(make).parameters
+
+
+FIELDS = [(description, name) for description in NEEDED for name in fields(description)]
+
+
+def test_all_descriptions_are_here() -> None:
+    public = {name: getattr(nsorch, name) for name in nsorch.__all__}
+    kinds = {name for name, kind in public.items() if inspect.isclass(kind) and issubclass(kind, Value)}
+    described = {name for name in kinds if public[name].__module__.startswith("nsorch.topology")}
+    assert described - UNCHECKED == NEEDED.keys() & kinds
+
+
+@pytest.mark.parametrize(("description", "name"), FIELDS)
+def test_a_wrong_kind_is_refused_by_name(description: str, name: str) -> None:
+    refused = 0
+    for value in STRANGE:
+        given = NEEDED[description] | {name: value}
+        try:
+            made = maker(description)(**given)
+        except (nsorch.TopologyError, nsorch.AddressError) as exc:
+            refused += 1
+            assert name in str(exc) or FILES.get(description, name) in str(exc), (shown(value), str(exc))
+            assert len(str(exc)) < 500
+        else:
+            assert repr(made)
+    assert refused > len(STRANGE) / 2
+
+
+def test_iterators_are_read_once() -> None:
+    spec = nsorch.WorkerSpec(name="w", command=iter(["x"]), namespaces=iter(["net", "uts"]), links=iter(["lan"]))
+    assert spec.command == ("x",)
+    assert set(spec.namespaces) == {"net", "uts"}
+    assert nsorch.Topology().worker("w", namespaces=iter(["net", "uts"])) == nsorch.WorkerSpec(
+        name="w", namespaces=["net", "uts"]
+    )
