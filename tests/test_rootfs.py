@@ -296,6 +296,28 @@ async def test_restart_keeps_it(rootfs: pathlib.Path) -> None:
         assert (await say(worker, "readlink /proc/self")).strip().isdigit()
 
 
+@pytest.mark.parametrize("isolation", ["network", "container", "sandbox"])
+async def test_what_is_mounted_stays_so(isolation: str, rootfs: pathlib.Path) -> None:
+    """However often something was run while there was no process; and nobody else is shared with who can't mount."""
+    async with nsorch.Supervisor(grace=0.1) as sup:
+        worker = await sup.start("w", ["sleep", "600"], rootfs=rootfs, isolation=isolation, cgroup_namespace=True)
+
+        async def table() -> list[list[str]]:
+            return [line.split()[1:3] for line in (await say(worker, "cat /proc/mounts")).splitlines()]
+
+        before = await table()
+        for _ in range(2):
+            await worker.stop()
+            for _ in range(2):
+                without = await say(worker, "cat /proc/self/mountinfo")
+            await worker.restart()
+            assert await table() == before
+        assert ("shared:" in without) == (isolation == "network")
+        await worker.stop()
+        await worker.run("mkdir -p /dev/shm/x && mount -t tmpfs none /dev/shm/x", confined=False)
+        assert "/dev/shm/x" in await say(worker, "cat /proc/mounts")
+
+
 async def test_users_of_the_rootfs(rootfs: pathlib.Path) -> None:
     async with nsorch.Supervisor() as sup:
         kinds = ["net", "mnt", "uts", "ipc", "pid", "user"]

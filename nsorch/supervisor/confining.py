@@ -51,6 +51,7 @@ class Confined(Value):
     :ivar id_maps: of a user namespace of its own
     :ivar env: of its commands, where none is given; None for the application's
     :ivar guarded: what runs in it may be hostile
+    :ivar may_mount: its commands may mount something
     :ivar sysfs: it sees the host's files, but for the ``/sys`` of its network namespace
     :ivar seccomp: as the description has it
     """
@@ -64,6 +65,7 @@ class Confined(Value):
     id_maps: tuple[tuple[IdRange, ...], ...] = _OWN_ID
     env: dict[str, str] | None = None
     guarded: bool = False
+    may_mount: bool = True
     sysfs: bool = False
     rootless: bool = False
     rootfs: str | Overlay | None = None
@@ -154,6 +156,7 @@ async def confined_of(spec: WorkerSpec, facts: Facts, *, rootless: bool) -> Conf
         id_maps=id_maps,
         env=_environment() if isolation.keyring else None,
         guarded=isolation.guarded,
+        may_mount=isolation.capabilities is None or "SYS_ADMIN" in isolation.capabilities.bounding,
         sysfs=isolation.rootfs is None and _has_own_sys(isolation.namespaces),
         rootless=rootless,
         rootfs=isolation.rootfs,
@@ -178,6 +181,7 @@ async def reconfined(before: Confined, spec: WorkerSpec, facts: Facts) -> Confin
     return evolve(
         before,
         confinement=now.confinement,
+        may_mount=now.may_mount,
         user=now.user,
         env=now.env,
         seccomp=asked,

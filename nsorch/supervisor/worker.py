@@ -311,8 +311,8 @@ class Worker:
         held = dict(self._held)
         if alive is None:
             make, mode = CLONE_NEWPID, Mode.INIT
-            # Its own mounts must see what the command mounts, but not its /proc.
-            proc = 3 if CLONE_NEWNS in held else 4
+            # Its own mounts must see what the command mounts, if it may, but not its /proc.
+            proc = 3 if CLONE_NEWNS in held and (self._confined.may_mount or not confined) else 4
             held.pop(CLONE_NEWPID, None)  # another worker's, which a fresh one can't be below of
         elif entry.make & CLONE_NEWPID:
             held[CLONE_NEWPID] = alive.pidfd

@@ -138,8 +138,9 @@ def mount_cgroups(*, replace: bool) -> None:
             with _opened(b"/sys", top, {}) as sysfs:
                 # A command of a passive worker has a cgroup namespace of its own, and this for itself.
                 mountapi.set_attributes(sysfs, propagation=MS_PRIVATE)
-            if replace:
-                with _opened(_CGROUPS, top, {}) as point, contextlib.suppress(OSError):
+            with _opened(_CGROUPS, top, {}) as point, contextlib.suppress(OSError):
+                mountapi.set_attributes(point, propagation=MS_PRIVATE)  # fails where nothing is mounted there
+                if replace:
                     os.fchdir(point)
                     umount(".", MNT_DETACH)
             with _opened(_CGROUPS, top, {}) as point:

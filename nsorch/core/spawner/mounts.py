@@ -65,12 +65,10 @@ def _mount_proc(*, replace: bool) -> None:
 
 def _part(how: int) -> None:
     """Leave a passive worker's mount namespace for one in which ``/proc`` may be another."""
-    if how == 4:
-        unshare(CLONE_NEWNS)
-        return
-    # A passive worker keeps its mounts: what a command mounts must reach them, its /proc must not. So both mount
-    # namespaces are peers, but for /proc.
-    mount("", "/", "", MS_REC | MS_SHARED)
+    if how == 3:
+        # A passive worker keeps its mounts: what a command mounts must reach them, its /proc must not. So both mount
+        # namespaces are peers, but for /proc.
+        mount("", "/", "", MS_REC | MS_SHARED)
     unshare(CLONE_NEWNS)
     mount("", "/proc", "", MS_PRIVATE)
 
