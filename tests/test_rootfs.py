@@ -296,6 +296,26 @@ async def test_restart_keeps_it(rootfs: pathlib.Path) -> None:
         assert (await say(worker, "readlink /proc/self")).strip().isdigit()
 
 
+@pytest.mark.parametrize("pid", ["worker:first", "host"])
+@pytest.mark.parametrize("isolation", ["network", "container"])
+async def test_proc_is_that_of_its_processes(pid: str, isolation: str, rootfs: pathlib.Path) -> None:
+    """Also where the pid namespace is another worker's, or the host's."""
+    if pid == "host" and os.geteuid():
+        pytest.skip("without root, nobody mounts the host's")
+    fields = {"rootfs": rootfs} if isolation == "container" else {}
+    look = "read pid rest < /proc/self/stat; echo $pid $$; grep -c proc /proc/mounts; grep -c . /proc/interrupts"
+    async with nsorch.Supervisor() as sup:
+        await sup.start("first", ["sleep", "600"])
+        kinds = {"net": True, "mnt": True, "pid": pid}
+        worker = await sup.start("w", ["sleep", "600"], isolation=isolation, namespaces=kinds, **fields)
+        for _ in range(2):
+            seen, own, mounts, lines = (await say(worker, look)).split()
+            assert seen == own
+            assert (lines == "0") == (isolation == "container")  # it is masked
+            await worker.restart()
+        assert (await say(worker, look)).split()[2] == mounts
+
+
 @pytest.mark.parametrize("isolation", ["network", "container", "sandbox"])
 async def test_what_is_mounted_stays_so(isolation: str, rootfs: pathlib.Path) -> None:
     """However often something was run while there was no process; and nobody else is shared with who can't mount."""

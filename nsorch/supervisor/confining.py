@@ -331,8 +331,8 @@ def _covers_cgroups(isolation: Isolation) -> bool:
 
 def _root(isolation: Isolation, *, rootless: bool, own_user: bool, passive: bool) -> Root:
     namespaces = isolation.namespaces
-    # With a pid namespace of its own, /proc is mounted by its first process, and then hidden.
-    own_proc = isinstance(namespaces.pid, New) and not passive
+    # That of another pid namespace is mounted by its first process, and then hidden.
+    own_proc = has_own_proc(namespaces, rootless=rootless) and not passive
     masked, readonly = (
         tuple(os.fsencode(path) for path in paths if not (own_proc and _below_proc(path)))
         for paths in (isolation.masked, isolation.readonly_paths)
@@ -368,6 +368,16 @@ def _root(isolation: Isolation, *, rootless: bool, own_user: bool, passive: bool
         sysfs=sysfs,
         hosts=not hosts_own,
     )
+
+
+def has_own_proc(namespaces: NamespaceSet, *, rootless: bool) -> bool:
+    """Whether its process mounts a ``/proc``: the supervisor's is there already, and that of a pid namespace that
+    belongs to a user namespace above its own can't be had."""
+    if not isinstance(namespaces.mnt, New) or isinstance(namespaces.pid, Shared):
+        return False
+    if isinstance(namespaces.pid, New):
+        return True
+    return not isinstance(namespaces.user, New) and not (rootless and isinstance(namespaces.pid, Host))
 
 
 def _has_own_sys(namespaces: NamespaceSet) -> bool:

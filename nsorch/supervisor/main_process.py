@@ -13,11 +13,12 @@ from attrs import frozen
 from nsorch import events
 from nsorch.core.process import DEVNULL, PIPE
 from nsorch.core.spawner.protocol import Mode, Spawn
-from nsorch.core.spawner.syscalls import CLONE_NEWCGROUP, CLONE_NEWNS, CLONE_NEWPID, NS_FILES
+from nsorch.core.spawner.syscalls import CLONE_NEWCGROUP, CLONE_NEWPID, NS_FILES
 from nsorch.core.streams import Tail
 from nsorch.errors import ClosedError, NotReadyError, WorkerExitedError
 from nsorch.events import Exit, State, Usage
 from nsorch.supervisor.commands import build_command, encode_environment, open_streams
+from nsorch.supervisor.confining import has_own_proc
 from nsorch.supervisor.entry import OF_PROCESSES
 from nsorch.supervisor.readiness import wait_until_ready
 from nsorch.topology.services import ready_of
@@ -122,7 +123,7 @@ class MainProcess:
         )
         proc = 0
         forks = spec.init or line.user is not None or line.confinement or line.guarded or confined.own.guarded
-        if make & CLONE_NEWPID and entry.make & CLONE_NEWNS and forks:
+        if forks and has_own_proc(confined.namespaces, rootless=confined.rootless):
             proc = 1 if self.incarnation == 0 else 2
         capture = self._ready is not None and spec.stderr is None
         streams = await open_streams(
