@@ -81,14 +81,62 @@ def test_what_is_done_instead(where: str, said: list[str]) -> None:
     assert calls(lines) == [*said, "7 none"]
 
 
-def test_a_result_is_an_argument_of_the_next() -> None:
+def test_a_result_is_an_argument_of_later_ones() -> None:
     lines = """
-    s.call(('open', ''), OPENAT, -100, s.text(b'/proc/self/comm'), os.O_WRONLY, result_to=0)
-    s.call(('write', ''), WRITE, -1, s.text(b'renamed'), 7)
-    s.call(('exec', ''), EXECVE, s.text(b'/bin/cat'), s.texts([b'cat', b'/proc/self/comm']), s.texts([]))
+    opened = s.call(('open', ''), OPENAT, -100, s.text(b'/proc/self/comm'), os.O_WRONLY)
+    s.call(('write', ''), WRITE, opened, s.text(b'named'), 5)
+    s.call(('write', ''), WRITE, opened, s.text(b'renamed'), 7)
+    s.call(('streams', ''), DUP2, s.call(('streams', ''), DUP2, opened, opened), 9)
+    s.call(('exec', ''), EXECVE, s.text(b'/bin/sh'), s.texts([b'sh', b'-c', b'echo ran; read x <&9']), s.texts([]))
     """
-    assert calls(lines) == ["cat", "0 none"]
+    assert calls(lines) == ["ran", "1 none"]  # 9 can't be read from
+    assert calls(
+        lines.replace("/bin/sh", "/bin/cat").replace(
+            "b'sh', b'-c', b'echo ran; read x <&9'", "b'cat', b'/proc/self/comm'"
+        )
+    ) == ["cat", "0 none"]
     assert calls(lines.replace("O_WRONLY", "O_RDONLY")) == ["125 write 9 "]
+
+
+@pytest.mark.parametrize(
+    ("lines", "said"),
+    [
+        ("fails(ENOENT); say('a'); to_here(); say('b')", ["b", "7 none"]),
+        ("say('a'); fails(ENOENT); say('b'); to_here(); say('c')", ["a", "c", "7 none"]),
+        ("fails(EACCES); say('a'); to_here(); say('b')", ["125 fails 2 "]),
+        ("say('a'); say('b'); to_here(); say('c')", ["a", "b", "c", "7 none"]),
+    ],
+)
+def test_a_failure_leads_on_to_another_call(lines: str, said: list[str]) -> None:
+    prepared = """
+    from errno import EACCES, ENOENT
+    tolerated = [ENOENT]
+    def fails(*numbers):
+        tolerated[:] = numbers
+        s.call(("fails", ""), CHDIR, s.text(b"/nowhere"))
+    def to_here():
+        s.skip_failed(range(len(s)), errnos(*tolerated), len(s))
+    """
+    assert calls(textwrap.dedent(prepared) + lines) == said
+
+
+def test_what_is_done_leads_on_to_another_call() -> None:
+    assert calls("say('a'); say('b'); s.skip_done(0, len(s)); say('c')") == ["a", "c", "7 none"]
+
+
+def test_parts_are_relative_to_themselves() -> None:
+    part = """
+    part = Script()
+    opened = part.call(("open", ""), OPENAT, -100, part.text(b"/proc/self/comm"), os.O_WRONLY)
+    part.call(("write", ""), WRITE, opened, part.text(b"renamed"), 7)
+    part.call(("fails", ""), CHDIR, part.text(b"/nowhere"))
+    part.call(("left out", ""), 231, 9)
+    part.skip_failed(range(2, 3), ANY, 4)
+    """
+    lines = f"{textwrap.dedent(part)}\nsay('a'); s.add(part); say('b'); s.add(part); say('c')"
+    assert calls(lines) == ["a", "b", "c", "7 none"]
+    failing = lines + "; s.call(('last', 'x'), CHDIR, s.text(b'/nowhere'))"
+    assert calls(failing) == ["a", "b", "c", "125 last 2 x"]
 
 
 def test_programs_are_tried_as_execvp_does(tmp_path: pathlib.Path) -> None:

@@ -48,6 +48,13 @@ async def test_defaults() -> None:
         assert len([p for p in pids if p.isdigit()]) <= 5
 
 
+@pytest.mark.skipif(not os.path.exists("/etc/hosts"), reason="a host without /etc/hosts")
+async def test_localhost_is_known_without_links() -> None:
+    async with nsorch.Supervisor() as sup:
+        worker = await sup.start("w", ["sleep", "600"])
+        assert (await worker.run(["cat", "/etc/hosts"])).stdout.startswith(b"127.0.0.1 localhost\n::1 localhost ")
+
+
 async def test_passive() -> None:
     async with nsorch.Supervisor() as sup:
         worker = await sup.start("client")

@@ -32,6 +32,7 @@ class HostsFile:
     def open(self, fd: int) -> None:
         """*fd* stays its owner's; -1 where the host has no /etc/hosts to be replaced."""
         self._fd = fd
+        self.write()  # whoever has no link yet knows localhost
 
     def note(self, name: str, entry: HostsEntry | None) -> None:
         if entry is None:

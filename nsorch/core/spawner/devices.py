@@ -3,84 +3,76 @@
 from __future__ import annotations
 
 import errno
+import functools
 import os
-import stat
+from typing import TYPE_CHECKING
 
-from . import mountapi
 from .mountapi import ATTR_NODEV, ATTR_NOEXEC, ATTR_NOSUID
-from .stages import StageError, stage
+from .stages import StageError
 
-#: major and minor number of each (Documentation/admin-guide/devices.txt)
-_NODES = {"null": (1, 3), "zero": (1, 5), "full": (1, 7), "random": (1, 8), "urandom": (1, 9), "tty": (5, 0)}
+if TYPE_CHECKING:
+    from .calls import Calls
+
+#: by name (Documentation/admin-guide/devices.txt)
+DEVICES = {
+    b"null": os.makedev(1, 3),
+    b"zero": os.makedev(1, 5),
+    b"full": os.makedev(1, 7),
+    b"random": os.makedev(1, 8),
+    b"urandom": os.makedev(1, 9),
+    b"tty": os.makedev(5, 0),
+}
 _LINKS = {
-    "fd": "/proc/self/fd",
-    "stdin": "/proc/self/fd/0",
-    "stdout": "/proc/self/fd/1",
-    "stderr": "/proc/self/fd/2",
-    "ptmx": "pts/ptmx",
+    b"fd": b"/proc/self/fd",
+    b"stdin": b"/proc/self/fd/0",
+    b"stdout": b"/proc/self/fd/1",
+    b"stderr": b"/proc/self/fd/2",
+    b"ptmx": b"pts/ptmx",
 }
 _QUIET = ATTR_NOSUID | ATTR_NODEV | ATTR_NOEXEC
 
 
-def is_device(fd: int, name: str) -> bool:
-    """Whether *fd* is of the device *name*, and not of something that lies in its place."""
-    found = os.fstat(fd)
-    return stat.S_ISCHR(found.st_mode) and found.st_rdev == os.makedev(*_NODES[name])
-
-
-def fill_dev(dev: int, *, mqueue: bool, tty_group: int) -> None:
+def fill_dev(do: Calls, dev: int, *, mqueue: bool, tty_group: int) -> None:
     """Fill the attached tmpfs *dev*, while the host's ``/dev`` is still in its place."""
-    umask = os.umask(0)
-    try:
-        make = _make_node
-        for name in _NODES:
-            with stage("mount /dev", name):
-                try:
-                    make(dev, name)
-                except PermissionError:
-                    if make is _bind_node:
-                        raise
-                    make = _bind_node
-                    make(dev, name)
-        for name, target in _LINKS.items():
-            os.symlink(target, name, dir_fd=dev)
-        group = ((b"gid", b"%d" % tty_group),) if tty_group >= 0 else ()
-        ptys = ((b"newinstance", b""), (b"ptmxmode", b"0666"), (b"mode", b"0620"), *group)
-        _mount(dev, "pts", b"devpts", ptys, ATTR_NOSUID | ATTR_NOEXEC)
-        _mount(dev, "shm", b"tmpfs", ((b"mode", b"1777"),), _QUIET)
-        if mqueue:
-            _mount(dev, "mqueue", b"mqueue", (), _QUIET)
-    finally:
-        os.umask(umask)
+    umask = do.umask(0)
+    for name, number in DEVICES.items():
+        with do.stage("mount /dev", os.fsdecode(name)):
+            do.permitted_or(
+                functools.partial(do.make_node, dev, name, number), functools.partial(_bind_node, do, dev, name)
+            )
+    for name, target in _LINKS.items():
+        do.make_link(dev, name, target)
+    group = ((b"gid", b"%d" % tty_group),) if tty_group >= 0 else ()
+    ptys = ((b"newinstance", b""), (b"ptmxmode", b"0666"), (b"mode", b"0620"), *group)
+    _mount(do, dev, b"pts", b"devpts", ptys, ATTR_NOSUID | ATTR_NOEXEC)
+    _mount(do, dev, b"shm", b"tmpfs", ((b"mode", b"1777"),), _QUIET)
+    if mqueue:
+        _mount(do, dev, b"mqueue", b"mqueue", (), _QUIET)
+    do.umask(umask)
 
 
-def _make_node(dev: int, name: str) -> None:
-    os.mknod(name, stat.S_IFCHR | 0o666, os.makedev(*_NODES[name]), dir_fd=dev)
-
-
-def _bind_node(dev: int, name: str) -> None:
+def _bind_node(do: Calls, dev: int, name: bytes) -> None:
     """The host's, because in a user namespace none can be made."""
-    host = os.open(f"/dev/{name}", os.O_PATH | os.O_CLOEXEC)
-    try:
-        if not is_device(host, name):
-            raise StageError("mount /dev", errno.ENODEV, f"the host's /dev/{name} is not that device")
-        mount = mountapi.clone_tree(host, recursive=False)
-    finally:
-        os.close(host)
-    _attach(mount, os.open(name, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o666, dir_fd=dev))
+    path = b"/dev/" + name
+    host = do.open(path)
+    if not do.is_device(host, DEVICES[name], host=path):
+        raise StageError("mount /dev", errno.ENODEV, f"the host's {os.fsdecode(path)} is not that device")
+    mount = do.clone_tree(host, recursive=False)
+    do.close(host)
+    _attach(do, mount, do.make_file(dev, name))
 
 
-def _mount(dev: int, name: str, kind: bytes, options: tuple[tuple[bytes, bytes], ...], attributes: int) -> None:
-    with stage(f"mount /dev/{name}"):
-        os.mkdir(name, 0o755, dir_fd=dev)
-        mount = mountapi.new_mount(kind, options, attributes)
-        _attach(mount, os.open(name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=dev))
+def _mount(
+    do: Calls, dev: int, name: bytes, kind: bytes, options: tuple[tuple[bytes, bytes], ...], attributes: int
+) -> None:
+    with do.stage(f"mount /dev/{os.fsdecode(name)}"):
+        do.make_folder(dev, name)
+        mount = do.new_mount(kind, options, attributes)
+        _attach(do, mount, do.open_made(dev, name))
 
 
-def _attach(mount: int, point: int) -> None:
+def _attach(do: Calls, mount: int, point: int) -> None:
     """Both are closed."""
-    try:
-        mountapi.attach(mount, point)
-    finally:
-        os.close(mount)
-        os.close(point)
+    do.attach(mount, point)
+    do.close(mount)
+    do.close(point)

@@ -15,18 +15,22 @@ import socket
 from typing import TYPE_CHECKING, NamedTuple
 
 from .command import IGNORED, candidates, identify, resolve
+from .idmaps import map_ids
+from .mountapi import OPENAT2, RESOLVE_NO_MAGICLINKS, OpenHow
 from .mounts import PROC_FLAGS
 from .pid1 import Pid1
 from .protocol import Event, Mode, Own
 from .script import (
+    ANY,
+    AT_FDCWD,
     CHDIR,
     EXECVE,
     FATAL,
+    FCHDIR,
     IOCTL,
     MOUNT,
     OPENAT,
     OPTIONAL,
-    OR_NEXT,
     OR_NEXT_PROGRAM,
     READ,
     SETDOMAINNAME,
@@ -39,6 +43,7 @@ from .script import (
     UMOUNT,
     UNSHARE,
     WRITE,
+    Failure,
     Script,
     Scripts,
     array_of,
@@ -57,6 +62,8 @@ from .syscalls import (
     MS_SHARED,
     NS_FILES,
 )
+from .writing import NoScriptError
+from .written_roots import facts_of, file_system, find_programs
 
 if TYPE_CHECKING:
     from .protocol import Command, Spawn
@@ -114,33 +121,41 @@ class Launches:
 
     def can_start(self, request: Spawn) -> bool:
         command, own = request.command, Own(*request.own)
-        kinds = request.unshare | kinds_of(request.join)
         return (
             self._programs is not None
             and command is not None
             and command.mode in (Mode.EXEC, Mode.INIT)
             and bool(request.unshare & CLONE_NEWPID)
             and CLONE_NEWPID not in request.join
-            and not kinds & (CLONE_NEWUSER | CLONE_NEWTIME)
+            and not request.unshare & CLONE_NEWTIME
+            and not kinds_of(request.join) & (CLONE_NEWUSER | CLONE_NEWTIME)
+            # From a new user namespace no others can be entered.
+            and not (request.unshare & CLONE_NEWUSER and request.join)
+            # Another user than it has been would make all who share the memory untraceable.
+            and not (request.unshare & CLONE_NEWUSER and _first_ids(request) != (os.geteuid(), os.getegid()))
             # What leads to the file of the process itself is refused by an interpreter.
             and not command.argv[0].startswith(b"/proc/")
             and command.user is None
-            and not (command.confinement or command.guarded or request.root or own.guarded or own.cgroupfs)
+            and not command.confinement
+            # Its interpreter would have to be found, too, see :func:`.command.check_program`.
+            and not (command.guarded and CLONE_NEWNS in request.join)
+            and (own.guarded or not own.cgroupfs)
             # Where a cgroup's memory is used up, all who share the child's would be killed.
-            and not request.cgroup
+            and not (request.cgroup and _limits_memory(self._server.leaf))
         )
 
     def spawn(self, request: Spawn, joined: Joined, streams: tuple[int, int, int]) -> None:
         """Begin; what becomes of it is heard from the loop.
 
         :raises StageError: the child is gone, or will be
+        :raises NoScriptError: nothing has begun; it takes more than a script
         """
         command, home = request.command, self._server.home
         assert command is not None
         assert self._programs is not None
         mounts = dict(joined).get(CLONE_NEWNS, -1)
         # In other mounts the child does the looking.
-        programs = [resolve(command)] if mounts < 0 else candidates(command)
+        programs = candidates(command) if mounts >= 0 else find_programs(command, request.root)
         if not programs:
             raise StageError("command", errno.ENOENT)
         kinds = request.unshare & ~CLONE_NEWCGROUP
@@ -149,20 +164,26 @@ class Launches:
             try:
                 script = self._compose(self._programs.pid1, request, joined, streams, programs, theirs.fileno())
                 with stage("clone3", names_of(kinds)):
-                    pid, pidfd = self._programs.scripts.begin(script, kinds)
-            except StageError:
+                    pid, pidfd = self._programs.scripts.begin(script, kinds, self._server.leaf)
+            except (StageError, NoScriptError):
                 ours.close()
                 raise
         ours.setblocking(False)
         launch = self._by_descriptor[ours.fileno()] = _Launch(ours, script, pid, pidfd, command)
         self._server.poll.register(ours, select.POLLIN)
         try:
+            if request.unshare & CLONE_NEWUSER:
+                with stage("uid map"):
+                    map_ids(pid, request.id_maps, home.own_proc)
+                    ours.send(b"\0")
             launch.held = namespaces_of(pidfd, pid, request.hold, home.own_proc)
             with stage("pidfd"):
                 if command.mode == Mode.EXEC:
                     launch.facts = identify(pidfd, home.proc)
                 if mounts >= 0:
                     launch.mounts = fcntl.fcntl(mounts, fcntl.F_DUPFD_CLOEXEC, 3)
+                elif request.root:
+                    (launch.mounts,) = namespaces_of(pidfd, pid, CLONE_NEWNS, home.own_proc)
             with stage("start"), contextlib.suppress(ConnectionError):  # it has failed before
                 ours.send(b"\0")
         except StageError as exc:
@@ -253,24 +274,27 @@ class Launches:
     ) -> Script:
         script, own, command = Script(), Own(*request.own), request.command
         assert command is not None
+        if request.unshare & CLONE_NEWUSER:  # until its ids are mapped
+            script.call(("start", ""), READ, told, ctypes.addressof(_BYTE), 1)
         for kind, fd in joined:
             script.call(("setns", NS_FILES[kind]), SETNS, fd, kind)
         if own.cgroup:
             script.call(("unshare", "cgroup"), UNSHARE, CLONE_NEWCGROUP)
         _prepare(script, request, self._server.home.own_proc)
-        _mount_proc(script, own.proc)
-        here, anywhere = ("cwd", os.fsdecode(command.cwd)), ("cwd", "/")
-        if command.cwd_required:
-            script.call(here, CHDIR, script.text(command.cwd))
+        if request.root or own.guarded:
+            script.add(file_system(request.root, own, facts_of(request.root)))
         else:
-            script.call(here, CHDIR, script.text(command.cwd), failure=OR_NEXT)
-            script.call(anywhere, CHDIR, _text(b"/"))
+            _mount_proc(script, own.proc)
+        _enter_directory(script, command)
         for number, fd in enumerate(streams):  # all are above 2: none is overwritten before it is duplicated
             script.duplicate(fd, number)
         for number in IGNORED:
             script.call(("signals", ""), SIGACTION, number, ctypes.addressof(_DEFAULT_ACTION), 0, 8)
         script.call(("start", ""), READ, told, ctypes.addressof(_BYTE), 1)
         variables = script.keep(_block(command.env))
+        if command.guarded:  # see :func:`.command.check_program`
+            for program in programs:
+                script.call(("exec", os.fsdecode(program)), *_open_strictly(script, program, _PATH))
         if command.mode == Mode.INIT:
             pid1.add_to(script, command, programs, variables, request.job, told)
             return script
@@ -284,12 +308,48 @@ class Launches:
         return script
 
 
+def _first_ids(request: Spawn) -> tuple[int, ...]:
+    """What a new user namespace has its first ids from."""
+    return tuple(ranges[0][1] for ranges in request.id_maps)
+
+
+def _limits_memory(leaf: int) -> bool:
+    try:
+        limit = os.open("memory.max", os.O_RDONLY | os.O_CLOEXEC, dir_fd=leaf)
+    except OSError:  # without a controller
+        return False
+    with open(limit, "rb") as file:
+        return file.read() != b"max\n"
+
+
+_PATH, _DIRECTORY = (OpenHow(os.O_CLOEXEC | os.O_PATH | more, 0, RESOLVE_NO_MAGICLINKS) for more in (0, os.O_DIRECTORY))
+
+
+def _open_strictly(script: Script, path: bytes, how: OpenHow) -> tuple[int, ...]:
+    return OPENAT2, AT_FDCWD, script.text(path), ctypes.addressof(how), ctypes.sizeof(how)
+
+
+def _enter_directory(script: Script, command: Command) -> None:
+    """As :func:`.command.enter_directory`, by a child."""
+    here, path = ("cwd", os.fsdecode(command.cwd)), command.cwd
+    first = len(script)
+    if command.guarded:
+        script.call(here, FCHDIR, script.call(here, *_open_strictly(script, path, _DIRECTORY)))
+    else:
+        script.call(here, CHDIR, script.text(path))
+    if not command.cwd_required:
+        last = len(script)
+        script.call(("cwd", "/"), CHDIR, _text(b"/"))
+        script.skip_failed(range(first, last), ANY, last)
+        script.skip_done(last - 1, len(script))
+
+
 def _prepare(script: Script, request: Spawn, proc: int) -> None:
     """As :func:`.steps.prepare`, by a child."""
     if request.loopback:
         kind = socket.SOCK_DGRAM | socket.SOCK_CLOEXEC
-        script.call(("loopback", ""), SOCKET, socket.AF_INET, kind, 0, result_to=0)
-        script.call(("loopback", ""), IOCTL, -1, SIOCSIFFLAGS, ctypes.addressof(_LOOPBACK_UP))
+        opened = script.call(("loopback", ""), SOCKET, socket.AF_INET, kind, 0)
+        script.call(("loopback", ""), IOCTL, opened, SIOCSIFFLAGS, ctypes.addressof(_LOOPBACK_UP))
     if request.hostname is not None:
         name = request.hostname.encode()
         script.call(("hostname", ""), SETHOSTNAME, script.text(name), len(name))
@@ -300,8 +360,8 @@ def _prepare(script: Script, request: Spawn, proc: int) -> None:
         script.call(("domainname", ""), SETDOMAINNAME, script.text(name), len(name))
     for path, value in request.sysctls:
         at, written = ("sysctl", path), value.encode()
-        script.call(at, OPENAT, proc, script.text(path.encode()), os.O_WRONLY | os.O_CLOEXEC, result_to=0)
-        script.call(at, WRITE, -1, script.text(written), len(written))
+        opened = script.call(at, OPENAT, proc, script.text(path.encode()), os.O_WRONLY | os.O_CLOEXEC)
+        script.call(at, WRITE, opened, script.text(written), len(written))
 
 
 def _mount_proc(script: Script, how: int) -> None:
@@ -320,7 +380,7 @@ def _mount_proc(script: Script, how: int) -> None:
 
 
 def _mount(
-    script: Script, what: str, source: bytes, target: bytes, kind: bytes, flags: int, *, failure: int = FATAL
+    script: Script, what: str, source: bytes, target: bytes, kind: bytes, flags: int, *, failure: Failure = FATAL
 ) -> None:
     names = (_text(name) for name in (source, target, kind))
     script.call((f"mount {what}", ""), MOUNT, *names, flags, 0, failure=failure)

@@ -6,6 +6,7 @@ import contextlib
 import os
 from typing import TYPE_CHECKING
 
+from .calls import NOW
 from .hiding import mount_cgroups, mount_own_proc
 from .stages import stage
 from .syscalls import (
@@ -27,6 +28,9 @@ from .syscalls import (
 )
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from .calls import Calls
     from .protocol import Own
 
 #: of what shows the kernel's state
@@ -39,28 +43,32 @@ def make_own(own: Own) -> None:
     if own.cgroup:
         with stage("unshare", "cgroup"):
             unshare(CLONE_NEWCGROUP)
-    if not own.proc:
-        if own.cgroupfs:  # instead of the one that an earlier process has left in this mount namespace
-            mount_cgroups(replace=True)
-        return
     if own.proc >= 3:
         with stage("mount /proc"):
             _part(own.proc)
-    if own.cgroupfs:
-        mount_cgroups(replace=own.proc == 2)
-    if own.guarded:
-        mount_own_proc(own.masked, own.readonly, replace=own.proc < 3)
-    else:
-        _mount_proc(replace=own.proc == 2)
+    show_own(NOW, own, {})
 
 
-def _mount_proc(*, replace: bool) -> None:
-    with stage("mount /proc"):
+def show_own(do: Calls, own: Own, mounted: Mapping[bytes, int]) -> None:
+    """Mount the ``/proc`` and the ``/sys/fs/cgroup`` of the child's namespaces.
+
+    :param mounted: descriptors of what was just mounted, by path
+    """
+    if own.cgroupfs:  # without a /proc, instead of the one that an earlier process has left in this mount namespace
+        mount_cgroups(do, replace=own.proc in (0, 2))
+    if own.proc and own.guarded:
+        mount_own_proc(do, own.masked, own.readonly, mounted, replace=own.proc < 3)
+    elif own.proc:
+        _mount_proc(do, replace=own.proc == 2)
+
+
+def _mount_proc(do: Calls, *, replace: bool) -> None:
+    with do.stage("mount /proc"):
         if replace:
             # The one of the pid namespace that is gone. In a nested user namespace it may be locked: mount above it.
-            with contextlib.suppress(OSError):
-                umount("/proc", MNT_DETACH)
-        mount("proc", "/proc", "proc", PROC_FLAGS)
+            with do.optional():
+                do.umount(b"/proc", MNT_DETACH)
+        do.mount("proc", "/proc", "proc", PROC_FLAGS)
 
 
 def _part(how: int) -> None:
@@ -96,5 +104,5 @@ def mount_home() -> int:
             mount("/proc/hosts", _HOSTS, "", MS_BIND)
             mount("", _HOSTS, "", MS_REMOUNT | MS_BIND | MS_RDONLY | MS_NOSUID | MS_NODEV | MS_NOEXEC)
             umount("/proc", MNT_DETACH)
-    _mount_proc(replace=False)
+    _mount_proc(NOW, replace=False)
     return hosts

@@ -11,20 +11,21 @@ import contextlib
 import errno
 import marshal
 import os
-import stat
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from . import mountapi, syscalls
+from .calls import NOW
 from .devices import fill_dev
 from .hiding import hide
-from .mountapi import ATTR_NODEV, ATTR_NOEXEC, ATTR_NOSUID, ATTR_RDONLY, RESOLVE_IN_ROOT, RESOLVE_NO_MAGICLINKS
+from .mountapi import ATTR_NODEV, ATTR_NOEXEC, ATTR_NOSUID, ATTR_RDONLY
 from .stages import StageError, stage
-from .syscalls import MNT_DETACH, MS_SHARED, pivot_root, umount
+from .syscalls import MNT_DETACH, MS_SHARED, umount
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-_INSIDE = RESOLVE_IN_ROOT | RESOLVE_NO_MAGICLINKS
+    from .calls import Calls
+
 _MOST_LINKS = 40
 
 
@@ -68,17 +69,18 @@ class Sources:
     :raises StageError: naming what can't be opened
     """
 
-    def __init__(self, data: bytes) -> None:
+    def __init__(self, data: bytes, do: Calls = NOW) -> None:
         self.root = Root(*marshal.loads(data))
+        self.do = do
         self.fds: list[int] = []
         self.layers: list[int] = []  #: of an overlay: the lower ones, then the upper and the working directory
         self.binds: dict[bytes, int] = {}
         root = self.root
         try:
             if root.directory:
-                with stage("rootfs", os.fsdecode(root.directory)):
+                with do.stage("rootfs", os.fsdecode(root.directory)):
                     self.top = self._open_folder(root.directory)
-                if root.create:
+                if root.create and do.at_once:
                     _make_points(root, self.top)
             elif root.overlay is not None:
                 lower, upper, work, *_ = root.overlay
@@ -90,14 +92,14 @@ class Sources:
                 self.top = self.layers[0]
             for is_bind, source, *_ in root.mounts:
                 if is_bind:
-                    with stage("mount source", os.fsdecode(source)):
-                        self.binds[source] = self.add(os.open(source, os.O_PATH | os.O_CLOEXEC))
+                    with do.stage("mount source", os.fsdecode(source)):
+                        self.binds[source] = self.add(do.open(source))
         except StageError:
             self.close()
             raise
 
     def _open_folder(self, path: bytes) -> int:
-        return self.add(os.open(path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC))
+        return self.add(self.do.open(path, os.O_PATH | os.O_DIRECTORY))
 
     def add(self, fd: int) -> int:
         """Have *fd* closed with the others."""
@@ -106,7 +108,7 @@ class Sources:
 
     def close(self) -> None:
         for fd in self.fds:
-            os.close(fd)
+            self.do.close(fd)
         self.fds.clear()
 
 
@@ -115,41 +117,42 @@ def _make_folder(path: bytes) -> None:
         os.mkdir(path, 0o755)
 
 
-def build(sources: Sources) -> None:
+def build(sources: Sources) -> dict[bytes, int]:
     """Make the root that is asked for the root of the mount namespace, of the caller's own, that it has just entered.
 
     What has to wait for the pid namespace is the placeholder at ``/proc``: the helper's own, by which the kernel sees
     that a new one shows nothing more (mount_too_revealing() in fs/namespace.c).
 
+    :return: descriptors of what was mounted, by path: those of *sources*
     :raises StageError: naming the mount; the mount namespace is to be given up
     """
-    root = sources.root
+    root, do = sources.root, sources.do
     if not root.directory and root.overlay is None:
-        _fill(sources, sources.add(os.open("/", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)))
-        return
+        return _fill(sources, sources.add(do.open(b"/", os.O_PATH | os.O_DIRECTORY)))
     top = _make_top(sources)
-    _fill(sources, top)
-    with stage("pivot_root"):
-        os.fchdir(top)
-        pivot_root(".", ".")
+    own = _fill(sources, top)
+    with do.stage("pivot_root"):
+        do.fchdir(top)
+        do.pivot_root(b".", b".")
         # The old root lies on the new one.
-        umount(".", MNT_DETACH)
-        os.chdir("/")
+        do.umount(b".", MNT_DETACH)
+        do.chdir(b"/")
+    return own
 
 
 def _make_top(sources: Sources) -> int:
     """Attach the new root where it lies in the old one, as pivot_root(2) wants it. Returns its descriptor."""
-    root = sources.root
-    with stage("rootfs"):
+    root, do = sources.root, sources.do
+    with do.stage("rootfs"):
         if root.overlay is None:
-            top = sources.add(mountapi.clone_tree(sources.top, recursive=True))
+            top = sources.add(do.clone_tree(sources.top, recursive=True))
         else:
             top = sources.add(_make_overlay(sources))
             if root.read_only:
                 _make_points(root, top)
         if root.read_only:
-            mountapi.set_attributes(top, ATTR_RDONLY, recursive=True)
-        mountapi.attach(top, sources.top)
+            do.set_attributes(top, ATTR_RDONLY, recursive=True)
+        do.attach(top, sources.top)
     return top
 
 
@@ -184,7 +187,7 @@ def _make_overlay(sources: Sources) -> int:
         os.chdir("/")
 
 
-def _points(root: Root) -> Iterator[tuple[bytes, bool]]:
+def points(root: Root) -> Iterator[tuple[bytes, bool]]:
     """Where something is mounted, and whether that is a directory."""
     yield b"/proc", True
     if root.dev:
@@ -200,94 +203,89 @@ def _points(root: Root) -> Iterator[tuple[bytes, bool]]:
 def _make_points(root: Root, top: int) -> None:
     """Those in the root file system itself, before it is read-only or the caller somebody else."""
     made: list[bytes] = []
-    for point, is_folder in _points(root):
+    for point, is_folder in points(root):
         if not any(point.startswith(other.rstrip(b"/") + b"/") for other in made):
             with stage(f"mount {os.fsdecode(point)}"), contextlib.suppress(OSError):
                 os.close(_open_point(top, point, folder=is_folder, create=True))
         made.append(point)
 
 
-def _fill(sources: Sources, top: int) -> None:
-    root = sources.root
+def _fill(sources: Sources, top: int) -> dict[bytes, int]:
+    root, do = sources.root, sources.do
     own: dict[bytes, int] = {}  # what is seen at them, wherever that is now
 
     def put(mount: int, point: bytes, *, folder: bool = True) -> None:
-        with stage("mount point", os.fsdecode(point)):
-            target = _open_point(top, point, folder=folder, create=root.create)
-        with stage(f"mount {os.fsdecode(point)}"):
-            try:
-                there = os.fstat(target)
-                if stat.S_ISDIR(there.st_mode) != folder:
-                    number = errno.ENOTDIR if folder else errno.EISDIR
-                    raise OSError(number, os.strerror(number))
-                covered = [path for path, fd in own.items() if os.path.samestat(there, os.fstat(fd))]
-                mountapi.attach(mount, target)
-                own.update(dict.fromkeys(covered, mount))
-            finally:
-                os.close(target)
+        with do.stage("mount point", os.fsdecode(point)):
+            target = _open_point(top, point, folder=folder, create=root.create, do=do)
+        with do.stage(f"mount {os.fsdecode(point)}"):
+            do.require_kind(target, folder=folder)
+            covered = [path for path, fd in own.items() if do.is_same(target, fd)]
+            do.attach(mount, target)
+            own.update(dict.fromkeys(covered, mount))
+            do.close(target)
 
     if root.directory or root.overlay:
-        own[b"/proc"] = sources.add(_clone("/proc", recursive=False))
+        own[b"/proc"] = sources.add(_clone(do, b"/proc", recursive=False))
         put(own[b"/proc"], b"/proc")
     if root.dev:
-        with stage("mount /dev"):
-            dev = mountapi.new_mount(b"tmpfs", ((b"mode", b"755"), (b"size", b"64k")), ATTR_NOSUID)
+        with do.stage("mount /dev"):
+            dev = do.new_mount(b"tmpfs", ((b"mode", b"755"), (b"size", b"64k")), ATTR_NOSUID)
         own[b"/dev"] = sources.add(dev)
         put(own[b"/dev"], b"/dev")
-        fill_dev(own[b"/dev"], mqueue=root.mqueue, tty_group=root.tty_group)
+        fill_dev(do, own[b"/dev"], mqueue=root.mqueue, tty_group=root.tty_group)
     if root.sysfs:
-        own[b"/sys"] = sources.add(_make_sysfs(root.sysfs))
+        own[b"/sys"] = sources.add(_make_sysfs(do, root.sysfs))
         put(own[b"/sys"], b"/sys")
     if root.hosts and os.path.exists("/etc/hosts"):
-        put(sources.add(_clone("/etc/hosts", recursive=False)), b"/etc/hosts", folder=False)
+        put(sources.add(_clone(do, b"/etc/hosts", recursive=False)), b"/etc/hosts", folder=False)
     for is_bind, *values in root.mounts:
         if is_bind:
             src, dst, read_only, recursive, shared = values
-            with stage(f"mount {os.fsdecode(dst)}"):
-                mount = sources.add(mountapi.clone_tree(sources.binds[src], recursive=recursive))
-                mountapi.set_attributes(
+            with do.stage(f"mount {os.fsdecode(dst)}"):
+                mount = sources.add(do.clone_tree(sources.binds[src], recursive=recursive))
+                do.set_attributes(
                     mount,
                     ATTR_RDONLY if read_only else 0,
                     propagation=MS_SHARED if shared else 0,
                     recursive=recursive,
                 )
-            put(mount, dst, folder=stat.S_ISDIR(os.fstat(mount).st_mode))
+            put(mount, dst, folder=do.is_folder(mount, src))
         else:
             dst, options, attributes = values
-            with stage(f"mount {os.fsdecode(dst)}"):
-                mount = mountapi.new_mount(b"tmpfs", options, attributes | ATTR_NOSUID | ATTR_NODEV)
+            with do.stage(f"mount {os.fsdecode(dst)}"):
+                mount = do.new_mount(b"tmpfs", options, attributes | ATTR_NOSUID | ATTR_NODEV)
             put(sources.add(mount), dst)
-    hide(root.masked, root.readonly, top, own)
+    hide(do, root.masked, root.readonly, top, own)
+    return own
 
 
-def _clone(path: str, *, recursive: bool) -> int:
-    with stage("mount source", path):
-        fd = os.open(path, os.O_PATH | os.O_CLOEXEC)
-        try:
-            return mountapi.clone_tree(fd, recursive=recursive)
-        finally:
-            os.close(fd)
+def _clone(do: Calls, path: bytes, *, recursive: bool) -> int:
+    with do.stage("mount source", os.fsdecode(path)):
+        fd = do.open(path)
+        mount = do.clone_tree(fd, recursive=recursive)
+        do.close(fd)
+        return mount
 
 
-def _make_sysfs(how: int) -> int:
+def _make_sysfs(do: Calls, how: int) -> int:
     if how == Sysfs.HOST:
-        mount = _clone("/sys", recursive=True)
-        with stage("mount /sys"):
-            mountapi.set_attributes(mount, ATTR_RDONLY, recursive=True)
+        mount = _clone(do, b"/sys", recursive=True)
+        with do.stage("mount /sys"):
+            do.set_attributes(mount, ATTR_RDONLY, recursive=True)
         return mount
     attributes = ATTR_NOSUID | ATTR_NODEV | ATTR_NOEXEC | (ATTR_RDONLY if how == Sysfs.READ_ONLY else 0)
-    with stage("mount /sys"):
-        return mountapi.new_mount(b"sysfs", (), attributes)
+    with do.stage("mount /sys"):
+        return do.new_mount(b"sysfs", (), attributes)
 
 
-def _open_point(top: int, path: bytes, *, folder: bool, create: bool) -> int:
+def _open_point(top: int, path: bytes, *, folder: bool, create: bool, do: Calls = NOW) -> int:
     """Open a mount point inside of *top*, with O_PATH; made where it is missing, and *create* allows it.
 
     A link that leads nowhere is followed inside of *top*, and what it leads to is made.
     """
     for _ in range(_MOST_LINKS):
         try:
-            return mountapi.openat2(top, path, os.O_PATH, _INSIDE)
+            return do.open_inside(top, path)
         except FileNotFoundError:
             if not create:
                 raise

@@ -4,11 +4,13 @@
 #     as -o script.o script.S && objcopy -O binary -j .text script.o script.bin
 #
 # long begin(struct clone_args *, size_t, struct call *, struct call **failed): what clone3 returns, or minus its errno.
-# A call is 9 numbers: that of the system call, its 6 arguments, an address for the result or 0, and what a failure means:
-#     0: the end, by exit status 125; *failed is the call then, and its first number is the errno
-#     1: nothing
-#     2: nothing; if there is none, the next call is left out
-#     3: nothing if it is ENOENT, EACCES or ENOTDIR, which the next of several programs may not have; else as 0
+# A call is 11 numbers:
+#     that of the system call, and its 6 arguments
+#     the way to the first number that is to become the result: in bytes, from here. That one has the way to the next, from
+#         there, until it does; 0 is the end
+#     bits of the errnos (modulo 64) that don't end all
+#     the way to the call to go on with, in bytes from this one; and, after such an errno, to another
+# What fails otherwise is the end, by exit status 125; *failed is the call then, and its first number is the errno.
 
         .text
 begin:  mov     %rcx, %r9               # clone3 leaves this and the list alone
@@ -28,30 +30,24 @@ next:   mov     (%r12), %rax
         mov     40(%r12), %r8
         mov     48(%r12), %r9
         syscall
-        mov     56(%r12), %rsi
-        mov     64(%r12), %rdi
         cmp     $-4095, %rax
         jae     failed
-        test    %rsi, %rsi
+        lea     56(%r12), %rsi
+        mov     (%rsi), %rdx
+store:  test    %rdx, %rdx
         jz      done
+        add     %rdx, %rsi
+        mov     (%rsi), %rdx
         mov     %rax, (%rsi)
-done:   cmp     $2, %rdi
-        jne     on
-        add     $72, %r12
-on:     add     $72, %r12
+        jmp     store
+done:   add     72(%r12), %r12
         jmp     next
 failed: neg     %rax
-        cmp     $3, %rdi
-        jb      maybe
-        cmp     $2, %rax                # ENOENT
-        je      on
-        cmp     $13, %rax               # EACCES
-        je      on
-        cmp     $20, %rax               # ENOTDIR
-        je      on
-        jmp     end
-maybe:  test    %rdi, %rdi
-        jnz     on
+        mov     64(%r12), %rdi
+        bt      %rax, %rdi
+        jnc     end
+        add     80(%r12), %r12
+        jmp     next
 end:    mov     %rax, (%r12)
         mov     %r12, (%rbx)
         mov     $231, %eax              # exit_group(125)

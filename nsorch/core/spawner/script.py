@@ -12,55 +12,88 @@ before its exec, so it is the first of a new pid namespace.
 
 from __future__ import annotations
 
+import array
 import ctypes
+import errno
 import mmap
 import os
 import signal
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from .stages import StageError
-from .syscalls import CLONE_PIDFD, CloneArgs, protect
+from .syscalls import CLONE_INTO_CGROUP, CLONE_PIDFD, CloneArgs, protect
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
+
+    _Memory = ctypes.Array[Any] | ctypes.Structure
 
 # By os.uname().machine: script.S as assembled.
 _PROGRAMS = {
     "x86_64": (
         "4989c94989d0b8b30100000f054885c07401c34c89cb4d89c4498b0424498b7c2408498b742410498b5424184d8b5424204d8b44"
-        "24284d8b4c24300f05498b742438498b7c2440483d01f0ffff73184885f674034889064883ff0275044983c4484983c448ebb248"
-        "f7d84883ff0372144883f80274eb4883f80d74e54883f81474dfeb054885ff75d8498904244c8923b8e7000000bf7d0000000f05"
+        "24284d8b4c24300f05483d01f0ffff731f498d742438488b164885d2740b4801d6488b16488906ebf04d03642448ebb548f7d849"
+        "8b7c2440480fa3c773074d03642450eba0498904244c8923b8e7000000bf7d0000000f05"
     )
 }
 
 # Numbers of x86-64 (arch/x86/entry/syscalls/syscall_64.tbl), the only machine that has a program.
 READ, WRITE, SIGACTION, SIGPROCMASK, IOCTL, DUP2 = 0, 1, 13, 14, 16, 33
-SOCKET, EXECVE, CHDIR, SETSID, MOUNT, UMOUNT = 41, 59, 80, 112, 165, 166
-SETHOSTNAME, SETDOMAINNAME, OPENAT, UNSHARE, SETNS, EXECVEAT = 170, 171, 257, 272, 308, 322
+SOCKET, EXECVE, CHDIR, FCHDIR, UMASK, SETSID = 41, 59, 80, 81, 95, 112
+PIVOT_ROOT, MOUNT, UMOUNT, SETHOSTNAME, SETDOMAINNAME = 155, 165, 166, 170, 171
+OPENAT, MKDIRAT, MKNODAT, SYMLINKAT, UNSHARE, SETNS, EXECVEAT = 257, 258, 259, 266, 272, 308, 322
 
-AT_EMPTY_PATH = 0x1000
+AT_FDCWD, AT_EMPTY_PATH = -100, 0x1000
 _CLONE_VM = 0x100
 _CLONE_CLEAR_SIGHAND = 0x100000000  # the handlers are the interpreter's, and would run in its memory
 
-#: what the failure of a call means, see script.S
-FATAL, OPTIONAL, OR_NEXT, OR_NEXT_PROGRAM = range(4)
-
-_CALL, _WORD = 9, 8  # numbers of a call, and bytes of each
+_CALL, _WORD = 11, 8  # numbers of a call, and bytes of each
+_RESULT, _TOLERATED, _NEXT, _NEXT_FAILED = 7, 8, 9, 10  # places among them
 _UNUSED = (0,) * 6
-_NO_CALLS = (ctypes.c_long * 1)()
+_ONE = _WORD * _CALL
+
+
+class Failure(NamedTuple):
+    """What the failure of a call means.
+
+    :ivar tolerated: bits of the errnos that don't end all, modulo 64
+    :ivar done: how many calls further it goes on when there is none
+    """
+
+    tolerated: int = 0
+    done: int = 1
+
+
+def errnos(*numbers: int) -> int:
+    """As bits."""
+    return sum(1 << number for number in numbers)
+
+
+#: all of them
+ANY = -1
+FATAL, OPTIONAL = Failure(), Failure(ANY)
+#: if there is none, the next call is left out
+OR_NEXT = Failure(ANY, done=2)
+#: which the next of several programs may not have
+OR_NEXT_PROGRAM = Failure(errnos(errno.ENOENT, errno.EACCES, errno.ENOTDIR))
+
+
+class Result(int):
+    """What a call of a script will return, as an argument of later ones: its place."""
+
+    __slots__ = ()
 
 
 class Script:
-    """The calls of one child."""
+    """The calls of one child, or of a part of it."""
 
-    __slots__ = ("_list", "_memory", "_numbers", "_results", "_stages")
+    __slots__ = ("_ends", "_memory", "_numbers", "_stages")
 
     def __init__(self) -> None:
-        self._numbers: list[int] = []  # of all calls, 9 each
-        self._results: list[tuple[int, int]] = []  # places in it: where an address is to be, of what
+        self._numbers = array.array("q")  # of all calls, 11 each
+        self._ends: dict[Result, int] = {}  # where the way to all that becomes the result ends so far
         self._stages: list[tuple[str, str]] = []
         self._memory: list[object] = []  # what it has addresses of
-        self._list: ctypes.Array[ctypes.c_long] = _NO_CALLS
 
     def text(self, text: bytes) -> int:
         """The address of a C string."""
@@ -70,29 +103,52 @@ class Script:
         """The address of an array of C strings that ends with NULL."""
         return self.keep(array_of(texts))
 
-    def keep(self, memory: ctypes.Array[Any]) -> int:
+    def keep(self, memory: _Memory) -> int:
         """The address of *memory*, which lives as long as the script."""
         self._memory.append(memory)
         return ctypes.addressof(memory)
 
-    def call(
-        self,
-        stage: tuple[str, str],
-        number: int,
-        *arguments: int,
-        failure: int = FATAL,
-        result_to: int | None = None,
-    ) -> None:
+    def call(self, stage: tuple[str, str], number: int, *arguments: int, failure: Failure = FATAL) -> Result:
         """Add a call.
 
         :param stage: of the :class:`StageError` that it would be, and its detail
-        :param result_to: the argument of the next call that its result becomes
+        :param arguments: results of earlier calls of this script among them; not of those that may have failed
         """
-        self._numbers += (number, *arguments, *_UNUSED[len(arguments) :], 0, failure)
+        place = len(self._numbers)
+        self._numbers.extend(
+            (number, *arguments, *_UNUSED[len(arguments) :], 0, failure.tolerated, failure.done * _ONE, _ONE)
+        )
         self._stages.append(stage)
-        if result_to is not None:
-            end = len(self._numbers)
-            self._results.append((end - 2, end + 1 + result_to))
+        for target, argument in enumerate(arguments, place + 1):
+            if type(argument) is Result:
+                end = self._ends.get(argument, argument)
+                self._numbers[end] = (target - end) * _WORD
+                self._numbers[target] = 0
+                self._ends[argument] = target
+        return Result(place + _RESULT)
+
+    def skip_failed(self, calls: range, tolerated: int, to: int) -> None:
+        """After a failure of *calls* by one of *tolerated*, go on with the call *to*, but for calls that have their own
+        way to go on."""
+        for call in calls:
+            place = call * _CALL
+            if not self._numbers[place + _TOLERATED]:
+                self._numbers[place + _TOLERATED] = tolerated
+                self._numbers[place + _NEXT_FAILED] = (to - call) * _ONE
+
+    def skip_done(self, call: int, to: int) -> None:
+        """Where *call* doesn't fail, go on with the call *to*."""
+        self._numbers[call * _CALL + _NEXT] = (to - call) * _ONE
+
+    def __len__(self) -> int:
+        """How many calls there are."""
+        return len(self._stages)
+
+    def add(self, part: Script) -> None:
+        """Add what *part* does, to which nothing is added any more."""
+        self._numbers.extend(part._numbers)
+        self._stages += part._stages
+        self._memory.append(part)
 
     def duplicate(self, fd: int, number: int) -> None:
         """Have *fd* as *number*, for the program, too. It must be another."""
@@ -100,19 +156,17 @@ class Script:
 
     def arrange(self) -> tuple[int, int]:
         """Nothing is added any more. Addresses of the calls, and of where it will be said which has failed."""
-        self._list = (ctypes.c_long * (len(self._numbers) + 1))(*self._numbers)
-        calls = ctypes.addressof(self._list)
-        for place, target in self._results:
-            self._list[place] = calls + _WORD * target
-        return calls, calls + _WORD * len(self._numbers)
+        self._numbers.append(0)
+        calls, numbers = self._numbers.buffer_info()
+        return calls, calls + _WORD * (numbers - 1)
 
     def failure(self) -> StageError | None:
         """The call that has failed, once the child is through; None if its exec has happened, or it was killed."""
-        if not (failed := self._list[-1]):
+        if not (failed := self._numbers[-1]):
             return None
-        place = (failed - ctypes.addressof(self._list)) // _WORD
+        place = (failed - self._numbers.buffer_info()[0]) // _WORD
         stage, detail = self._stages[place // _CALL]
-        return StageError(stage, self._list[place], detail)
+        return StageError(stage, self._numbers[place], detail)
 
 
 def array_of(texts: Iterable[bytes]) -> ctypes.Array[ctypes.c_char_p]:
@@ -143,9 +197,10 @@ class Scripts:
         except OSError:
             return None
 
-    def begin(self, script: Script, kinds: int) -> tuple[int, int]:
+    def begin(self, script: Script, kinds: int, cgroup: int = -1) -> tuple[int, int]:
         """Begin a child in new namespaces of *kinds*, with all signals blocked, as the caller's must be.
 
+        :param cgroup: descriptor of the one that it begins in, or -1
         :param script: keep it, and this, until the child is through, by an exec or by its death
         :return: its pid, and a pidfd
         :raises OSError: of clone3
@@ -153,6 +208,9 @@ class Scripts:
         pidfd = ctypes.c_int(-1)
         flags = kinds | _CLONE_VM | _CLONE_CLEAR_SIGHAND | CLONE_PIDFD
         args = CloneArgs(flags=flags, pidfd=ctypes.addressof(pidfd), exit_signal=signal.SIGCHLD)
+        if cgroup >= 0:
+            args.flags |= CLONE_INTO_CGROUP
+            args.cgroup = cgroup
         pid = self._begin(ctypes.addressof(args), ctypes.sizeof(args), *script.arrange())
         if pid < 0:
             raise OSError(-pid, os.strerror(-pid))

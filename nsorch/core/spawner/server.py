@@ -42,6 +42,7 @@ from .syscalls import (
     setns,
     signalfd,
 )
+from .writing import NoScriptError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -264,10 +265,12 @@ class Server:
                 resolve(Command(*request.check))
             if _concerns_sharers(request):
                 self._launches.settle()
+            if self._launches.can_start(request):
+                with contextlib.suppress(NoScriptError):
+                    self._launches.spawn(request, joined, streams)
+                    return
             if not self.home.namespaces or (request.unshare | kinds_of(request.join)) & CLONE_NEWUSER:
                 self._births.spawn(request, joined, streams)
-            elif self._launches.can_start(request):
-                self._launches.spawn(request, joined, streams)
             elif self._nursery is not None and _wants_init(request):
                 self._spawn_by_nursery(self._nursery, request, joined, streams)
             else:

@@ -19,6 +19,7 @@ from .syscalls import (
     CLONE_NEWNET,
     CLONE_NEWNS,
     CLONE_NEWTIME,
+    CLONE_NEWUSER,
     CLONE_NEWUTS,
     NS_FILES,
     set_domainname,
@@ -128,7 +129,13 @@ def kinds_of(joined: tuple[int, ...]) -> int:
 
 
 # linux/pidfd.h, since 6.11
-_PIDFD_GET_NAMESPACE = {CLONE_NEWIPC: 0xFF02, CLONE_NEWNS: 0xFF03, CLONE_NEWNET: 0xFF04, CLONE_NEWUTS: 0xFF0A}
+_PIDFD_GET_NAMESPACE = {
+    CLONE_NEWIPC: 0xFF02,
+    CLONE_NEWNS: 0xFF03,
+    CLONE_NEWNET: 0xFF04,
+    CLONE_NEWUTS: 0xFF0A,
+    CLONE_NEWUSER: 0xFF09,
+}
 
 
 def namespaces_of(pidfd: int, pid: int, kinds: int, proc: int) -> list[int]:

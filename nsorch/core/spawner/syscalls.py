@@ -20,7 +20,7 @@ CLONE_NEWIPC = 0x08000000
 CLONE_NEWUSER = 0x10000000
 CLONE_NEWPID = 0x20000000
 CLONE_NEWNET = 0x40000000
-_CLONE_INTO_CGROUP = 0x200000000
+CLONE_INTO_CGROUP = 0x200000000
 
 #: file name below /proc/PID/ns of each kind
 NS_FILES = {
@@ -113,7 +113,7 @@ def clone3(flags: int, cgroup: int = -1) -> tuple[int, int]:
     if flags & CLONE_PIDFD:
         args.pidfd = ctypes.addressof(pidfd)
     if cgroup >= 0:
-        args.flags |= _CLONE_INTO_CGROUP
+        args.flags |= CLONE_INTO_CGROUP
         args.cgroup = cgroup
     pid = _check(_libc.syscall(_SYS_CLONE3, ctypes.byref(args), ctypes.c_size_t(ctypes.sizeof(args))))
     return pid, pidfd.value if pid else -1
@@ -128,7 +128,7 @@ def mount(source: str, target: str, kind: str, flags: int, data: str = "") -> No
     _check(_libc.mount(source.encode(), os.fsencode(target), kind.encode(), flags, data.encode() or None))
 
 
-def umount(target: str, flags: int) -> None:
+def umount(target: str | bytes, flags: int) -> None:
     _check(_libc.umount2(os.fsencode(target), flags))
 
 
@@ -137,7 +137,7 @@ def set_domainname(name: str) -> None:
     _check(_libc.setdomainname(encoded, ctypes.c_size_t(len(encoded))))
 
 
-def pivot_root(new: str, old: str) -> None:
+def pivot_root(new: str | bytes, old: str | bytes) -> None:
     _check(_libc.pivot_root(os.fsencode(new), os.fsencode(old)))
 
 

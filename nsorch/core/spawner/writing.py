@@ -1,0 +1,198 @@
+"""The set-up of a file system as a script: the same functions that make the calls elsewhere write them down here.
+
+What would depend on an answer of the kernel's is decided beforehand, or that set-up is no script.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import errno
+import os
+import stat
+from typing import TYPE_CHECKING
+
+from .calls import INSIDE, Calls, is_device
+from .mountapi import (
+    AT_EMPTY_PATH,
+    AT_RECURSIVE,
+    FSCONFIG,
+    FSCONFIG_CMD_CREATE,
+    FSCONFIG_SET_FLAG,
+    FSCONFIG_SET_STRING,
+    FSMOUNT,
+    FSMOUNT_CLOEXEC,
+    FSOPEN,
+    FSOPEN_CLOEXEC,
+    MOUNT_SETATTR,
+    MOVE_EMPTY_PATHS,
+    MOVE_MOUNT,
+    OPEN_TREE,
+    OPEN_TREE_CLONE,
+    OPENAT2,
+    MountAttributes,
+    OpenHow,
+)
+from .script import (
+    ANY,
+    AT_FDCWD,
+    CHDIR,
+    FCHDIR,
+    MKDIRAT,
+    MKNODAT,
+    MOUNT,
+    OPENAT,
+    PIVOT_ROOT,
+    SYMLINKAT,
+    UMASK,
+    UMOUNT,
+    Script,
+    errnos,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from .script import Result
+
+_INSIDE = OpenHow(os.O_PATH | os.O_CLOEXEC, 0, INSIDE)
+_KERNELS_OWN = (b"/proc/", b"/sys/")
+
+
+class NoScriptError(Exception):
+    """It takes an answer of the kernel's."""
+
+
+class Writer(Calls):
+    """Adds them to *script*. What they return are its results."""
+
+    at_once = False
+
+    def __init__(self, script: Script) -> None:
+        self._script = script
+        self._stage = ("", "")
+
+    def _add(self, number: int, *arguments: int) -> Result:
+        return self._script.call(self._stage, number, *arguments)
+
+    def _text(self, text: bytes) -> int:
+        return self._script.text(text)
+
+    # -- what becomes of failures
+
+    @contextlib.contextmanager
+    def stage(self, name: str, detail: str = "") -> Iterator[None]:
+        before, self._stage = self._stage, (name, detail)
+        yield
+        self._stage = before
+
+    @contextlib.contextmanager
+    def optional(self) -> Iterator[None]:
+        first = len(self._script)
+        yield
+        end = len(self._script)
+        self._script.skip_failed(range(first, end), ANY, end)
+
+    def permitted_or(self, first: Callable[[], None], second: Callable[[], None]) -> None:
+        begin = len(self._script)
+        first()
+        between = len(self._script)
+        second()
+        self._script.skip_failed(range(begin, between), errnos(errno.EPERM, errno.EACCES), between)
+        self._script.skip_done(between - 1, len(self._script))
+
+    def find(self, folder: int, path: bytes) -> Iterator[int]:
+        call = len(self._script)
+        yield self.open_inside(folder, path)
+        self._script.skip_failed(range(call, call + 1), errnos(errno.ENOENT, errno.ENOTDIR), len(self._script))
+
+    # -- what is there
+
+    def is_folder(self, fd: int, path: bytes, *, of_worker: bool = False) -> bool:  # noqa: ARG002
+        """As the helper sees it: what doesn't fit in the worker can't be attached."""
+        if of_worker and not path.startswith(_KERNELS_OWN):
+            raise NoScriptError
+        return os.path.isdir(path)
+
+    def is_same(self, fd: int, other: int) -> bool:  # noqa: ARG002
+        """What covers another is no script, see :func:`.written_roots.find_programs`."""
+        return False
+
+    def require_kind(self, fd: int, *, folder: bool) -> None:
+        """A mount of another kind can't be attached."""
+
+    def is_device(self, fd: int, number: int, *, host: bytes = b"", ours: bool = False) -> bool:  # noqa: ARG002
+        if not ours and not host:
+            raise NoScriptError
+        return ours or is_device(os.stat(host), number)
+
+    # -- files
+
+    def open(self, path: bytes, flags: int = os.O_PATH) -> int:
+        return self._add(OPENAT, AT_FDCWD, self._text(path), flags | os.O_CLOEXEC)
+
+    def open_inside(self, folder: int, path: bytes) -> int:
+        return self._add(OPENAT2, folder, self._text(path), ctypes.addressof(_INSIDE), ctypes.sizeof(_INSIDE))
+
+    def open_made(self, folder: int, name: bytes) -> int:
+        return self._add(OPENAT, folder, self._text(name), os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
+
+    def close(self, fd: int) -> None:
+        """By the exec."""
+
+    def make_file(self, folder: int, name: bytes) -> int:
+        flags = os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC
+        return self._add(OPENAT, folder, self._text(name), flags, 0o666)
+
+    def make_folder(self, folder: int, name: bytes) -> None:
+        self._add(MKDIRAT, folder, self._text(name), 0o755)
+
+    def make_node(self, folder: int, name: bytes, number: int) -> None:
+        self._add(MKNODAT, folder, self._text(name), stat.S_IFCHR | 0o666, number)
+
+    def make_link(self, folder: int, name: bytes, target: bytes) -> None:
+        self._add(SYMLINKAT, self._text(target), folder, self._text(name))
+
+    def umask(self, mask: int) -> int:
+        return self._add(UMASK, mask)
+
+    def fchdir(self, folder: int) -> None:
+        self._add(FCHDIR, folder)
+
+    def chdir(self, path: bytes) -> None:
+        self._add(CHDIR, self._text(path))
+
+    # -- mounts
+
+    def clone_tree(self, fd: int, *, recursive: bool) -> int:
+        flags = OPEN_TREE_CLONE | os.O_CLOEXEC | AT_EMPTY_PATH | (AT_RECURSIVE if recursive else 0)
+        return self._add(OPEN_TREE, fd, self._text(b""), flags)
+
+    def new_mount(self, kind: bytes, options: tuple[tuple[bytes, bytes], ...] = (), attributes: int = 0) -> int:
+        context = self._add(FSOPEN, self._text(kind), FSOPEN_CLOEXEC)
+        for key, value in options:
+            if value:
+                self._add(FSCONFIG, context, FSCONFIG_SET_STRING, self._text(key), self._text(value), 0)
+            else:
+                self._add(FSCONFIG, context, FSCONFIG_SET_FLAG, self._text(key), 0, 0)
+        self._add(FSCONFIG, context, FSCONFIG_CMD_CREATE, 0, 0, 0)
+        return self._add(FSMOUNT, context, FSMOUNT_CLOEXEC, attributes)
+
+    def attach(self, mount: int, target: int) -> None:
+        self._add(MOVE_MOUNT, mount, self._text(b""), target, self._text(b""), MOVE_EMPTY_PATHS)
+
+    def set_attributes(self, mount: int, attributes: int = 0, *, propagation: int = 0, recursive: bool = False) -> None:
+        wanted = MountAttributes(attributes, 0, propagation, 0)
+        flags = AT_EMPTY_PATH | (AT_RECURSIVE if recursive else 0)
+        self._add(
+            MOUNT_SETATTR, mount, self._text(b""), flags, self._script.keep(wanted), ctypes.sizeof(MountAttributes)
+        )
+
+    def mount(self, source: str, target: str, kind: str, flags: int) -> None:
+        self._add(MOUNT, *(self._text(text.encode()) for text in (source, target, kind)), flags, 0)
+
+    def pivot_root(self, new: bytes, old: bytes) -> None:
+        self._add(PIVOT_ROOT, self._text(new), self._text(old))
+
+    def umount(self, target: bytes, flags: int) -> None:
+        self._add(UMOUNT, self._text(target), flags)

@@ -1,0 +1,110 @@
+"""What has to be known of a root file system before a script can make it, and the part of the script that does."""
+
+from __future__ import annotations
+
+import functools
+import marshal
+import os
+import stat
+from typing import TYPE_CHECKING
+
+from .calls import INSIDE
+from .command import candidates, check_program, resolve
+from .mountapi import openat2
+from .mounts import show_own
+from .rootfs import Root, Sources, build, points
+from .script import Script
+from .writing import NoScriptError, Writer
+
+if TYPE_CHECKING:
+    from .protocol import Command, Own
+
+
+def find_programs(command: Command, root: bytes) -> list[bytes]:
+    """Where the program is, in the file system that *root* will make.
+
+    :raises StageError: nowhere
+    :raises NoScriptError: it takes a look from inside
+    """
+    if not root:
+        program = resolve(command)
+        if command.guarded:
+            check_program(program)
+        return [program]
+    wanted = Root(*marshal.loads(root))
+    if wanted.overlay is not None:
+        raise NoScriptError
+    try:
+        top = os.open(wanted.directory or b"/", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    except OSError:
+        raise NoScriptError from None
+    try:
+        covered = _check_points(wanted, top)
+        for program in candidates(command):
+            if program.startswith(covered):
+                break
+            try:
+                fd = openat2(top, program, os.O_PATH, INSIDE)
+            except (FileNotFoundError, NotADirectoryError):
+                continue
+            try:
+                if _is_binary(fd):
+                    return [program]
+            finally:
+                os.close(fd)
+            break
+    except OSError:
+        pass
+    finally:
+        os.close(top)
+    raise NoScriptError
+
+
+def _is_binary(fd: int) -> bool:
+    """Of anything else, the interpreter would have to be found, too."""
+    mode = os.fstat(fd).st_mode
+    if not stat.S_ISREG(mode) or not mode & 0o111:
+        return False
+    with open(f"/proc/self/fd/{fd}", "rb", buffering=0) as file:
+        return file.read(4) == b"\x7fELF"
+
+
+def _check_points(root: Root, top: int) -> tuple[bytes, ...]:
+    """See that all mount points are there, and that none has to be made, lies in another, or is the same."""
+    found: list[bytes] = []
+    files = {_file(top)}
+    for name, _ in points(root):
+        point = name.rstrip(b"/") + b"/"
+        if any(point.startswith(other) or other.startswith(point) for other in found):
+            raise NoScriptError
+        fd = openat2(top, name, os.O_PATH, INSIDE)
+        try:
+            file = _file(fd)
+        finally:
+            os.close(fd)
+        if file in files:
+            raise NoScriptError
+        found.append(point)
+        files.add(file)
+    return tuple(found)
+
+
+def _file(fd: int) -> tuple[int, int]:
+    found = os.fstat(fd)
+    return found.st_dev, found.st_ino
+
+
+def facts_of(root: bytes) -> tuple[bool, ...]:
+    """What else the part depends on."""
+    if not root:
+        return ()
+    return tuple(os.path.isdir(mount[1]) for mount in Root(*marshal.loads(root)).mounts if mount[0])
+
+
+@functools.lru_cache(maxsize=16)
+def file_system(root: bytes, own: Own, facts: tuple[bool, ...]) -> Script:  # noqa: ARG001
+    """The part that makes the root, and what *own* asks for. Thousands of workers have the same."""
+    script = Script()
+    do = Writer(script)
+    show_own(do, own, build(Sources(root, do)) if root else {})
+    return script

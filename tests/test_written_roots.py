@@ -1,0 +1,150 @@
+"""Root file systems that a script makes are those that a forked child makes."""
+
+from __future__ import annotations
+
+import marshal
+import os
+import re
+import subprocess
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from rootfs_support import make_rootfs
+
+import nsorch
+from nsorch.core.spawner import script
+from nsorch.core.spawner.protocol import Command, Mode, Own, Stream
+from nsorch.core.spawner.rootfs import Root, encode
+from nsorch.core.spawner.stages import StageError
+from nsorch.core.spawner.writing import NoScriptError
+from nsorch.core.spawner.written_roots import file_system, find_programs
+
+if TYPE_CHECKING:
+    import pathlib
+    from collections.abc import Callable
+
+pytestmark = pytest.mark.skipif(
+    script.assembled(os.uname().machine) is None, reason=f"no script is assembled for {os.uname().machine}"
+)
+SEVEN = ("user", "net", "mnt", "uts", "ipc", "pid", "cgroup")
+# What a script can't do yet: the child is forked.
+FORKED = {"rlimits": {"core": 0}}
+LOOK = "cat /proc/self/mountinfo; ls -la /dev /dev/shm /proc/sys/kernel; ls / /sys /sys/fs/cgroup; cat /etc/hosts; pwd"
+
+
+@pytest.fixture(scope="module")
+def rootfs(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
+    made = make_rootfs(tmp_path_factory.mktemp("written") / "rootfs")
+    for folder in ("proc", "sys", "dev", "mnt", "data", "work"):
+        (made / folder).mkdir()
+    for file in ("etc/hosts", "file"):
+        (made / file).touch()
+    return made
+
+
+def binds(rootfs: pathlib.Path) -> list[nsorch.Mount]:
+    of_folder = nsorch.bind(str(rootfs / "etc"), "/data", read_only=True)
+    return [of_folder, nsorch.tmpfs("/mnt", size="1M"), nsorch.bind(str(rootfs / "etc/passwd"), "/file")]
+
+
+HIDDEN = {
+    "masked": ["/proc/kcore", "/proc/sys/kernel", "/sys/firmware", "/proc/nowhere"],
+    "readonly_paths": ["/proc/sys", "/bin", "/nowhere"],
+}
+# What can be written, by the root file system.
+KINDS: dict[str, Callable[[pathlib.Path], dict[str, Any]]] = {
+    "directory": lambda _: {},
+    "seven namespaces": lambda _: {"namespaces": SEVEN},
+    "read-only": lambda _: {"readonly_root": True, "namespaces": SEVEN},
+    "mounts": lambda rootfs: {"mounts": binds(rootfs)},
+    "hidden": lambda _: HIDDEN,
+    "hidden in seven": lambda _: {"namespaces": SEVEN, **HIDDEN},
+    "elsewhere": lambda _: {"cwd": "/work", "namespaces": SEVEN, "hostname": "other", "domainname": "test"},
+}
+
+
+async def look(sup: nsorch.Supervisor, name: str, init: bool, **how: Any) -> str:
+    worker = await sup.start(name, ["/bin/sh", "-c", LOOK], init=init, stdout=subprocess.PIPE, **how)
+    assert worker.stdout is not None
+    shown = b"".join([chunk async for chunk in worker.stdout]).decode(errors="replace")
+    await worker.wait()
+    await worker.remove()
+    # Numbers of mounts, of devices and of peers, and when something was made.
+    shown = re.sub(r"^\d+ \d+ \d+:\d+ ", "", shown, flags=re.MULTILINE)
+    shown = re.sub(r"(shared|master):\d+ ?", "", shown)
+    return re.sub(r"[A-Z][a-z]{2} +\d+ +\d\d:\d\d|nsorch-[\w.-]+", "", shown)
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("init", [True, False])
+@pytest.mark.parametrize("kind", KINDS)
+async def test_either_way_it_is_the_same(rootfs: pathlib.Path, kind: str, init: bool) -> None:
+    how = {"rootfs": rootfs, **KINDS[kind](rootfs)}
+    async with nsorch.Supervisor() as sup:
+        written = await look(sup, "w", init, **how)
+        assert written.count("\n") > 40
+        assert written == await look(sup, "w", init, **how, **FORKED)
+
+
+# -- what is written
+
+
+def command(*argv: str, path: str = "/bin", guarded: bool = True) -> Command:
+    env = marshal.dumps({b"PATH": path.encode()})
+    streams = (Stream.NULL,) * 3
+    words = tuple(word.encode() for word in argv)
+    return Command(words, env, b"/", True, streams, Mode.EXEC, True, None, b"", guarded)
+
+
+def test_programs_are_found_in_the_root(rootfs: pathlib.Path, tmp_path: pathlib.Path) -> None:
+    root = Root(directory=os.fsencode(rootfs), create=True, dev=True, sysfs=1, hosts=True)
+    assert find_programs(command("sh"), encode(root)) == [b"/bin/sh"]
+    assert find_programs(command("sh", path="/nowhere:/file/x:/bin"), encode(root)) == [b"/bin/sh"]
+    assert find_programs(command("/bin/sh"), encode(root)) == [b"/bin/sh"]
+    (rootfs / "alias").symlink_to("dev")
+    for unsuitable in (
+        root._replace(overlay=((b"/",), b"", b"", 0, False)),
+        root._replace(directory=os.fsencode(tmp_path / "gone")),
+        root._replace(directory=os.fsencode(tmp_path)),  # no mount points
+        root._replace(mounts=((False, b"/missing", (), 0),)),
+        root._replace(mounts=((False, b"/dev/sub", (), 0),)),  # what it lies in is mounted before
+        root._replace(mounts=((False, b"/bin", (), 0),)),  # hides the program
+        root._replace(mounts=((False, b"/dev", (), 0),)),
+        root._replace(mounts=((False, b"/alias", (), 0),)),
+        root._replace(mounts=((False, b"/", (), 0),)),
+    ):
+        with pytest.raises(NoScriptError):
+            find_programs(command("sh"), encode(unsuitable))
+
+
+def test_only_binaries_are_run_by_scripts(rootfs: pathlib.Path) -> None:
+    root = encode(Root(directory=os.fsencode(rootfs)))
+    for name, text, mode in (("text", b"#!/bin/sh\n", 0o755), ("plain", b"\x7fELF", 0o644), ("empty", b"", 0o755)):
+        (rootfs / "work" / name).write_bytes(text)
+        (rootfs / "work" / name).chmod(mode)
+        with pytest.raises(NoScriptError):
+            find_programs(command(f"/work/{name}"), root)
+    (rootfs / "work/link").symlink_to("/proc/self/exe")
+    for word in ("/work/link", "/work", "nowhere"):
+        with pytest.raises(NoScriptError):
+            find_programs(command(word), root)
+
+
+def test_programs_of_the_host() -> None:
+    found = find_programs(command("sh", path="/nowhere:/bin"), b"")
+    assert found == [b"/bin/sh"]
+    with pytest.raises(StageError) as failure:
+        find_programs(command("/proc/self/exe"), b"")
+    assert failure.value.stage == "exec"
+
+
+@pytest.mark.parametrize(
+    ("root", "own"),
+    [
+        (Root(directory=b"/x", masked=(b"/etc/shadow",)), Own()),  # is it a directory?
+        (Root(directory=b"/x", masked=(b"/proc/kcore",), dev=False), Own()),  # is /dev/null one?
+    ],
+)
+def test_what_depends_on_the_kernels_answer_is_not_written(root: Root, own: Own) -> None:
+    with pytest.raises(NoScriptError):
+        file_system(encode(root), own, ())
