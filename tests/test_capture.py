@@ -170,6 +170,29 @@ async def test_wrong_arguments_leave_nothing(tmp_path: pathlib.Path) -> None:
                 pass
         with pytest.raises(KeyError):
             sup.capture(["nothing"])
+        for instructions in ([(6, 0)], [(6, 0, 0, -1)], [("ret", 0, 0, 0)]):
+            with pytest.raises(ValueError, match="an instruction is"):
+                async with link.capture(filter=instructions):  # type: ignore[arg-type]
+                    pass
+        with pytest.raises(ValueError, match="null character"):
+            async with link.capture(filter="icmp\0udp"):
+                pass
+        with pytest.raises(nsorch.UnsupportedError, match="tags beside packets"):
+            async with link.capture(filter="vlan 10 and icmp"):
+                pass
+
+
+@pytest.mark.anyio
+async def test_a_capture_is_used_once() -> None:
+    async with nsorch.Supervisor() as sup:
+        link = await pair(sup)
+        packets = link.capture()
+        await packets.aclose()  # that of one that was never entered
+        async with packets:
+            pass
+        with pytest.raises(RuntimeError, match="once"):
+            async with packets:
+                pass
 
 
 @pytest.mark.anyio
@@ -203,7 +226,7 @@ async def test_what_the_block_raises_leaves_it_as_it_is() -> None:
         with pytest.raises(KeyError, match="body"):
             async with link.capture():
                 raise KeyError("body")
-        with pytest.raises(OSError, match="No space left"):
+        with pytest.raises(OSError, match="No space left on device: '/dev/full'"):
             async with link.capture(file="/dev/full"):
                 assert (await sup.ping_all([("a", "b")])).ok
                 await anyio.sleep(5)

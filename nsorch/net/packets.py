@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import errno
+import re
 import socket
 import struct
 import time
@@ -20,7 +22,7 @@ if TYPE_CHECKING:
 
 _ETH_P_ALL = 3
 _SOL_PACKET, _STATISTICS, _AUXDATA = 263, 6, 8
-_SO_ATTACH_FILTER, _SO_TIMESTAMPNS = 26, 35
+_SO_ATTACH_FILTER, _SO_RCVBUFFORCE, _SO_TIMESTAMPNS = 26, 33, 35
 _OUTGOING = 4
 _VLAN_VALID, _VLAN_TPID_VALID = 1 << 4, 1 << 6
 _AUX = struct.Struct("=IIIHHHH")  # status, length, kept, offsets of the link and network headers, VLAN tag and its type
@@ -66,7 +68,10 @@ class Tap:
         self._received = self._dropped = 0
         sock.setsockopt(_SOL_PACKET, _AUXDATA, 1)
         sock.setsockopt(socket.SOL_SOCKET, _SO_TIMESTAMPNS, 1)
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _BUFFER)
+        try:
+            sock.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, _BUFFER)
+        except PermissionError:  # up to net.core.rmem_max
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _BUFFER)
         if instructions is not None:
             attach(sock, instructions)
         # Before that it hears nothing: the protocol was 0.
@@ -151,8 +156,11 @@ def _parse_control(control: list[tuple[int, int, bytes]]) -> tuple[int, int, byt
 
 
 def attach(sock: socket.socket, instructions: Instructions) -> None:
-    """:raises ValueError: the kernel refuses the filter"""
-    program = b"".join(_INSTRUCTION.pack(*instruction) for instruction in instructions)
+    """:raises ValueError: these are no instructions, or the kernel refuses them"""
+    try:
+        program = b"".join(_INSTRUCTION.pack(*instruction) for instruction in instructions)
+    except struct.error as exc:
+        raise ValueError(f"filter: an instruction is (operation, jump, jump, operand): {exc}") from None
     buffer = ctypes.create_string_buffer(program, len(program))
     try:
         sock.setsockopt(
@@ -168,18 +176,31 @@ class _Program(ctypes.Structure):
     _fields_ = (("length", ctypes.c_uint), ("instructions", ctypes.c_void_p))
 
 
+def _load_libpcap() -> ctypes.CDLL:
+    from ctypes.util import find_library  # which imports much
+
+    # The first needs ldconfig or a compiler; Debian's soname is an old one.
+    for name in (find_library("pcap"), "libpcap.so.1", "libpcap.so.0.8"):
+        with contextlib.suppress(OSError):
+            if name is not None:
+                return ctypes.CDLL(name)
+    raise UnsupportedError("a filter expression needs libpcap, which is not installed", stage="capture")
+
+
 def compile_filter(expression: str, snaplen: int) -> list[tuple[int, int, int, int]]:
     """An expression of pcap-filter(7), for Ethernet, by libpcap.
 
     :raises ValueError: it isn't one; in libpcap's words
     :raises UnsupportedError: there is no libpcap
     """
-    from ctypes.util import find_library  # which imports much
-
-    name = find_library("pcap")
-    if name is None:
-        raise UnsupportedError("a filter expression needs libpcap, which is not installed", stage="capture")
-    pcap = ctypes.CDLL(name)
+    if "\0" in expression:
+        raise ValueError(f"filter: null character in {expression!r}")
+    if re.search(r"\bvlan\b", expression):
+        raise UnsupportedError(
+            f'filter: "{expression}": the kernel keeps tags beside packets, where libpcap\'s "vlan" doesn\'t look',
+            stage="capture",
+        )
+    pcap = _load_libpcap()
     pcap.pcap_open_dead.restype = ctypes.c_void_p
     pcap.pcap_geterr.restype = ctypes.c_char_p
     handle = ctypes.c_void_p(pcap.pcap_open_dead(1, snaplen))

@@ -6,6 +6,7 @@ import contextlib
 import socket
 import time
 from collections import deque
+from io import FileIO
 from typing import TYPE_CHECKING, Literal, Self
 
 import anyio
@@ -19,7 +20,6 @@ if TYPE_CHECKING:
     import os
     from collections.abc import Sequence
     from types import TracebackType
-    from typing import BinaryIO
 
     from nsorch.net.packets import Instructions
     from nsorch.supervisor.network import Link, Side
@@ -64,12 +64,13 @@ class Capture(ObjectReceiveStream[Packet]):
         self._snaplen = snaplen
         self._buffer = buffer
         self._taps: list[Tap] = []
-        self._file: BinaryIO | None = None
+        self._file: FileIO | None = None
         self._packets: deque[Packet] = deque()
         self._unwritten: list[bytes] = []
         self._overrun = 0
         self._open = 0  # taps that are still read
         self._failure: OSError | None = None  # of writing, which ends the block
+        self._entered = False
         self._more: anyio.Event
         self._tasks: anyio.abc.TaskGroup
 
@@ -86,18 +87,23 @@ class Capture(ObjectReceiveStream[Packet]):
     # -- the block
 
     async def __aenter__(self) -> Self:
+        if self._entered:
+            raise RuntimeError("a capture is used once")
         for link in self._links:
             link._check()
         instructions = None if isinstance(self._filter, str) else self._filter
         if isinstance(self._filter, str):
-            instructions = await anyio.to_thread.run_sync(compile_filter, self._filter, self._snaplen)
+            instructions = await anyio.to_thread.run_sync(
+                compile_filter, self._filter, self._snaplen, abandon_on_cancel=True
+            )
         self._more = anyio.Event()
+        self._entered = True
         try:
             for link in self._links:
                 for side, other in link._both():
                     self._taps.append(await self._tap(side, other, instructions))
             if self._path is not None:
-                self._file = await anyio.to_thread.run_sync(open, self._path, "wb")
+                self._file = await anyio.to_thread.run_sync(FileIO, self._path, "wb")
                 self._unwritten = [pcapng.section(), *(pcapng.interface(tap.end, self._snaplen) for tap in self._taps)]
             await _stamping()
             self._tasks = anyio.create_task_group()
@@ -129,6 +135,8 @@ class Capture(ObjectReceiveStream[Packet]):
 
     async def aclose(self) -> None:
         """Stop, and close what is open; what a file lacks is written also when cancelled."""
+        if not self._entered:
+            return
         with anyio.CancelScope(shield=True):
             try:
                 if self._file is not None:
@@ -139,7 +147,7 @@ class Capture(ObjectReceiveStream[Packet]):
                 self._open = 0
                 self._announce()
 
-    async def _finish(self, file: BinaryIO) -> None:
+    async def _finish(self, file: FileIO) -> None:
         for number, tap in enumerate(self._taps):
             with contextlib.suppress(OSError):  # its interface is gone
                 while self._read_some(number, tap):
@@ -252,6 +260,11 @@ async def _stamping() -> None:
                 return
 
 
-def _write(file: BinaryIO, blocks: list[bytes]) -> None:
-    file.write(b"".join(blocks))
-    file.flush()
+def _write(file: FileIO, blocks: list[bytes]) -> None:
+    data = memoryview(b"".join(blocks))
+    try:
+        while data:
+            data = data[file.write(data) :]
+    except OSError as exc:
+        exc.filename = file.name
+        raise
