@@ -84,10 +84,15 @@ async def test_errors_name_what_is_wrong() -> None:
             with pytest.raises(ValueError, match="is not a port"):
                 await a.connect_tcp("10.0.0.1", port)  # type: ignore[arg-type]
         async with await a.create_tcp_listener(local_port=80):
-            with pytest.raises(OSError, match="in use"):
+            with pytest.raises(OSError, match=r"in use: 0\.0\.0\.0 port 80 in a"):
                 await a.create_tcp_listener(local_port=80)
-        with pytest.raises(OSError, match="assign"):
+        with pytest.raises(OSError, match=r"assign.*: 10\.0\.0\.9 in a"):
             await a.create_tcp_listener(local_host="10.0.0.9")
+        with pytest.raises(OSError, match=r"assign.*: 10\.0\.0\.9 in a"):
+            await a.connect_tcp("10.0.0.1", 80, local_host="10.0.0.9")
+        for connect in (a.connect_tcp, a.create_connected_udp_socket):
+            with pytest.raises(OSError, match="no address of a can be reached from ::1 of a"):
+                await connect("a", 80, local_host="::1")
         await a.remove()
         with pytest.raises(nsorch.ClosedError):
             await a.connect_tcp("10.0.0.1", 80)

@@ -65,7 +65,7 @@ async def connect_tcp(
     addresses = resolve(worker, host)
     local = None if local_host is None else ip_address(local_host)
     if local is not None:
-        addresses = [address for address in addresses if address.version == local.version] or addresses
+        addresses = _of_family(local, addresses, worker, host)
     connected: list[socket.socket] = []
     errors: list[Exception] = []
 
@@ -169,7 +169,8 @@ async def create_connected_udp_socket(
     _check_port(port, least=1)
     local = None if local_host is None else ip_address(local_host)
     failure: OSError | SetupError | None = None
-    for address in resolve(worker, host):
+    addresses = resolve(worker, host)
+    for address in addresses if local is None else _of_family(local, addresses, worker, host):
         try:
             return await ConnectedUDPSocket.from_socket(await _connect(worker, socket.SOCK_DGRAM, address, port, local))
         except (OSError, SetupError) as exc:
@@ -200,6 +201,21 @@ def _family(address: IPAddress) -> int:
     return socket.AF_INET if address.version == 4 else socket.AF_INET6
 
 
+def _of_family(local: IPAddress, addresses: Sequence[IPAddress], worker: Worker, host: object) -> list[IPAddress]:
+    found = [address for address in addresses if address.version == local.version]
+    if not found:
+        raise OSError(errno.EAFNOSUPPORT, f"no address of {host} can be reached from {local} of {worker.name}")
+    return found
+
+
+def _bind(sock: socket.socket, worker: Worker, address: IPAddress, port: int) -> None:
+    try:
+        sock.bind((str(address), port))
+    except OSError as exc:
+        text = f"{exc.strerror}: {address}{f' port {port}' if port else ''} in {worker.name}"
+        raise OSError(exc.errno, text) from None
+
+
 def _check_port(port: int, *, least: int) -> None:
     if isinstance(port, bool) or not isinstance(port, int) or not least <= port <= 65535:
         raise ValueError(f"{port!r} is not a port: a whole number from {least} to 65535")
@@ -213,7 +229,7 @@ async def _connect(worker: Worker, kind: int, address: IPAddress, port: int, loc
     sock = await worker.open_socket(_family(address), kind)
     try:
         if local is not None:
-            sock.bind((str(local), 0))
+            _bind(sock, worker, local, 0)
         failure = sock.connect_ex((str(address), port))
         if failure == errno.EINPROGRESS:
             await anyio.wait_writable(sock)
@@ -235,7 +251,7 @@ async def _bound(worker: Worker, kind: int, host: IPAddress, port: int, *, reuse
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         if reuse_port:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-        sock.bind((str(host), port))
+        _bind(sock, worker, host, port)
     except BaseException:
         sock.close()
         raise
