@@ -221,6 +221,46 @@ async def test_unconfined_in_a_user_namespace(isolation: str) -> None:
         await worker.run("mount -t tmpfs none /mnt", confined=False)
 
 
+@pytest.mark.parametrize("user", [None, "1000:1000"])
+async def test_unconfined_where_nobody_is_uid_0(user: str | None) -> None:
+    """An exec takes the capabilities from other uids: not here."""
+    maps = {} if user else {"uid_map": [(1000, 0, 1)], "gid_map": [(1000, 0, 1)]}
+    async with nsorch.Supervisor() as sup:
+        worker = await sup.start("w", ["sleep", "600"], namespaces=OWN_USER, user=user, **maps)
+        for confined in (True, False):
+            shown = status((await worker.run(["cat", "/proc/self/status"], confined=confined)).stdout.decode())
+            assert shown["Uid"].split() == ["1000"] * 4
+            assert bool(capability_sets(shown)["effective"]) != confined
+        await worker.run("mount -t tmpfs none /mnt", confined=False)
+
+
+@pytest.mark.skipif(not ROOT, reason="needs more ids than the caller's")
+@pytest.mark.parametrize(
+    ("uids", "gids"),
+    [
+        ([(0, 100_000, 1000)], [(0, 100_000, 1000)]),
+        ([(0, 100_000, 1000)], None),
+        ([(1000, 100_000, 1)], [(1000, 100_000, 1)]),
+        ([(0, 100_000, 1), (1000, 0, 1)], [(0, 100_000, 1)]),
+    ],
+)
+@pytest.mark.parametrize("live", [True, False])
+async def test_who_runs_with_ranges_of_ids(uids: list[Any], gids: list[Any] | None, live: bool) -> None:
+    """The first of them, as in the worker's own process: not the supervisor's user, who is root to the host's files."""
+    kinds = OWN_USER if live else [kind for kind in OWN_USER if kind != "pid"]
+    async with nsorch.Supervisor() as sup:
+        worker = await sup.start("w", ["sleep", "600"] if live else None, namespaces=kinds, uid_map=uids, gid_map=gids)
+        for confined in (True, False):
+            async with await worker.popen(["sleep", "600"], confined=confined) as process:
+                for pid in (worker.pid or process.pid, process.pid):
+                    shown = status(pathlib.Path(f"/proc/{pid}/status").read_text())
+                    assert shown["Uid"].split() == ["100000"] * 4
+                    assert shown["Gid"].split() == ["100000" if gids else "0"] * 4
+                    assert not shown["Groups"].split()
+            done = await worker.run("cat /etc/shadow", check=False, confined=confined)
+            assert b"Permission denied" in done.stderr
+
+
 @pytest.mark.skipif(ROOT, reason="root has all ids")
 async def test_ids_that_nobody_gave() -> None:
     async with nsorch.Supervisor(subids=False) as sup:
@@ -572,6 +612,7 @@ async def test_no_keystroke_for_the_callers_terminal(preset: str) -> None:
         ("time_offsets", {"realtime": 1}, 'no clock "realtime"'),
         ("time_offsets", {"monotonic": "1h"}, "not a number of seconds"),
         ("uid_map", [(0, 0, 1)], "needs a user namespace"),
+        ("uid_map", [(n, 4_000_000_000 + n, 1) for n in range(0, 600, 2)], "too many ranges"),
         ("isolation", "vm", '"vm" is none of network, container, sandbox'),
         ("isolation", "container", "rootfs: a worker with isolation"),
         ("mounts", [{"type": "bind", "src": "/x"}], r"mounts\[0\].dst: is missing"),

@@ -49,6 +49,9 @@ async def build_command(
     if not argv or not argv[0]:
         raise ValueError("a command needs a program")
     default = b"/" if confined.root else _current_directory()
+    confinement = confined.confinement
+    if unconfined:
+        confinement = confined.unconfined if user is None else b""
     directory = default if cwd is None else os.fsencode(cwd)
     _refuse_null_bytes((*argv, directory))
     become = confined.unconfined_user if unconfined else confined.user
@@ -64,7 +67,7 @@ async def build_command(
         mode=mode,
         session=session,
         user=become,
-        confinement=b"" if unconfined else confined.confinement,
+        confinement=confinement,
         guarded=confined.guarded,
     )
 

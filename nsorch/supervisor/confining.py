@@ -35,6 +35,7 @@ _TTY_GROUP = 5  # of Debian, and of those who came after
 _EVERY_ID = ((0, 0, (1 << 32) - 1),)
 _OWN_ID = (((0, 0, 1),), ((0, 0, 1),))
 _NOTHING = Own()
+_EVERY_CAPABILITY = spawner_confinement.encode(Confinement(capabilities=((1 << len(CAPABILITIES)) - 1,) * 5))
 _CGROUPS = "/sys/fs/cgroup"
 _PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
@@ -76,11 +77,19 @@ class Confined(Value):
     @property
     def unconfined_user(self) -> User | None:
         """Of commands that aren't confined: the supervisor's; where a user namespace of the worker's own hasn't got
-        that, and it would have no capability there, the first that it has."""
-        uids, gids = self.mapped
-        if not isinstance(self.namespaces.user, New) or any(outside == 0 for _, outside, _ in uids):
+        that, the first that it has."""
+        if not isinstance(self.namespaces.user, New) or all(_inside(ranges) is not None for ranges in self.mapped):
             return None
-        return uids[0][0], gids[0][0], ()
+        return _first(self.mapped)
+
+    @property
+    def unconfined(self) -> bytes:
+        """The confinement of these commands: none, but that an exec takes its capabilities from who isn't uid 0."""
+        if not isinstance(self.namespaces.user, New):
+            return b""
+        user = self.unconfined_user
+        uid = _inside(self.mapped[0]) if user is None else user[0]
+        return b"" if uid == 0 else _EVERY_CAPABILITY
 
     def own_of(self, make: int, proc: int, leaf: int) -> tuple[Any, ...]:
         """What a process makes that gets the namespaces *make*.
@@ -127,8 +136,8 @@ async def confined_of(spec: WorkerSpec, facts: Facts, *, rootless: bool) -> Conf
     id_maps = _id_maps(isolation, user, facts.ids, rootless=rootless) if own_user else _OWN_ID
     _check_outside(isolation, facts.ids, spec.name)
     mapped = id_maps if own_user else facts.ids
-    if user is None and isolation.drop_groups:
-        user = (mapped[0][0][0], mapped[1][0][0], ())
+    if user is None and (isolation.drop_groups or isolation.uid_map or isolation.gid_map):
+        user = _first(mapped)  # in a user namespace the supervisor's user may be nobody, and root on the host
     if user is not None:
         if own_user and not (spec.groups or isolation.gid_map):
             user = (*user[:2], tuple(gid for gid in user[2] if gid == user[1]))  # nobody asked for the others
@@ -218,6 +227,16 @@ def _check_outside(isolation: Isolation, there: tuple[tuple[IdRange, ...], ...],
                     detail=f"the supervisor's user namespace has {_shown(known)}: without root, more than the caller's "
                     "own id needs /etc/subuid, /etc/subgid and newuidmap",
                 )
+
+
+def _first(mapped: tuple[tuple[IdRange, ...], ...]) -> User:
+    uids, gids = mapped
+    return uids[0][0], gids[0][0], ()
+
+
+def _inside(ranges: tuple[IdRange, ...]) -> int | None:
+    """What the supervisor's id, 0, is in a user namespace below its own."""
+    return next((inside for inside, outside, _ in ranges if outside == 0), None)
 
 
 def _covers(ranges: tuple[IdRange, ...], number: int, count: int = 1) -> bool:

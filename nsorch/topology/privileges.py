@@ -318,6 +318,7 @@ _LAST_ID = (1 << 32) - 2
 #: first id inside, first id outside, how many
 IdRange = tuple[int, int, int]
 _MOST_RANGES = 340  # UID_GID_MAP_MAX_EXTENTS
+_MOST_TEXT = 4096  # of the file, which is written at once: less than a page
 
 
 def _id_map(name: str, value: Any) -> tuple[IdRange, ...]:
@@ -337,6 +338,8 @@ def _id_map(name: str, value: Any) -> tuple[IdRange, ...]:
         ranges.append((inside, outside, count))
     if len(ranges) > _MOST_RANGES:
         raise TopologyError(f"{name}: more than {_MOST_RANGES} ranges")
+    if (size := sum(len("{} {} {}\n".format(*ids)) for ids in ranges)) >= _MOST_TEXT:
+        raise TopologyError(f"{name}: {size} bytes, and the kernel takes less than {_MOST_TEXT}: too many ranges")
     return tuple(ranges)
 
 
