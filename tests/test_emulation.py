@@ -144,7 +144,7 @@ async def test_contradictions_are_refused() -> None:
             await link.set(delay="soon")
         with pytest.raises(nsorch.TopologyError, match=r"links\.a:eth0-b:eth0\.reorder: means nothing without delay"):
             await link.set(emulation=nsorch.Emulation(reorder=0.1))
-        with pytest.raises(nsorch.TopologyError, match=r"emulation: 'fast' is not an Emulation"):
+        with pytest.raises(nsorch.TopologyError, match=r'emulation: "fast" is not an Emulation'):
             await link.set(emulation="fast")
         with pytest.raises(nsorch.TopologyError, match='no end "c"'):
             await link.set(rate="1mbit", end="c")

@@ -146,3 +146,62 @@ def test_iterators_are_read_once() -> None:
     assert nsorch.Topology().worker("w", namespaces=iter(["net", "uts"])) == nsorch.WorkerSpec(
         name="w", namespaces=["net", "uts"]
     )
+
+
+# -- what is made of descriptions
+
+
+CALLS: dict[str, dict[str, Any]] = {
+    "Supervisor": {},
+    "sup.bridge": {"name": "b"},
+    "sup.capture": {"links": []},
+    "sup.deploy": {},
+    "sup.link": {"a": "w", "b": "v"},
+    "sup.start": {"name": "x"},
+    "sup.start_all": {},
+    "link.set": {"end": "w"},
+    "worker.add_interface": {},
+    "worker.set_routes": {},
+}
+#: Their own checks are in ValueErrors, as those of the standard library.
+ELSEWHERE = {"sup.capture": ("filter", "file", "direction", "snaplen", "buffer")}
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("call", CALLS)
+async def test_calls_refuse_a_wrong_kind_by_name(call: str) -> None:
+    async with nsorch.Supervisor() as sup:
+        worker, other = await sup.start_all([nsorch.WorkerSpec(name=name) for name in ("w", "v")])
+        link = await sup.link(worker, other)
+        before = sup.bridges.keys() | sup.links.keys() | sup.workers.keys()
+        owner, _, method = call.partition(".")
+        objects = {"sup": sup, "link": link, "worker": worker}
+        func = getattr(objects[owner], method) if method else nsorch.Supervisor
+        for name in inspect.signature(func).parameters:
+            if name in ELSEWHERE.get(call, ()):
+                continue
+            for value in (5.5, Strange(), [Strange()], -HUGE, {5: []}):
+                if (name, value) in (("grace", 5.5), ("delay", 5.5), ("jitter", 5.5), ("ageing", 5.5), ("rate", 5.5)):
+                    continue
+                with pytest.raises((nsorch.TopologyError, nsorch.AddressError), match=name):
+                    done = func(**(CALLS[call] | {name: value}))
+                    if inspect.isawaitable(done):
+                        await done
+        assert sup.bridges.keys() | sup.links.keys() | sup.workers.keys() == before
+
+
+@pytest.mark.anyio
+async def test_nobody_by_another_kind() -> None:
+    async with nsorch.Supervisor() as sup:
+        deployment = await sup.deploy(nsorch.Topology())
+        for call in (
+            lambda: sup.partition([5], ["w"]),
+            lambda: sup.ping_all([(5, "w")]),
+            lambda: sup.pin(5),
+            lambda: sup.uplink(5),
+            lambda: sup.vxlan(5, 6, id=1),
+        ):
+            with pytest.raises(nsorch.TopologyError, match="worker: 5 is neither a worker nor the name of one"):
+                await call()  # type: ignore[operator]
+        with pytest.raises(nsorch.TopologyError, match="topology: 5 is not a Topology"):
+            await deployment.apply(5)  # type: ignore[arg-type]

@@ -117,7 +117,7 @@ async def test_wrong_groups() -> None:
             ([{"a", "b"}, {"b"}], "b is in groups 0 and 1"),
             ([{"a"}, {"guest"}], "guest is in groups 0 and 1"),
             ([{"a"}, {"x"}], "x"),
-            (["a", "b"], "'a' is no group: give a set"),
+            (["a", "b"], '"a" is no group: give a set'),
             ([{"a"}, 3], "3 is no group"),
         ):
             with pytest.raises(nsorch.NsorchError, match=text):

@@ -15,6 +15,7 @@ from nsorch.supervisor.planning import end_plan
 from nsorch.supervisor.routes import default_routes, device_routes, given_routes
 from nsorch.supervisor.telling import forget, tell
 from nsorch.topology import To
+from nsorch.topology.kinds import name_of
 from nsorch.topology.layer2 import vlan_problem
 
 if TYPE_CHECKING:
@@ -39,7 +40,7 @@ def end_of(link: Link, end: Worker | Bridge | str | None) -> tuple[Side, Side]:
     """
     both = [(side, other) for side, other in link._both() if side.worker is not None]
     if end is not None:
-        wanted = end if isinstance(end, str) else end.name
+        wanted = end_name(link, end)
         both = [pair for pair in both if wanted in (pair[0].owner, pair[0].owner.partition(":")[0])]
         if not both:
             raise TopologyError(f'links.{link.name}: it has no end "{wanted}"')
@@ -48,6 +49,11 @@ def end_of(link: Link, end: Worker | Bridge | str | None) -> tuple[Side, Side]:
     if len(both) > 1:
         raise TopologyError(f"links.{link.name}: end= must say which of {link.ends[0]} and {link.ends[1]} is meant")
     return both[0]
+
+
+def end_name(link: Link, end: Worker | Bridge | str) -> str:
+    """:raises TopologyError: it can't be an end"""
+    return name_of(f"links.{link.name}.end", end, "a worker, a bridge")
 
 
 async def set_mac(wiring: Wiring, link: Link, side: Side, other: Side, mac: str) -> None:

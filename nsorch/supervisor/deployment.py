@@ -19,6 +19,7 @@ from nsorch.supervisor.turns import in_turns
 from nsorch.topology import To, Topology
 from nsorch.topology.checks import checks, emulations
 from nsorch.topology.difference import as_link, difference, links_of
+from nsorch.topology.kinds import of_kind
 from nsorch.topology.profiles import directions
 
 if TYPE_CHECKING:
@@ -70,6 +71,7 @@ class Deployment:
         :raises UnsupportedError: it asks for emulation, or another kind of routing
         :raises ExceptionGroup: of errors that name each failed worker
         """
+        of_kind("topology", topology, "a Topology", Topology)
         topology = topology.copy()
         await _check(self._supervisor, topology)
         async with self._changing:
@@ -154,6 +156,7 @@ class Deployment:
 
 
 async def deploy(supervisor: Supervisor, topology: Topology) -> Deployment:
+    of_kind("topology", topology, "a Topology", Topology)
     with no_full_collections():
         topology = topology.copy()  # the caller may go on with theirs
         await _check(supervisor, topology)

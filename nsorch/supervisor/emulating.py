@@ -7,6 +7,7 @@ what goes to the worker.
 from __future__ import annotations
 
 import enum
+from types import NoneType
 from typing import TYPE_CHECKING, Any
 
 from attrs import evolve
@@ -22,6 +23,7 @@ from nsorch.topology.emulation import (
     contradictions,
     given,
 )
+from nsorch.topology.kinds import name_of, of_kind
 from nsorch.topology.profiles import directions
 
 if TYPE_CHECKING:
@@ -92,11 +94,11 @@ def plan_emulation(
     if emulation is UNSET and not changes:
         return None
     where = f"links.{link.name}"
-    meant = [end is None or _is_meant(side, end) for side in link._sides]
+    wanted = None if end is None else name_of(f"{where}.end", end, "a worker, a bridge")
+    meant = [wanted is None or _is_meant(side, wanted) for side in link._sides]
     if not any(meant):
-        raise TopologyError(f'{where}: it has no end "{end if isinstance(end, str) else getattr(end, "name", end)}"')
-    if not isinstance(emulation, Emulation | Unset | None):
-        raise TopologyError(f"{where}.emulation: {emulation!r} is not an Emulation")
+        raise TopologyError(f'{where}: it has no end "{wanted}"')
+    of_kind(f"{where}.emulation", emulation, "an Emulation", Emulation, Unset, NoneType)
     try:
         said = given(Emulation(**changes))  # checked, and converted
         beginning = emulation if isinstance(emulation, Emulation) else NO_EMULATION
@@ -119,8 +121,7 @@ def plan_emulation(
     return new[0], new[1]
 
 
-def _is_meant(side: Side, end: Worker | Bridge | str) -> bool:
-    name = end if isinstance(end, str) else end.name
+def _is_meant(side: Side, name: str) -> bool:
     node = side.bridge if side.worker is None else side.worker
     return node is not None and name in (node.name, side.owner or node.name)
 

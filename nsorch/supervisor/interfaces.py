@@ -21,7 +21,7 @@ from nsorch.supervisor.routes import device_routes
 from nsorch.supervisor.tun import TunDevice, attach
 from nsorch.supervisor.turns import in_turns
 from nsorch.topology import Ipvlan, Macvlan, Tun, Vlan, WireGuard
-from nsorch.topology.interface_files import to_interfaces
+from nsorch.topology.interface_files import to_interface
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -155,7 +155,7 @@ class Interfaces:
         self, worker: Worker, spec: InterfaceSpec | Mapping[str, Any], *, handed_out: bool = False
     ) -> Device:
         self._supervisor._check_running()
-        (spec,) = to_interfaces(spec)
+        spec = to_interface(spec, "spec")
         if worker.state is events.State.REMOVED:
             raise ClosedError("the worker was removed", worker=worker.name)
         where = f"workers.{worker.name}.interfaces.{spec.name}"

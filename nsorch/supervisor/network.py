@@ -9,10 +9,11 @@ import anyio
 from attrs import define, field, frozen
 
 from nsorch.errors import ClosedError, TopologyError
-from nsorch.supervisor.changing import end_of, move, set_addresses, set_mac
+from nsorch.supervisor.changing import end_name, end_of, move, set_addresses, set_mac
 from nsorch.supervisor.emulating import UNSET, Unset, apply_ways, needs_netem, plan_emulation, require_netem
-from nsorch.topology import To, Trace
+from nsorch.topology import End, To, Trace
 from nsorch.topology.emulation import NO_EMULATION, given
+from nsorch.topology.kinds import at
 from nsorch.topology.profiles import directions
 from nsorch.topology.units import duration
 from nsorch.values import Value
@@ -328,11 +329,12 @@ class Link:
         """
         self._check()
         where = f"links.{self.name}"
-        if mtu is not None and mtu < 68:
-            raise TopologyError(f"{where}.mtu: {mtu} is below 68 bytes")
-        addresses = [] if address is None else [address] if isinstance(address, str) else list(address)
+        with at(where):
+            asked = End("x", mac=mac, address=address, mtu=mtu, vlan=vlan, tagged=tagged)
+        addresses = asked.address
+        end = None if end is None else end_name(self, end)
         to = None if bridge is None else self._wiring.record.bridge(bridge, where)
-        plug = None if vlan is None and tagged is None else To("x", vlan=vlan, tagged=tagged)
+        plug = None if vlan is None and tagged is None else To("x", vlan=asked.vlan, tagged=asked.tagged)
         ends = end_of(self, end) if mac is not None or addresses else None
         values = {
             "profile": profile,
@@ -355,10 +357,10 @@ class Link:
             shape = plan_emulation(self, emulation, changes, end)  # another call may have changed it meanwhile
             if shape is not None and needs_netem(*shape):
                 await require_netem(self._wiring.kernel, [where])
-            if mtu is not None:
-                await self._wiring.set_mtu(self, mtu)
-            if mac is not None and ends is not None:
-                await set_mac(self._wiring, self, *ends, mac)
+            if asked.mtu is not None:
+                await self._wiring.set_mtu(self, asked.mtu)
+            if asked.mac is not None and ends is not None:
+                await set_mac(self._wiring, self, *ends, asked.mac)
             if to is not None or plug is not None:
                 await move(self._wiring, self, to, plug, addresses)
             elif addresses and ends is not None:

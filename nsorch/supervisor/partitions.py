@@ -18,6 +18,7 @@ from nsorch.core.spawner.syscalls import CLONE_NEWNET
 from nsorch.errors import ClosedError, NsorchError, TopologyError, UnsupportedError
 from nsorch.net.mac import link_local
 from nsorch.supervisor.filtering import commit
+from nsorch.topology.kinds import shown
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
@@ -88,7 +89,7 @@ class Partitions:
         owners: dict[str, int] = {}
         for number, group in enumerate(groups):
             if isinstance(group, str) or not isinstance(group, Iterable):
-                raise TopologyError(f"partition: {group!r} is no group: give a set of workers, or of their names")
+                raise TopologyError(f"partition: {shown(group)} is no group: give a set of workers, or of their names")
             members = list(group)
             workers = [self._supervisor._worker(member) for member in members]
             for worker in workers:

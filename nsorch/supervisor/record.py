@@ -17,6 +17,7 @@ from nsorch.supervisor.turns import in_turns
 from nsorch.topology import End
 from nsorch.topology.checks import LEAST_MTU6, joined_names
 from nsorch.topology.emulation import NO_EMULATION
+from nsorch.topology.kinds import name_of
 from nsorch.topology.layer2 import trunk_problem, vlan_problem
 from nsorch.topology.namespaces import Host, NamespaceSet, New, OfWorker, Shared
 from nsorch.topology.profiles import directions
@@ -73,7 +74,7 @@ class Record:
 
     def bridge(self, bridge: Bridge | str, where: str) -> Bridge:
         """:raises TopologyError: there is none of that name"""
-        name = bridge if isinstance(bridge, str) else bridge.name
+        name = name_of(f"{where}.bridge", bridge, "a bridge")
         try:
             return self.bridges[name]
         except KeyError:

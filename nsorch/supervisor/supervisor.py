@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-from types import MappingProxyType
+from types import MappingProxyType, NoneType
 from typing import TYPE_CHECKING, Any, Self
 
 import anyio
@@ -14,13 +14,14 @@ from nsorch.core import descriptors
 from nsorch.core.collector import no_full_collections
 from nsorch.core.helper import Helper, Job
 from nsorch.core.launch import may_administer
-from nsorch.errors import ClosedError, NsorchError, SpawnerDiedError, WorkerExitedError
+from nsorch.errors import ClosedError, NsorchError, SpawnerDiedError, TopologyError, WorkerExitedError
 from nsorch.supervisor.cgroups import Cgroups
 from nsorch.supervisor.entry import Home, home_of
 from nsorch.supervisor.starting import Starter
 from nsorch.supervisor.turns import DYING, for_each, in_turns
 from nsorch.supervisor.wiring import Wiring
 from nsorch.topology import BridgeSpec, WorkerSpec
+from nsorch.topology.kinds import items, name_of, of_kind, shown
 
 if TYPE_CHECKING:
     import os
@@ -87,8 +88,16 @@ class Supervisor:
         history: int = 65536,
         cgroups: bool = False,
     ) -> None:
-        if grace < 0:
-            raise ValueError(f"grace: {grace} is negative")
+        of_kind("name", name, "a string", str, NoneType)
+        of_kind("rootless", rootless, "true or false", bool, NoneType)
+        of_kind("subids", subids, "true or false", bool, NoneType)
+        of_kind("grace", grace, "a number of seconds", int, float)
+        of_kind("history", history, "a number of events", int)
+        of_kind("cgroups", cgroups, "true or false", bool)
+        if not 0 <= grace < 1 << 32 and grace != float("inf"):
+            raise TopologyError(f"grace: {shown(grace)} is not a number of seconds from 0")
+        if not 0 <= history < 1 << 32:
+            raise TopologyError(f"history: {shown(history)} is not a number of events from 0")
         self.name = name
         self.grace = grace
         self._subids = subids
@@ -300,7 +309,7 @@ class Supervisor:
         return self._wiring.links
 
     def _worker(self, worker: Worker | str) -> Worker:
-        name = worker if isinstance(worker, str) else worker.name
+        name = name_of("worker", worker, "a worker")
         try:
             return self._workers[name]
         except KeyError:
@@ -461,7 +470,10 @@ class Supervisor:
 
         :raises ExceptionGroup: of errors that name each failed worker; all others are undone
         """
-        return await self._starter.start_all(list(specs))
+        described = items("specs", specs, "WorkerSpec")
+        for number, spec in enumerate(described):
+            of_kind(f"specs[{number}]", spec, "a WorkerSpec", WorkerSpec)
+        return await self._starter.start_all(described)
 
     # -- network
 
@@ -734,7 +746,8 @@ class Supervisor:
         :raises ClosedError: on entering: a link was removed
         :raises OSError: on entering or leaving: the file can't be written
         """
-        chosen = [self.links[link] if isinstance(link, str) else link for link in links]
+        named = [(link, name_of("links", link, "a link")) for link in items("links", links, "links")]
+        chosen = [self.links[name] if isinstance(link, str) else link for link, name in named]
         return self._wiring.capture(
             chosen, filter=filter, file=file, direction=direction, snaplen=snaplen, buffer=buffer
         )

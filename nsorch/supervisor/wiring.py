@@ -32,6 +32,7 @@ from nsorch.supervisor.watching import Watcher
 from nsorch.topology import End, LinkSpec, To
 from nsorch.topology.checks import LEAST_MTU6
 from nsorch.topology.difference import as_link
+from nsorch.topology.specs import to_end
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Container, Iterable, Mapping, Sequence
@@ -530,21 +531,14 @@ class Wiring:
             await kernel.with_handle(side, kernel.engine.add_groups, through)
 
 
-def _end(value: Any) -> End:
-    if isinstance(value, End):
-        return value
-    if isinstance(value, str):
-        return End.parse(value)
-    return End(worker=value.name)
-
-
 def _ends(a: Any, b: Any) -> tuple[End, End]:
     """Of a link; what :class:`To` says is about the worker's end."""
+    keys = ("a", "b")
     if isinstance(a, To):
-        a, b = b, a
-    first = _end(a)
+        a, b, keys = b, a, ("b", "a")
+    first = to_end(keys[0], a)
     if not isinstance(b, To):
-        return first, _end(b)
+        return first, to_end(keys[1], b)
     if first != End(first.worker, name=first.name):
         raise TopologyError(f"links.{first.worker}-{b.bridge}: its options stand in End or in To, not in both")
     spec = as_link((first.worker, first.name, b.bridge, None, 0), b)

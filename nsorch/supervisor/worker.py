@@ -26,7 +26,8 @@ from nsorch.supervisor.commands import build_command, encode_environment, open_s
 from nsorch.supervisor.main_process import end
 from nsorch.supervisor.statistics import StatsStream
 from nsorch.supervisor.tun import open_tun
-from nsorch.topology import Route
+from nsorch.topology.kinds import of_kind
+from nsorch.topology.specs import to_routes
 
 if TYPE_CHECKING:
     import ssl
@@ -49,7 +50,7 @@ if TYPE_CHECKING:
     from nsorch.supervisor.network import Interface, Link
     from nsorch.supervisor.supervisor import Supervisor
     from nsorch.supervisor.tun import TunDevice
-    from nsorch.topology import InterfaceSpec, Limits, WorkerSpec
+    from nsorch.topology import InterfaceSpec, Limits, Route, WorkerSpec
     from nsorch.topology.filters import Firewall, Nat
 
     IPAddress = IPv4Address | IPv6Address
@@ -618,7 +619,7 @@ class Worker:
         :raises NetlinkError: the kernel refused
         """
         self._supervisor._check_running()
-        made = [route if isinstance(route, Route) else Route(**route) for route in routes]
+        made = to_routes(routes)
         with anyio.CancelScope(shield=True):
             await set_routes(self._supervisor._wiring, self, evolve(self._spec, routes=made))
         await anyio.lowlevel.checkpoint()
@@ -752,6 +753,8 @@ class Worker:
         if netns is None:
             raise UnsupportedError("it has no network namespace of its own to be pinned", worker=self.name)
         name = self.name if name is None else name
+        of_kind("name", name, "a string", str)
+        of_kind("folder", folder, "a string", str)
         if name in ("", ".", "..") or "/" in name or "\0" in name or len(os.fsencode(name)) > 255:
             raise ValueError(f"{name!r} is not the name of a pin")
         path = f"{folder.rstrip('/')}/{name}"

@@ -33,10 +33,10 @@ def required_of(kind: str) -> list[str]:
 def to_interfaces(value: Any) -> tuple[InterfaceSpec, ...]:
     """From what code gives: one, or several; mappings have the keys of files."""
     several = [value] if isinstance(value, InterfaceSpec | Mapping) else items("interfaces", value, "interfaces")
-    return tuple(_to_interface(item, f"interfaces[{number}]") for number, item in enumerate(several))
+    return tuple(to_interface(item, f"interfaces[{number}]") for number, item in enumerate(several))
 
 
-def _to_interface(item: Any, where: str) -> InterfaceSpec:
+def to_interface(item: Any, where: str) -> InterfaceSpec:
     if isinstance(item, InterfaceSpec):
         return item
     if not isinstance(item, Mapping):
@@ -44,7 +44,7 @@ def _to_interface(item: Any, where: str) -> InterfaceSpec:
     options = dict(item)
     kind = options.pop("kind", None)
     if not isinstance(kind, str) or kind not in INTERFACES:
-        raise TopologyError(f'{where}.kind: "{kind}" is none of {", ".join(INTERFACES)}')
+        raise TopologyError(f"{where}.kind: {shown(kind)} is none of {', '.join(INTERFACES)}")
     unknown = [key for key in options if key not in keys_of(kind)]
     missing = [key for key in required_of(kind) if key not in options]
     if unknown or missing:

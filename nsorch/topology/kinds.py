@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Mapping
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from nsorch.errors import TopologyError
+from nsorch.errors import AddressError, TopologyError
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from attrs import Attribute
 
 
@@ -30,6 +33,36 @@ def items(path: str, value: Any, what: str) -> list[Any]:
     if isinstance(value, str | bytes | bytearray | Mapping) or not isinstance(value, Iterable):
         raise TopologyError(f"{path}: {shown(value)} is not a list of {what}")
     return list(value)
+
+
+def of_kind(path: str, value: Any, what: str, *kinds: type) -> None:
+    """
+    :raises TopologyError: *value* is of none of *kinds*, of which truth is no number
+    """
+    if not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds):
+        raise TopologyError(f"{path}: {shown(value)} is not {what}")
+
+
+def name_of(path: str, value: Any, what: str) -> str:
+    """Itself, or what an object is called.
+
+    :raises TopologyError: it is neither a name nor *what*
+    """
+    name = value if isinstance(value, str) else getattr(value, "name", None)
+    if not isinstance(name, str):
+        raise TopologyError(f"{path}: {shown(value)} is neither {what} nor the name of one")
+    return name
+
+
+@contextmanager
+def at(path: str) -> Iterator[None]:
+    """What is wrong of a description is so below *path*."""
+    try:
+        yield
+    except TopologyError as exc:
+        raise TopologyError(*(f"{path}.{problem}" for problem in exc.problems)) from None
+    except AddressError as exc:
+        raise AddressError(f"{path}.{exc}") from None
 
 
 def to_path(where: str, value: Any) -> str:

@@ -436,14 +436,14 @@ def _weight(instance: Any, attribute: Attribute[float], value: Any) -> None:  # 
 
 
 def _to_a(value: Any) -> End:
-    return _to_end("a", value)
+    return to_end("a", value)
 
 
 def _to_b(value: Any) -> End:
-    return _to_end("b", value)
+    return to_end("b", value)
 
 
-def _to_end(path: str, value: Any) -> End:
+def to_end(path: str, value: Any) -> End:
     if isinstance(value, End):
         return value
     try:
