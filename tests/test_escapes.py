@@ -7,6 +7,7 @@ import fcntl
 import os
 import pathlib
 import shutil
+import stat
 import subprocess
 import sys
 
@@ -279,6 +280,22 @@ async def test_devices_cannot_be_made(rootfs: pathlib.Path) -> None:
             worker = await sup.start(preset, ["sleep", "600"], isolation=preset, rootfs=rootfs)
             done = await worker.run("mknod /dev/shm/disk b 8 0", check=False)
             assert done.returncode != 0
+
+
+async def test_devices_of_an_image_are_none(rootfs: pathlib.Path) -> None:
+    """A node that lies in the root file system could be the host's disk."""
+    if os.geteuid():
+        pytest.skip("only root can make one")
+    os.mknod(rootfs / "zero", stat.S_IFCHR | 0o666, os.makedev(1, 5))
+    (rootfs / "zero").chmod(0o666)
+    async with nsorch.Supervisor() as sup:
+        for preset in ("container", "sandbox"):
+            for root in (rootfs, nsorch.overlay(rootfs)):
+                worker = await sup.start("w", ["sleep", "600"], isolation=preset, rootfs=root)
+                done = await worker.run("dd if=/zero of=/dev/null count=1", check=False)
+                assert b"Permission denied" in done.stderr
+                await worker.run("dd if=/dev/zero of=/dev/null count=1")
+                await worker.remove()
 
 
 async def test_interpreter_is_whole() -> None:

@@ -381,6 +381,7 @@ def _root(isolation: Isolation, *, rootless: bool, own_user: bool, passive: bool
         overlay=overlay,
         create=not hosts_own,
         read_only=isolation.readonly_root,
+        no_devices=isolation.no_devices,
         dev=isolation.private_dev,
         mqueue=isinstance(namespaces.ipc, New),
         tty_group=-1 if rootless or own_user else _TTY_GROUP,

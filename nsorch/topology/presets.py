@@ -54,6 +54,7 @@ class Isolation(Value):
     :ivar required: of the capabilities, those that the description names
     :ivar seccomp: ``"default"``, a program, its path or descriptor, or None
     :ivar private_dev: a minimal ``/dev`` instead of the host's
+    :ivar no_devices: device nodes in the root file system are none: an image may bring the host's disk
     :ivar readonly_sys: ``/sys`` can't be written to
     :ivar drop_groups: the application's supplementary groups are left even without ``user``
     :ivar guarded: what runs in the worker is not trusted
@@ -66,6 +67,7 @@ class Isolation(Value):
     masked: tuple[str, ...]
     readonly_paths: tuple[str, ...]
     private_dev: bool
+    no_devices: bool
     readonly_sys: bool
     capabilities: Capabilities | None
     required: frozenset[str]
@@ -120,6 +122,7 @@ def isolation_of(spec: WorkerSpec) -> Isolation:
         masked=masked,
         readonly_paths=readonly_paths,
         private_dev=rootfs is not None,
+        no_devices=strict,
         readonly_sys=strict,
         capabilities=capabilities,
         required=required,

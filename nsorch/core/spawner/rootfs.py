@@ -48,6 +48,7 @@ class Root(NamedTuple):
     overlay: tuple[tuple[bytes, ...], bytes, bytes, int, bool] | None = None  #: lower, upper, work, size, userxattr
     create: bool = False  #: missing mount points are made; never in the host's own file system
     read_only: bool = False
+    no_devices: bool = False  #: device nodes that lie in it are none
     mounts: tuple[tuple[Any, ...], ...] = ()
     dev: bool = False
     mqueue: bool = False
@@ -150,8 +151,9 @@ def _make_top(sources: Sources) -> int:
             top = sources.add(_make_overlay(sources))
             if root.read_only:
                 _make_points(root, top)
-        if root.read_only:
-            do.set_attributes(top, ATTR_RDONLY, recursive=True)
+        attributes = (ATTR_RDONLY if root.read_only else 0) | (ATTR_NODEV if root.no_devices else 0)
+        if attributes:
+            do.set_attributes(top, attributes, recursive=True)
         do.attach(top, sources.top)
     return top
 
