@@ -6,15 +6,17 @@ import re
 import shutil
 import subprocess
 import sys
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import networkx as nx
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import nsorch
 from nsorch import Topology
+from nsorch.topology.emulation import EMULATION_KEYS
+from nsorch.topology.graphml import parse
 
 if TYPE_CHECKING:
     import pathlib
@@ -82,9 +84,96 @@ def test_networkx_and_back() -> None:
     graph = lab().to_networkx()
     assert isinstance(graph, nx.MultiGraph)
     assert graph.nodes["lan"]["kind"] == "bridge"
-    assert graph.edges["end", "lan", 0]["delay"] == 0.02
+    assert graph.edges["end", "lan", 0]["source"] == "end"
+    assert graph.edges["end", "lan", 0]["source_delay"] == 0.02
     assert graph.edges["end", "b", 0]["weight"] == 2.5
     assert shape(Topology.from_networkx(graph)) == shape(lab())
+
+
+SHARES = st.none() | st.floats(0, 1)
+SECONDS = st.none() | st.floats(1e-9, 274)
+EMULATIONS = st.fixed_dictionaries(
+    {},
+    optional={
+        "profile": st.sampled_from(list(nsorch.PROFILES)),
+        "delay": SECONDS,
+        "jitter": SECONDS,
+        "delay_correlation": SHARES,
+        "distribution": st.sampled_from(["uniform", "pareto"]),
+        "loss": SHARES,
+        "loss_correlation": SHARES,
+        "gilbert_elliott": st.builds(nsorch.GilbertElliott, st.floats(0, 1), bad=st.floats(0, 1), good=st.floats(0, 1)),
+        "duplicate": SHARES,
+        "corrupt": SHARES,
+        "reorder": SHARES,
+        "rate": st.none() | st.floats(1, 1e12),
+        "limit": st.none() | st.integers(1, 2**32 - 1),
+    },
+)
+TEXTS = st.none() | st.text(st.characters(exclude_categories=["C"]), min_size=1, max_size=8)
+
+
+@st.composite
+def topologies(draw: Any) -> Topology:
+    topology = Topology("lab")
+    workers, bridges = [f"w{n}" for n in range(draw(st.integers(2, 4)))], ["lan", "wan"]
+    for name in bridges:
+        topology.bridge(name, label=draw(TEXTS))
+    for name in workers:
+        links = [
+            nsorch.To(bridge, **draw(EMULATIONS)) for bridge in draw(st.lists(st.sampled_from(bridges), max_size=2))
+        ]
+        topology.worker(name, links=links, label=draw(TEXTS))
+    for _ in range(draw(st.integers(0, 3))):
+        a, b = draw(st.permutations(workers))[0], draw(st.sampled_from([*workers, *bridges]))
+        if a != b:
+            ends = [nsorch.End(name, **draw(EMULATIONS)) for name in draw(st.permutations([a, b]))]
+            weight = draw(st.floats(0.001, 1e6))
+            topology.link(*ends, label=draw(TEXTS), weight=weight, **draw(EMULATIONS))
+    return topology
+
+
+def parts(topology: Topology) -> tuple[object, ...]:
+    """Labels of the nodes, and of each link the labels of its ends and all that is said of it."""
+    named = {**topology.bridges, **topology.workers}
+    label = {name: spec.label or name for name, spec in named.items()}
+    links = [nsorch.LinkSpec(a=as_end(n, to), b=to.bridge) for n, w in topology.workers.items() for to in w.links]
+    said = []
+    for link in (*links, *topology.links):
+        ends = [(label[end.worker], end.emulation) for end in (link.a, link.b)]
+        emulated = link.active or link.a.active or link.b.active
+        said.append([*(ends if emulated else sorted(ends, key=repr)), link.label, link.weight, link.emulation])
+    return sorted((text, name in topology.bridges) for name, text in label.items()), sorted(said, key=repr)
+
+
+def as_end(worker: str, to: nsorch.To) -> nsorch.End:
+    return nsorch.End(worker, **{key: getattr(to, key) for key in EMULATION_KEYS})
+
+
+@settings(max_examples=50, deadline=None)
+@given(topologies())
+def test_graphs_are_read_as_they_were_written(topology: Topology) -> None:
+    for again in (
+        parse(topology.to_graphml(), "lab.graphml"),
+        Topology.from_networkx(topology.to_networkx()),
+        Topology.from_networkx(nx.parse_graphml(topology.to_graphml(), force_multigraph=True)),
+    ):
+        assert parts(again) == parts(topology)
+
+
+def test_a_wrong_attribute_of_an_own_graph(tmp_path: pathlib.Path) -> None:
+    path = tmp_path / "lab.graphml"
+    path.write_text(lab().to_graphml().replace(">0.02<", ">soon<"))
+    with pytest.raises(nsorch.TopologyError, match='edge end-lan: delay: "soon" is not a duration'):
+        Topology.load(path)
+
+
+def test_attributes_in_units_of_others_are_left_out() -> None:
+    graph = lab().to_networkx()
+    del graph.graph["Creator"]
+    again = Topology.from_networkx(graph)
+    assert not again.emulated()
+    assert again.notes == ("loss of the edges: left out, as only nsorch's own graphs tell the units",)
 
 
 def test_drawings_say_what_a_link_does() -> None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from attrs import frozen
 
 from nsorch.errors import UnsupportedError
-from nsorch.topology.emulation import GILBERT_ELLIOTT_KEYS, given
+from nsorch.topology.emulation import GILBERT_ELLIOTT_KEYS, NO_EMULATION, given
 from nsorch.values import Value
 
 if TYPE_CHECKING:
@@ -26,6 +26,10 @@ _MERMAID = str.maketrans(
 )
 _DOT = str.maketrans({'"': r"\"", "\\": r"\\", "\r": "", "\t": " "} | dict.fromkeys(_LINE_ENDS, r"\n"))
 _RATES = ((1e9, "Gbit/s"), (1e6, "Mbit/s"), (1e3, "kbit/s"), (1.0, "bit/s"))
+#: Before the name of what one end says: the prefix of which end it is.
+SOURCE, TARGET = "source_", "target_"
+#: Who made a graph, as the Topology Zoo has it: whose units are known.
+CREATOR = "nsorch"
 _GRAPHML = "http://graphml.graphdrawing.org/xmlns"
 
 
@@ -35,8 +39,15 @@ class _Edge(Value):
     b: str
     label: str | None
     weight: float
-    emulation: tuple[Emulation, ...]  #: of the link, then of its ends
+    emulation: tuple[Emulation, Emulation, Emulation]  #: of the link, then of its ends
     subnets: tuple[str, ...] = ()
+
+    @property
+    def data(self) -> dict[str, Any]:
+        """What graphs have of its emulation. Not all that read them tell an edge's source from its target."""
+        parts = zip(("", SOURCE, TARGET), self.emulation, strict=True)
+        said = {f"{prefix}{key}": value for prefix, emulation in parts for key, value in _given(emulation).items()}
+        return {"source": self.a, **said} if said else said
 
     @property
     def text(self) -> str:
@@ -72,7 +83,8 @@ def _quantity(key: str, value: Any) -> str:
 def _edges(topology: Topology) -> Iterator[_Edge]:
     for name, worker in topology.workers.items():
         for to in worker.links:
-            yield _Edge(name, to.bridge, None, 1.0, (to.emulation,), tuple(str(address) for address in to.address))
+            subnets = tuple(str(address) for address in to.address)
+            yield _Edge(name, to.bridge, None, 1.0, (NO_EMULATION, to.emulation, NO_EMULATION), subnets)
     for link in topology.links:
         emulation = (link.emulation, link.a.emulation, link.b.emulation)
         subnets = tuple(str(network) for network in link.subnet)
@@ -102,13 +114,11 @@ def to_networkx(topology: Topology) -> Any:
     """See :meth:`Topology.to_networkx`."""
     import networkx as nx
 
-    graph: Any = nx.MultiGraph(name=topology.name or "")
+    graph: Any = nx.MultiGraph(name=topology.name or "", Creator=CREATOR)
     for name, kind, label in _nodes(topology):
         graph.add_node(name, kind=kind, label=label, **({"hyperedge": "1"} if kind == "bridge" else {}))
     for edge in _edges(topology):
-        values = {"weight": edge.weight}
-        for emulation in reversed(edge.emulation):
-            values |= _given(emulation)
+        values = {"weight": edge.weight, **edge.data}
         graph.add_edge(edge.a, edge.b, **values, **({} if edge.label is None else {"LinkLabel": edge.label}))
     return graph
 
@@ -163,6 +173,7 @@ def to_graphml(topology: Topology) -> str:
         data.text = _clean(str(value))
 
     graph = ET.SubElement(root, "graph", edgedefault="undirected")
+    put(graph, "graph", "Creator", "string", CREATOR)
     if topology.name:
         put(graph, "graph", "Network", "string", topology.name)
     for name, kind, label in _nodes(topology):
@@ -176,12 +187,9 @@ def to_graphml(topology: Topology) -> str:
             put(element, "edge", "LinkLabel", "string", edge.label)
         if edge.weight != 1.0:
             put(element, "edge", "weight", "double", edge.weight)
-        for emulation in edge.emulation:
-            for key, value in _given(emulation).items():
-                kind = "string" if isinstance(value, str) else "double"
-                put(element, "edge", "LinkSpeedRaw" if key == "rate" else key, kind, value)
-            if _given(emulation):
-                break
+        for key, value in edge.data.items():
+            kind = "string" if isinstance(value, str) else "double"
+            put(element, "edge", "LinkSpeedRaw" if key == "rate" else key, kind, value)
     ET.indent(root)
     return '<?xml version="1.0" encoding="utf-8"?>\n' + ET.tostring(root, encoding="unicode") + "\n"
 

@@ -12,9 +12,12 @@ from xml.etree import ElementTree as ET
 from attrs import field, frozen
 
 from nsorch.errors import TopologyError
+from nsorch.topology.emulation import EMULATION_KEYS, GILBERT_ELLIOTT_KEYS
+from nsorch.topology.export import CREATOR, SOURCE, TARGET
 from nsorch.topology.kinds import shown
 from nsorch.topology.model import Topology
 from nsorch.topology.routing import connected
+from nsorch.topology.specs import End, LinkSpec
 from nsorch.topology.units import duration
 from nsorch.values import Value
 
@@ -30,6 +33,7 @@ class _Graph(Value):
     nodes: Mapping[str, Mapping[str, str]]
     edges: Iterable[tuple[str, str, Mapping[str, str]]]
     notes: list[str] = field(factory=list)
+    own: bool = False  #: made by nsorch, which says more of its links
 
 
 _DIRECTED = "the edges' directions are left out: each is a link both ways"
@@ -111,7 +115,9 @@ def parse(text: str, source: str, options: GraphOptions = GraphOptions()) -> Top
     ]
     if file.directed:
         notes.append(_DIRECTED)
-    return _build(_Graph(file.data(file.graph).get("Network") or name, nodes, edges, notes), source, options)
+    said = file.data(file.graph)
+    own = said.get("Creator") == CREATOR
+    return _build(_Graph(said.get("Network") or name, nodes, edges, notes, own), source, options)
 
 
 class _File:
@@ -157,8 +163,11 @@ def from_networkx(graph: Any, options: GraphOptions) -> Topology:
     ids = {node: f"{number}: {node!r}" if str(node) in same else str(node) for number, node in enumerate(graph.nodes)}
     nodes = {ids[node]: _texts(data) for node, data in graph.nodes(data=True)}
     edges = [(ids[a], ids[b], _texts(data)) for a, b, data in graph.edges(data=True)]
+    own = graph.graph.get("Creator") == CREATOR
+    if own:  # of undirected graphs, edges may be the other way round
+        edges = [(b, a, data) if data.get("source") == b else (a, b, data) for a, b, data in edges]
     notes = [_DIRECTED] if graph.is_directed() and edges else []
-    return _build(_Graph(str(graph.name or "graph"), nodes, edges, notes), None, options)
+    return _build(_Graph(str(graph.name or "graph"), nodes, edges, notes, own), None, options)
 
 
 def _texts(data: Mapping[Any, Any]) -> dict[str, str]:
@@ -190,18 +199,47 @@ def _build(graph: _Graph, source: str | None, options: GraphOptions) -> Topology
             if a == b:
                 notes.append(f"the edge of node {a} to itself was left out")
             continue
-        topology.link(
-            names[a],
-            names[b],
-            label=data.get("LinkLabel"),
-            weight=_weight(data, a, b, problems),
-            delay=delays.of(a, b),
-            rate=_rate(data, a, b, problems) if options.rate else None,
-        )
+        said, source_says, target_says = said_of(data) if graph.own else ({}, {}, {})
+        if options.delay is not None:
+            said["delay"] = delays.of(a, b)
+        if options.rate or graph.own:
+            said.setdefault("rate", _rate(data, a, b, problems))
+        try:
+            topology.add(
+                LinkSpec(
+                    a=End(names[a], **source_says),
+                    b=End(names[b], **target_says),
+                    label=data.get("LinkLabel"),
+                    weight=_weight(data, a, b, problems),
+                    **said,
+                )
+            )
+        except TopologyError as exc:
+            problems += [f"edge {a}-{b}: {problem}" for problem in exc.problems]
+    if not graph.own and (known := {key for *_, data in graph.edges for key in data if key in EMULATION_KEYS}):
+        notes.append(f"{', '.join(sorted(known))} of the edges: left out, as only nsorch's own graphs tell the units")
     if problems:
         raise TopologyError(*dict.fromkeys(problems), source=source)
     topology.notes = tuple(notes)
     return topology
+
+
+def said_of(data: Mapping[str, str]) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
+    """What an edge of nsorch's own graphs has of the link's emulation, and of those of its ends."""
+    return _said(data, ""), _said(data, SOURCE), _said(data, TARGET)
+
+
+def _said(data: Mapping[str, str], prefix: str) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for key in (*EMULATION_KEYS, *(f"gilbert_elliott_{key}" for key in GILBERT_ELLIOTT_KEYS)):
+        if (text := data.get(f"{prefix}{key}")) is not None:
+            number = _number(text)
+            value: Any = text if number is None else int(number) if key == "limit" else number
+            if key.startswith("gilbert_elliott_"):
+                found.setdefault("gilbert_elliott", {})[key.removeprefix("gilbert_elliott_")] = value
+            else:
+                found[key] = value
+    return found
 
 
 def _segments(graph: _Graph) -> dict[str, str]:

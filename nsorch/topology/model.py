@@ -405,7 +405,8 @@ class Topology:
     def to_networkx(self) -> Any:
         """A ``networkx.MultiGraph``: workers and bridges are nodes, with ``kind`` and ``label``.
 
-        Each link is an edge, with ``weight``, ``LinkLabel`` and its emulation (seconds, fractions, bits per second).
+        Each link is an edge, with ``weight``, ``LinkLabel`` and its emulation (seconds, fractions, bits per second);
+        what one end says has ``source_`` or ``target_`` before it, and ``source`` is the name of that end.
         """
         from nsorch.topology.export import to_networkx
 
