@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import struct
 from ipaddress import ip_address
 from typing import TYPE_CHECKING
@@ -15,6 +16,7 @@ from pyroute2.netlink.rtnl.ndmsg import ndmsg
 
 import nsorch
 from nsorch.net import messages
+from nsorch.supervisor import acquainting
 from nsorch.supervisor.segments import Parts
 
 if TYPE_CHECKING:
@@ -71,6 +73,65 @@ async def test_a_gateway_that_comes_later_or_again_is_known() -> None:
         assert not (await sup.ping_all([("b", "c")])).failed
         await sup.start("a", links=[nsorch.To("lan", mac="02:00:00:00:00:02")])
         assert (await sup.ping_all()).ok
+
+
+async def test_a_gateway_whose_link_was_down_asks_for_nobody() -> None:
+    async with nsorch.Supervisor() as sup:
+        await start(sup, "abc", gateway="a", arp="dynamic")
+        await sup.links["a:eth0-lan"].down()
+        await sup.links["a:eth0-lan"].up()
+        assert await questions(sup, "c", [("a", "b"), ("b", "a")]) == 0
+
+
+async def neighbours(worker: nsorch.Worker) -> set[str]:
+    """Those that *worker* knows for good."""
+    lines = (await worker.run("ip neigh show nud permanent")).stdout.decode().splitlines()
+    return {line.split()[0] for line in lines}
+
+
+async def test_many_who_connect_to_each_other_are_introduced(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(acquainting, "_ASKING", 1)
+    async with nsorch.Supervisor() as sup, anyio.create_task_group() as tasks:
+        await start(sup, "abcd")
+        a, b, c, d = sup.workers.values()
+        for worker in (a, b):
+            await tasks.start(worker.serve, anyio.aclose_forcefully, 80)
+
+        async def connect(source: nsorch.Worker, target: nsorch.Worker) -> None:
+            for address in target.addresses:
+                async with await source.connect_tcp(address.ip, 80):
+                    pass
+
+        def own(*workers: nsorch.Worker) -> set[str]:
+            return {str(address.ip) for worker in workers for address in worker.addresses}
+
+        await connect(c, a)  # the first may ask
+        assert await neighbours(a) == await neighbours(c) == set()
+        async with anyio.create_task_group() as connections:
+            for source in (b, c, d):
+                for target in (a, b):
+                    connections.start_soon(connect, source, target)
+        assert await neighbours(a) == own(b, d)
+        assert await neighbours(b) == own(a, c, d)
+        assert await neighbours(d) == own(a, b)
+        # Others change, and it does itself.
+        await sup.links["b:eth0-lan"].set(mac="02:00:00:00:00:0b")
+        assert await neighbours(b) == set()
+        assert await neighbours(d) == own(a)
+        await connect(d, b)
+        assert await neighbours(d) == own(a, b)
+        await sup.links["d:eth0-lan"].set(address="10.0.0.77")
+        assert await neighbours(a) == await neighbours(d) == set()
+        await connect(d, b)
+        await sup.links["d:eth0-lan"].down()
+        await sup.links["d:eth0-lan"].up()
+        await connect(d, b)
+        assert await neighbours(d) == own(b)
+        await b.remove()
+        assert await neighbours(d) == set()
+        with pytest.raises(socket.gaierror):
+            await d.connect_tcp("b", 80)
+        tasks.cancel_scope.cancel()
 
 
 async def test_an_address_that_moves_to_another_worker_is_answered_for_rightly() -> None:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import socket
 import ssl
+import struct
 from typing import TYPE_CHECKING
 
 import anyio
 import pytest
 from anyio.abc import SocketAttribute
 from anyio.streams.tls import TLSListener
+from conftest import needs_descriptors
 
 import nsorch
 
@@ -351,3 +353,69 @@ async def test_certificates_are_read_when_tls_needs_them(monkeypatch: pytest.Mon
                         await http.get("https://web/")
                 assert len(module._Context._made) == 1
             tasks.cancel_scope.cancel()
+
+
+async def test_a_peer_that_resets_at_once() -> None:
+    async def reset(stream: SocketStream) -> None:
+        linger = struct.pack("ii", 1, 0)
+        stream.extra(SocketAttribute.raw_socket).setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
+        await anyio.aclose_forcefully(stream)
+
+    async with nsorch.Supervisor() as sup, anyio.create_task_group() as tasks:
+        worker = await sup.start("a")
+        await tasks.start(worker.serve, reset, 80)
+        for _ in range(20):
+            try:
+                stream = await worker.connect_tcp("localhost", 80)
+            except ConnectionResetError as exc:
+                assert "a to localhost port 80" in str(exc)
+            else:
+                async with stream:
+                    with pytest.raises(anyio.BrokenResourceError):
+                        await stream.receive()
+        tasks.cancel_scope.cancel()
+
+
+@needs_descriptors(6000)
+@pytest.mark.long
+async def test_more_connections_than_the_kernel_has_room_for_neighbours() -> None:
+    count = 1100
+    topology = nsorch.Topology()
+    topology.bridge("lan", "10.0.0.0/16")
+    topology.worker("web", links=["lan"])
+    for number in range(count):
+        topology.worker(f"c{number}", links=["lan"], namespaces=["net"])
+    async with nsorch.Supervisor() as sup, anyio.create_task_group() as tasks:
+        await sup.deploy(topology)
+        web = sup.workers["web"]
+        await tasks.start(web.serve, echo, 80)
+        answers: list[bytes] = []
+        all_connected = anyio.Event()
+
+        async def hold(client: nsorch.Worker) -> None:
+            async with await client.connect_tcp("web", 80) as stream:
+                await stream.send(b"x")
+                answers.append(await stream.receive())
+                if len(answers) == count:
+                    all_connected.set()
+                await all_connected.wait()
+
+        with anyio.fail_after(60):
+            async with anyio.create_task_group() as clients:
+                for client in sup.workers.values():
+                    if client is not web:
+                        clients.start_soon(hold, client)
+        tasks.cancel_scope.cancel()
+
+
+@needs_descriptors(4000)
+@pytest.mark.long
+async def test_more_direct_links_than_the_kernel_has_room_for_neighbours() -> None:
+    topology = nsorch.Topology()
+    topology.worker("hub")
+    for number in range(600):
+        topology.worker(f"c{number}", namespaces=["net"])
+        topology.link("hub", f"c{number}")
+    async with nsorch.Supervisor() as sup:
+        await sup.deploy(topology)
+        assert (await sup.ping_all([(f"c{number}", "hub") for number in range(600)])).ok

@@ -88,6 +88,10 @@ class Segment:
             ip in network and _first(network) <= int(ip) <= _last(network) for network in self.networks
         )
 
+    def owner_of(self, ip: IPAddress) -> str:
+        """Who has reserved it, or an empty text."""
+        return self._owners.get(ip.packed, "")
+
     def reserve_first(self, gateway: str) -> tuple[IPInterface, ...]:
         """Keep the first address of each subnet for worker *gateway*, whenever it comes."""
         kept = tuple(self.reserve(network[_first_offset(network)], gateway) for network in self.networks)

@@ -126,7 +126,7 @@ class Bridge:
         self._new: list[Side] = []  # of these, which others may know otherwise
         self._owners: dict[bytes, bytes] = {}  # hardware addresses as they were last, by packed address
         self._answers = spec.arp == "static"
-        self._introduced: dict[Side, set[Side]] = {}  # to the gateway
+        self._introduced: dict[Side, set[Side]] = {}  # by whom they were introduced to: the gateway, and others
         self._telling = anyio.Lock()
         self._trunks: dict[Side, Bridge] = {}  # ports of links to other bridges
         self._retired = False

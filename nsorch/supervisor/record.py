@@ -12,7 +12,7 @@ from nsorch.net.addresses import PointToPointPool, Segment
 from nsorch.net.mac import derive_mac, parse_mac
 from nsorch.net.plan import EVERY_VLAN, PortVlans
 from nsorch.supervisor.network import Bridge, Counter, Link, Side
-from nsorch.supervisor.segments import Parts
+from nsorch.supervisor.segments import MANY, Parts
 from nsorch.supervisor.turns import in_turns
 from nsorch.topology import End
 from nsorch.topology.checks import LEAST_MTU6, joined_names
@@ -153,7 +153,8 @@ class Record:
             self._add(link)
 
     def plan_link(self, spec: LinkSpec, *, routed: bool = False) -> Link:
-        """Plan a link between workers, or a worker and a bridge. The ends of a *routed* one know each other's MAC."""
+        """Plan a link between workers, or a worker and a bridge. The ends of a *routed* one know each other's MAC, as
+        those of any in a large lab: the kernel's room for neighbours that had to be asked for is small."""
         where = "links." + "-".join((spec.a.worker, spec.b.worker))
         a, b = self._worker_first(spec)
         ways = self.ways_of(spec)
@@ -186,7 +187,7 @@ class Record:
             self._release(first)
             raise
         link = Link(self._wiring, first, second, spec.label)
-        link._static = routed
+        link._static = routed or len(self._supervisor._workers) >= MANY
         link._emulate(ways)
         return self._add(link)
 
@@ -376,6 +377,20 @@ class Record:
                 ):
                     return side
         return None
+
+    def end_with(self, segment: Segment | None, address: IPv4Address | IPv6Address) -> Side | None:
+        """The end of a link that has *address* on *segment*."""
+        owner = "" if segment is None else segment.owner_of(address)
+        for link in self.links_of.get(owner.partition(":")[0], ()):
+            for side in link._sides:
+                if side.owner == owner and side.segment is segment:
+                    return side
+        return None
+
+    def bridge_of(self, side: Side) -> Bridge | None:
+        """That the link of *side* leads to."""
+        assert side.worker is not None
+        return next((other.bridge for own, other in self.ends_of(side.worker) if own is side), None)
 
     def arrange(self, order: Sequence[Link]) -> None:
         """Have each worker's links, and so its addresses, in this *order*, and any others behind."""

@@ -95,8 +95,15 @@ async def connect_tcp(
     first, *late = connected
     for sock in late:
         sock.close()
-    first.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    return await SocketStream.from_socket(first)
+    try:
+        first.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        return await SocketStream.from_socket(first)
+    except BaseException as exc:
+        first.close()
+        if isinstance(exc, ValueError | OSError):  # it wants to see the peer's address
+            text = f"{os.strerror(errno.ECONNRESET)}: {worker.name} to {host} port {port}"
+            raise ConnectionResetError(errno.ECONNRESET, text) from exc
+        raise
 
 
 def _all_failed(host: object, port: int, errors: Sequence[Exception]) -> Exception:
@@ -230,6 +237,7 @@ async def _connect(worker: Worker, kind: int, address: IPAddress, port: int, loc
     try:
         if local is not None:
             _bind(sock, worker, local, 0)
+        await worker._supervisor._wiring.acquaintances.make(worker, address)
         failure = sock.connect_ex((str(address), port))
         if failure == errno.EINPROGRESS:
             await anyio.wait_writable(sock)

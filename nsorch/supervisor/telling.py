@@ -58,10 +58,10 @@ async def _correct(kernel: Kernel, bridge: Bridge, gateway: Side | None) -> None
         known = [side for near in bridge._joined() for side in near._ends]
         fresh = set(new)
         for side in [side for side in known if side not in fresh]:
-            await _at(kernel, side, kernel.engine.forget_neighbours, [(side.index or side.ifname, ip) for ip in stale])
+            await at(kernel, side, kernel.engine.forget_neighbours, [(side.index or side.ifname, ip) for ip in stale])
 
 
-async def _at(kernel: Kernel, side: Side, func: Callable[..., None], *args: Any) -> None:
+async def at(kernel: Kernel, side: Side, func: Callable[..., None], *args: Any) -> None:
     """Call *func* where *side* is, unless it is gone meanwhile, with its worker or without."""
     try:
         await kernel.with_handle(side, func, *args)
@@ -87,13 +87,22 @@ async def _introduce(kernel: Kernel, bridge: Bridge, gateway: Side) -> None:
     for start in range(0, len(new), _TOLD):
         some = new[start : start + _TOLD]
         known = [(address.ip, side.mac) for side in some if side.mac is not None for address in side.addresses]
-        await _at(kernel, gateway, kernel.engine.tell_neighbours, RTM_NEWNEIGH, index, known)
+        await at(kernel, gateway, kernel.engine.tell_neighbours, RTM_NEWNEIGH, index, known)
         told.update(some)
     for side in list(bridge._ends):
         if side is not gateway and side.gateway != gateway.mac and bridge._serves(side):
             side.gateway = gateway.mac
             known = list(as_neighbour(gateway, side))
-            await _at(kernel, side, kernel.engine.tell_neighbours, RTM_NEWNEIGH, side.index or side.ifname, known)
+            await at(kernel, side, kernel.engine.tell_neighbours, RTM_NEWNEIGH, side.index or side.ifname, known)
+
+
+async def remind(kernel: Kernel, bridge: Bridge, side: Side) -> None:
+    """*side* was down: the kernel has dropped whom it was introduced to."""
+    async with bridge._telling:
+        for near in bridge._joined():
+            near._introduced.pop(side, None)
+        if side.worker is not None and side.worker.name == bridge.gateway:
+            await _tell(kernel, bridge)
 
 
 async def forget(
@@ -119,12 +128,18 @@ async def _forget(kernel: Kernel, bridge: Bridge, gone: Sequence[Side], dying: C
     trunks = [port.index for near in bridge._joined() for port in near._trunks if port.index is not None]
     if trunks:  # who was learnt to be behind them may come again elsewhere
         await kernel.in_thread(kernel.engine.forget_learnt, trunks)
+    joined, going = bridge._joined(), set(gone)
     for side in gone:
-        bridge._introduced.pop(side, None)
-    for gateway, told in bridge._introduced.items():
-        old_ones = told.intersection(gone)
+        for near in joined:
+            others = near._introduced.pop(side, ())
+            if stays and others and side.worker is not None and side.worker.name != bridge.gateway:
+                theirs = [each for other in others for each in as_neighbour(other, side)]
+                index = side.index or side.ifname
+                await at(kernel, side, kernel.engine.tell_neighbours, RTM_DELNEIGH, index, theirs)
+    for knower, told in list(bridge._introduced.items()):
+        old_ones = told & going
         told -= old_ones
         known_addresses = [(a.ip, side.mac) for side in old_ones if side.mac is not None for a in side.addresses]
-        if known_addresses and gateway.netns not in dying:
-            index = gateway.index or gateway.ifname
-            await _at(kernel, gateway, kernel.engine.tell_neighbours, RTM_DELNEIGH, index, known_addresses)
+        if known_addresses and knower.netns not in dying:
+            index = knower.index or knower.ifname
+            await at(kernel, knower, kernel.engine.tell_neighbours, RTM_DELNEIGH, index, known_addresses)

@@ -14,6 +14,7 @@ from nsorch import events
 from nsorch.core.spawner.syscalls import CLONE_NEWNET
 from nsorch.errors import ClosedError, TopologyError
 from nsorch.net.plan import Batch, NodePlan
+from nsorch.supervisor.acquainting import Acquaintances
 from nsorch.supervisor.emulating import needs_netem, require_netem
 from nsorch.supervisor.filtering import Filters
 from nsorch.supervisor.hosts import Names
@@ -26,7 +27,7 @@ from nsorch.supervisor.record import Record
 from nsorch.supervisor.routes import default_routes, given_routes
 from nsorch.supervisor.routing import Routing
 from nsorch.supervisor.services import Services
-from nsorch.supervisor.telling import forget
+from nsorch.supervisor.telling import forget, remind
 from nsorch.supervisor.turns import in_turns
 from nsorch.supervisor.watching import Watcher
 from nsorch.topology import End, LinkSpec, To
@@ -62,6 +63,7 @@ class Wiring:
     :ivar filters: NAT and firewalls
     :ivar services: that workers run
     :ivar partitions: who doesn't hear whom
+    :ivar acquaintances: who needn't ask for whom
     """
 
     def __init__(self, supervisor: Supervisor) -> None:
@@ -74,6 +76,7 @@ class Wiring:
         self.interfaces = Interfaces(supervisor, self)
         self.services = Services(supervisor, self)
         self.partitions = Partitions(supervisor, self)
+        self.acquaintances = Acquaintances(self.kernel, self.record)
         self.names = Names(supervisor._workers, self.record, self.routing, self.kernel, self._names_changed)
         self._leases: Leases | None = None  # until there is one
         self._orders = Orders(self.kernel, supervisor._start_soon)
@@ -509,6 +512,9 @@ class Wiring:
             if side.worker is not None:
                 await self._restore_routes(link, side, side.worker)
                 await self.interfaces.restore_above(side.netns, side.ifname)
+        for side, other in link._both():
+            if other.bridge is not None:
+                await remind(kernel, other.bridge, side)
 
     async def restore_end(self, link: Link, side: Side) -> None:
         """One of a link that is up was down for a moment."""
