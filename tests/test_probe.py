@@ -62,6 +62,23 @@ async def test_interfaces_as_ip_says(anyio_backend: str) -> None:
             assert (done.returncode == 0) == host.has(name), (name, done.stderr)
 
 
+@pytest.mark.parametrize("program", ["pasta", "tayga"])
+def test_a_program_without_the_device_it_opens(
+    program: str, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / program).write_text("#!/bin/sh\n")
+    (tmp_path / program).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    there = nsorch.Feature(name="tun", group="interfaces", available=True)
+    shut = nsorch.Feature(name="tun", group="interfaces", available=False, forbidden_by="it is shut", remedy="open it")
+    seen = {}
+    for tun in (there, shut):
+        seen[tun.available] = next(each for each in reading.read_features({"tun": tun}) if each.name == program)
+    assert (seen[True].available, seen[True].forbidden_by) == (True, "")
+    assert (seen[False].available, seen[False].forbidden_by, seen[False].remedy) == (False, "it is shut", "open it")
+    assert seen[False].detail == str(tmp_path / program)
+
+
 async def test_the_loop_goes_on(anyio_backend: str) -> None:
     async with anyio.create_task_group() as tasks:
         ended = anyio.Event()

@@ -39,7 +39,7 @@ def examine(rootless: bool | None) -> HostReport:
                 remedy=remedy,
             )
         )
-    features += read_features()
+    features += read_features({feature.name: feature for feature in features})
     return HostReport(
         kernel=platform.release(),
         rootless=below,

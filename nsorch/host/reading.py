@@ -9,22 +9,25 @@ import pwd
 import shutil
 from typing import TYPE_CHECKING
 
+from attrs import evolve
+
 from nsorch.core.programs import find
 from nsorch.core.spawner import cgroups
 from nsorch.host.values import Feature
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
 
 _OLDEST = (5, 15)
+# Each with its package, what it is for, and the feature that it can't do without.
 _PROGRAMS = (
-    ("ip", "iproute2", "ip netns exec, for pins"),
-    ("dot", "graphviz", "nsorch graph -f svg"),
-    ("dnsmasq", "dnsmasq-base", "DHCP, DNS and router advertisements of workers"),
-    ("/usr/lib/frr/zebra", "frr", "OSPF and BGP between workers"),
-    ("tayga", "tayga", "NAT64"),
-    ("udhcpc", "udhcpc", "links with addresses by DHCP"),
-    ("pasta", "passt", "uplinks to the outside without root"),
+    ("ip", "iproute2", "ip netns exec, for pins", ""),
+    ("dot", "graphviz", "nsorch graph -f svg", ""),
+    ("dnsmasq", "dnsmasq-base", "DHCP, DNS and router advertisements of workers", ""),
+    ("/usr/lib/frr/zebra", "frr", "OSPF and BGP between workers", ""),
+    ("tayga", "tayga", "NAT64", "tun"),
+    ("udhcpc", "udhcpc", "links with addresses by DHCP", ""),
+    ("pasta", "passt", "uplinks to the outside without root", "tun"),
 )
 
 
@@ -43,15 +46,19 @@ def kernel() -> Feature:
     )
 
 
-def read_features() -> Iterator[Feature]:
-    """What no try is needed for."""
+def read_features(tried: Mapping[str, Feature]) -> Iterator[Feature]:
+    """What no try is needed for, but those that some of them need."""
     yield _ipv6()
     yield from _cgroups()
     for resource in ("cpu", "memory", "io"):
         yield _pressure(resource)
     yield from _id_maps()
-    for program, package, purpose in _PROGRAMS:
-        yield _program(os.path.basename(program), find(program) or "", purpose, f"apt-get install {package}")
+    for program, package, purpose, needed in _PROGRAMS:
+        found = _program(os.path.basename(program), find(program) or "", purpose, f"apt-get install {package}")
+        if found.available and needed and not tried[needed].available:
+            missing = tried[needed]
+            found = evolve(found, available=False, forbidden_by=missing.forbidden_by, remedy=missing.remedy)
+        yield found
     for module, extra, purpose in (("httpx", "http", "worker.http_client()"),):
         there = importlib.util.find_spec(module) is not None
         yield _program(module, "installed" if there else "", purpose, f"pip install 'nsorch[{extra}]'")
