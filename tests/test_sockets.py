@@ -5,6 +5,8 @@ from __future__ import annotations
 import socket
 import ssl
 import struct
+import subprocess
+import sys
 from typing import TYPE_CHECKING
 
 import anyio
@@ -237,6 +239,55 @@ async def answer_http2(stream: SocketStream) -> None:
                     session.send_headers(event.stream_id, [(":status", "200")])
                     session.send_data(event.stream_id, b"two", end_stream=True)
             await stream.send(session.data_to_send())
+
+
+IMPORTING = """
+import importlib.abc, sys, threading, anyio, nsorch
+
+class Watch(importlib.abc.MetaPathFinder):
+    threads = {}
+    def find_spec(self, name, path, target=None):
+        if name in ("httpx", "httpcore"):
+            self.threads[name] = threading.current_thread() is threading.main_thread()
+
+async def main():
+    async with nsorch.Supervisor() as sup:
+        worker = await sup.start("w")
+        later = worker.http_client(base_url="http://w")
+        sys.meta_path.insert(0, Watch())
+        if how == "enter":
+            async with later as client:
+                import httpx
+                assert type(client) is type(later) is httpx.AsyncClient, client
+                assert not client.is_closed
+                try:
+                    await client.get("/")
+                except httpx.ConnectError:
+                    print("nobody listens")
+            assert client.is_closed
+        else:
+            later.headers["x"] = "y"
+            later.timeout = 5
+            import httpx
+            assert type(later) is httpx.AsyncClient, later
+            assert (later.headers["x"], later.timeout.read) == ("y", 5), later.timeout
+            await later.aclose()
+    print(dict(sorted(Watch.threads.items())))
+
+backend, how = sys.argv[1:]
+anyio.run(main, backend=backend)
+"""
+
+
+@pytest.mark.parametrize("how", ["enter", "ask"])
+def test_the_loop_goes_on_while_httpx_is_imported(anyio_backend_name: str, how: str) -> None:
+    pytest.importorskip("httpx")
+    done = subprocess.run(
+        [sys.executable, "-c", IMPORTING, anyio_backend_name, how], capture_output=True, text=True, check=True
+    )
+    in_the_loop = how != "enter"
+    said = "" if in_the_loop else "nobody listens\n"
+    assert done.stdout == f"{said}{ {'httpcore': in_the_loop, 'httpx': in_the_loop} }\n"
 
 
 async def test_http2_over_tls() -> None:

@@ -534,13 +534,14 @@ class Worker:
 
     def http_client(self, *, http1: bool = True, http2: bool = False, **options: Any) -> httpx.AsyncClient:
         """An :class:`httpx.AsyncClient` whose connections leave from this worker, to names of the lab or addresses.
-        Needs the extra ``nsorch[http]``.
+        Needs the extra ``nsorch[http]``. Where httpx isn't imported yet, ``async with`` does that in a thread; the loop
+        stands still for it where anything else is asked of the client first.
 
         :param http2: needs the package ``h2`` as well
         :param options: as ``httpx.AsyncClient`` takes them; ``verify``, ``cert``, ``limits`` concern the connections
         :raises UnsupportedError: httpx isn't installed
         """
-        from nsorch.supervisor.http import make_client
+        from nsorch.supervisor.http_later import make_client
 
         return make_client(self, http1=http1, http2=http2, **options)
 
