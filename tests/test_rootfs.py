@@ -367,10 +367,15 @@ async def test_clear_errors(rootfs: pathlib.Path, tmp_path: pathlib.Path) -> Non
         with pytest.raises(nsorch.CommandNotFoundError, match="python3"):
             await sup.start("w", ["python3"], rootfs=rootfs)
         (tmp_path / "file").touch()
-        with pytest.raises(nsorch.SetupError, match=r"mount /etc.*EISDIR"):
-            await sup.start("w", rootfs=rootfs, mounts=[nsorch.bind(tmp_path / "file", "/etc")])
-        with pytest.raises(nsorch.SetupError, match=r"mount /etc/passwd.*ENOTDIR"):
-            await sup.start("w", rootfs=rootfs, mounts=[nsorch.tmpfs("/etc/passwd")])
+        for command in (None, ["sleep", "600"]):
+            with pytest.raises(nsorch.SetupError, match=r"mount /bin.*EISDIR"):
+                await sup.start("w", command, rootfs=rootfs, mounts=[nsorch.bind(tmp_path / "file", "/bin")])
+            with pytest.raises(nsorch.SetupError, match=r"mount /etc/passwd.*ENOTDIR"):
+                await sup.start("w", command, rootfs=rootfs, mounts=[nsorch.tmpfs("/etc/passwd")])
+        with pytest.raises(nsorch.SetupError, match=r"bind /dev: .*recursive=False"):
+            await sup.start(
+                "w", isolation="sandbox", rootfs=rootfs, mounts=[nsorch.bind("/dev", "/x", recursive=False)]
+            )
         bound = nsorch.bind(tmp_path, "/sys/missing")
         with pytest.raises(nsorch.PermissionDeniedError, match=r"mount point /sys/missing: .*can't be made"):
             await sup.start("w", rootfs=rootfs, mounts=[bound])

@@ -96,6 +96,7 @@ _HINTS = {
 }
 # Of other errors, where what the kernel says doesn't tell enough.
 _REASONS = {
+    ("bind", errno.EINVAL): "in a user namespace, what is mounted below it can't be left out (recursive=False)",
     ("mount point", errno.ENOENT): "none is made in the host's own files",
     ("mount point", errno.EROFS): "it is missing, and what it would be in is read-only",
     ("rootfs", errno.EINVAL): "in a user namespace, nothing may be mounted below a layer of an overlay",

@@ -243,8 +243,9 @@ def _fill(sources: Sources, top: int) -> dict[bytes, int]:
     for is_bind, *values in root.mounts:
         if is_bind:
             src, dst, read_only, recursive, shared = values
-            with do.stage(f"mount {os.fsdecode(dst)}"):
+            with do.stage("bind", os.fsdecode(src)):
                 mount = sources.add(do.clone_tree(sources.binds[src], recursive=recursive))
+            with do.stage(f"mount {os.fsdecode(dst)}"):
                 do.set_attributes(
                     mount,
                     ATTR_RDONLY if read_only else 0,

@@ -70,19 +70,20 @@ def _is_binary(fd: int) -> bool:
 
 
 def _check_points(root: Root, top: int) -> tuple[bytes, ...]:
-    """See that all mount points are there, and that none has to be made, lies in another, or is the same."""
+    """See that all mount points are there, of their kind, and that none has to be made, lies in another, or is the
+    same."""
     found: list[bytes] = []
     files = {_file(top)}
-    for name, _ in points(root):
+    for name, is_folder in points(root):
         point = name.rstrip(b"/") + b"/"
         if any(point.startswith(other) or other.startswith(point) for other in found):
             raise NoScriptError
         fd = openat2(top, name, os.O_PATH, INSIDE)
         try:
-            file = _file(fd)
+            file, fits = _file(fd), stat.S_ISDIR(os.fstat(fd).st_mode) == is_folder
         finally:
             os.close(fd)
-        if file in files:
+        if file in files or not fits:
             raise NoScriptError
         found.append(point)
         files.add(file)
