@@ -53,6 +53,57 @@ def test_difference() -> None:
     assert told(difference(new, old)) == {"remove worker y", "remove link y-lan"}
 
 
+def plugged(*links: object, more: tuple[str, ...] = ()) -> Topology:
+    topology = Topology()
+    for number, name in enumerate(("lan", "far", "wan")):
+        topology.bridge(name, f"10.{number}.0.0/24")
+    topology.worker("w", SLEEP, links=list(links))
+    topology.worker("v", SLEEP, links=["lan"])
+    for name in more:
+        topology.link("w", name)
+    return topology
+
+
+def test_an_order_that_names_interfaces_is_a_difference() -> None:
+    old = plugged("lan", "far")
+    assert told(difference(old, plugged("far", "lan"))) == {
+        "replace link w-lan (order)",
+        "replace link w-far (order)",
+    }
+    # What has a name, comes or goes renames no other.
+    named = nsorch.To("far", name="x")
+    assert not difference(plugged("lan", named), plugged(named, "lan"))
+    assert told(difference(old, plugged("wan", "lan", "far"))) == {"add link w-wan"}
+    assert told(difference(plugged("wan", "lan", "far"), old)) == {"remove link w-wan"}
+    # Of workers the order names nothing, nor of their links on the bridge.
+    again = Topology()
+    for name in ("wan", "far", "lan"):
+        again.add(old.bridges[name])
+    for name in ("v", "w"):
+        again.add(old.workers[name])
+    assert not difference(old, again)
+    old, new = plugged(more=("lan", "v", "far")), plugged(more=("v", "lan", "far"))
+    assert told(difference(old, new)) == {f"replace link w-{name} (order)" for name in ("lan", "v", "far")}
+
+
+@pytest.mark.anyio
+async def test_interfaces_are_named_by_the_order_that_is_applied() -> None:
+    def seen(sup: nsorch.Supervisor) -> dict[str, str | None]:
+        return {name: each.bridge or each.peer for name, each in sup.workers["w"].interfaces.items()}
+
+    async with nsorch.Supervisor() as sup:
+        deployment = await sup.deploy(plugged("lan", "far", more=("v",)))
+        pid = sup.workers["w"].pid
+        assert seen(sup) == {"eth0": "lan", "eth1": "far", "eth2": "v"}
+        await deployment.apply(plugged("far", "lan", more=("v",)))
+        assert seen(sup) == {"eth0": "far", "eth1": "lan", "eth2": "v"}
+        assert not await deployment.apply(plugged("far", "lan", more=("v",)))
+        assert sup.workers["w"].pid == pid
+        assert (await sup.ping_all()).ok
+        await deployment.apply(plugged("wan", "far", "lan", more=("v",)))
+        assert seen(sup) == {"eth0": "far", "eth1": "lan", "eth2": "v", "eth3": "wan"}
+
+
 def nodes(draw: st.DrawFn) -> Topology:
     topology = Topology()
     names = draw(st.lists(st.sampled_from("abcdef"), unique=True, min_size=1))

@@ -14,7 +14,7 @@ from nsorch.topology.specs import BridgeSpec, End, LinkSpec, To, WorkerSpec
 from nsorch.values import Value
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Mapping
+    from collections.abc import Callable, Container, Iterable, Iterator, Mapping
 
     from attrs import AttrsInstance
 
@@ -42,7 +42,7 @@ class Change(Value):
         makes another
     :ivar kind: ``"bridge"``, ``"worker"`` or ``"link"``
     :ivar name: of the bridge or the worker; ``a-b`` of a link
-    :ivar details: the keys that differ
+    :ivar details: the keys that differ; ``"order"`` of links whose interfaces are named by their order
     """
 
     action: Action
@@ -104,6 +104,7 @@ def difference(old: Topology, new: Topology) -> Difference:
     add: list[LinkKey] = []
     settable: dict[LinkKey, tuple[LinkSpec, frozenset[str]]] = {}
     before, after = dict(links_of(old)), dict(links_of(new))
+    reordered = _reordered(before, after, old.workers.keys() & new.workers.keys())
     for key, spec in before.items():
         name = f"{key[0]}-{key[2]}"
         now = after.get(key)
@@ -113,19 +114,45 @@ def difference(old: Topology, new: Topology) -> Difference:
             links.append(Change(action="remove", kind="link", name=name))
         elif anew & {key[0], key[2]} or not _can_be_set(keys, as_link(key, spec), as_link(key, now)):
             remove.append(key)
-            add.append(key)
             links.append(Change(action="replace", kind="link", name=name, details=keys))
+        elif key in reordered:
+            remove.append(key)
+            links.append(Change(action="replace", kind="link", name=name, details=(*keys, "order")))
         elif keys and now is not None:
             settable[key] = as_link(key, now), frozenset(keys)
             links.append(Change(action="set", kind="link", name=name, details=keys))
+    gone = set(remove)
     for key in after:
-        if key not in before:
+        if key not in before or key in gone:
             add.append(key)
+        if key not in before:
             links.append(Change(action="add", kind="link", name=f"{key[0]}-{key[2]}"))
     changes = (*bridges, *workers, *links)
     if not changes and (old.routing, old.metric) != (new.routing, new.metric):
         changes = (Change(action="set", kind="worker", name="*", details=("routing",)),)
     return Difference(changes=changes, links_to_remove=tuple(remove), links_to_add=tuple(add), links_to_set=settable)
+
+
+def _reordered(before: Iterable[LinkKey], after: Iterable[LinkKey], workers: Container[str]) -> set[LinkKey]:
+    """Links whose interfaces would have other names: without one they are eth0, eth1, … of their worker in the order of
+    the description. What only comes or goes renames no other: names are given once."""
+    old, new = _unnamed(before, workers), _unnamed(after, workers)
+    found: set[LinkKey] = set()
+    for worker, keys in old.items():
+        now = new.get(worker, {})
+        if [key for key in keys if key in now] != [key for key in now if key in keys]:
+            found.update(keys.keys() & now)
+    return found
+
+
+def _unnamed(links: Iterable[LinkKey], workers: Container[str]) -> dict[str, dict[LinkKey, None]]:
+    """By worker, in order."""
+    found: dict[str, dict[LinkKey, None]] = {}
+    for key in links:
+        for node, name in ((key[0], key[1]), (key[2], key[3])):
+            if name is None and node in workers:
+                found.setdefault(node, {})[key] = None
+    return found
 
 
 def _named(
