@@ -221,6 +221,27 @@ async def test_overlay(base: pathlib.Path, tmp_path: pathlib.Path, given: bool) 
     assert (top / "from-top").exists()
 
 
+async def test_upper_directories(base: pathlib.Path, tmp_path: pathlib.Path) -> None:
+    """One is one worker's, and its working directory beside it."""
+    (tmp_path / "upper").mkdir()
+    (tmp_path / "link").symlink_to("upper")
+    first, same = (nsorch.overlay(base, upper=tmp_path / name) for name in ("upper", "link"))
+    async with nsorch.Supervisor() as sup:
+        for specs in ([("a", first), ("b", same)], [("c", same)]):
+            with pytest.raises(nsorch.TopologyError, match=r'rootfs.upper: ".*upper" is that of "a" already'):
+                await sup.start_all([nsorch.WorkerSpec(name=name, rootfs=rootfs) for name, rootfs in specs])
+            if not sup.workers:
+                await sup.start("a", rootfs=first)
+        await sup.workers["a"].remove()
+        await sup.start("c", rootfs=same)
+        elsewhere = nsorch.overlay(base, upper=tmp_path, work="/dev/shm")
+        with pytest.raises(nsorch.SetupError, match=r"rootfs /dev/shm: .*another file system than the upper"):
+            await sup.start("d", rootfs=elsewhere)
+    for work in ("upper", "upper/work", "."):
+        with pytest.raises(nsorch.TopologyError, match=r"rootfs.work: is the upper directory, or"):
+            nsorch.overlay(base, upper=tmp_path / "upper", work=tmp_path / work)
+
+
 @of_kernel
 async def test_overlay_of_many_layers(base: pathlib.Path, tmp_path: pathlib.Path) -> None:
     layers = [tmp_path / str(number) for number in range(100)]

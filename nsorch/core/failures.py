@@ -99,7 +99,9 @@ _REASONS = {
     ("bind", errno.EINVAL): "in a user namespace, what is mounted below it can't be left out (recursive=False)",
     ("mount point", errno.ENOENT): "none is made in the host's own files",
     ("mount point", errno.EROFS): "it is missing, and what it would be in is read-only",
-    ("rootfs", errno.EINVAL): "in a user namespace, nothing may be mounted below a layer of an overlay",
+    ("rootfs", errno.EINVAL): "in a user namespace, nothing may be mounted below a layer of an overlay; and not every "
+    "file system may have its upper directory, such as another overlay",
+    ("rootfs", errno.EXDEV): "the working directory is on another file system than the upper directory",
     ("rootfs", errno.ELOOP): "the layers of an overlay lie within one another",
     ("seccomp", errno.EINVAL): "the kernel takes it for no program",
     ("time offsets", errno.ERANGE): "a clock would show less than 0, or more than 146 years",

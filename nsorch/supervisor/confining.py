@@ -26,6 +26,8 @@ from nsorch.topology.privileges import CAPABILITIES, check_program
 from nsorch.values import Value
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from nsorch.core.helper import Facts
     from nsorch.topology import WorkerSpec
     from nsorch.topology.privileges import Capabilities, IdRange
@@ -195,6 +197,25 @@ async def reconfined(before: Confined, spec: WorkerSpec, facts: Facts) -> Confin
         env=now.env,
         seccomp=asked,
     )
+
+
+def check_uppers(specs: Iterable[WorkerSpec], others: Iterable[WorkerSpec]) -> None:
+    """
+    :raises TopologyError: two would write to one upper directory, and the kernel promises neither what they see then
+    """
+    wanted = [(spec.name, upper) for spec in specs if (upper := _upper_of(spec))]
+    if not wanted:
+        return
+    taken = {upper: spec.name for spec in others if (upper := _upper_of(spec))}
+    for name, upper in wanted:
+        if upper in taken:
+            raise TopologyError(f'workers.{name}.rootfs.upper: "{upper}" is that of "{taken[upper]}" already')
+        taken[upper] = name
+
+
+def _upper_of(spec: WorkerSpec) -> str | None:
+    rootfs = spec.rootfs
+    return os.path.realpath(rootfs.upper) if isinstance(rootfs, Overlay) and rootfs.upper is not None else None
 
 
 def check_mapped(user: User, mapped: tuple[tuple[IdRange, ...], ...], worker: str) -> None:

@@ -16,7 +16,7 @@ from nsorch.core.spawner.syscalls import CLONE_NEWCGROUP, CLONE_NEWNET, CLONE_NE
 from nsorch.errors import ClosedError, NameInUseError, SpawnerDiedError, TopologyError
 from nsorch.events import State
 from nsorch.supervisor.commands import build_command, encode_environment
-from nsorch.supervisor.confining import confined_of, reconfined
+from nsorch.supervisor.confining import check_uppers, confined_of, reconfined
 from nsorch.supervisor.connecting import Connecting
 from nsorch.supervisor.emulating import needs_netem, require_netem
 from nsorch.supervisor.entry import OF_PROCESSES, open_sources
@@ -245,6 +245,7 @@ class Starter:
         supervisor._check_running()
         _check_names(specs, supervisor)
         _check_joined(specs, supervisor)
+        check_uppers(specs, (worker.spec for worker in supervisor._workers.values()))
         coming = {spec.name for spec in specs}
         confined = []
         async for spec in in_turns(specs):

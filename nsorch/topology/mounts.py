@@ -83,6 +83,13 @@ class Overlay(Value):
             raise TopologyError("rootfs.work: belongs to an upper directory, which isn't given")
         if self.size is not None and self.upper is not None:
             raise TopologyError("rootfs.size: is of an ephemeral upper directory, but one is given")
+        if self.work is not None and self.upper is not None and _overlap(self.work, self.upper):
+            raise TopologyError("rootfs.work: is the upper directory, or one of both lies in the other")
+
+
+def _overlap(path: str, other: str) -> bool:
+    one, two = (os.path.join(os.path.abspath(each), "") for each in (path, other))
+    return one.startswith(two) or two.startswith(one)
 
 
 def overlay(*lower: Any, upper: Any = None, work: Any = None, size: Any = None) -> Overlay:

@@ -91,6 +91,8 @@ class Sources:
                             _make_folder(work)
                         self.layers.append(self._open_folder(layer))
                 self.top = self.layers[0]
+                if upper and os.fstat(self.layers[-1]).st_dev != os.fstat(self.layers[-2]).st_dev:
+                    raise StageError("rootfs", errno.EXDEV, os.fsdecode(work))
             for is_bind, source, *_ in root.mounts:
                 if is_bind:
                     with do.stage("mount source", os.fsdecode(source)):
