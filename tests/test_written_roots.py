@@ -86,6 +86,24 @@ async def test_either_way_it_is_the_same(rootfs: pathlib.Path, kind: str, init: 
         assert written == await look(sup, "w", init, **how, **FORKED)
 
 
+@pytest.mark.anyio
+@pytest.mark.parametrize("hostile", [True, False])
+async def test_who_has_rights_over_its_init_tells_nothing_of_others(rootfs: pathlib.Path, hostile: bool) -> None:
+    how: dict[str, Any] = {"rootfs": rootfs, "namespaces": SEVEN} if hostile else {}
+    forged = "for number in 1 2 3 4 5 6 7; do printf 0000000$number'\\003\\0\\0\\0'; done; printf zzzzzzzzzzzz; echo"
+    line = f"for fd in /proc/1/fd/*; do ({forged}) >$fd; done; kill -TERM $$"
+    async with nsorch.Supervisor() as sup:
+        other = await sup.start("other", ["sh", "-c", "read x; exit 7"], stdin=subprocess.PIPE)
+        worker = await sup.start("w", ["/bin/sh", "-c", line], stderr=subprocess.DEVNULL, **how)
+        end = await worker.wait()
+        assert other.stdin is not None
+        await other.stdin.aclose()
+        if hostile:
+            assert end.signal == 15
+            assert (await other.wait()).code == 7
+        await sup.start("next", ["true"])
+
+
 # -- what is written
 
 

@@ -88,6 +88,7 @@ class _Launch:
         self.mounts = -1  #: descriptor of the mount namespace where the program is looked for, if that isn't ours
         self.facts: tuple[int, ...] = ()  #: what STARTED says, where that is known before
         self.held: list[int] = []
+        self.apart = False  #: *told* will be told of the end, too, see :meth:`.pid1.Pid1.add_to`
 
 
 class Programs(NamedTuple):
@@ -189,7 +190,7 @@ class Launches:
         except StageError as exc:
             os.kill(pid, signal.SIGKILL)
             raise script.failure() or exc from None
-        launch.job = request.job
+        launch.job, launch.apart = request.job, command.mode == Mode.INIT and _is_apart(request)
         self._server.register(request, pid)
 
     def settle(self) -> None:
@@ -229,9 +230,13 @@ class Launches:
         finally:
             close([*launch.held, *(fd for fd in (launch.pidfd, launch.mounts) if fd >= 0)])
             # Children that were made meanwhile have it, too, and an init waits for its end.
+            job = self._server.jobs.get(launch.job)
             with contextlib.suppress(OSError):
-                launch.told.shutdown(socket.SHUT_RDWR)
-            launch.told.close()
+                launch.told.shutdown(socket.SHUT_WR if launch.apart and job else socket.SHUT_RDWR)
+            if launch.apart and job:
+                job.told = launch.told
+            else:
+                launch.told.close()
 
     def _conclude(self, launch: _Launch, told: bytes) -> None:
         """It has started, or not."""
@@ -296,7 +301,7 @@ class Launches:
             for program in programs:
                 script.call(("exec", os.fsdecode(program)), *_open_strictly(script, program, _PATH))
         if command.mode == Mode.INIT:
-            pid1.add_to(script, command, programs, variables, request.job, told)
+            pid1.add_to(script, command, programs, variables, request.job, told, apart=_is_apart(request))
             return script
         if command.session:
             script.call(("session", ""), SETSID)
@@ -306,6 +311,12 @@ class Launches:
             failure = FATAL if number == len(programs) else OR_NEXT_PROGRAM
             script.call(("exec", ""), EXECVE, script.text(program), argv, variables, failure=failure)
         return script
+
+
+def _is_apart(request: Spawn) -> bool:
+    """Whether the command may be hostile to others than itself, and yet have all rights over its init."""
+    assert request.command is not None
+    return request.command.guarded or bool(request.unshare & CLONE_NEWUSER)
 
 
 def _first_ids(request: Spawn) -> tuple[int, ...]:

@@ -11,6 +11,7 @@ import contextlib
 import errno
 import fcntl
 import os
+import re
 import struct
 from typing import TYPE_CHECKING
 
@@ -19,6 +20,7 @@ from .sealed import sealed
 from .stages import StageError, stage
 
 if TYPE_CHECKING:
+    import socket
     from collections.abc import Sequence
 
     from .protocol import Command
@@ -45,7 +47,8 @@ _PROGRAMS = {
 _BASE = 0x400000
 _FILE_HEADER, _PROGRAM_HEADER = struct.Struct("<16sHHIQQQIHHHHHH"), struct.Struct("<IIQQQQQQ")
 _ET_EXEC, _PT_LOAD, _PT_GNU_STACK, _RX, _RW = 2, 1, 0x6474E551, 5, 6
-_TOLD, _REPORT = struct.Struct("=i"), struct.Struct("=8si")
+_TOLD, _REPORT = struct.Struct("=i"), struct.Struct("=8sH2x")
+_JOB = re.compile(rb"[0-9a-f]{8}")
 
 
 def assembled(machine: str) -> bytes | None:
@@ -93,15 +96,25 @@ class Pid1:
         return None
 
     def add_to(
-        self, script: Script, command: Command, programs: Sequence[bytes], environment: int, job: int, told: int
+        self,
+        script: Script,
+        command: Command,
+        programs: Sequence[bytes],
+        environment: int,
+        job: int,
+        told: int,
+        *,
+        apart: bool,
     ) -> None:
         """Have *script* end as an init that runs *command*, and tells *told*, which is no standard stream.
 
         :param programs: to be tried, as execvp does
         :param environment: address of the command's
+        :param apart: *told* is told of the end, too, not what all have in common: the command may be hostile, and have
+            rights over its init
         """
         script.duplicate(told, 3)
-        script.duplicate(self._report, 4)
+        script.duplicate(told if apart else self._report, 4)
         flags = b"%d" % command.session
         argv = script.texts((b"nsorch-init", flags, b"%08x" % job, *programs, b"", *command.argv))
         script.call(("init", ""), EXECVEAT, self._file, script.text(b""), argv, environment, AT_EMPTY_PATH)
@@ -115,6 +128,8 @@ class Pid1:
         :param proc: descriptor of the caller's /proc
         :raises StageError: there is none, or it was killed
         """
+        if len(told) != _TOLD.size:
+            raise StageError("init", errno.EPROTO)
         (error,) = _TOLD.unpack(told)
         if error:
             raise StageError("exec", error)
@@ -133,4 +148,20 @@ class Pid1:
             reports = os.read(self._reports, 4096 * _REPORT.size)
         except BlockingIOError:
             return []
-        return [(int(job, 16), status) for job, status in _REPORT.iter_unpack(reports)]
+        whole = reports[: len(reports) // _REPORT.size * _REPORT.size]
+        found = ((job, _end_of(status)) for job, status in _REPORT.iter_unpack(whole))
+        return [(int(job, 16), status) for job, status in found if _JOB.fullmatch(job) and status is not None]
+
+    @staticmethod
+    def read_end(told: socket.socket) -> int | None:
+        """The wait status of a command that had *told* for itself; None where its init was killed, or was changed."""
+        try:
+            report = told.recv(_REPORT.size + 1)
+        except OSError:
+            return None
+        return _end_of(_REPORT.unpack(report)[1]) if len(report) == _REPORT.size else None
+
+
+def _end_of(status: int) -> int | None:
+    """It, if it is that of a process that has ended."""
+    return status if os.WIFEXITED(status) or os.WIFSIGNALED(status) else None

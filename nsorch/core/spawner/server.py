@@ -24,6 +24,7 @@ from .command import identify, pick_streams, resolve, start
 from .confinement import decode, hidden, lent_oom_score, set_oom_score
 from .launches import Launches
 from .nursery import Nursery
+from .pid1 import Pid1
 from .pins import Pins
 from .protocol import Command, Event, Kill, Mode, OpenSocket, OpenTun, Own, Spawn
 from .reaper import supervise
@@ -55,7 +56,7 @@ _TOGETHER = 4
 
 
 class _Job:
-    __slots__ = ("held", "killed", "mode", "number", "pid", "status")
+    __slots__ = ("held", "killed", "mode", "number", "pid", "status", "told")
 
     def __init__(self, number: int, mode: int, pid: int) -> None:
         self.number = number
@@ -64,10 +65,13 @@ class _Job:
         self.killed = False  #: before it was borne
         self.held: list[int] = []  #: the namespaces that STARTED will hand out
         self.status: int | None = None  #: the command's own wait status, where a reaper has reported it
+        self.told: socket.socket | None = None  #: by an init that reports to nobody else
 
     def forget(self) -> None:
         close(self.held)
         self.held = []
+        if self.told is not None:
+            self.told.close()
 
 
 class Server:
@@ -396,6 +400,8 @@ class Server:
                     continue  # an orphan that came to PID 1, or a step between
                 if self.jobs.pop(job.number, None) is None:
                     continue
+                if job.told is not None:
+                    job.status = Pid1.read_end(job.told)
                 job.forget()
                 if job.status is not None:
                     status = job.status
