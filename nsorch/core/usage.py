@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping
+from typing import Any
 
 from attrs import asdict, frozen
 
 from nsorch.core.cgroups import pairs
 from nsorch.core.spawner.subtree import read
 from nsorch.values import Value
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
 
 
 @frozen(kw_only=True, repr=False)

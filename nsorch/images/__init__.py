@@ -3,15 +3,12 @@ object but files."""
 
 from __future__ import annotations
 
+import os
 import threading
-from typing import TYPE_CHECKING
 
 import anyio
 
 from nsorch.images.values import ImageConfig, Unpacked
-
-if TYPE_CHECKING:
-    import os
 
 __all__ = ["ImageConfig", "Unpacked", "unpack"]
 

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from attrs import field, frozen
 
 from nsorch.values import Value
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
 
 
 def _frozen_copy(values: Mapping[str, str]) -> Mapping[str, str]:

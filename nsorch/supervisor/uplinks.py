@@ -26,8 +26,10 @@ from nsorch.net.plan import NextHop, RoutePlan
 from nsorch.supervisor.kernel import netns_of
 from nsorch.supervisor.readiness import RouteReady, has_route
 from nsorch.supervisor.turns import in_turns
+from nsorch.supervisor.worker import Worker  # noqa: TC001 - for typing.get_type_hints
 from nsorch.topology import WorkerSpec
 from nsorch.topology.names import interface_problem
+from nsorch.topology.uplinks import UplinkMethod  # noqa: TC001 - for typing.get_type_hints
 from nsorch.values import Value
 
 if TYPE_CHECKING:
@@ -35,8 +37,7 @@ if TYPE_CHECKING:
 
     from nsorch.net.engine import NetnsHandle
     from nsorch.supervisor.supervisor import Supervisor
-    from nsorch.supervisor.worker import Worker
-    from nsorch.topology.uplinks import UplinkMethod, UplinkSpec
+    from nsorch.topology.uplinks import UplinkSpec
 
 # Nobody's own (RFC 2544); a /31 of it that few others will think of.
 _RANGE = IPv4Network("198.18.0.0/15")

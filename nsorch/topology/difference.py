@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Literal, TypeVar
 
 from attrs import evolve, field, fields, frozen
@@ -14,8 +15,6 @@ from nsorch.topology.specs import BridgeSpec, End, LinkSpec, To, WorkerSpec
 from nsorch.values import Value
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Container, Iterable, Iterator, Mapping
-
     from attrs import AttrsInstance
 
     from nsorch.topology.model import Topology

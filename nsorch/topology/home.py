@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterable
+from ipaddress import IPv4Address, IPv6Address
+from typing import Any
 
-from nsorch.topology.filters import Firewall, Nat
+from nsorch.topology.filters import Firewall, Forward, Nat, NatKind, Rule
 from nsorch.topology.services import Dnsmasq
 from nsorch.topology.specs import To, WorkerSpec
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable
-    from ipaddress import IPv4Address, IPv6Address
-
-    from nsorch.topology.filters import Forward, NatKind, Rule
 
 
 def home_router(

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, ClassVar
+from collections.abc import Sequence
+from ipaddress import IPv4Interface, IPv6Interface
+from typing import Any, ClassVar
 
 from attrs import Attribute, field, frozen
 
@@ -19,10 +21,6 @@ from nsorch.topology.converters import (
 from nsorch.topology.kinds import shown
 from nsorch.topology.units import duration
 from nsorch.values import Value
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-    from ipaddress import IPv4Interface, IPv6Interface
 
 VLAN_PROTOCOLS = ("802.1q", "802.1ad")
 MACVLAN_MODES = ("private", "vepa", "bridge", "passthru")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterable, Mapping
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
@@ -17,9 +19,6 @@ from nsorch.topology.routing import connected
 from nsorch.topology.specs import BridgeSpec, LinkSpec, To, WorkerSpec
 
 if TYPE_CHECKING:
-    import os
-    from collections.abc import Iterable, Mapping
-
     from nsorch.topology.limits import Limits
     from nsorch.topology.mounts import Mount, Overlay
     from nsorch.topology.privileges import Capabilities

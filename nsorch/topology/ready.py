@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from attrs import field, frozen
@@ -13,8 +14,6 @@ from nsorch.topology.units import duration
 from nsorch.values import Value
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from attrs import Attribute
 
 

@@ -66,6 +66,8 @@ from nsorch.values import Value
 
 if TYPE_CHECKING:
     from nsorch.topology.filters import Firewall, Nat
+else:  # for typing.get_type_hints: what few workers have is imported with the first
+    Firewall = Nat = Any
 
 
 def _to_gateway(value: Any) -> str | None:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import itertools
 import os
 from bisect import bisect_right
-from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
 
 from attrs import Factory, field, frozen
 
@@ -15,9 +15,6 @@ from nsorch.topology.emulation import Emulation
 from nsorch.topology.kinds import shown
 from nsorch.topology.units import duration
 from nsorch.values import Value
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
 
 # At each of the times of mahimahi's files one packet of full size may be delivered.
 _PACKET = 1500 * 8
