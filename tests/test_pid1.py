@@ -19,12 +19,13 @@ SOURCE = pathlib.Path(pid1.__file__).with_suffix(".S")
 SMALL = pid1.assembled(os.uname().machine) is not None
 
 
-@pytest.fixture(params=["small", "forked"])
+@pytest.fixture(params=["small", "adopting", "forked"])
 def confined(request: pytest.FixtureRequest) -> dict[str, Any]:
-    """Options of a worker that has the one init or the other."""
-    if request.param == "small" and not SMALL:
+    """Options of a worker whose command the small init starts, or finds, or which has the other one."""
+    if request.param != "forked" and not SMALL:
         pytest.skip(f"none is assembled for {os.uname().machine}")
-    return {} if request.param == "small" else {"no_new_privs": True}
+    score = int(pathlib.Path("/proc/self/oom_score_adj").read_text())
+    return {"small": {}, "adopting": {"capabilities": []}, "forked": {"oom_score_adj": score}}[request.param]
 
 
 @pytest.mark.skipif(os.uname().machine != "x86_64", reason="assembled for x86-64")
@@ -44,10 +45,23 @@ async def test_which_one(confined: dict[str, Any]) -> None:
         worker = await sup.start("w", ["sleep", "600"], **confined)
         found = await worker.run(["sh", "-c", "cat /proc/1/comm; readlink /proc/1/exe || echo hidden; echo $PPID"])
         name, program, _ = found.stdout.decode().splitlines()
-        assert (name == "nsorch-init") == (not confined)
+        assert (name == "nsorch-init") == ("oom_score_adj" not in confined)
+        # Where a command is confined, its init is out of its reach.
         assert program.startswith("/memfd:nsorch-init") == (not confined)
         done = await worker.run(["sh", "-c", "echo >/proc/1/exe"], check=False)
         assert done.returncode
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("capabilities", [None, []])
+async def test_it_is_out_of_reach_in_a_user_namespace(capabilities: list[str] | None) -> None:
+    """Or a command could have it do what is forbidden to itself."""
+    async with nsorch.Supervisor() as sup:
+        kinds = ["user", "net", "mnt", "pid"]
+        how = {"no_new_privs": True, "capabilities": capabilities, "namespaces": kinds}
+        worker = await sup.start("w", ["sleep", "600"], **how)
+        assert not (await worker.run(["readlink", "/proc/self/exe"], check=False)).returncode
+        assert (await worker.run(["readlink", "/proc/1/exe"], check=False)).returncode
 
 
 @pytest.mark.anyio

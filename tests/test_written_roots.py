@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import marshal
 import os
+import pathlib
 import re
 import subprocess
 from typing import TYPE_CHECKING, Any
@@ -20,7 +21,6 @@ from nsorch.core.spawner.writing import NoScriptError
 from nsorch.core.spawner.written_roots import file_system, find_programs
 
 if TYPE_CHECKING:
-    import pathlib
     from collections.abc import Callable
 
 pytestmark = pytest.mark.skipif(
@@ -28,7 +28,7 @@ pytestmark = pytest.mark.skipif(
 )
 SEVEN = ("user", "net", "mnt", "uts", "ipc", "pid", "cgroup")
 # What a script can't do yet: the child is forked.
-FORKED = {"rlimits": {"core": 0}}
+FORKED = {"oom_score_adj": int(pathlib.Path("/proc/self/oom_score_adj").read_text())}
 LOOK = "cat /proc/self/mountinfo; ls -la /dev /dev/shm /proc/sys/kernel; ls / /sys /sys/fs/cgroup; cat /etc/hosts; pwd"
 
 

@@ -1,20 +1,20 @@
-"""The calls that set up a file system, each made at once; :mod:`.writing` has them made by a script instead."""
+"""The calls that set up a file system, or confine a command, each made at once; :mod:`.writing` has a script do it."""
 
 from __future__ import annotations
 
 import contextlib
 import errno
 import os
+import resource
 import stat
 from typing import TYPE_CHECKING
 
-from . import mountapi
+from . import mountapi, syscalls
 from .mountapi import RESOLVE_IN_ROOT, RESOLVE_NO_MAGICLINKS
 from .stages import stage
-from .syscalls import mount, pivot_root, umount
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Sequence
     from contextlib import AbstractContextManager
 
 INSIDE = RESOLVE_IN_ROOT | RESOLVE_NO_MAGICLINKS
@@ -34,9 +34,14 @@ class Calls:
         """What the calls inside are a step of."""
         return stage(name, detail)
 
-    def optional(self) -> AbstractContextManager[None]:
-        """After a failure, what is left of the block is left out."""
-        return contextlib.suppress(OSError)
+    @contextlib.contextmanager
+    def optional(self, *numbers: int) -> Iterator[None]:
+        """After a failure, by one of these errnos if any is given, what is left of the block is left out."""
+        try:
+            yield
+        except OSError as exc:
+            if numbers and exc.errno not in numbers:
+                raise
 
     def permitted_or(self, first: Callable[[], None], second: Callable[[], None]) -> None:
         """Do *first*, or *second* where that isn't permitted."""
@@ -134,13 +139,55 @@ class Calls:
         mountapi.set_attributes(mount, attributes, propagation=propagation, recursive=recursive)
 
     def mount(self, source: str, target: str, kind: str, flags: int) -> None:
-        mount(source, target, kind, flags)
+        syscalls.mount(source, target, kind, flags)
 
     def pivot_root(self, new: bytes, old: bytes) -> None:
-        pivot_root(new, old)
+        syscalls.pivot_root(new, old)
 
     def umount(self, target: bytes, flags: int) -> None:
-        umount(target, flags)
+        syscalls.umount(target, flags)
+
+    # -- what the caller may do
+
+    def join_new_session_keyring(self) -> None:
+        syscalls.join_new_session_keyring()
+
+    def set_limit(self, number: int, soft: int, hard: int) -> None:
+        try:
+            resource.setrlimit(number, (soft, hard))
+        except ValueError:  # a soft limit above the hard one, or a hard one above the caller's
+            raise PermissionError(errno.EPERM, os.strerror(errno.EPERM)) from None
+
+    def drop_from_bounding_set(self, capability: int) -> None:
+        syscalls.drop_from_bounding_set(capability)
+
+    def keep_capabilities(self) -> None:
+        syscalls.keep_capabilities()
+
+    def get_permitted(self) -> int:
+        return syscalls.get_permitted()
+
+    def set_capabilities(self, effective: int, permitted: int, inheritable: int) -> None:
+        syscalls.set_capabilities(effective, permitted, inheritable)
+
+    def set_ambient(self, capabilities: int) -> None:
+        syscalls.set_ambient(capabilities)
+
+    def set_groups(self, groups: Sequence[int]) -> None:
+        os.setgroups(groups)
+
+    def set_ids(self, uid: int, gid: int) -> None:
+        os.setresgid(gid, gid, gid)
+        os.setresuid(uid, uid, uid)
+
+    def set_no_new_privs(self) -> None:
+        syscalls.set_no_new_privs()
+
+    def set_parent_death_signal(self, number: int) -> None:
+        syscalls.set_parent_death_signal(number)
+
+    def set_seccomp(self, program: bytes) -> None:
+        syscalls.set_seccomp(program)
 
 
 def is_device(found: os.stat_result, number: int) -> bool:

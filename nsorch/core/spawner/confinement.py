@@ -12,22 +12,14 @@ import resource
 import signal
 from typing import TYPE_CHECKING, NamedTuple
 
-from .stages import StageError, stage
-from .syscalls import (
-    drop_from_bounding_set,
-    get_permitted,
-    join_new_session_keyring,
-    keep_capabilities,
-    set_ambient,
-    set_capabilities,
-    set_dumpable,
-    set_no_new_privs,
-    set_parent_death_signal,
-    set_seccomp,
-)
+from .calls import NOW
+from .stages import stage
+from .syscalls import set_dumpable
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+    from .calls import Calls
 
 #: uid, gid, supplementary groups
 User = tuple[int, int, tuple[int, ...]]
@@ -73,81 +65,75 @@ def decode(data: bytes) -> Confinement:
     return Confinement(*marshal.loads(data)) if data else NONE
 
 
-def confine(confinement: Confinement, user: User | None) -> None:
+def confine(confinement: Confinement, user: User | None, do: Calls = NOW) -> None:
     """All but what :func:`restrict` does, where that can be last.
 
     :raises StageError: naming the step; nothing is restored
     """
     if confinement.keyring:
         # A kernel without keyrings has none to be kept from.
-        with stage("keyring"), _suppressed(errno.ENOSYS):
-            join_new_session_keyring()
+        with do.stage("keyring"), do.optional(errno.ENOSYS):
+            do.join_new_session_keyring()
     for limit in confinement.rlimits:
         own_soft, own_hard = resource.getrlimit(_resource(limit))
         if own_hard != resource.RLIM_INFINITY and not 0 <= limit[2] <= own_hard:  # for which a capability is needed
-            _limit(limit, own_soft, limit[2])
+            _limit(do, limit, own_soft, limit[2])
     if confinement.restricts_early:
-        restrict(confinement)
+        restrict(confinement, do)
     capabilities = None if confinement.capabilities is None else Capabilities(*confinement.capabilities)
     if capabilities is not None:
-        with stage("capabilities", "bounding set"):
-            _bound(capabilities.bounding)
-            keep_capabilities()
+        with do.stage("capabilities", "bounding set"):
+            _bound(do, capabilities.bounding)
+            do.keep_capabilities()
     if user is not None:
-        become_user(user)
+        become_user(user, do)
     if capabilities is not None:
-        with stage("capabilities"):
+        with do.stage("capabilities"):
             # Those that the supervisor hasn't itself can't be had; what the user named was checked before.
-            held = get_permitted()
-            set_capabilities(
+            held = do.get_permitted()
+            do.set_capabilities(
                 capabilities.effective & held, capabilities.permitted & held, capabilities.inheritable & held
             )
-            set_ambient(capabilities.ambient & held)
+            do.set_ambient(capabilities.ambient & held)
     if confinement.no_new_privs:
-        set_no_new_privs()
+        do.set_no_new_privs()
     # A change of credentials cleared it.
-    set_parent_death_signal(signal.SIGKILL)
+    do.set_parent_death_signal(signal.SIGKILL)
 
 
 def _resource(limit: Limit) -> int:
     return int(getattr(resource, f"RLIMIT_{limit[0]}"))
 
 
-def _limit(limit: Limit, soft: int, hard: int) -> None:
-    try:
-        resource.setrlimit(_resource(limit), (soft, hard))
-    except (OSError, ValueError):
-        name, *wanted = limit
-        raise StageError("rlimits", errno.EPERM, "{} {}:{}".format(name.lower(), *wanted)) from None
+def _limit(do: Calls, limit: Limit, soft: int, hard: int) -> None:
+    name, *wanted = limit
+    with do.stage("rlimits", "{} {}:{}".format(name.lower(), *wanted)):
+        do.set_limit(_resource(limit), soft, hard)
 
 
-def restrict(confinement: Confinement) -> None:
+def restrict(confinement: Confinement, do: Calls = NOW) -> None:
     """From here on the limits and the filter hold, also for this process's own last calls."""
     for limit in confinement.rlimits:
-        _limit(limit, *limit[1:])
+        _limit(do, limit, *limit[1:])
     if confinement.seccomp:
-        with stage("seccomp"):
-            set_seccomp(confinement.seccomp)
+        with do.stage("seccomp"):
+            do.set_seccomp(confinement.seccomp)
 
 
-def _bound(capabilities: int) -> None:
-    with _suppressed(errno.EINVAL):  # the first number that this kernel doesn't know
+def _bound(do: Calls, capabilities: int) -> None:
+    with do.optional(errno.EINVAL):  # the first number that this kernel doesn't know
         for number in range(64):
             if not capabilities >> number & 1:
-                drop_from_bounding_set(number)
+                do.drop_from_bounding_set(number)
 
 
-def become_user(user: User) -> None:
+def become_user(user: User, do: Calls = NOW) -> None:
     uid, gid, groups = user
-    with stage("user", f"uid {uid}, gid {gid}"):
-        try:
-            os.setgroups(groups)
-        except PermissionError:
-            # Denied in a user namespace that maps the caller's own id alone: its groups stay, and can't be told apart.
-            if set(groups) - {gid}:
-                raise
-        os.setresgid(gid, gid, gid)
-        os.setresuid(uid, uid, uid)
+    with do.stage("user", f"uid {uid}, gid {gid}"):
+        # Denied in a user namespace that maps the caller's own id alone: its groups stay, and can't be told apart.
+        with contextlib.nullcontext() if set(groups) - {gid} else do.optional(errno.EPERM):
+            do.set_groups(groups)
+        do.set_ids(uid, gid)
 
 
 @contextlib.contextmanager
@@ -192,12 +178,3 @@ def _swap_oom_score(score: str, proc: int) -> str:
 def set_oom_score(confinement: Confinement, proc: int) -> None:
     if confinement.oom_score_adj is not None:
         _swap_oom_score(str(confinement.oom_score_adj), proc)
-
-
-@contextlib.contextmanager
-def _suppressed(number: int) -> Iterator[None]:
-    try:
-        yield
-    except OSError as exc:
-        if exc.errno != number:
-            raise

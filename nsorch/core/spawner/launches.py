@@ -3,78 +3,33 @@
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import errno
 import fcntl
-import functools
-import marshal
 import os
 import select
 import signal
 import socket
 from typing import TYPE_CHECKING, NamedTuple
 
-from .command import IGNORED, candidates, identify, resolve
+from .command import candidates, identify, resolve
+from .composing import compose, is_apart, is_confined
+from .confinement import Capabilities, decode
 from .idmaps import map_ids
-from .mountapi import OPENAT2, RESOLVE_NO_MAGICLINKS, OpenHow
-from .mounts import PROC_FLAGS
 from .pid1 import Pid1
 from .protocol import Event, Mode, Own
-from .script import (
-    ANY,
-    AT_FDCWD,
-    CHDIR,
-    EXECVE,
-    FATAL,
-    FCHDIR,
-    IOCTL,
-    MOUNT,
-    OPENAT,
-    OPTIONAL,
-    OR_NEXT_PROGRAM,
-    READ,
-    SETDOMAINNAME,
-    SETHOSTNAME,
-    SETNS,
-    SETSID,
-    SIGACTION,
-    SIGPROCMASK,
-    SOCKET,
-    UMOUNT,
-    UNSHARE,
-    WRITE,
-    Failure,
-    Script,
-    Scripts,
-    array_of,
-)
+from .script import Script, Scripts
 from .stages import StageError, stage
-from .steps import LOOPBACK_UP, SIOCSIFFLAGS, close, enter, go_home, kinds_of, names_of, namespaces_of
-from .syscalls import (
-    CLONE_NEWCGROUP,
-    CLONE_NEWNS,
-    CLONE_NEWPID,
-    CLONE_NEWTIME,
-    CLONE_NEWUSER,
-    MNT_DETACH,
-    MS_PRIVATE,
-    MS_REC,
-    MS_SHARED,
-    NS_FILES,
-)
+from .steps import close, enter, go_home, kinds_of, names_of, namespaces_of
+from .syscalls import CLONE_NEWCGROUP, CLONE_NEWNS, CLONE_NEWPID, CLONE_NEWTIME, CLONE_NEWUSER
 from .writing import NoScriptError
-from .written_roots import facts_of, file_system, find_programs
+from .written_roots import find_programs
 
 if TYPE_CHECKING:
     from .protocol import Command, Spawn
     from .server import Server
     from .steps import Joined
 
-# What all scripts have addresses of.
-_TEXTS = {text: ctypes.create_string_buffer(text) for text in (b"", b"/", b"/proc", b"/sys", b"proc", b"sysfs")}
-_LOOPBACK_UP = ctypes.create_string_buffer(LOOPBACK_UP)
-_NO_SIGNALS, _BYTE = ctypes.create_string_buffer(8), ctypes.create_string_buffer(8)
-_DEFAULT_ACTION = ctypes.create_string_buffer(32)  # struct sigaction: SIG_DFL
+_CAP_SYS_PTRACE = 19
 
 
 class _Launch:
@@ -89,6 +44,20 @@ class _Launch:
         self.facts: tuple[int, ...] = ()  #: what STARTED says, where that is known before
         self.held: list[int] = []
         self.apart = False  #: *told* will be told of the end, too, see :meth:`.pid1.Pid1.add_to`
+
+
+class _Gate:
+    """Where a confined command waits for its init."""
+
+    def __init__(self, request: Spawn) -> None:
+        self.ends = (-1, -1)
+        command = request.command
+        if command is not None and command.mode == Mode.INIT and is_confined(command):
+            ends = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+            self.ends = ends[0].detach(), ends[1].detach()
+
+    def close(self) -> None:
+        close([end for end in self.ends if end >= 0])
 
 
 class Programs(NamedTuple):
@@ -112,8 +81,8 @@ class Launches:
         # Where there is no way back, all is done by a child.
         self._programs = Programs.prepare() if server.home.namespaces else None
         self._by_descriptor: dict[int, _Launch] = {}
-        # 3 and 4 are an init's own: nothing that comes along with a request may have them.
-        while (low := fcntl.fcntl(server.home.null, fcntl.F_DUPFD_CLOEXEC, 3)) <= 4:
+        # 3 to 5 are an init's own: nothing that comes along with a request may have them.
+        while (low := fcntl.fcntl(server.home.null, fcntl.F_DUPFD_CLOEXEC, 3)) <= 5:
             pass
         os.close(low)
 
@@ -132,12 +101,12 @@ class Launches:
             and not kinds_of(request.join) & (CLONE_NEWUSER | CLONE_NEWTIME)
             # From a new user namespace no others can be entered.
             and not (request.unshare & CLONE_NEWUSER and request.join)
-            # Another user than it has been would make all who share the memory untraceable.
-            and not (request.unshare & CLONE_NEWUSER and _first_ids(request) != (os.geteuid(), os.getegid()))
+            and _stays_the_same_user(request)
+            and not _may_trace_init(request)
             # What leads to the file of the process itself is refused by an interpreter.
             and not command.argv[0].startswith(b"/proc/")
-            and command.user is None
-            and not command.confinement
+            # It would be that of all who share the memory.
+            and decode(command.confinement).oom_score_adj is None
             # Its interpreter would have to be found, too, see :func:`.command.check_program`.
             and not (command.guarded and CLONE_NEWNS in request.join)
             and (own.guarded or not own.cgroupfs)
@@ -161,9 +130,11 @@ class Launches:
             raise StageError("command", errno.ENOENT)
         kinds = request.unshare & ~CLONE_NEWCGROUP
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        with theirs:
+        with theirs, contextlib.closing(_Gate(request)) as gate:
             try:
-                script = self._compose(self._programs.pid1, request, joined, streams, programs, theirs.fileno())
+                script = compose(
+                    home, self._programs.pid1, request, joined, streams, programs, theirs.fileno(), gate.ends
+                )
                 with stage("clone3", names_of(kinds)):
                     pid, pidfd = self._programs.scripts.begin(script, kinds, self._server.leaf)
             except (StageError, NoScriptError):
@@ -190,7 +161,7 @@ class Launches:
         except StageError as exc:
             os.kill(pid, signal.SIGKILL)
             raise script.failure() or exc from None
-        launch.job, launch.apart = request.job, command.mode == Mode.INIT and _is_apart(request)
+        launch.job, launch.apart = request.job, command.mode == Mode.INIT and is_apart(request)
         self._server.register(request, pid)
 
     def settle(self) -> None:
@@ -266,62 +237,26 @@ class Launches:
         finally:
             go_home(home, CLONE_NEWNS if mounts >= 0 else 0)
 
-    # -- what the child does
 
-    def _compose(
-        self,
-        pid1: Pid1,
-        request: Spawn,
-        joined: Joined,
-        streams: tuple[int, int, int],
-        programs: list[bytes],
-        told: int,
-    ) -> Script:
-        script, own, command = Script(), Own(*request.own), request.command
-        assert command is not None
-        if request.unshare & CLONE_NEWUSER:  # until its ids are mapped
-            script.call(("start", ""), READ, told, ctypes.addressof(_BYTE), 1)
-        for kind, fd in joined:
-            script.call(("setns", NS_FILES[kind]), SETNS, fd, kind)
-        if own.cgroup:
-            script.call(("unshare", "cgroup"), UNSHARE, CLONE_NEWCGROUP)
-        _prepare(script, request, self._server.home.own_proc)
-        if request.root or own.guarded:
-            script.add(file_system(request.root, own, facts_of(request.root)))
-        else:
-            _mount_proc(script, own.proc)
-        _enter_directory(script, command)
-        for number, fd in enumerate(streams):  # all are above 2: none is overwritten before it is duplicated
-            script.duplicate(fd, number)
-        for number in IGNORED:
-            script.call(("signals", ""), SIGACTION, number, ctypes.addressof(_DEFAULT_ACTION), 0, 8)
-        script.call(("start", ""), READ, told, ctypes.addressof(_BYTE), 1)
-        variables = script.keep(_block(command.env))
-        if command.guarded:  # see :func:`.command.check_program`
-            for program in programs:
-                script.call(("exec", os.fsdecode(program)), *_open_strictly(script, program, _PATH))
-        if command.mode == Mode.INIT:
-            pid1.add_to(script, command, programs, variables, request.job, told, apart=_is_apart(request))
-            return script
-        if command.session:
-            script.call(("session", ""), SETSID)
-        script.call(("signals", ""), SIGPROCMASK, signal.SIG_SETMASK, ctypes.addressof(_NO_SIGNALS), 0, 8)
-        argv = script.texts(command.argv)
-        for number, program in enumerate(programs, 1):
-            failure = FATAL if number == len(programs) else OR_NEXT_PROGRAM
-            script.call(("exec", ""), EXECVE, script.text(program), argv, variables, failure=failure)
-        return script
-
-
-def _is_apart(request: Spawn) -> bool:
-    """Whether the command may be hostile to others than itself, and yet have all rights over its init."""
+def _stays_the_same_user(request: Spawn) -> bool:
+    """Whether the command's ids are the caller's own. A change would make all who share the memory untraceable."""
     assert request.command is not None
-    return request.command.guarded or bool(request.unshare & CLONE_NEWUSER)
+    user, own = request.command.user, (os.geteuid(), os.getegid())
+    if not request.unshare & CLONE_NEWUSER:
+        return user is None or user[:2] == own
+    inside = tuple(ranges[0][0] for ranges in request.id_maps)
+    return tuple(ranges[0][1] for ranges in request.id_maps) == own and (user is None or user[:2] == inside)
 
 
-def _first_ids(request: Spawn) -> tuple[int, ...]:
-    """What a new user namespace has its first ids from."""
-    return tuple(ranges[0][1] for ranges in request.id_maps)
+def _may_trace_init(request: Spawn) -> bool:
+    """Whether a confined command could have the small init do what is forbidden to itself. The forked one's memory
+    belongs to the user namespace above."""
+    command = request.command
+    if command is None or command.mode != Mode.INIT or not is_confined(command):
+        return False
+    capabilities = decode(command.confinement).capabilities
+    bounding = -1 if capabilities is None else Capabilities(*capabilities).bounding
+    return bool(request.unshare & CLONE_NEWUSER and bounding & 1 << _CAP_SYS_PTRACE)
 
 
 def _limits_memory(leaf: int) -> bool:
@@ -331,77 +266,3 @@ def _limits_memory(leaf: int) -> bool:
         return False
     with open(limit, "rb") as file:
         return file.read() != b"max\n"
-
-
-_PATH, _DIRECTORY = (OpenHow(os.O_CLOEXEC | os.O_PATH | more, 0, RESOLVE_NO_MAGICLINKS) for more in (0, os.O_DIRECTORY))
-
-
-def _open_strictly(script: Script, path: bytes, how: OpenHow) -> tuple[int, ...]:
-    return OPENAT2, AT_FDCWD, script.text(path), ctypes.addressof(how), ctypes.sizeof(how)
-
-
-def _enter_directory(script: Script, command: Command) -> None:
-    """As :func:`.command.enter_directory`, by a child."""
-    here, path = ("cwd", os.fsdecode(command.cwd)), command.cwd
-    first = len(script)
-    if command.guarded:
-        script.call(here, FCHDIR, script.call(here, *_open_strictly(script, path, _DIRECTORY)))
-    else:
-        script.call(here, CHDIR, script.text(path))
-    if not command.cwd_required:
-        last = len(script)
-        script.call(("cwd", "/"), CHDIR, _text(b"/"))
-        script.skip_failed(range(first, last), ANY, last)
-        script.skip_done(last - 1, len(script))
-
-
-def _prepare(script: Script, request: Spawn, proc: int) -> None:
-    """As :func:`.steps.prepare`, by a child."""
-    if request.loopback:
-        kind = socket.SOCK_DGRAM | socket.SOCK_CLOEXEC
-        opened = script.call(("loopback", ""), SOCKET, socket.AF_INET, kind, 0)
-        script.call(("loopback", ""), IOCTL, opened, SIOCSIFFLAGS, ctypes.addressof(_LOOPBACK_UP))
-    if request.hostname is not None:
-        name = request.hostname.encode()
-        script.call(("hostname", ""), SETHOSTNAME, script.text(name), len(name))
-    if request.sysfs:
-        _mount(script, "/sys", b"sysfs", b"/sys", b"sysfs", PROC_FLAGS, failure=OPTIONAL)
-    if request.domainname is not None:
-        name = request.domainname.encode()
-        script.call(("domainname", ""), SETDOMAINNAME, script.text(name), len(name))
-    for path, value in request.sysctls:
-        at, written = ("sysctl", path), value.encode()
-        opened = script.call(at, OPENAT, proc, script.text(path.encode()), os.O_WRONLY | os.O_CLOEXEC)
-        script.call(at, WRITE, opened, script.text(written), len(written))
-
-
-def _mount_proc(script: Script, how: int) -> None:
-    """As :func:`.mounts.make_own`, by a child."""
-    if not how:
-        return
-    if how == 2:
-        script.call(("mount /proc", ""), UMOUNT, _text(b"/proc"), MNT_DETACH, failure=OPTIONAL)
-    if how == 3:
-        _mount(script, "/proc", b"", b"/", b"", MS_REC | MS_SHARED)
-    if how >= 3:
-        script.call(("mount /proc", ""), UNSHARE, CLONE_NEWNS)
-    if how == 3:
-        _mount(script, "/proc", b"", b"/proc", b"", MS_PRIVATE)
-    _mount(script, "/proc", b"proc", b"/proc", b"proc", PROC_FLAGS)
-
-
-def _mount(
-    script: Script, what: str, source: bytes, target: bytes, kind: bytes, flags: int, *, failure: Failure = FATAL
-) -> None:
-    names = (_text(name) for name in (source, target, kind))
-    script.call((f"mount {what}", ""), MOUNT, *names, flags, 0, failure=failure)
-
-
-def _text(text: bytes) -> int:
-    return ctypes.addressof(_TEXTS[text])
-
-
-@functools.lru_cache(maxsize=4)
-def _block(env: bytes) -> ctypes.Array[ctypes.c_char_p]:
-    """An environment as execve takes it: thousands of commands have the same."""
-    return array_of(b"%s=%s" % variable for variable in marshal.loads(env).items())

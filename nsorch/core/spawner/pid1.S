@@ -4,6 +4,8 @@
 #
 # argv: name, a flag ("1": a session for the command), 8 bytes that stand for the job, the programs to try, of which the
 # last is followed by "", and the command's own arguments; the environment and descriptors 0 to 2 are the command's, too.
+# Or the flag is "2": process 2 is there already, and waits for a byte from descriptor 5, a socket whose end of file says
+# that it has executed the command, or died. It must not do so before this process can't be traced.
 # All signals are blocked, so that each waits for rt_sigtimedwait, also those that PID 1 has no handler for.
 # Descriptor 3, a socket, is told whether the command's exec went well: the errno, or 0. Its end of file says that the
 # command's pid is known, and that it may be reaped.
@@ -30,6 +32,8 @@ skip:   mov     (%r12), %rax
         mov     $-1, %esi
         mov     $4, %edx
         syscall
+        cmpb    $'2', (%rbx)
+        je      adopt
         mov     $58, %eax               # vfork(): the child borrows the stack until its exec
         syscall
         test    %eax, %eax
@@ -70,6 +74,23 @@ none:   neg     %eax
         syscall
         mov     $231, %eax              # exit_group(125)
         mov     $125, %edi
+        syscall
+adopt:  mov     $157, %eax              # prctl(PR_SET_DUMPABLE, 0)
+        mov     $4, %edi
+        xor     %esi, %esi
+        syscall
+        mov     $1, %eax                # write(5, …, 1)
+        mov     $5, %edi
+        mov     %rbx, %rsi
+        mov     $1, %edx
+        syscall
+        xor     %eax, %eax              # read(5, …, 1)
+        mov     $5, %edi
+        mov     %rbx, %rsi
+        mov     $1, %edx
+        syscall
+        mov     $3, %eax                # close(5)
+        mov     $5, %edi
         syscall
 parent: mov     (%r15), %rbp
         lea     16(%rsp), %rbx          # argv[1]: nobody is to take us for the command

@@ -1,8 +1,8 @@
-"""The init of a worker as a program of its own: 486 bytes of code, 8 KiB of memory, and nothing of ours in it.
+"""The init of a worker as a program of its own: 562 bytes of code, 8 KiB of memory, and nothing of ours in it.
 
 A forked copy of the interpreter can do the same (:mod:`.reaper`, :mod:`.nursery`), but its fork and its first steps
-take 1.5 ms, and the pages that it touches 1.3 MiB. It serves where more is to be done before the command's exec, and on
-other machines.
+take 1.5 ms, and the pages that it touches 1.3 MiB. It serves where more is to be done before the command's exec than a
+script can do, and on other machines.
 """
 
 from __future__ import annotations
@@ -32,15 +32,16 @@ _PROGRAMS = {
         62,
         (
             "488b04244c8d74c410488b5c24104c8b7c24184c8d6c24204d89ec498b04244983c40880380075f3b89d000000bf0f000000488d"
-            "359f0100000f05b8b4010000bf03000000beffffffffba040000000f05b83a0000000f0585c07f777552803b317507b870000000"
-            "0f056a00b80e000000bf020000004889e631d241ba080000000f05b83b000000498b7d004c89e64c89f20f054983c508498b7d00"
-            "803f00740f83f8fe74dd83f8f374d883f8ec74d3f7d850b801000000bf030000004889e6ba040000000f05b8e7000000bf7d0000"
-            "000f05498b2f488d5c2410b902000000488b3b4883c3084885ff740d803f0074efc6070048ffc7ebf3e2e5b8b401000031ffbe02"
-            "00000031d20f05b850000000488d3dcd0000000f056a00b801000000bf030000004889e6ba040000000f0531c0bf030000004889"
-            "e6ba080000000f05b803000000bf030000000f056aff4883ec10b83d00000048c7c7ffffffff488d742408ba010000004531d20f"
-            "0583f802743385c07fdcb880000000488d7c241031f631d241ba080000000f0583f81174c185c07ee189c6b83e000000bf020000"
-            "000f05ebd148892c24b801000000bf040000004889e6ba0c0000000f058b44240889c7c1ef0883e07f74068db880000000b8e700"
-            "00000f056e736f7263682d696e6974002f00"
+            "35eb0100000f05b8b4010000bf03000000beffffffffba040000000f05803b320f8486000000b83a0000000f0585c00f8fb60000"
+            "007552803b317507b8700000000f056a00b80e000000bf020000004889e631d241ba080000000f05b83b000000498b7d004c89e6"
+            "4c89f20f054983c508498b7d00803f00740f83f8fe74dd83f8f374d883f8ec74d3f7d850b801000000bf030000004889e6ba0400"
+            "00000f05b8e7000000bf7d0000000f05b89d000000bf0400000031f60f05b801000000bf050000004889deba010000000f0531c0"
+            "bf050000004889deba010000000f05b803000000bf050000000f05498b2f488d5c2410b902000000488b3b4883c3084885ff740d"
+            "803f0074efc6070048ffc7ebf3e2e5b8b401000031ffbe0200000031d20f05b850000000488d3dcd0000000f056a00b801000000"
+            "bf030000004889e6ba040000000f0531c0bf030000004889e6ba080000000f05b803000000bf030000000f056aff4883ec10b83d"
+            "00000048c7c7ffffffff488d742408ba010000004531d20f0583f802743385c07fdcb880000000488d7c241031f631d241ba0800"
+            "00000f0583f81174c185c07ee189c6b83e000000bf020000000f05ebd148892c24b801000000bf040000004889e6ba0c0000000f"
+            "058b44240889c7c1ef0883e07f74068db880000000b8e70000000f056e736f7263682d696e6974002f00"
         ),
     )
 }
@@ -113,10 +114,21 @@ class Pid1:
         :param apart: *told* is told of the end, too, not what all have in common: the command may be hostile, and have
             rights over its init
         """
+        flags = b"%d" % command.session
+        argv = (b"nsorch-init", flags, b"%08x" % job, *programs, b"", *command.argv)
+        self._add(script, script.texts(argv), environment, told, apart)
+
+    def adopt(self, script: Script, job: int, told: int, child: int, *, apart: bool) -> None:
+        """Have *script* end as the init of process 2, else as :meth:`add_to`.
+
+        :param child: a socket: when it can't be traced, the init sends a byte, and then waits for the end of file
+        """
+        script.duplicate(child, 5)
+        self._add(script, script.texts((b"nsorch-init", b"2", b"%08x" % job, b"")), script.texts(()), told, apart)
+
+    def _add(self, script: Script, argv: int, environment: int, told: int, apart: bool) -> None:
         script.duplicate(told, 3)
         script.duplicate(told if apart else self._report, 4)
-        flags = b"%d" % command.session
-        argv = script.texts((b"nsorch-init", flags, b"%08x" % job, *programs, b"", *command.argv))
         script.call(("init", ""), EXECVEAT, self._file, script.text(b""), argv, environment, AT_EMPTY_PATH)
 
     @staticmethod

@@ -4,12 +4,13 @@
 #     as -o script.o script.S && objcopy -O binary -j .text script.o script.bin
 #
 # long begin(struct clone_args *, size_t, struct call *, struct call **failed): what clone3 returns, or minus its errno.
-# A call is 11 numbers:
+# A call is 12 numbers:
 #     that of the system call, and its 6 arguments
 #     the way to the first number that is to become the result: in bytes, from here. That one has the way to the next, from
 #         there, until it does; 0 is the end
 #     bits of the errnos (modulo 64) that don't end all
-#     the way to the call to go on with, in bytes from this one; and, after such an errno, to another
+#     the ways to the call to go on with, in bytes from this one: after a result that isn't 0, after 0 (which a new child has
+#         of its own clone3), and after such an errno
 # What fails otherwise is the end, by exit status 125; *failed is the call then, and its first number is the errno.
 
         .text
@@ -40,13 +41,16 @@ store:  test    %rdx, %rdx
         mov     (%rsi), %rdx
         mov     %rax, (%rsi)
         jmp     store
-done:   add     72(%r12), %r12
+done:   mov     72(%r12), %rdx
+        test    %rax, %rax
+        cmovz   80(%r12), %rdx
+        add     %rdx, %r12
         jmp     next
 failed: neg     %rax
         mov     64(%r12), %rdi
         bt      %rax, %rdi
         jnc     end
-        add     80(%r12), %r12
+        add     88(%r12), %r12
         jmp     next
 end:    mov     %rax, (%r12)
         mov     %r12, (%rbx)

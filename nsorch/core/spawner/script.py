@@ -32,8 +32,8 @@ if TYPE_CHECKING:
 _PROGRAMS = {
     "x86_64": (
         "4989c94989d0b8b30100000f054885c07401c34c89cb4d89c4498b0424498b7c2408498b742410498b5424184d8b5424204d8b44"
-        "24284d8b4c24300f05483d01f0ffff731f498d742438488b164885d2740b4801d6488b16488906ebf04d03642448ebb548f7d849"
-        "8b7c2440480fa3c773074d03642450eba0498904244c8923b8e7000000bf7d0000000f05"
+        "24284d8b4c24300f05483d01f0ffff732b498d742438488b164885d2740b4801d6488b16488906ebf0498b5424484885c0490f44"
+        "5424504901d4eba948f7d8498b7c2440480fa3c773074d03642458eb94498904244c8923b8e7000000bf7d0000000f05"
     )
 }
 
@@ -42,13 +42,15 @@ READ, WRITE, SIGACTION, SIGPROCMASK, IOCTL, DUP2 = 0, 1, 13, 14, 16, 33
 SOCKET, EXECVE, CHDIR, FCHDIR, UMASK, SETSID = 41, 59, 80, 81, 95, 112
 PIVOT_ROOT, MOUNT, UMOUNT, SETHOSTNAME, SETDOMAINNAME = 155, 165, 166, 170, 171
 OPENAT, MKDIRAT, MKNODAT, SYMLINKAT, UNSHARE, SETNS, EXECVEAT = 257, 258, 259, 266, 272, 308, 322
+SETGROUPS, SETRESUID, SETRESGID, CAPSET, PRCTL, SETRLIMIT, EXIT = 116, 117, 119, 126, 157, 160, 231
+KEYCTL, CLONE3 = 250, 435
 
 AT_FDCWD, AT_EMPTY_PATH = -100, 0x1000
 _CLONE_VM = 0x100
 _CLONE_CLEAR_SIGHAND = 0x100000000  # the handlers are the interpreter's, and would run in its memory
 
-_CALL, _WORD = 11, 8  # numbers of a call, and bytes of each
-_RESULT, _TOLERATED, _NEXT, _NEXT_FAILED = 7, 8, 9, 10  # places among them
+_CALL, _WORD = 12, 8  # numbers of a call, and bytes of each
+_RESULT, _TOLERATED, _NEXT, _NEXT_AFTER_0, _NEXT_FAILED = 7, 8, 9, 10, 11  # places among them
 _UNUSED = (0,) * 6
 _ONE = _WORD * _CALL
 
@@ -90,7 +92,7 @@ class Script:
     __slots__ = ("_ends", "_memory", "_numbers", "_stages")
 
     def __init__(self) -> None:
-        self._numbers = array.array("q")  # of all calls, 11 each
+        self._numbers = array.array("q")  # of all calls, 12 each
         self._ends: dict[Result, int] = {}  # where the way to all that becomes the result ends so far
         self._stages: list[tuple[str, str]] = []
         self._memory: list[object] = []  # what it has addresses of
@@ -115,9 +117,8 @@ class Script:
         :param arguments: results of earlier calls of this script among them; not of those that may have failed
         """
         place = len(self._numbers)
-        self._numbers.extend(
-            (number, *arguments, *_UNUSED[len(arguments) :], 0, failure.tolerated, failure.done * _ONE, _ONE)
-        )
+        done = failure.done * _ONE
+        self._numbers.extend((number, *arguments, *_UNUSED[len(arguments) :], 0, failure.tolerated, done, done, _ONE))
         self._stages.append(stage)
         for target, argument in enumerate(arguments, place + 1):
             if type(argument) is Result:
@@ -139,6 +140,11 @@ class Script:
     def skip_done(self, call: int, to: int) -> None:
         """Where *call* doesn't fail, go on with the call *to*."""
         self._numbers[call * _CALL + _NEXT] = (to - call) * _ONE
+        self.skip_zero(call, to)
+
+    def skip_zero(self, call: int, to: int) -> None:
+        """Where *call* returns 0, go on with the call *to*."""
+        self._numbers[call * _CALL + _NEXT_AFTER_0] = (to - call) * _ONE
 
     def __len__(self) -> int:
         """How many calls there are."""
@@ -149,6 +155,15 @@ class Script:
         self._numbers.extend(part._numbers)
         self._stages += part._stages
         self._memory.append(part)
+
+    def fork(self) -> int:
+        """Add the making of a child, which makes calls of the same list, as :meth:`skip_zero` says.
+
+        :return: the call
+        """
+        args = CloneArgs(flags=_CLONE_VM | _CLONE_CLEAR_SIGHAND, exit_signal=signal.SIGCHLD)
+        self.call(("clone3", ""), CLONE3, self.keep(args), ctypes.sizeof(args))
+        return len(self) - 1
 
     def duplicate(self, fd: int, number: int) -> None:
         """Have *fd* as *number*, for the program, too. It must be another."""

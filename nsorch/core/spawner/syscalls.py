@@ -45,19 +45,19 @@ MS_PRIVATE = 1 << 18
 MS_SHARED = 1 << 20
 MNT_DETACH = 2
 
-_PR_SET_PDEATHSIG = 1
+PR_SET_PDEATHSIG = 1
 _PR_SET_DUMPABLE = 4
-_PR_SET_KEEPCAPS = 8
+PR_SET_KEEPCAPS = 8
 _PR_SET_NAME = 15
-_PR_SET_SECCOMP = 22
-_PR_CAPBSET_DROP = 24
+PR_SET_SECCOMP = 22
+PR_CAPBSET_DROP = 24
 _PR_SET_CHILD_SUBREAPER = 36
-_PR_SET_NO_NEW_PRIVS = 38
-_PR_CAP_AMBIENT = 47
-_PR_CAP_AMBIENT_RAISE, _PR_CAP_AMBIENT_CLEAR_ALL = 2, 4
-_SECCOMP_MODE_FILTER = 2
+PR_SET_NO_NEW_PRIVS = 38
+PR_CAP_AMBIENT = 47
+PR_CAP_AMBIENT_RAISE, PR_CAP_AMBIENT_CLEAR_ALL = 2, 4
+SECCOMP_MODE_FILTER = 2
 _LINUX_CAPABILITY_VERSION_3 = 0x20080522
-_KEYCTL_JOIN_SESSION_KEYRING = 1
+KEYCTL_JOIN_SESSION_KEYRING = 1
 
 # One number on every architecture: the tables were unified before this call came (asm-generic/unistd.h).
 _SYS_CLONE3 = 435
@@ -142,7 +142,7 @@ def pivot_root(new: str | bytes, old: str | bytes) -> None:
 
 
 def set_parent_death_signal(number: int) -> None:
-    _check(_libc.prctl(_PR_SET_PDEATHSIG, number, 0, 0, 0))
+    _check(_libc.prctl(PR_SET_PDEATHSIG, number, 0, 0, 0))
 
 
 def set_name(name: bytes) -> None:
@@ -178,22 +178,22 @@ def set_dumpable(dumpable: bool) -> None:
 
 def keep_capabilities() -> None:
     """Through the next change of all uids to another than 0; an exec forgets it."""
-    _check(_libc.prctl(_PR_SET_KEEPCAPS, 1, 0, 0, 0))
+    _check(_libc.prctl(PR_SET_KEEPCAPS, 1, 0, 0, 0))
 
 
 def drop_from_bounding_set(capability: int) -> None:
-    _check(_libc.prctl(_PR_CAPBSET_DROP, capability, 0, 0, 0))
+    _check(_libc.prctl(PR_CAPBSET_DROP, capability, 0, 0, 0))
 
 
 def set_ambient(capabilities: int) -> None:
     """Bits of those that are both permitted and inheritable."""
-    _check(_libc.prctl(_PR_CAP_AMBIENT, _PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0))
+    _check(_libc.prctl(PR_CAP_AMBIENT, PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0))
     for number in range(64):
         if capabilities >> number & 1:
-            _check(_libc.prctl(_PR_CAP_AMBIENT, _PR_CAP_AMBIENT_RAISE, number, 0, 0))
+            _check(_libc.prctl(PR_CAP_AMBIENT, PR_CAP_AMBIENT_RAISE, number, 0, 0))
 
 
-class _Capabilities(ctypes.Structure):
+class Capabilities(ctypes.Structure):
     """``struct __user_cap_header_struct``, then two of ``__user_cap_data_struct``: linux/capability.h."""
 
     _fields_ = (
@@ -205,23 +205,28 @@ class _Capabilities(ctypes.Structure):
 
 def get_permitted() -> int:
     """Bits of the caller's permitted capabilities."""
-    held = _Capabilities(version=_LINUX_CAPABILITY_VERSION_3)
+    held = Capabilities(version=_LINUX_CAPABILITY_VERSION_3)
     _check(_libc.capget(ctypes.byref(held), held.data))
     return int(held.data[1]) | int(held.data[4]) << 32
 
 
-def set_capabilities(effective: int, permitted: int, inheritable: int) -> None:
-    wanted = _Capabilities(version=_LINUX_CAPABILITY_VERSION_3)
+def capabilities_of(effective: int, permitted: int, inheritable: int) -> Capabilities:
+    made = Capabilities(version=_LINUX_CAPABILITY_VERSION_3)
     for place, bits in enumerate((effective, permitted, inheritable)):
-        wanted.data[place], wanted.data[place + 3] = bits & 0xFFFFFFFF, bits >> 32
+        made.data[place], made.data[place + 3] = bits & 0xFFFFFFFF, bits >> 32
+    return made
+
+
+def set_capabilities(effective: int, permitted: int, inheritable: int) -> None:
+    wanted = capabilities_of(effective, permitted, inheritable)
     _check(_libc.capset(ctypes.byref(wanted), wanted.data))
 
 
 def set_no_new_privs() -> None:
-    _check(_libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0))
+    _check(_libc.prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0))
 
 
-class _FilterProgram(ctypes.Structure):
+class FilterProgram(ctypes.Structure):
     """``struct sock_fprog``: linux/filter.h."""
 
     _fields_ = (("length", ctypes.c_ushort), ("instructions", ctypes.c_char_p))
@@ -229,8 +234,8 @@ class _FilterProgram(ctypes.Structure):
 
 def set_seccomp(program: bytes) -> None:
     """Add a filter, of ``struct sock_filter``, 8 bytes each. Needs no_new_privs or CAP_SYS_ADMIN."""
-    filter_ = _FilterProgram(len(program) // 8, program)
-    _check(_libc.prctl(_PR_SET_SECCOMP, _SECCOMP_MODE_FILTER, ctypes.addressof(filter_), 0, 0))
+    filter_ = FilterProgram(len(program) // 8, program)
+    _check(_libc.prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, ctypes.addressof(filter_), 0, 0))
 
 
 # keyctl is older than the unification of the tables.
@@ -241,4 +246,4 @@ _SYS_KEYCTL_GENERIC = 219
 def join_new_session_keyring() -> None:
     """Leave the session keyring for a new one without a name."""
     number = _SYS_KEYCTL.get(os.uname().machine, _SYS_KEYCTL_GENERIC)
-    _check(_libc.syscall(number, _KEYCTL_JOIN_SESSION_KEYRING, None))
+    _check(_libc.syscall(number, KEYCTL_JOIN_SESSION_KEYRING, None))

@@ -1,4 +1,5 @@
-"""The set-up of a file system as a script: the same functions that make the calls elsewhere write them down here.
+"""The set-up of a file system, and the confinement of a command, as a script: the same functions that make the calls
+elsewhere write them down here.
 
 What would depend on an answer of the kernel's is decided beforehand, or that set-up is no script.
 """
@@ -36,22 +37,44 @@ from .mountapi import (
 from .script import (
     ANY,
     AT_FDCWD,
+    CAPSET,
     CHDIR,
     FCHDIR,
+    KEYCTL,
     MKDIRAT,
     MKNODAT,
     MOUNT,
     OPENAT,
     PIVOT_ROOT,
+    PRCTL,
+    SETGROUPS,
+    SETRESGID,
+    SETRESUID,
+    SETRLIMIT,
     SYMLINKAT,
     UMASK,
     UMOUNT,
     Script,
     errnos,
 )
+from .syscalls import (
+    KEYCTL_JOIN_SESSION_KEYRING,
+    PR_CAP_AMBIENT,
+    PR_CAP_AMBIENT_CLEAR_ALL,
+    PR_CAP_AMBIENT_RAISE,
+    PR_CAPBSET_DROP,
+    PR_SET_KEEPCAPS,
+    PR_SET_NO_NEW_PRIVS,
+    PR_SET_PDEATHSIG,
+    PR_SET_SECCOMP,
+    SECCOMP_MODE_FILTER,
+    Capabilities,
+    FilterProgram,
+    capabilities_of,
+)
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Sequence
 
     from .script import Result
 
@@ -68,8 +91,10 @@ class Writer(Calls):
 
     at_once = False
 
-    def __init__(self, script: Script) -> None:
+    def __init__(self, script: Script, permitted: int = 0) -> None:
+        """:param permitted: capabilities that the child has"""
         self._script = script
+        self._permitted = permitted
         self._stage = ("", "")
 
     def _add(self, number: int, *arguments: int) -> Result:
@@ -87,11 +112,11 @@ class Writer(Calls):
         self._stage = before
 
     @contextlib.contextmanager
-    def optional(self) -> Iterator[None]:
+    def optional(self, *numbers: int) -> Iterator[None]:
         first = len(self._script)
         yield
         end = len(self._script)
-        self._script.skip_failed(range(first, end), ANY, end)
+        self._script.skip_failed(range(first, end), errnos(*numbers) if numbers else ANY, end)
 
     def permitted_or(self, first: Callable[[], None], second: Callable[[], None]) -> None:
         begin = len(self._script)
@@ -196,3 +221,49 @@ class Writer(Calls):
 
     def umount(self, target: bytes, flags: int) -> None:
         self._add(UMOUNT, self._text(target), flags)
+
+    # -- what the child may do
+
+    def join_new_session_keyring(self) -> None:
+        self._add(KEYCTL, KEYCTL_JOIN_SESSION_KEYRING, 0)
+
+    def set_limit(self, number: int, soft: int, hard: int) -> None:
+        limit = (ctypes.c_ulong * 2)(soft, hard)
+        self._add(SETRLIMIT, number, self._script.keep(limit))
+
+    def drop_from_bounding_set(self, capability: int) -> None:
+        self._add(PRCTL, PR_CAPBSET_DROP, capability)
+
+    def keep_capabilities(self) -> None:
+        self._add(PRCTL, PR_SET_KEEPCAPS, 1)
+
+    def get_permitted(self) -> int:
+        return self._permitted
+
+    def set_capabilities(self, effective: int, permitted: int, inheritable: int) -> None:
+        header = self._script.keep(capabilities_of(effective, permitted, inheritable))
+        self._add(CAPSET, header, header + Capabilities.data.offset)
+
+    def set_ambient(self, capabilities: int) -> None:
+        self._add(PRCTL, PR_CAP_AMBIENT, PR_CAP_AMBIENT_CLEAR_ALL)
+        for number in range(64):
+            if capabilities >> number & 1:
+                self._add(PRCTL, PR_CAP_AMBIENT, PR_CAP_AMBIENT_RAISE, number)
+
+    def set_groups(self, groups: Sequence[int]) -> None:
+        self._add(SETGROUPS, len(groups), self._script.keep((ctypes.c_uint32 * (len(groups) + 1))(*groups)))
+
+    def set_ids(self, uid: int, gid: int) -> None:
+        self._add(SETRESGID, gid, gid, gid)
+        self._add(SETRESUID, uid, uid, uid)
+
+    def set_no_new_privs(self) -> None:
+        self._add(PRCTL, PR_SET_NO_NEW_PRIVS, 1)
+
+    def set_parent_death_signal(self, number: int) -> None:
+        self._add(PRCTL, PR_SET_PDEATHSIG, number)
+
+    def set_seccomp(self, program: bytes) -> None:
+        instructions = self._script.text(program)
+        made = FilterProgram(len(program) // 8, ctypes.c_char_p(instructions))
+        self._add(PRCTL, PR_SET_SECCOMP, SECCOMP_MODE_FILTER, self._script.keep(made))

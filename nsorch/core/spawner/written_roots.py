@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from .calls import INSIDE
 from .command import candidates, check_program, resolve
+from .confinement import confine, decode, restrict
 from .mountapi import openat2
 from .mounts import show_own
 from .rootfs import Root, Sources, build, points
@@ -17,6 +18,7 @@ from .script import Script
 from .writing import NoScriptError, Writer
 
 if TYPE_CHECKING:
+    from .confinement import User
     from .protocol import Command, Own
 
 
@@ -108,4 +110,21 @@ def file_system(root: bytes, own: Own, facts: tuple[bool, ...]) -> Script:  # no
     script = Script()
     do = Writer(script)
     show_own(do, own, build(Sources(root, do)) if root else {})
+    return script
+
+
+@functools.lru_cache(maxsize=16)
+def confining(confinement: bytes, user: User | None, permitted: int) -> Script:
+    """The part that confines a command, see :func:`.confinement.confine`."""
+    script = Script()
+    confine(decode(confinement), user, Writer(script, permitted))
+    return script
+
+
+@functools.lru_cache(maxsize=16)
+def restricting(confinement: bytes) -> Script:
+    """The last part of that, see :func:`.confinement.restrict`."""
+    script = Script()
+    if not decode(confinement).restricts_early:
+        restrict(decode(confinement), Writer(script))
     return script
