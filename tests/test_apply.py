@@ -252,6 +252,8 @@ def test_watch(tmp_path: pathlib.Path) -> None:
         part.write_text(text)
         part.replace(file)
 
+    b = f"watched-{os.getpid()}"
+    pin = pathlib.Path("/run/netns", b)
     lab = '[bridges.lan]\nsubnet = "10.0.0.0/24"\n[workers.a]\nlinks = ["lan"]\n'
     write(lab)
     command = [sys.executable, "-m", "nsorch", "run", "--watch", "--events", "--json", str(file)]
@@ -262,13 +264,14 @@ def test_watch(tmp_path: pathlib.Path) -> None:
     watchdog.start()
     try:
         assert "up in" in run.stderr.readline()
-        write(lab + '[workers.b]\nlinks = ["lan"]\n')
-        assert [run.stderr.readline() for _ in range(2)] == ["nsorch: add worker b\n", "nsorch: add link b-lan\n"]
+        write(f'{lab}[workers.{b}]\nlinks = ["lan"]\n')
+        assert [run.stderr.readline() for _ in range(2)] == [f"nsorch: add worker {b}\n", f"nsorch: add link {b}-lan\n"]
         write("[workers.b\n")
         assert "lab.toml" in run.stderr.readline()
+        assert os.path.lexists(pin) is (os.geteuid() == 0)
         write(lab)
-        assert run.stderr.readline() == "nsorch: remove worker b\n"
-        assert run.stderr.readline() == "nsorch: remove link b-lan\n"
+        assert run.stderr.readline() == f"nsorch: remove worker {b}\n"
+        assert run.stderr.readline() == f"nsorch: remove link {b}-lan\n"
         for _ in range(12):  # an editor that writes in place: the file is empty for a while
             file.write_text("")
             time.sleep(0.1)
@@ -281,9 +284,9 @@ def test_watch(tmp_path: pathlib.Path) -> None:
         watchdog.cancel()
     assert run.returncode == 143
     kinds = [(event["kind"], event.get("worker")) for event in map(json.loads, output.splitlines())]
-    assert ("WorkerReady", "b") in kinds
-    assert ("WorkerRemoved", "b") in kinds
-    assert kinds.index(("WorkerRemoved", "a")) > kinds.index(("WorkerRemoved", "b"))
+    assert ("WorkerReady", b) in kinds
+    assert ("WorkerRemoved", b) in kinds
+    assert kinds.index(("WorkerRemoved", "a")) > kinds.index(("WorkerRemoved", b))
     assert kinds.index(("WorkerRemoved", "a")) > kinds.index(("SupervisorStopping", None))
     assert not os.path.exists(tmp_path / "part")
 

@@ -23,7 +23,7 @@ from nsorch.cli.terminal import is_terminal, take_terminal
 from nsorch.cli.watch import watch
 
 if TYPE_CHECKING:
-    from nsorch import Event, Topology
+    from nsorch import Event, Topology, Worker
     from nsorch.cli.watch import Watched
 
 # Up to so many pairs each is asked from both sides.
@@ -95,15 +95,15 @@ async def _use(sup: Supervisor, topology: Topology, options: Options) -> int:
     summary = f"{topology.name or 'the lab'}: {count}, up in {time.monotonic() - begin:.1f} s"
     if options.check:
         return await _check(sup, topology, options, summary)
-    if not sup.rootless:
-        await _pin(sup)
+    pinned: set[Worker] = set()
+    await _pin(sup, pinned)
     if options.worker is not None:
         return await _run_inside(sup, options.worker, options.command)
     if options.command:
         return await _run_outside(options.command)
     click.echo(f"nsorch: {summary}; Ctrl-C takes it down", err=True)
     if options.watched is not None:
-        await watch(deployment, options.watched)
+        await watch(deployment, options.watched, lambda: _pin(sup, pinned))
     await anyio.sleep_forever()
     raise AssertionError("unreachable")
 
@@ -113,10 +113,12 @@ def _count_up(sup: Supervisor) -> int:
     return workers + sum(link.is_up for link in sup.links.values())
 
 
-async def _pin(sup: Supervisor) -> None:
-    """For ``ip netns exec``, by the name of the worker unless another lab has it."""
-    for name, worker in sup.workers.items():
-        if "net" in worker.namespaces:
+async def _pin(sup: Supervisor, pinned: set[Worker]) -> None:
+    """For root's ``ip netns exec``, by the name of the worker unless another lab has it; those that aren't *pinned*."""
+    pinned &= set(sup.workers.values())
+    for name, worker in list(sup.workers.items()):
+        if "net" in worker.namespaces and worker not in pinned and not sup.rootless:
+            pinned.add(worker)
             try:
                 await sup.pin(worker)
             except NsorchError as exc:

@@ -11,7 +11,7 @@ import click
 from nsorch import NsorchError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Awaitable, Callable
 
     from nsorch import Deployment, Topology
 
@@ -30,8 +30,11 @@ class Watched(NamedTuple):
     state: State
 
 
-async def watch(deployment: Deployment, watched: Watched) -> None:
-    """Until cancelled. A file that is wrong, or can't be applied, is told, and what is up stays."""
+async def watch(deployment: Deployment, watched: Watched, applied: Callable[[], Awaitable[None]]) -> None:
+    """Until cancelled. A file that is wrong, or can't be applied, is told, and what is up stays.
+
+    :param applied: called each time that other workers may be there
+    """
     seen = latest = watched.state
     while True:
         await anyio.sleep(_PERIOD)
@@ -46,7 +49,9 @@ async def watch(deployment: Deployment, watched: Watched) -> None:
         except (NsorchError, OSError, ExceptionGroup) as exc:
             for line in _lines(exc):
                 click.echo(f"nsorch: {line}", err=True)
+            await applied()
             continue
+        await applied()
         for change in found.changes:
             click.echo(f"nsorch: {change}", err=True)
         if not found:
