@@ -18,7 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import nsorch
-from nsorch import Topology, TopologyError, UnsupportedError
+from nsorch import Route, To, Topology, TopologyError, UnsupportedError
 from nsorch.topology.difference import difference
 
 SLEEP = ["sleep", "600"]
@@ -242,6 +242,35 @@ async def test_failures_leave_what_was_there() -> None:
         fewer = office()
         fewer.worker("new", links=["lan"])
         assert told(await deployment.apply(fewer)) == {"add worker new", "add link new-lan"}
+
+
+@pytest.mark.anyio
+async def test_a_route_moves_with_the_link_that_it_goes_through() -> None:
+    def lab(subnet: int, *further: int) -> Topology:
+        topology = Topology("lab")
+        for number in range(3):
+            topology.bridge(f"b{number}", f"10.{number}.0.0/24")
+        routes = [Route(f"172.16.{number}.0/24", via=f"10.{number}.0.250") for number in (subnet, *further)]
+        topology.worker("w", links=["b2", To(f"b{subnet}", name="x")], routes=routes)
+        return topology
+
+    async def routes(worker: nsorch.Worker) -> list[str]:
+        return (await worker.run("ip route show proto static")).stdout.decode().splitlines()
+
+    async with nsorch.Supervisor() as sup:
+        deployment = await sup.deploy(lab(0, 2))
+        worker = sup.workers["w"]
+        namespaces = dict(worker.namespaces)
+        await deployment.apply(lab(1))
+        assert await routes(worker) == ["172.16.1.0/24 via 10.1.0.250 dev x "]
+        wrong = lab(0)
+        wrong.worker("bad", ["no-such-command"])
+        with pytest.raises(ExceptionGroup):
+            await deployment.apply(wrong)
+        assert await routes(worker) == []  # its link had gone before
+        await deployment.apply(lab(1, 2))
+        assert await routes(worker) == ["172.16.1.0/24 via 10.1.0.250 dev x ", "172.16.2.0/24 via 10.2.0.250 dev eth0 "]
+        assert dict(worker.namespaces) == namespaces
 
 
 def test_watch(tmp_path: pathlib.Path) -> None:

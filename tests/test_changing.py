@@ -197,3 +197,31 @@ async def test_ipv6_comes_back_with_an_mtu_that_it_can_live_with() -> None:
         await link.set(mtu=1500)
         assert (await sup.ping_all([("a", "b"), ("b", "a")], version=6)).ok
         assert b"default via fd00::1" in (await sup.workers["b"].run(["ip", "-6", "route"])).stdout
+
+
+async def test_routes_whose_way_is_gone_are_in_nobodys_way() -> None:
+    async def routes() -> list[str]:
+        return (await worker.run("ip route show proto static")).stdout.decode().splitlines()
+
+    async with nsorch.Supervisor() as sup:
+        for number in range(3):
+            await sup.bridge(f"b{number}", f"10.{number}.0.0/24")
+        given = [nsorch.Route(f"172.16.{number}.0/24", via=f"10.{number}.0.250") for number in range(2)]
+        worker = await sup.start("w", links=["b0", "b1"], routes=given)
+        link = sup.links["w:eth1-b1"]
+        await sup.links["w:eth0-b0"].remove()
+        other = "172.16.1.0/24 via 10.1.0.250 dev eth1 "
+        await link.down()
+        await link.up()
+        assert await routes() == [other]
+        await link.set(address="10.1.0.77")
+        assert await routes() == [other]
+        await sup.link("w", "b2")
+        assert await routes() == [other]
+        await sup.link(nsorch.End("w", name="again"), "b0")
+        assert await routes() == ["172.16.0.0/24 via 10.0.0.250 dev again ", other]
+        with pytest.raises(TopologyError, match=r"workers.w.routes\[0\]: 10.9.0.1 is on none of its links"):
+            await worker.set_routes([{"to": "172.16.0.0/24", "via": "10.9.0.1"}])
+        assert len(await routes()) == 2
+        await worker.set_routes([])
+        assert await routes() == []

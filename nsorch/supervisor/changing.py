@@ -12,7 +12,7 @@ from nsorch.errors import NetlinkError, TopologyError, UnsupportedError
 from nsorch.net.mac import parse_mac
 from nsorch.net.plan import PortVlans
 from nsorch.supervisor.planning import end_plan
-from nsorch.supervisor.routes import default_routes, device_routes, given_routes
+from nsorch.supervisor.routes import check_routes, default_routes, device_routes, given_routes
 from nsorch.supervisor.telling import forget, tell
 from nsorch.topology import To
 from nsorch.topology.kinds import name_of
@@ -176,28 +176,25 @@ async def move(
         wiring.leases.renew(side)
 
 
-async def set_routes(wiring: Wiring, worker: Worker, described: WorkerSpec) -> None:
-    """Those that the description gives, and those of its service.
+def take_routes(wiring: Wiring, worker: Worker, described: WorkerSpec) -> list[RoutePlan]:
+    """Have *worker* described with those of another description, and of its service. Returns those that it has."""
+    before = _given(wiring, worker)
+    worker._spec = evolve(worker._spec, routes=described.routes, service=described.service)
+    return before
+
+
+async def set_routes(wiring: Wiring, worker: Worker, before: Sequence[RoutePlan]) -> None:
+    """Those of its description, instead of those *before*.
 
     :raises TopologyError: a gateway is on none of its links
     """
+    check_routes(worker, wiring.record.links_of.get(worker.name, ()))
+    await _change_routes(wiring, worker, before, _given(wiring, worker))
+
+
+def _given(wiring: Wiring, worker: Worker) -> list[RoutePlan]:
     links = wiring.record.links_of.get(worker.name, ())
-    old, spec = _given(worker, links), worker._spec
-    worker._spec = evolve(spec, routes=described.routes, service=described.service)
-    try:
-        devices = worker._devices.values()
-        new = [*given_routes(worker, links, links), *device_routes(worker, links, devices)]
-        await _change_routes(wiring, worker, old, new)
-    except BaseException:
-        worker._spec = spec
-        raise
-
-
-def _given(worker: Worker, links: Sequence[Link]) -> list[RoutePlan]:
-    try:
-        return [*given_routes(worker, links, links), *device_routes(worker, links, worker._devices.values())]
-    except TopologyError:  # the way of one is gone, and so is the kernel's route
-        return []
+    return [*given_routes(worker, links, links), *device_routes(worker, links, worker._devices.values())]
 
 
 def _reserve(
@@ -248,10 +245,7 @@ async def _readdress(wiring: Wiring, side: Side, new: Interfaces) -> None:
 
 def _routes(wiring: Wiring, worker: Worker, link: Link) -> list[RoutePlan]:
     links = wiring.record.links_of.get(worker.name, ())
-    try:
-        return [*default_routes(worker, [link], links), *given_routes(worker, [link], links)]
-    except TopologyError:  # a gateway that is on none of its links any more
-        return default_routes(worker, [link], links)
+    return [*default_routes(worker, [link], links), *given_routes(worker, [link], links)]
 
 
 async def _reroute(wiring: Wiring, worker: Worker, link: Link, before: list[RoutePlan]) -> None:

@@ -11,7 +11,7 @@ from attrs import evolve
 from nsorch.core.collector import no_full_collections
 from nsorch.errors import TopologyError, UnsupportedError
 from nsorch.events import State
-from nsorch.supervisor.changing import set_routes
+from nsorch.supervisor.changing import set_routes, take_routes
 from nsorch.supervisor.emulating import apply_ways, needs_netem, require_netem
 from nsorch.supervisor.given import given_in
 from nsorch.supervisor.routes import ShortestPaths
@@ -25,7 +25,7 @@ from nsorch.topology.profiles import directions
 if TYPE_CHECKING:
     from collections.abc import Container, Mapping, Sequence
 
-    from nsorch.net.plan import RouteGroup
+    from nsorch.net.plan import RouteGroup, RoutePlan
     from nsorch.supervisor.network import Bridge, Link, Side
     from nsorch.supervisor.supervisor import Supervisor
     from nsorch.supervisor.worker import Worker
@@ -89,8 +89,7 @@ class Deployment:
                 addition.touched = {
                     name for key in (*found.links_to_add, *found.links_to_remove) for name in (key[0], key[2])
                 }
-                await addition.carry_out()
-                await self._change(topology, found)
+                await self._change(topology, found, await self._add(addition, topology))
         await anyio.lowlevel.checkpoint()
         return found
 
@@ -122,7 +121,27 @@ class Deployment:
         await supervisor._wiring.remove_bridges(gone_bridges)
         return kept
 
-    async def _change(self, topology: Topology, found: Difference) -> None:
+    async def _add(self, addition: _Addition, topology: Topology) -> dict[Worker, list[RoutePlan]]:
+        """Returns which routes those workers have that get others, over the new links or over those that stay."""
+        differing = [
+            worker
+            for name, worker in self._workers.items()
+            if worker.spec.all_routes != topology.workers[name].all_routes
+        ]
+        specs = {worker: worker._spec for worker in differing}
+        routes = {worker: take_routes(addition.wiring, worker, topology.workers[worker.name]) for worker in differing}
+        try:
+            await addition.carry_out()
+        except BaseException:
+            for worker, spec in specs.items():
+                worker._spec = spec
+            raise
+        return routes
+
+    async def _change(
+        self, topology: Topology, found: Difference, routes: Mapping[Worker, Sequence[RoutePlan]]
+    ) -> None:
+        """:param routes: those that workers had before"""
         self.topology = topology
         links = self._links
         wiring = self._supervisor._wiring
@@ -134,9 +153,9 @@ class Deployment:
         for name, worker in self._workers.items():
             described = topology.workers[name]
             await wiring.interfaces.adapt(worker, described.all_interfaces)
-            if worker.spec.all_routes != described.all_routes:
+            if worker in routes:
                 with anyio.CancelScope(shield=True):
-                    await set_routes(wiring, worker, described)
+                    await set_routes(wiring, worker, routes[worker])
             if worker.spec.limits != described.limits:
                 await worker.set_limits(described.limits)
             if worker.spec.uplink != described.uplink:
@@ -226,7 +245,7 @@ class _Addition:
         self.touched: set[str] = set()
         self._deployment = deployment
         self._supervisor = deployment._supervisor
-        self._wiring = deployment._supervisor._wiring
+        self.wiring = deployment._supervisor._wiring
         self._topology = topology
         self._links = dict(kept)
         self._kept = kept
@@ -238,7 +257,7 @@ class _Addition:
         made_workers: Sequence[Worker] = ()
         made_bridges: Sequence[Bridge] = ()
         given = await given_in(topology)
-        record = self._wiring.record
+        record = self.wiring.record
         record.given.append(given)
         try:
             if workers or self.bridges:
@@ -248,16 +267,16 @@ class _Addition:
                 await self._plan()
             left = [link for link in self._links.values() if link._state == "planned"]
             if left:
-                await self._wiring.connect([], left)
-            await self._wiring.obtain(left)
+                await self.wiring.connect([], left)
+            await self.wiring.obtain(left)
             for name, groups in self._routes.items():
-                await self._wiring.routing.reroute(self._supervisor._worker(name), groups, anew=name in self.touched)
+                await self.wiring.routing.reroute(self._supervisor._worker(name), groups, anew=name in self.touched)
         except BaseException:
             with anyio.CancelScope(shield=True):
                 new = [link for key, link in self._links.items() if key not in self._kept]
-                await self._wiring.remove_links([link for link in new if link._state != "removed"])
+                await self.wiring.remove_links([link for link in new if link._state != "removed"])
                 await self._supervisor._starter.remove(made_workers)
-                await self._wiring.remove_bridges(made_bridges)
+                await self.wiring.remove_bridges(made_bridges)
             raise
         finally:
             record.given.remove(given)
@@ -265,10 +284,10 @@ class _Addition:
         deployment._workers.update((worker.name, worker) for worker in made_workers)
         deployment._bridges.update((bridge.name, bridge) for bridge in made_bridges)
         if self._kept:
-            self._wiring.record.arrange(list(deployment._links.values()))
+            self.wiring.record.arrange(list(deployment._links.values()))
 
     async def _plan(self) -> None:
-        links_of = self._wiring.record.links_of
+        links_of = self.wiring.record.links_of
         planned = {name: iter(tuple(links_of.get(name, ()))) async for name in in_turns(self.workers)}
         routed = self._topology.routing == "shortest-path"
         async for key in in_turns(self.links_to_add):
@@ -276,12 +295,12 @@ class _Addition:
             if isinstance(spec, To) and key[0] in self.workers:  # planned with the worker
                 self._links[key] = next(planned[key[0]])
             else:
-                self._links[key] = self._wiring.record.plan_link(as_link(key, spec), routed=routed)
+                self._links[key] = self.wiring.record.plan_link(as_link(key, spec), routed=routed)
         if routed:
             await self._plan_routes({link: self.specs[key] for key, link in self._links.items()})
 
     async def _plan_routes(self, specs: Mapping[Link, LinkSpec | To]) -> None:
-        wiring, topology = self._wiring, self._topology
+        wiring, topology = self.wiring, self._topology
         routing = wiring.routing
         loopbacks = {
             name: routing.loopbacks_of(name) or routing.pool.take(name) async for name in in_turns(topology.workers)

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from nsorch.supervisor.devices import Device
     from nsorch.supervisor.network import Link, Side
     from nsorch.supervisor.worker import Worker
-    from nsorch.topology import Topology
+    from nsorch.topology import Route, Topology
 
 
 def default_routes(worker: Worker, new: Collection[Link], links: Sequence[Link]) -> list[RoutePlan]:
@@ -47,24 +47,38 @@ def default_routes(worker: Worker, new: Collection[Link], links: Sequence[Link])
 
 
 def given_routes(worker: Worker, new: Collection[Link], links: Sequence[Link]) -> list[RoutePlan]:
-    """Those of its description that go through one of the *new* links.
-
-    :raises TopologyError: there is no such interface, or the gateway is on no link
-    """
+    """Those of its description that go through one of the *new* links. What has no way, now that something was removed,
+    is left out until it has one again."""
     names = {side.ifname for link in links if link in new for side in link._sides if side.worker is worker}
     return [route for route in _routes(worker, links) if route.nexthops[0].dev in names]
 
 
 def device_routes(worker: Worker, links: Sequence[Link], devices: Collection[Device]) -> list[RoutePlan]:
-    """Those that go through others of its interfaces.
-
-    :raises TopologyError: as :func:`given_routes`
-    """
+    """Those that go through others of its interfaces."""
     names = {device.name for device in devices}
     return [route for route in _routes(worker, links) if route.nexthops[0].dev in names]
 
 
+def check_routes(worker: Worker, links: Sequence[Link]) -> None:
+    """:raises TopologyError: there is no such interface, or a gateway is on no link"""
+    # An interface that went with a link that is replaced comes again, with its routes.
+    if any(spec.name not in worker._devices for spec in worker.spec.all_interfaces):
+        return
+    for number, (route, dev) in enumerate(_ways(worker, links)):
+        if dev is None:
+            where = f"workers.{worker.name}.routes[{number}]"
+            raise TopologyError(f"{where}: {route.dev or route.via} is on none of its links")
+
+
 def _routes(worker: Worker, links: Sequence[Link]) -> Iterator[RoutePlan]:
+    for route, dev in _ways(worker, links):
+        if dev is not None:
+            hop = NextHop(via=route.via, dev=dev)
+            yield RoutePlan(destination=route.to, nexthops=(hop,), table=worker._tables.get(dev))
+
+
+def _ways(worker: Worker, links: Sequence[Link]) -> Iterator[tuple[Route, str | None]]:
+    """The given routes, each with its interface."""
     routes = worker.spec.all_routes
     if not routes:
         return
@@ -72,20 +86,11 @@ def _routes(worker: Worker, links: Sequence[Link]) -> Iterator[RoutePlan]:
         (side.ifname, side.addresses) for link in links for side in link._sides if side.worker is worker
     ]
     there += [(device.name, device.addresses) for device in worker._devices.values()]
-    # An interface that went with a link that is replaced comes again, with its routes.
-    awaited = any(spec.name not in worker._devices for spec in worker.spec.all_interfaces)
-    for number, route in enumerate(routes):
+    for route in routes:
         if route.dev is None:
-            dev = next((name for name, own in there if any(route.via in address.network for address in own)), None)
+            yield route, next((name for name, own in there if any(route.via in a.network for a in own)), None)
         else:
-            dev = route.dev if any(name == route.dev for name, _ in there) else None
-        if dev is None and awaited:
-            continue
-        if dev is None:
-            where = f"workers.{worker.name}.routes[{number}]"
-            raise TopologyError(f"{where}: {route.dev or route.via} is on none of its links")
-        hop = NextHop(via=route.via, dev=dev)
-        yield RoutePlan(destination=route.to, nexthops=(hop,), table=worker._tables.get(dev))
+            yield route, route.dev if any(name == route.dev for name, _ in there) else None
 
 
 Loopbacks = dict[str, "tuple[IPv4Interface | IPv6Interface, ...]"]

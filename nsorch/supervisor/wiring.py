@@ -24,7 +24,7 @@ from nsorch.supervisor.orders import Order, Orders
 from nsorch.supervisor.partitions import Partitions
 from nsorch.supervisor.planning import addresses_in, bridges_of, end_plan, link_plan, netns_key
 from nsorch.supervisor.record import Record
-from nsorch.supervisor.routes import default_routes, given_routes
+from nsorch.supervisor.routes import check_routes, default_routes, given_routes
 from nsorch.supervisor.routing import Routing
 from nsorch.supervisor.services import Services
 from nsorch.supervisor.telling import forget, remind
@@ -330,10 +330,10 @@ class Wiring:
     def _node_plan(
         self, worker: Worker, links: Collection[Link], complete: Container[Worker] | None = None
     ) -> NodePlan:
-        routes = [
-            *default_routes(worker, links, self.record.links_of.get(worker.name, ())),
-            *given_routes(worker, links, self.record.links_of.get(worker.name, ())),
-        ]
+        own = self.record.links_of.get(worker.name, ())
+        if worker.state is events.State.STARTING:
+            check_routes(worker, own)
+        routes = [*default_routes(worker, links, own), *given_routes(worker, links, own)]
         routed = complete is not None and worker in complete and self.routing.is_unset(worker.name)
         return NodePlan(
             netns=netns_key(worker),

@@ -21,7 +21,7 @@ from nsorch.core.spawner.syscalls import CLONE_NEWCGROUP, CLONE_NEWNET, CLONE_NE
 from nsorch.errors import ClosedError, NsorchError, SetupError, UnsupportedError
 from nsorch.events import State, WorkerExited, WorkerReady, WorkerRemoved, WorkerSetupFailed, WorkerStarted
 from nsorch.supervisor import sockets
-from nsorch.supervisor.changing import set_routes
+from nsorch.supervisor.changing import set_routes, take_routes
 from nsorch.supervisor.commands import build_command, encode_environment, open_streams
 from nsorch.supervisor.main_process import end
 from nsorch.supervisor.statistics import StatsStream
@@ -621,8 +621,14 @@ class Worker:
         """
         self._supervisor._check_running()
         made = to_routes(routes)
+        spec = self._spec
         with anyio.CancelScope(shield=True):
-            await set_routes(self._supervisor._wiring, self, evolve(self._spec, routes=made))
+            before = take_routes(self._supervisor._wiring, self, evolve(spec, routes=made))
+            try:
+                await set_routes(self._supervisor._wiring, self, before)
+            except BaseException:
+                self._spec = spec
+                raise
         await anyio.lowlevel.checkpoint()
 
     async def set_nat(self, nat: Nat | Mapping[str, Any] | str | None) -> None:
