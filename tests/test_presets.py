@@ -11,6 +11,7 @@ import sys
 from typing import Any
 
 import pytest
+from rootfs_support import make_rootfs
 
 import nsorch
 from nsorch.topology.presets import CONTAINER_CAPABILITIES, MASKED, READONLY
@@ -207,6 +208,29 @@ def test_the_table_names_them_all() -> None:
         assert re.search(rf"\b{name}\b", page), name
     for path in (*MASKED, *READONLY):
         assert f"`{path}`" in page, path
+
+
+@pytest.mark.parametrize("live", [True, False])
+@pytest.mark.parametrize("preset", PRESETS)
+async def test_who_joins_a_sandbox(preset: str, live: bool, tmp_path: pathlib.Path) -> None:
+    """It is somebody there, who can have files, and not the supervisor's user."""
+    rootfs = make_rootfs(tmp_path / "rootfs")
+    kinds = {"net": "worker:first", "mnt": True, "uts": True, "ipc": True} | ({"pid": True} if live else {})
+    async with nsorch.Supervisor() as sup:
+        lan = await sup.bridge("lan", subnet="10.0.0.0/24")
+        await sup.start("first", ["sleep", "600"], isolation="sandbox", links=[lan])
+        command = ["sleep", "600"] if live else None
+        worker = await sup.start("w", command, isolation=preset, namespaces=kinds, rootfs=rootfs)
+        async with await worker.popen(["sleep", "600"]) as process:
+            for pid in (worker.pid or process.pid, process.pid):
+                assert of_host(pid)["Uid"].split() == ["65534" if ROOT else str(os.geteuid())] * 4
+        line = "id -u; grep -c eth0 /proc/net/dev; grep CapEff /proc/self/status; touch /dev/shm/x"
+        uid, interfaces, _, effective = (await worker.run(line)).stdout.decode().split()
+        assert (uid, interfaces) == ("0", "1")
+        wanted = {"container": bits(CONTAINER_CAPABILITIES), "sandbox": 0}.get(preset)
+        assert wanted in (None, int(effective, 16))
+        with pytest.raises(nsorch.NsorchError, match="uid 7"):
+            await worker.run(["true"], user="7:7")
 
 
 _BELOW = """if True:

@@ -20,7 +20,7 @@ from nsorch.core.spawner.syscalls import CLONE_NEWCGROUP
 from nsorch.errors import PermissionDeniedError, SetupError, TopologyError
 from nsorch.supervisor.users import User, find_user
 from nsorch.topology.mounts import Bind, Mount, Overlay
-from nsorch.topology.namespaces import Host, NamespaceSet, New, Shared
+from nsorch.topology.namespaces import KINDS, Host, NamespaceSet, New, Shared
 from nsorch.topology.presets import NOBODY, Isolation, is_plain, isolation_of
 from nsorch.topology.privileges import CAPABILITIES, check_program
 from nsorch.values import Value
@@ -405,7 +405,8 @@ def _root(isolation: Isolation, *, rootless: bool, own_user: bool, passive: bool
         no_devices=isolation.no_devices,
         dev=isolation.private_dev,
         mqueue=isinstance(namespaces.ipc, New),
-        tty_group=-1 if rootless or own_user else _TTY_GROUP,
+        # A user namespace may not have it, also another worker's that is joined.
+        tty_group=-1 if rootless or own_user or any(map(namespaces.joins, KINDS)) else _TTY_GROUP,
         sysfs=sysfs,
         hosts=not hosts_own,
     )

@@ -79,7 +79,7 @@ def open_sources(namespaces: NamespaceSet, held: Held, worker: str) -> Entry:
             elif isinstance(source, Host) or (kind & _HOSTS_OWN and not _names_one(source)):
                 host |= kind
             elif isinstance(source, OfWorker):
-                _join_worker(joined, kind, source.name, held, worker)
+                _join_worker(joined, kind, source.name, held, worker, own_user=isinstance(namespaces.user, New))
             elif _names_one(source):
                 joined[kind] = _open(source, name, kind, worker)
     except BaseException:
@@ -92,7 +92,7 @@ def _names_one(source: Source) -> bool:
     return isinstance(source, OfWorker | OfPid | AtPath | OfDescriptor)
 
 
-def _join_worker(joined: dict[int, int], kind: int, other: str, held: Held, worker: str) -> None:
+def _join_worker(joined: dict[int, int], kind: int, other: str, held: Held, worker: str, *, own_user: bool) -> None:
     if other not in held:
         raise TopologyError(f'workers.{worker}.namespaces.{NS_FILES[kind]}: there is no worker "{other}"')
     if kind not in held[other]:
@@ -100,8 +100,8 @@ def _join_worker(joined: dict[int, int], kind: int, other: str, held: Held, work
             f'workers.{worker}.namespaces.{NS_FILES[kind]}: "{other}" has no {NS_FILES[kind]} namespace of its own'
         )
     joined[kind] = descriptors.duplicate(held[other][kind])
-    # Whoever enters a namespace needs rights in the user namespace that owns it.
-    if CLONE_NEWUSER in held[other] and CLONE_NEWUSER not in joined:
+    # Whoever enters a namespace wants rights in the user namespace that owns it; a user namespace of its own has none.
+    if CLONE_NEWUSER in held[other] and CLONE_NEWUSER not in joined and not own_user:
         joined[CLONE_NEWUSER] = descriptors.duplicate(held[other][CLONE_NEWUSER])
 
 

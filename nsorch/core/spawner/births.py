@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, NamedTuple, NoReturn
 from . import protocol
 from .command import become, identify, resolve
 from .confinement import decode, lent_oom_score, set_oom_score
-from .idmaps import map_ids
+from .idmaps import first_ids, has_helper, map_ids, own_maps
 from .mounts import make_own
 from .protocol import Event, Mode, Own
 from .rootfs import Sources
@@ -247,6 +247,21 @@ class Births:
         if failure:
             raise StageError("uid map", failure)
 
+    def _be_mapped(self, request: Spawn) -> None:
+        """Whoever makes a file in a user namespace must be somebody there."""
+        if request.unshare & CLONE_NEWUSER:
+            maps = request.id_maps
+        elif CLONE_NEWUSER in request.join:
+            maps = own_maps(self._server.home.own_proc)
+            if has_helper(maps):
+                return
+        else:
+            return
+        with stage("user"):
+            uid, gid = first_ids(maps)
+            os.setresgid(gid, gid, gid)
+            os.setresuid(uid, uid, uid)
+
     def _set_up(self, request: Spawn, streams: tuple[int, int, int], told: socket.socket, mapped: int = -1) -> NoReturn:
         """In the child: all that is left, then the command.
 
@@ -262,12 +277,8 @@ class Births:
                 with stage("unshare", "time"):
                     unshare(CLONE_NEWTIME)
             prepare(self._server.home, request)
-            if request.unshare & CLONE_NEWUSER:
-                # Whoever makes a file must be mapped. Not before the clocks are set: who has become another is not
-                # dumpable.
-                uid, gid = (ranges[0][0] for ranges in request.id_maps)
-                os.setresgid(gid, gid, gid)
-                os.setresuid(uid, uid, uid)
+            # Not before the clocks are set: who has become another is not dumpable.
+            self._be_mapped(request)
             build_root(request, sources)
             fds = [*own_namespaces(request.hold, self._server.home.own_proc), *open_netlink(request.netlink)]
             protocol.send(told, (Event.DONE if command is None else Event.CREATED,), fds)

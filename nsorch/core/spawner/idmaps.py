@@ -22,6 +22,26 @@ def map_gids(pid: int, ranges: tuple[tuple[int, int, int], ...], proc: int) -> N
     write(f"{pid}/gid_map", "".join("{} {} {}\n".format(*ids) for ids in ranges), proc)
 
 
+def first_ids(maps: IdMaps) -> tuple[int, int]:
+    """The first uid and gid that there are."""
+    uid, gid = (ranges[0][0] for ranges in maps)
+    return uid, gid
+
+
+def own_maps(proc: int) -> IdMaps:
+    """Those of the caller's user namespace, outside being the one above."""
+    found = []
+    for name in ("uid_map", "gid_map"):
+        with open(os.open(f"self/{name}", os.O_RDONLY | os.O_CLOEXEC, dir_fd=proc)) as file:
+            found.append(tuple((*map(int, line.split()),) for line in file))
+    return tuple(found)  # type: ignore[arg-type]
+
+
+def has_helper(maps: IdMaps) -> bool:
+    """Whether the helper's own ids, which are 0, are among them."""
+    return all(any(outside == 0 for _, outside, _ in ranges) for ranges in maps)
+
+
 def write(path: str, text: str, folder: int) -> None:
     fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC, dir_fd=folder)
     try:
