@@ -56,10 +56,8 @@ class Calls:
             found = self.open_inside(folder, path)
         except (FileNotFoundError, NotADirectoryError):
             return
-        try:
+        with self.closing(found):
             yield found
-        finally:
-            self.close(found)
 
     # -- what is there
 
@@ -102,6 +100,14 @@ class Calls:
 
     def close(self, fd: int) -> None:
         os.close(fd)
+
+    @contextlib.contextmanager
+    def closing(self, fd: int) -> Iterator[int]:
+        """Close *fd* at the end of the block, however it ends: a helper lives on, and what it has open isn't freed."""
+        try:
+            yield fd
+        finally:
+            self.close(fd)
 
     def make_file(self, folder: int, name: bytes) -> int:
         return os.open(name, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o666, dir_fd=folder)

@@ -35,31 +35,33 @@ _QUIET = ATTR_NOSUID | ATTR_NODEV | ATTR_NOEXEC
 def fill_dev(do: Calls, dev: int, *, mqueue: bool, tty_group: int) -> None:
     """Fill the attached tmpfs *dev*, while the host's ``/dev`` is still in its place."""
     umask = do.umask(0)
-    for name, number in DEVICES.items():
-        with do.stage("mount /dev", os.fsdecode(name)):
-            do.permitted_or(
-                functools.partial(do.make_node, dev, name, number), functools.partial(_bind_node, do, dev, name)
-            )
-    for name, target in _LINKS.items():
-        do.make_link(dev, name, target)
-    group = ((b"gid", b"%d" % tty_group),) if tty_group >= 0 else ()
-    ptys = ((b"newinstance", b""), (b"ptmxmode", b"0666"), (b"mode", b"0620"), *group)
-    _mount(do, dev, b"pts", b"devpts", ptys, ATTR_NOSUID | ATTR_NOEXEC)
-    _mount(do, dev, b"shm", b"tmpfs", ((b"mode", b"1777"),), _QUIET)
-    if mqueue:
-        _mount(do, dev, b"mqueue", b"mqueue", (), _QUIET)
-    do.umask(umask)
+    try:
+        for name, number in DEVICES.items():
+            with do.stage("mount /dev", os.fsdecode(name)):
+                do.permitted_or(
+                    functools.partial(do.make_node, dev, name, number), functools.partial(_bind_node, do, dev, name)
+                )
+        for name, target in _LINKS.items():
+            do.make_link(dev, name, target)
+        group = ((b"gid", b"%d" % tty_group),) if tty_group >= 0 else ()
+        ptys = ((b"newinstance", b""), (b"ptmxmode", b"0666"), (b"mode", b"0620"), *group)
+        _mount(do, dev, b"pts", b"devpts", ptys, ATTR_NOSUID | ATTR_NOEXEC)
+        _mount(do, dev, b"shm", b"tmpfs", ((b"mode", b"1777"),), _QUIET)
+        if mqueue:
+            _mount(do, dev, b"mqueue", b"mqueue", (), _QUIET)
+    finally:
+        do.umask(umask)
 
 
 def _bind_node(do: Calls, dev: int, name: bytes) -> None:
     """The host's, because in a user namespace none can be made."""
     path = b"/dev/" + name
-    host = do.open(path)
-    if not do.is_device(host, DEVICES[name], host=path):
-        raise StageError("mount /dev", errno.ENODEV, f"the host's {os.fsdecode(path)} is not that device")
-    mount = do.clone_tree(host, recursive=False)
-    do.close(host)
-    _attach(do, mount, do.make_file(dev, name))
+    with do.closing(do.open(path)) as host:
+        if not do.is_device(host, DEVICES[name], host=path):
+            raise StageError("mount /dev", errno.ENODEV, f"the host's {os.fsdecode(path)} is not that device")
+        mount = do.clone_tree(host, recursive=False)
+    with do.closing(mount), do.closing(do.make_file(dev, name)) as point:
+        do.attach(mount, point)
 
 
 def _mount(
@@ -67,12 +69,5 @@ def _mount(
 ) -> None:
     with do.stage(f"mount /dev/{os.fsdecode(name)}"):
         do.make_folder(dev, name)
-        mount = do.new_mount(kind, options, attributes)
-        _attach(do, mount, do.open_made(dev, name))
-
-
-def _attach(do: Calls, mount: int, point: int) -> None:
-    """Both are closed."""
-    do.attach(mount, point)
-    do.close(mount)
-    do.close(point)
+        with do.closing(do.new_mount(kind, options, attributes)) as mount, do.closing(do.open_made(dev, name)) as point:
+            do.attach(mount, point)

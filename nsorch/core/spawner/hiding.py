@@ -37,10 +37,9 @@ def hide(do: Calls, masked: tuple[bytes, ...], readonly: tuple[bytes, ...], top:
     for path in readonly:
         with do.stage("read-only path", os.fsdecode(path)):
             for target in do.find(*_place(path, top, own)):
-                mount = do.clone_tree(target, recursive=True)
-                do.set_attributes(mount, ATTR_RDONLY, recursive=True)
-                do.attach(mount, target)
-                do.close(mount)
+                with do.closing(do.clone_tree(target, recursive=True)) as mount:
+                    do.set_attributes(mount, ATTR_RDONLY, recursive=True)
+                    do.attach(mount, target)
 
 
 def _mask(do: Calls, target: int, path: bytes, top: int, own: Mapping[bytes, int]) -> None:
@@ -48,8 +47,8 @@ def _mask(do: Calls, target: int, path: bytes, top: int, own: Mapping[bytes, int
         mount = do.new_mount(b"tmpfs", ((b"size", b"4k"), (b"mode", b"000")), _QUIET | ATTR_RDONLY)
     else:
         mount = _clone_null(do, top, own)
-    do.attach(mount, target)
-    do.close(mount)
+    with do.closing(mount):
+        do.attach(mount, target)
 
 
 def _clone_null(do: Calls, top: int, own: Mapping[bytes, int]) -> int:

@@ -221,12 +221,11 @@ def _fill(sources: Sources, top: int) -> dict[bytes, int]:
     def put(mount: int, point: bytes, *, folder: bool = True) -> None:
         with do.stage("mount point", os.fsdecode(point)):
             target = _open_point(top, point, folder=folder, create=root.create, do=do)
-        with do.stage(f"mount {os.fsdecode(point)}"):
+        with do.stage(f"mount {os.fsdecode(point)}"), do.closing(target):
             do.require_kind(target, folder=folder)
             covered = [path for path, fd in own.items() if do.is_same(target, fd)]
             do.attach(mount, target)
             own.update(dict.fromkeys(covered, mount))
-            do.close(target)
 
     if root.directory or root.overlay:
         own[b"/proc"] = sources.add(_clone(do, b"/proc", recursive=False))
@@ -238,7 +237,7 @@ def _fill(sources: Sources, top: int) -> dict[bytes, int]:
         put(own[b"/dev"], b"/dev")
         fill_dev(do, own[b"/dev"], mqueue=root.mqueue, tty_group=root.tty_group)
     if root.sysfs:
-        own[b"/sys"] = sources.add(_make_sysfs(do, root.sysfs))
+        own[b"/sys"] = _make_sysfs(sources, root.sysfs)
         put(own[b"/sys"], b"/sys")
     if root.hosts and os.path.exists("/etc/hosts"):
         put(sources.add(_clone(do, b"/etc/hosts", recursive=False)), b"/etc/hosts", folder=False)
@@ -265,22 +264,20 @@ def _fill(sources: Sources, top: int) -> dict[bytes, int]:
 
 
 def _clone(do: Calls, path: bytes, *, recursive: bool) -> int:
-    with do.stage("mount source", os.fsdecode(path)):
-        fd = do.open(path)
-        mount = do.clone_tree(fd, recursive=recursive)
-        do.close(fd)
-        return mount
+    with do.stage("mount source", os.fsdecode(path)), do.closing(do.open(path)) as fd:
+        return do.clone_tree(fd, recursive=recursive)
 
 
-def _make_sysfs(do: Calls, how: int) -> int:
+def _make_sysfs(sources: Sources, how: int) -> int:
+    do = sources.do
     if how == Sysfs.HOST:
-        mount = _clone(do, b"/sys", recursive=True)
+        mount = sources.add(_clone(do, b"/sys", recursive=True))
         with do.stage("mount /sys"):
             do.set_attributes(mount, ATTR_RDONLY, recursive=True)
         return mount
     attributes = ATTR_NOSUID | ATTR_NODEV | ATTR_NOEXEC | (ATTR_RDONLY if how == Sysfs.READ_ONLY else 0)
     with do.stage("mount /sys"):
-        return do.new_mount(b"sysfs", (), attributes)
+        return sources.add(do.new_mount(b"sysfs", (), attributes))
 
 
 def _open_point(top: int, path: bytes, *, folder: bool, create: bool, do: Calls = NOW) -> int:
