@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import fcntl
 import marshal
 import os
 import pathlib
 import re
+import signal
 import subprocess
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +15,7 @@ import pytest
 from rootfs_support import make_rootfs
 
 import nsorch
-from nsorch.core.spawner import script
+from nsorch.core.spawner import devices, script
 from nsorch.core.spawner.protocol import Command, Mode, Own, Stream
 from nsorch.core.spawner.rootfs import Root, encode
 from nsorch.core.spawner.stages import StageError
@@ -120,6 +122,8 @@ def test_programs_are_found_in_the_root(rootfs: pathlib.Path, tmp_path: pathlib.
     assert find_programs(command("sh", path="/nowhere:/file/x:/bin"), encode(root)) == [b"/bin/sh"]
     assert find_programs(command("/bin/sh"), encode(root)) == [b"/bin/sh"]
     (rootfs / "alias").symlink_to("dev")
+    (rootfs / "programs").symlink_to("bin")
+    (rootfs / "dev/sub").mkdir()
     for unsuitable in (
         root._replace(overlay=((b"/",), b"", b"", 0, False)),
         root._replace(directory=os.fsencode(tmp_path / "gone")),
@@ -129,10 +133,30 @@ def test_programs_are_found_in_the_root(rootfs: pathlib.Path, tmp_path: pathlib.
         root._replace(mounts=((False, b"/bin", (), 0),)),  # hides the program
         root._replace(mounts=((False, b"/dev", (), 0),)),
         root._replace(mounts=((False, b"/alias", (), 0),)),
+        root._replace(mounts=((False, b"/programs", (), 0),)),
+        root._replace(mounts=((True, b"/etc/passwd", b"/bin/sh", True, False, False),)),
+        root._replace(dev=False, mounts=((False, b"/dev", (), 0), (False, b"/alias/sub", (), 0))),
         root._replace(mounts=((False, b"/", (), 0),)),
     ):
         with pytest.raises(NoScriptError):
             find_programs(command("sh"), encode(unsuitable))
+
+
+def test_who_has_a_lease_on_a_program_keeps_nobody_waiting(rootfs: pathlib.Path) -> None:
+    program = rootfs / "work" / "leased"
+    program.write_bytes(b"\x7fELF")
+    program.chmod(0o755)
+    with open(program, "r+b") as file, pytest.raises(NoScriptError):
+        fcntl.fcntl(file, fcntl.F_SETSIG, signal.SIGURG)  # of which nothing comes
+        fcntl.fcntl(file, fcntl.F_SETLEASE, fcntl.F_WRLCK)
+        find_programs(command("/work/leased"), encode(Root(directory=os.fsencode(rootfs))))
+
+
+def test_devices_that_the_host_hasnt(rootfs: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who may make them needs none of the host's."""
+    monkeypatch.setitem(devices.DEVICES, b"nowhere", 0)
+    with pytest.raises(NoScriptError):
+        file_system(encode(Root(directory=os.fsencode(rootfs), dev=True)), Own(), ())
 
 
 def test_only_binaries_are_run_by_scripts(rootfs: pathlib.Path) -> None:

@@ -43,14 +43,12 @@ def find_programs(command: Command, root: bytes) -> list[bytes]:
     try:
         covered = _check_points(wanted, top)
         for program in candidates(command):
-            if program.startswith(covered):
-                break
             try:
                 fd = openat2(top, program, os.O_PATH, INSIDE)
             except (FileNotFoundError, NotADirectoryError):
                 continue
             try:
-                if _is_binary(fd):
+                if not _place(fd).startswith(covered) and _is_binary(fd):
                     return [program]
             finally:
                 os.close(fd)
@@ -67,25 +65,31 @@ def _is_binary(fd: int) -> bool:
     mode = os.fstat(fd).st_mode
     if not stat.S_ISREG(mode) or not mode & 0o111:
         return False
-    with open(f"/proc/self/fd/{fd}", "rb", buffering=0) as file:
+    # A lease that a worker has on it is not waited for.
+    with open(os.open(f"/proc/self/fd/{fd}", os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb", buffering=0) as file:
         return file.read(4) == b"\x7fELF"
+
+
+def _place(fd: int) -> bytes:
+    """Where it really lies, behind all links."""
+    return os.readlink(b"/proc/self/fd/%d" % fd) + b"/"
 
 
 def _check_points(root: Root, top: int) -> tuple[bytes, ...]:
     """See that all mount points are there, of their kind, and that none has to be made, lies in another, or is the
-    same."""
+    same.
+
+    :return: what they hide
+    """
     found: list[bytes] = []
     files = {_file(top)}
     for name, is_folder in points(root):
-        point = name.rstrip(b"/") + b"/"
-        if any(point.startswith(other) or other.startswith(point) for other in found):
-            raise NoScriptError
         fd = openat2(top, name, os.O_PATH, INSIDE)
         try:
-            file, fits = _file(fd), stat.S_ISDIR(os.fstat(fd).st_mode) == is_folder
+            file, fits, point = _file(fd), stat.S_ISDIR(os.fstat(fd).st_mode) == is_folder, _place(fd)
         finally:
             os.close(fd)
-        if file in files or not fits:
+        if file in files or not fits or any(point.startswith(other) or other.startswith(point) for other in found):
             raise NoScriptError
         found.append(point)
         files.add(file)
