@@ -162,6 +162,7 @@ CALLS: dict[str, dict[str, Any]] = {
     "link.set": {"end": "w"},
     "worker.add_interface": {},
     "worker.set_routes": {},
+    "worker.stop": {},
 }
 #: Their own checks are in ValueErrors, as those of the standard library.
 ELSEWHERE = {"sup.capture": ("filter", "file", "direction", "snaplen", "buffer")}
@@ -188,6 +189,22 @@ async def test_calls_refuse_a_wrong_kind_by_name(call: str) -> None:
                     if inspect.isawaitable(done):
                         await done
         assert sup.bridges.keys() | sup.links.keys() | sup.workers.keys() == before
+
+
+@pytest.mark.anyio
+async def test_a_grace_of_another_kind_ends_nothing() -> None:
+    async with nsorch.Supervisor(grace=0.1) as sup:
+        worker = await sup.start("w", ["sleep", "60"])
+        for grace in ("1", -1, float("nan"), HUGE, True):
+            for call in (worker.stop, worker.restart):
+                with pytest.raises(nsorch.TopologyError, match="grace: "):
+                    await call(grace=grace)  # type: ignore[operator]
+        link = await sup.link(worker, await sup.start("v"))
+        with pytest.raises(nsorch.TopologyError, match=r"flap\.times: 1\.5 is not a whole number"):
+            await link.flap(times=1.5)  # type: ignore[arg-type]
+        assert link.is_up
+        assert (worker.state, worker.incarnation) == (nsorch.State.RUNNING, 1)
+        assert await worker.stop(grace=float("inf")) is not None
 
 
 @pytest.mark.anyio

@@ -6,6 +6,7 @@ import itertools
 import os
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from ipaddress import IPv4Address, IPv4Interface, IPv4Network, IPv6Address, IPv6Interface, IPv6Network
+from types import NoneType
 from typing import TYPE_CHECKING, Any
 
 import anyio
@@ -16,7 +17,7 @@ from nsorch.supervisor.changing import end_name, end_of, move, set_addresses, se
 from nsorch.supervisor.emulating import UNSET, Unset, apply_ways, needs_netem, plan_emulation, require_netem
 from nsorch.topology import End, To, Trace
 from nsorch.topology.emulation import NO_EMULATION, given
-from nsorch.topology.kinds import at
+from nsorch.topology.kinds import at, of_kind
 from nsorch.topology.profiles import directions
 from nsorch.topology.units import duration
 from nsorch.values import Value
@@ -407,6 +408,7 @@ class Link:
         :param times: how often; until cancelled if None
         :raises ClosedError: it was removed
         """
+        of_kind(f"links.{self.name}.flap.times", times, "a whole number", int, NoneType)
         spans = []
         for name, value in (("down", down), ("up", up)):
             try:

@@ -21,7 +21,7 @@ from nsorch.supervisor.starting import Starter
 from nsorch.supervisor.turns import DYING, for_each, in_turns
 from nsorch.supervisor.wiring import Wiring
 from nsorch.topology import BridgeSpec, WorkerSpec
-from nsorch.topology.kinds import items, name_of, of_kind, shown
+from nsorch.topology.kinds import check_grace, items, name_of, of_kind, shown
 
 if TYPE_CHECKING:
     import os
@@ -91,11 +91,9 @@ class Supervisor:
         of_kind("name", name, "a string", str, NoneType)
         of_kind("rootless", rootless, "true or false", bool, NoneType)
         of_kind("subids", subids, "true or false", bool, NoneType)
-        of_kind("grace", grace, "a number of seconds", int, float)
+        check_grace(grace)
         of_kind("history", history, "a number of events", int)
         of_kind("cgroups", cgroups, "true or false", bool)
-        if not 0 <= grace < 1 << 32 and grace != float("inf"):
-            raise TopologyError(f"grace: {shown(grace)} is not a number of seconds from 0")
         if not 0 <= history < 1 << 32:
             raise TopologyError(f"history: {shown(history)} is not a number of events from 0")
         self.name = name

@@ -26,7 +26,7 @@ from nsorch.supervisor.commands import build_command, encode_environment, open_s
 from nsorch.supervisor.main_process import end
 from nsorch.supervisor.statistics import StatsStream
 from nsorch.supervisor.tun import open_tun
-from nsorch.topology.kinds import of_kind
+from nsorch.topology.kinds import check_grace, of_kind
 from nsorch.topology.specs import to_routes
 
 if TYPE_CHECKING:
@@ -565,6 +565,8 @@ class Worker:
         how it ended, or None for a passive worker. Cancelled, the process is killed at once, and gone.
         """
         await anyio.lowlevel.checkpoint()
+        if grace is not None:
+            check_grace(grace)
         self._stops += 1
         if self._spec.command is not None and not self._restarting:
             await self._settled()
@@ -588,6 +590,8 @@ class Worker:
         """
         self._supervisor._check_running()
         self._check_here()
+        if grace is not None:
+            check_grace(grace)
         if command is None and self._spec.command is None:
             raise ClosedError("the worker is passive: give a command to restart it with", worker=self.name)
         stops = self._stops

@@ -43,6 +43,15 @@ def of_kind(path: str, value: Any, what: str, *kinds: type) -> None:
         raise TopologyError(f"{path}: {shown(value)} is not {what}")
 
 
+def check_grace(value: Any) -> None:
+    """
+    :raises TopologyError: it is no number of seconds to wait for
+    """
+    of_kind("grace", value, "a number of seconds", int, float)
+    if not 0 <= value < 1 << 32 and value != float("inf"):
+        raise TopologyError(f"grace: {shown(value)} is not a number of seconds from 0")
+
+
 def name_of(path: str, value: Any, what: str) -> str:
     """Itself, or what an object is called.
 
