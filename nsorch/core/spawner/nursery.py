@@ -35,7 +35,7 @@ class Nursery:
     returns.
 
     :param home: descriptors of the namespaces to return to, by CLONE_NEW*
-    :param report: where failures go
+    :param report: where births and failures go
     """
 
     def __init__(self, home: Namespaces, report: socket.socket, begin: Callable[[bytes, list[int]], NoReturn]) -> None:
@@ -81,8 +81,11 @@ def _serve(
                         setns(fd, kind)
                 with stage("unshare", "pid"):
                     unshare(CLONE_NEWPID)
-                if clone3(CLONE_PARENT, fds[-1] if has_leaf else -1)[0] == 0:
+                pid, _ = clone3(CLONE_PARENT, fds[-1] if has_leaf else -1)
+                if pid == 0:
                     begin(message, fds[len(kinds) :])
+                # Not by itself: where the memory of its cgroup is used up, it is killed before it can say anything.
+                protocol.send(report, (protocol.Event.BORNE, job, pid))
             except StageError as exc:
                 protocol.send(report, (protocol.Event.FAILED, job, exc.stage, exc.number, exc.detail))
             for kind in (*kinds, CLONE_NEWPID):

@@ -29,7 +29,7 @@ from .pins import Pins
 from .protocol import Command, Event, Kill, Mode, OpenSocket, OpenTun, Own, Spawn
 from .reaper import supervise
 from .stages import StageError, stage
-from .steps import build_root, close, enter, go_home, kinds_of, open_netlink, own_namespaces, own_pid, prepare
+from .steps import build_root, close, enter, go_home, kinds_of, open_netlink, own_namespaces, prepare
 from .syscalls import (
     CLONE_NEWCGROUP,
     CLONE_NEWNET,
@@ -46,6 +46,7 @@ from .syscalls import (
 from .writing import NoScriptError
 
 if TYPE_CHECKING:
+    import resource
     from collections.abc import Callable
 
     from .steps import Home, Joined
@@ -92,6 +93,8 @@ class Server:
         self.subtree: tuple[str, int] | None = None  # name, and descriptor of the cgroup above
         self.leaf = -1  # the cgroup of what is being started
         self._launches = Launches(self)
+        self._unborn: set[int] = set()  # jobs whose child the nursery has still to tell of
+        self._early: dict[int, tuple[int, resource.struct_rusage]] = {}  # what has ended meanwhile and might be one
         self._nursery = Nursery(home.namespaces, self._report, self._begin_init) if home.namespaces else None
 
     def serve(self, *ends: int) -> None:
@@ -342,6 +345,7 @@ class Server:
                 go_home(self.home, made | kinds_of(request.join))
         namespaces = dict(joined) | dict(zip((kind for kind in NS_FILES if made & kind), held, strict=True))
         self.register(request, 0)
+        self._unborn.add(request.job)
         self.jobs[request.job].held = held
         message = marshal.dumps((program, *request._replace(command=tuple(command))))  # type: ignore[arg-type]
         nursery.bear(request.job, namespaces, message, streams, self.leaf)
@@ -350,7 +354,6 @@ class Server:
         """In an init, which the nursery has forked."""
         program, *values = marshal.loads(message)
         request = Spawn(*values)
-        os.write(self._report.fileno(), protocol.encode((Event.BORNE, request.job, own_pid(self.home.own_proc))))
         command = Command(*request.command)  # type: ignore[misc]
         try:
             set_oom_score(decode(command.confinement), self.home.own_proc)
@@ -397,17 +400,20 @@ class Server:
                 if job is None:
                     if self._nursery is not None and pid == self._nursery.pid:
                         os._exit(1)
-                    continue  # an orphan that came to PID 1, or a step between
-                if self.jobs.pop(job.number, None) is None:
-                    continue
-                if job.told is not None:
-                    job.status = Pid1.read_end(job.told)
-                job.forget()
-                if job.status is not None:
-                    status = job.status
-                self.answer(
-                    (Event.EXITED, job.number, status, usage.ru_utime, usage.ru_stime, usage.ru_maxrss * 1024), []
-                )
+                    if self._unborn:
+                        self._early[pid] = status, usage
+                    continue  # else an orphan that came to PID 1, or a step between
+                self._end(job, status, usage)
+
+    def _end(self, job: _Job, status: int, usage: resource.struct_rusage) -> None:
+        if self.jobs.pop(job.number, None) is None:
+            return
+        if job.told is not None:
+            job.status = Pid1.read_end(job.told)
+        job.forget()
+        if job.status is not None:
+            status = job.status
+        self.answer((Event.EXITED, job.number, status, usage.ru_utime, usage.ru_stime, usage.ru_maxrss * 1024), [])
 
     def _read_reports(self) -> None:
         while True:
@@ -418,7 +424,7 @@ class Server:
             assert received is not None  # our own end stays open
             (event, number, *values), fds = received
             if event == Event.BORNE:
-                self._bear_out(self.jobs[number], values[0])
+                self._bear_out(number, values[0])
             elif event == Event.STARTED:
                 self._births.hear(job=number)
                 started = self.jobs[number]
@@ -428,16 +434,37 @@ class Server:
                 if number in self.jobs:
                     self.jobs[number].status = values[0]
             else:
+                self._unborn.discard(number)
                 job = self.jobs.pop(number, None)
                 if job is not None:
                     job.forget()
                 self.answer((event, number, *values), [])
 
-    def _bear_out(self, job: _Job, pid: int) -> None:
+    def _bear_out(self, number: int, pid: int) -> None:
+        self._unborn.discard(number)
+        ended = self._early.pop(pid, None)
+        if not self._unborn:
+            self._early.clear()
+        job = self.jobs.get(number)
+        if job is None:  # it has failed, and said so, before
+            return
+        if ended is not None and not _is_child(pid):  # the number may have been an orphan's before
+            self._end(job, *ended)
+            return
         job.pid = pid
         self._by_pid[pid] = job
         if job.killed:
-            os.kill(pid, signal.SIGKILL)
+            with contextlib.suppress(ProcessLookupError):  # it is being reaped
+                os.kill(pid, signal.SIGKILL)
+
+
+def _is_child(pid: int) -> bool:
+    """Whether it is there, or hasn't been reaped."""
+    try:
+        os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+    except ChildProcessError:
+        return False
+    return True
 
 
 def _wants_init(request: Spawn) -> bool:
