@@ -50,7 +50,7 @@ def descendants(roots: Iterable[int], proc: int) -> list[int]:
 def kill_and_wait(pids: Iterable[int]) -> None:
     """SIGKILL to all, and wait until they are dead: some microseconds each, also where nobody can reap them yet."""
     for pid in pids:
-        with contextlib.suppress(ProcessLookupError):
+        with contextlib.suppress(ProcessLookupError, PermissionError):  # or set-user-id: it has become another's
             fd = os.pidfd_open(pid)
             try:
                 signal.pidfd_send_signal(fd, signal.SIGKILL)

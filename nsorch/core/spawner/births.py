@@ -44,6 +44,8 @@ from .syscalls import (
 )
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from .idmaps import IdMaps
     from .protocol import Spawn
     from .server import Server
@@ -56,7 +58,8 @@ class _Birth(NamedTuple):
     told: socket.socket  #: by the child; its end of file is the exec, or the end of the set-up
     job: int
     pid: int
-    started: tuple[int, ...]  #: what STARTED says, and the pidfd; where that is for us to say
+    facts: tuple[int, ...]  #: what STARTED says, where that is for us to say
+    fds: list[int]  #: and hands out
 
 
 class Births:
@@ -98,16 +101,34 @@ class Births:
             finally:
                 os.waitpid(between, 0)
 
-    def _await_birth(self, request: Spawn, child: int, told: socket.socket) -> None:
+    def start(self, request: Spawn, program: bytes, streams: tuple[int, int, int], held: list[int]) -> None:
+        """Only a command, in the namespaces where the caller is; they are made already, and *held*."""
+        command = request.command
+        assert command is not None
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        with theirs:
+            try:
+                with stage("clone3"):
+                    child, _ = clone3(0, self._server.leaf)
+                if child == 0:
+                    ours.close()
+                    self._become(request, program, streams, theirs)
+            except StageError:
+                ours.close()
+                raise
+        self._await_birth(request, child, ours, held)
+
+    def _await_birth(self, request: Spawn, child: int, told: socket.socket, held: Sequence[int] = ()) -> None:
         """Go on with other requests: what the child has to say is heard from the loop."""
-        started: tuple[int, ...] = ()
+        facts: tuple[int, ...] = ()
+        fds: list[int] = []
         self._register_if_command(request, child)
         if request.command is not None and request.command.mode == Mode.EXEC:
             # Now, because it may have ended and be reaped when its exec is heard of.
             pidfd = os.pidfd_open(child)
-            started = (*identify(pidfd, self._server.home.proc), pidfd)
+            facts, fds = identify(pidfd, self._server.home.proc), [pidfd, *held]
         told.setblocking(False)
-        self._by_descriptor[told.fileno()] = _Birth(told, request.job, child, started)
+        self._by_descriptor[told.fileno()] = _Birth(told, request.job, child, facts, fds)
         self._server.poll.register(told, select.POLLIN)
 
     def hear_one(self, fd: int) -> None:
@@ -123,16 +144,15 @@ class Births:
             if event == Event.FAILED:
                 self._server.jobs.pop(birth.job, None)
                 self._server.fail(birth.job, StageError(*values))
-                close(list(birth.started[-1:]))
-                birth = birth._replace(started=())
+                close(birth.fds)
+                birth = birth._replace(fds=[])
                 break
             self._server.answer((event, birth.job), fds)
         del self._by_descriptor[fd]
         self._server.poll.unregister(fd)
         birth.told.close()
-        if birth.started:
-            *facts, pidfd = birth.started
-            self._server.answer((Event.STARTED, birth.job, *facts), [pidfd])
+        if birth.fds:
+            self._server.answer((Event.STARTED, birth.job, *birth.facts), birth.fds)
 
     def hear(self, pid: int = 0, job: int = 0) -> None:
         """What those of the child *pid*, or of *job*, had to say before something else is told of them."""
@@ -290,6 +310,16 @@ class Births:
                 told.close()
                 self._server.supervise(request, program, streams)
             set_dumpable(False)
+            self._become(request, program, streams, told)
+        except StageError as exc:
+            protocol.send(told, (Event.FAILED, exc.stage, exc.number, exc.detail))
+        finally:
+            os._exit(125)
+
+    def _become(self, request: Spawn, program: bytes, streams: tuple[int, int, int], told: socket.socket) -> NoReturn:
+        command = request.command
+        assert command is not None
+        try:
             make_own(Own(*request.own))
             become(command, program, streams, told.fileno())
         except StageError as exc:

@@ -11,7 +11,6 @@ from typing import NoReturn
 
 from .confinement import confine, decode, restrict
 from .mountapi import RESOLVE_NO_MAGICLINKS, openat2
-from .mounts import make_own
 from .protocol import Command, Own, Stream
 from .stages import StageError, stage
 from .syscalls import clone3
@@ -133,14 +132,17 @@ def spawn(command: Command, program: bytes, streams: tuple[int, int, int]) -> in
 _NOTHING = Own()
 
 
-def start(command: Command, program: bytes, streams: tuple[int, int, int], own: Own = _NOTHING, leaf: int = -1) -> int:
-    """Run *program* in a child, its exec confirmed on return. Changes the caller's working directory.
+def is_plain(command: Command, own: Own = _NOTHING) -> bool:
+    """Whether a posix_spawn does all that it takes."""
+    return command.user is None and own == _NOTHING and not command.confinement and not command.guarded
 
-    :param leaf: descriptor of the cgroup that it begins in; a posix_spawn can't do that
+
+def start(command: Command, program: bytes, streams: tuple[int, int, int]) -> int:
+    """Run *program* in a child, its exec confirmed on return. Changes the caller's working directory.
 
     :raises StageError: the child is gone
     """
-    if command.user is None and own == _NOTHING and not command.confinement and not command.guarded and leaf < 0:
+    if is_plain(command):
         return spawn(command, program, streams)
     # The end of file on a close-on-exec pipe, with nothing read, confirms the exec.
     ours, theirs = os.pipe()
@@ -149,14 +151,13 @@ def start(command: Command, program: bytes, streams: tuple[int, int, int], own: 
         os.close(low)
     try:
         with stage("clone3"):
-            pid, _ = clone3(0, leaf)
+            pid, _ = clone3(0)
     except StageError:
         os.close(ours)
         os.close(theirs)
         raise
     if pid == 0:
         try:
-            make_own(own)
             become(command, program, streams, theirs)
         except StageError as exc:
             os.write(theirs, marshal.dumps((exc.stage, exc.number, exc.detail)))

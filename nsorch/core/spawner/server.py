@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from . import protocol
 from .adopting import adopt, descendants, kill_and_wait
 from .births import Births
-from .command import identify, pick_streams, resolve, start
+from .command import identify, is_plain, pick_streams, resolve, spawn
 from .confinement import decode, hidden, lent_oom_score, set_oom_score
 from .launches import Launches
 from .nursery import Nursery
@@ -57,13 +57,14 @@ _TOGETHER = 4
 
 
 class _Job:
-    __slots__ = ("held", "killed", "mode", "number", "pid", "status", "told")
+    __slots__ = ("held", "killed", "mode", "number", "pid", "started", "status", "told")
 
     def __init__(self, number: int, mode: int, pid: int) -> None:
         self.number = number
         self.mode = mode
         self.pid = pid  #: the child: the command, or what stands before it; 0 until the nursery has borne it
         self.killed = False  #: before it was borne
+        self.started = False  #: as a reaper has reported
         self.held: list[int] = []  #: the namespaces that STARTED will hand out
         self.status: int | None = None  #: the command's own wait status, where a reaper has reported it
         self.told: socket.socket | None = None  #: by an init that reports to nobody else
@@ -239,10 +240,13 @@ class Server:
             # It can't kill its descendants, and none of them can fork. Killed, they end though they are frozen.
             kill_and_wait(descendants([job.pid], self.home.own_proc)[1:])
             os.kill(job.pid, signal.SIGKILL)
-        elif job is not None:
+        elif job is not None and job.mode in (Mode.RUNNER, Mode.KEEPER):
             # A child that we haven't reaped: the number is still its own.
-            by_signal = signal.SIGTERM if job.mode in (Mode.RUNNER, Mode.KEEPER) else signal.SIGKILL
-            os.kill(job.pid, by_signal)
+            os.kill(job.pid, signal.SIGTERM)
+            if not job.started:  # it hears that once its child's exec, which may hang, is done
+                kill_and_wait(descendants([job.pid], self.home.own_proc)[1:])
+        elif job is not None:
+            os.kill(job.pid, signal.SIGKILL)
 
     def kill_all(self) -> None:
         for job in self.jobs:
@@ -308,13 +312,16 @@ class Server:
                     program = resolve(command)
                 held = own_namespaces(request.hold, self.home.own_proc)
                 try:
-                    with lent_oom_score(decode(command.confinement), self.home.own_proc), hidden(seen):
-                        pid = start(command, program, streams, Own(*request.own), self.leaf)
+                    if is_plain(command, Own(*request.own)) and self.leaf < 0:
+                        pid = spawn(command, program, streams)
+                        self.register(request, pid)
+                        self.started(request.job, os.pidfd_open(pid), held)
+                    else:
+                        with lent_oom_score(decode(command.confinement), self.home.own_proc), hidden(seen):
+                            self._births.start(request, program, streams, held)
                 except StageError:
                     close(held)
                     raise
-                self.register(request, pid)
-                self.started(request.job, os.pidfd_open(pid), held)
                 return
             if request.hold:
                 self.answer((Event.CREATED, request.job), own_namespaces(request.hold, self.home.own_proc))
@@ -428,6 +435,7 @@ class Server:
             elif event == Event.STARTED:
                 self._births.hear(job=number)
                 started = self.jobs[number]
+                started.started = True
                 self.answer((Event.STARTED, number, *values), [*fds, *started.held])
                 started.held = []
             elif event == Event.EXITED:
