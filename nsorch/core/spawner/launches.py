@@ -99,6 +99,8 @@ class Launches:
             and CLONE_NEWPID not in request.join
             and not request.unshare & CLONE_NEWTIME
             and not kinds_of(request.join) & (CLONE_NEWUSER | CLONE_NEWTIME)
+            # Others of our user have rights over a child that has less than we, and so over our memory.
+            and not (self._server.seen and (request.unshare & CLONE_NEWUSER or command.confinement))
             # From a new user namespace no others can be entered.
             and not (request.unshare & CLONE_NEWUSER and request.join)
             and _stays_the_same_user(request)

@@ -93,6 +93,7 @@ class Server:
         self._births = Births(self)
         self.subtree: tuple[str, int] | None = None  # name, and descriptor of the cgroup above
         self.leaf = -1  # the cgroup of what is being started
+        self.seen = False  # commands are in our pid namespace: they see our children, and we can't hide them
         self._launches = Launches(self)
         self._unborn: set[int] = set()  # jobs whose child the nursery has still to tell of
         self._early: dict[int, tuple[int, resource.struct_rusage]] = {}  # what has ended meanwhile and might be one
@@ -276,6 +277,9 @@ class Server:
                 resolve(Command(*request.check))
             if _concerns_sharers(request):
                 self._launches.settle()
+            if not self.home.hidden and command is not None and not self.seen and not _has_pid_namespace(request):
+                self._launches.settle()
+                self.seen = True
             if self._launches.can_start(request):
                 with contextlib.suppress(NoScriptError):
                     self._launches.spawn(request, joined, streams)
@@ -296,7 +300,7 @@ class Server:
             program = resolve(command)
         made = request.unshare & ~CLONE_NEWCGROUP
         # What is forked into a pid namespace that lives can be seen there, and nothing of ours may be (CVE-2016-9962).
-        seen = CLONE_NEWPID in request.join
+        seen = CLONE_NEWPID in request.join and not self.home.hidden
         try:
             enter(self.home, made, joined)
             prepare(self.home, request)
@@ -478,6 +482,10 @@ def _is_child(pid: int) -> bool:
 def _wants_init(request: Spawn) -> bool:
     command = request.command
     return command is not None and command.mode == Mode.INIT and bool(request.unshare & CLONE_NEWPID)
+
+
+def _has_pid_namespace(request: Spawn) -> bool:
+    return bool((request.unshare | kinds_of(request.join)) & CLONE_NEWPID)
 
 
 def _concerns_sharers(request: Spawn) -> bool:

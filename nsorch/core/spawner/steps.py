@@ -50,6 +50,7 @@ class Home(NamedTuple):
     null: int
     proc: int  #: the host's /proc
     own_proc: int  #: the /proc of this helper's own pid namespace
+    hidden: bool = False  #: see :func:`.privacy.hide`
 
 
 def enter(home: Home, made: int, joined: Joined) -> None:

@@ -23,6 +23,7 @@ from .command import close_all_but
 from .homing import Namespaces
 from .idmaps import IdMaps, map_gids, map_ids
 from .mounts import mount_home
+from .privacy import hide
 from .protocol import Event
 from .server import Server
 from .stages import StageError, stage
@@ -83,6 +84,7 @@ def main(stub_fd: int, program_mount: int = -1) -> NoReturn:
     flags = CLONE_NEWPID | CLONE_NEWNS
     if start.rootless:
         flags |= CLONE_NEWUSER | CLONE_NEWNET | CLONE_NEWUTS | CLONE_NEWIPC
+    hidden = not start.rootless and hide(proc)
     gc.disable()
     gc.freeze()
     try:
@@ -92,7 +94,7 @@ def main(stub_fd: int, program_mount: int = -1) -> NoReturn:
             ours.close()
             application.close()
             requests = socket.socket(fileno=spawner_fd)
-            _run_spawner(start, requests, application_pidfd, theirs, streams, null, proc)
+            _run_spawner(start, requests, application_pidfd, theirs, streams, null, proc, hidden)
         os.close(spawner_fd)
         theirs.close()
         if start.rootless:
@@ -105,7 +107,7 @@ def main(stub_fd: int, program_mount: int = -1) -> NoReturn:
         os._exit(1)
     with contextlib.suppress(OSError):
         subtree.sweep()
-    server = Server(application, Home(Namespaces({}), streams, null, proc, proc))
+    server = Server(application, Home(Namespaces({}), streams, null, proc, proc, hidden))
     try:
         server.serve(application_pidfd, pidfd, ours.fileno())
     finally:
@@ -154,6 +156,7 @@ def _run_spawner(
     streams: tuple[int, int, int],
     null: int,
     proc: int,
+    hidden: bool,
 ) -> NoReturn:
     try:
         set_parent_death_signal(signal.SIGKILL)
@@ -167,7 +170,7 @@ def _run_spawner(
                 os.close(fd)
         gc.collect()
         gc.freeze()
-        server = Server(requests, home)
+        server = Server(requests, home._replace(hidden=hidden))
         server.serve(application_pidfd, stub.fileno())
     except StageError as exc:
         with contextlib.suppress(OSError):

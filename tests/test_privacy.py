@@ -1,0 +1,73 @@
+"""Who else is the supervisor's user looks into no child of the helpers' before its exec."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+
+import nsorch
+from nsorch.core.launch import has_capability
+from nsorch.core.spawner import script
+from nsorch.core.spawner.privacy import CAP_SYS_PTRACE
+
+SIX = ("user", "net", "mnt", "uts", "ipc", "pid")
+# In the helper's pid namespace, without capabilities: opens what is open to it of the memory of others, until it is told
+# to end, and says what they run.
+LOOK = """
+import os, select
+seen = set()
+os.write(1, b"ready")
+while not select.select([0], [], [], 0)[0]:
+    for pid in filter(str.isdigit, os.listdir("/proc")):
+        try:
+            program = os.readlink(f"/proc/{pid}/exe")
+            os.close(os.open(f"/proc/{pid}/mem", os.O_RDWR))
+            if os.readlink(f"/proc/{pid}/exe") == program and int(pid) != os.getpid():
+                seen.add(program)
+        except OSError:
+            pass
+print(*seen, sep="\\n")
+"""
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("forked", [False, True])
+@pytest.mark.parametrize("how", [{"namespaces": SIX}, {"capabilities": []}])
+async def test_children_are_hidden(how: dict[str, Any], forked: bool) -> None:
+    """Who has given all capabilities up would have them again, because the user is the same."""
+    if forked:
+        how = how | {"oom_score_adj": 1000}
+    async with nsorch.Supervisor() as sup:
+        looking = await sup.start(
+            "looking",
+            [sys.executable, "-S", "-c", LOOK],
+            namespaces=("net", "mnt", "uts", "ipc"),
+            capabilities=[],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+        )
+        assert looking.stdin is not None
+        assert looking.stdout is not None
+        assert await looking.stdout.receive() == b"ready"
+        for number in range(30):
+            worker = await sup.start(f"w{number}", ["sleep", "600"], **how)
+            init = (await worker.run(["cat", "/proc/1/comm"], check=False)).stdout
+            await worker.remove()
+        await looking.stdin.aclose()
+        seen = b"".join([chunk async for chunk in looking.stdout]).decode().splitlines()
+        if os.geteuid() == 0 and has_capability(CAP_SYS_PTRACE):
+            assert {os.path.basename(program) for program in seen} <= {"sleep", "cat", "memfd:nsorch-init (deleted)"}
+        else:  # it can't be hidden, but has none of the helper's own memory
+            assert init == b"nsorch\n"
+
+
+@pytest.mark.anyio
+@pytest.mark.skipif(script.assembled(os.uname().machine) is None, reason="no script is assembled")
+async def test_where_nobody_sees_them_scripts_serve() -> None:
+    async with nsorch.Supervisor() as sup:
+        worker = await sup.start("w", ["sleep", "600"], namespaces=SIX)
+        assert (await worker.run(["cat", "/proc/1/comm"])).stdout == b"nsorch-init\n"
