@@ -233,6 +233,26 @@ async def test_who_joins_a_sandbox(preset: str, live: bool, tmp_path: pathlib.Pa
             await worker.run(["true"], user="7:7")
 
 
+@pytest.mark.parametrize("fields", [{"time_offsets": {"monotonic": 5}}, {"cgroup_namespace": True}])
+async def test_others_keep_the_hosts(fields: dict[str, Any]) -> None:
+    """Where one worker has a time or cgroup namespace, the others have the host's all the same, before and after."""
+    names = ("cgroup", "time")
+    host = [os.readlink(f"/proc/self/ns/{name}") for name in names]
+    line = "readlink /proc/self/ns/cgroup /proc/self/ns/time"
+    async with nsorch.Supervisor() as sup:
+        workers = [await sup.start("before", ["sleep", "600"])]
+        special = await sup.start("special", ["sleep", "600"], **fields)
+        await special.run(["true"])
+        await special.restart()
+        own = [os.readlink(f"/proc/{special.pid}/ns/{name}") for name in names]
+        assert (await special.run(line)).stdout.decode().split() == own != host
+        workers += [await sup.start("after", ["sleep", "600"]), await sup.start("passive")]
+        for worker in workers:
+            assert (await worker.run(line)).stdout.decode().split() == host
+            if worker.pid:
+                assert [os.readlink(f"/proc/{worker.pid}/ns/{name}") for name in names] == host
+
+
 _BELOW = """if True:
     import anyio, nsorch, sys
     async def main():

@@ -72,6 +72,17 @@ class Births:
     def __contains__(self, fd: int) -> bool:
         return fd in self._by_descriptor
 
+    def has_to(self, request: Spawn) -> bool:
+        return bool((request.unshare | kinds_of(request.join)) & CLONE_NEWUSER) or self._is_one_way(request)
+
+    def _is_one_way(self, request: Spawn) -> bool:
+        """Whether whoever enters its namespaces can't come back from them."""
+        home, entered = self._server.home.namespaces, kinds_of(request.join)
+        if not home or entered & CLONE_NEWUSER:
+            return True
+        makes_user = request.unshare & CLONE_NEWUSER  # then the clocks are set by the child
+        return home.would_be_left(entered | (0 if makes_user else request.unshare & CLONE_NEWTIME))
+
     def spawn(self, request: Spawn, joined: Joined, streams: tuple[int, int, int]) -> None:
         """Make the child in one clone3, and let it do its own set-up, because a user namespace is entered for good.
 
@@ -79,7 +90,7 @@ class Births:
         child behind as its sibling: its parent is who reaps it.
         """
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        if self._server.home.namespaces and CLONE_NEWUSER not in request.join:
+        if not self._is_one_way(request):
             with theirs:
                 try:
                     enter(self._server.home, 0, joined)

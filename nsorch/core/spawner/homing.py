@@ -20,6 +20,11 @@ class Namespaces(dict[int, int]):
         self._proc = proc
         self._rootless = rootless
 
+    def would_be_left(self, kinds: int) -> bool:
+        """Whether entering *kinds* takes the caller out of namespaces of the host's, which all who are made later would
+        miss."""
+        return self._rootless and bool(kinds & (CLONE_NEWTIME | CLONE_NEWCGROUP))
+
     def prepare(self, kinds: int) -> None:
         """Be able to return from *kinds*.
 

@@ -36,7 +36,6 @@ from .syscalls import (
     CLONE_NEWNS,
     CLONE_NEWPID,
     CLONE_NEWTIME,
-    CLONE_NEWUSER,
     NS_FILES,
     clone3,
     set_dumpable,
@@ -284,7 +283,7 @@ class Server:
                 with contextlib.suppress(NoScriptError):
                     self._launches.spawn(request, joined, streams)
                     return
-            if not self.home.namespaces or (request.unshare | kinds_of(request.join)) & CLONE_NEWUSER:
+            if self._births.has_to(request):
                 self._births.spawn(request, joined, streams)
             elif self._nursery is not None and _wants_init(request):
                 self._spawn_by_nursery(self._nursery, request, joined, streams)
