@@ -31,7 +31,11 @@ pytestmark = pytest.mark.skipif(
 SEVEN = ("user", "net", "mnt", "uts", "ipc", "pid", "cgroup")
 # What a script can't do yet: the child is forked.
 FORKED = {"oom_score_adj": int(pathlib.Path("/proc/self/oom_score_adj").read_text())}
-LOOK = "cat /proc/self/mountinfo; ls -la /dev /dev/shm /proc/sys/kernel; ls / /sys /sys/fs/cgroup; cat /etc/hosts; pwd"
+LOOK = """
+cat /proc/self/mountinfo; ls -la /dev /dev/shm /proc/sys/kernel; ls / /sys /sys/fs/cgroup; cat /etc/hosts; pwd
+cat /proc/self/limits; grep -E "^(.id|Groups|Sig|Cap|NoNew|Seccomp)" /proc/self/status
+umask; env; mount -t tmpfs none /work; mknod /work/x c 1 3; id
+"""
 
 
 @pytest.fixture(scope="module")
@@ -49,6 +53,7 @@ def binds(rootfs: pathlib.Path) -> list[nsorch.Mount]:
     return [of_folder, nsorch.tmpfs("/mnt", size="1M"), nsorch.bind(str(rootfs / "etc/passwd"), "/file")]
 
 
+ALLOW = (0x06).to_bytes(2, "little") + bytes(2) + (0x7FFF0000).to_bytes(4, "little")  # BPF_RET, SECCOMP_RET_ALLOW
 HIDDEN = {
     "masked": ["/proc/kcore", "/proc/sys/kernel", "/sys/firmware", "/proc/nowhere"],
     "readonly_paths": ["/proc/sys", "/bin", "/nowhere"],
@@ -61,6 +66,12 @@ KINDS: dict[str, Callable[[pathlib.Path], dict[str, Any]]] = {
     "mounts": lambda rootfs: {"mounts": binds(rootfs)},
     "hidden": lambda _: HIDDEN,
     "hidden in seven": lambda _: {"namespaces": SEVEN, **HIDDEN},
+    "container": lambda _: {"isolation": "container"},
+    "container and more": lambda _: {"isolation": "container", "capabilities": ["+NET_ADMIN"], "user": "0:0"},
+    "sandbox": lambda _: {"isolation": "sandbox"},
+    "capabilities": lambda _: {"capabilities": ["NET_RAW", "CHOWN"], "rlimits": {"nofile": (64, 128), "core": 0}},
+    "no new privileges": lambda _: {"no_new_privs": True, "namespaces": SEVEN, "seccomp": ALLOW},
+    "filtered early": lambda _: {"seccomp": ALLOW, "rlimits": {"nofile": 64}},
     "elsewhere": lambda _: {"cwd": "/work", "namespaces": SEVEN, "hostname": "other", "domainname": "test"},
 }
 
