@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import socket
 import subprocess
 import sys
 from functools import partial
+from typing import Any
 
 import anyio
 import pytest
@@ -294,6 +296,57 @@ async def test_stop_during_a_restart(namespaces: list[str] | None) -> None:
             assert not isinstance(event, nsorch.WorkerSetupFailed)
             ends += [event.exit] if isinstance(event, nsorch.WorkerExited) else []
         assert {(end.signal, end.expected) for end in ends} == {(signal.SIGTERM, True)}
+
+
+async def test_what_is_asked_of_a_worker_that_is_being_started() -> None:
+    """It waits for that, and is told so where nothing came of it."""
+    async with nsorch.Supervisor() as sup:
+        for command, asked in (
+            (["sleep", "600"], lambda worker: worker.run(["readlink", "/proc/self/ns/net"])),
+            (["/nonexistent"], lambda worker: worker.run(["true"])),
+            (["/nonexistent"], lambda worker: worker.restart(["true"])),
+        ):
+            for turns in (1, 3, 6, 12):
+                outcomes: list[object] = []
+
+                async def ask(turns: int = turns, asked: Any = asked, outcomes: list[object] = outcomes) -> None:
+                    for _ in range(turns):
+                        await checkpoint()
+                    if "w" in sup.workers:
+                        try:
+                            outcomes.append(await asked(sup.workers["w"]))
+                        except nsorch.NsorchError as exc:
+                            outcomes.append(exc)
+
+                async with anyio.create_task_group() as tasks:
+                    tasks.start_soon(ask)
+                    try:
+                        worker = await sup.start("w", command)
+                    except nsorch.CommandNotFoundError:
+                        worker = None
+                for outcome in outcomes:
+                    if worker is None:
+                        assert isinstance(outcome, nsorch.ClosedError), outcome
+                    else:
+                        assert isinstance(outcome, subprocess.CompletedProcess), outcome
+                        assert outcome.stdout.decode() == f"net:[{worker.namespaces['net']}]\n"
+                if worker is not None:
+                    await worker.remove()
+
+
+async def test_a_restart_overtakes_a_start_that_waits() -> None:
+    async with nsorch.Supervisor() as sup:
+
+        async def restart() -> None:
+            await sup.wait_event(nsorch.WorkerStarted, worker="w", since=0)
+            with contextlib.suppress(nsorch.NsorchError):  # the start undoes it
+                await sup.workers["w"].restart(grace=1)
+
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(restart)
+            with pytest.raises(nsorch.WorkerExitedError, match="signal"):
+                await sup.start("w", ["sleep", "600"], ready=nsorch.tcp_ready(9))
+            tasks.cancel_scope.cancel()
 
 
 async def test_restart_that_fails() -> None:

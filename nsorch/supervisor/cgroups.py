@@ -226,7 +226,12 @@ class Cgroups:
         """
         if leaf.closed.is_set():
             raise ClosedError("the worker was removed")
-        return await anyio.to_thread.run_sync(_consume, descriptors.duplicate(leaf.fd), func)
+        try:
+            return await anyio.to_thread.run_sync(_consume, descriptors.duplicate(leaf.fd), func)
+        except OSError:
+            if leaf.leaving:
+                raise ClosedError("the worker was removed") from None
+            raise
 
     async def freeze(self, worker: Worker) -> None:
         leaf = await self.leaf_of(worker)
@@ -271,7 +276,9 @@ class Cgroups:
             now["frozen"] = numbers.get("frozen", -1)
             changed.set()
 
-        fd = cgroups.open_event_file(leaf.fd, "cgroup.events")
+        fd = -1 if leaf.closed.is_set() else cgroups.open_event_file(leaf.fd, "cgroup.events")
+        if fd < 0:
+            raise ClosedError("the worker was removed")
         try:
             self._files.add(fd, tell)
             await self._with_copy(leaf, partial(write, name="cgroup.freeze", text=str(int(wanted))))

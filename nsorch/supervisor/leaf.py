@@ -45,6 +45,11 @@ class Leaf:
         self.changing = anyio.Lock()
         self.closed = anyio.Event()
 
+    @property
+    def leaving(self) -> bool:
+        """It is removed with its worker, or has been."""
+        return self._worker._leaving
+
     def watch(self) -> None:
         """Tell of limits that are hit, from now on."""
         for name in _HITS:

@@ -214,21 +214,22 @@ class MainProcess:
                     exc.detail = await self._captured()
                 raise
             if not holds:
-                raise await self._ended_early()
+                raise await self._ended_early(job)
         self._publish(
             events.WorkerReady(
                 worker=self._worker.name, incarnation=self.incarnation, namespaces=dict(self._worker._inodes)
             )
         )
 
-    async def _ended_early(self) -> WorkerExitedError:
-        assert self.exit is not None
-        how = f"status {self.exit.code}" if self.exit.signal is None else f"signal {self.exit.signal}"
+    async def _ended_early(self, job: Job) -> WorkerExitedError:
+        assert job.exit is not None
+        code = os.waitstatus_to_exitcode(job.exit.status)  # a restart may have begun the next meanwhile
+        how = f"status {code}" if code >= 0 else f"signal {-code}"
         return WorkerExitedError(
             f"ended with {how} before it was ready",
             worker=self._worker.name,
-            code=self.exit.code,
-            signal=self.exit.signal,
+            code=code if code >= 0 else None,
+            signal=-code if code < 0 else None,
             stderr=(await self._captured()).encode(errors="surrogateescape"),
         )
 

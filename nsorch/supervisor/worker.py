@@ -258,6 +258,7 @@ class Worker:
         start_new_session: bool = True,
     ) -> Process:
         """Start *command* in its namespaces; conventions of :func:`anyio.open_process`. Returns when it is executed.
+        While the worker is being started it waits for that.
 
         While the worker has a live process, the command shares its pid namespace; else it gets a fresh one, with an
         init, and none of its descendants outlives it. Cancelled, nothing of it is left.
@@ -270,6 +271,8 @@ class Worker:
         :raises CommandNotFoundError: there is no such command
         :raises ClosedError: the worker is gone
         """
+        if self.incarnation <= 1:  # later, its namespaces are there also while a restart is under way
+            await self._settled()
         for _ in range(2):
             alive = None if self._main is None else self._main.alive
             try:
@@ -600,6 +603,7 @@ class Worker:
             self._turn = self._turn or anyio.Lock()
         try:
             async with self._turn:
+                self._check_here()
                 self._stops_before = stops
                 spec = self._spec
                 if command is not None:
