@@ -33,7 +33,7 @@ SEVEN = ("user", "net", "mnt", "uts", "ipc", "pid", "cgroup")
 FORKED = {"oom_score_adj": int(pathlib.Path("/proc/self/oom_score_adj").read_text())}
 LOOK = """
 cat /proc/self/mountinfo; ls -la /dev /dev/shm /proc/sys/kernel; ls / /sys /sys/fs/cgroup; cat /etc/hosts; pwd
-cat /proc/self/limits; grep -E "^(.id|Groups|Sig|Cap|NoNew|Seccomp)" /proc/self/status
+cat /proc/self/limits; grep -E "^(.id|Groups|Sig[BCI]|Cap|NoNew|Seccomp)" /proc/self/status
 umask; env; mount -t tmpfs none /work; mknod /work/x c 1 3; id
 """
 
