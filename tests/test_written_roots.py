@@ -7,6 +7,7 @@ import marshal
 import os
 import pathlib
 import re
+import shutil
 import signal
 import subprocess
 from typing import TYPE_CHECKING, Any
@@ -117,6 +118,24 @@ async def test_who_has_rights_over_its_init_tells_nothing_of_others(rootfs: path
         await sup.start("next", ["true"])
 
 
+@pytest.mark.anyio
+@pytest.mark.parametrize("init", [True, False])
+@pytest.mark.parametrize("how", [{}, FORKED])
+async def test_programs_that_are_not_for_the_worker(rootfs: pathlib.Path, how: dict[str, Any], init: bool) -> None:
+    for folder, mode in (("first", 0o700), ("second", 0o755)):
+        (rootfs / folder).mkdir(exist_ok=True)
+        shutil.copy(rootfs / "bin/true", rootfs / folder / "program")
+        (rootfs / folder / "program").chmod(mode)
+    if os.geteuid() == 0:
+        os.chown(rootfs / "first/program", 1234, 1234)
+    path = {"PATH": "/first:/second"}
+    async with nsorch.Supervisor() as sup:
+        worker = await sup.start("w", ["program"], rootfs=rootfs, namespaces=SEVEN, env=path, init=init, **how)
+        assert (await worker.wait()).code == 0
+        with pytest.raises(nsorch.SetupError, match="exec /bin/true: Argument list too long"):
+            await sup.start("long", ["/bin/true", "x" * 200_000], rootfs=rootfs, init=init, **how)
+
+
 # -- what is written
 
 
@@ -172,7 +191,12 @@ def test_devices_that_the_host_hasnt(rootfs: pathlib.Path, monkeypatch: pytest.M
 
 def test_only_binaries_are_run_by_scripts(rootfs: pathlib.Path) -> None:
     root = encode(Root(directory=os.fsencode(rootfs)))
-    for name, text, mode in (("text", b"#!/bin/sh\n", 0o755), ("plain", b"\x7fELF", 0o644), ("empty", b"", 0o755)):
+    for name, text, mode in (
+        ("text", b"#!/bin/sh\n", 0o755),
+        ("plain", b"\x7fELF", 0o644),
+        ("empty", b"", 0o755),
+        ("ours", b"\x7fELF", 0o750),
+    ):
         (rootfs / "work" / name).write_bytes(text)
         (rootfs / "work" / name).chmod(mode)
         with pytest.raises(NoScriptError):

@@ -228,7 +228,8 @@ class Launches:
 
     def _explain(self, launch: _Launch, failure: StageError) -> StageError:
         """Which program it is that couldn't be executed."""
-        if failure.stage != "exec":
+        # The init is handed all of the command's arguments.
+        if failure.stage != "exec" and (failure.stage, failure.number) != ("init", errno.E2BIG):
             return failure
         home, command, mounts = self._server.home, launch.command, launch.mounts
         try:

@@ -61,9 +61,9 @@ def find_programs(command: Command, root: bytes) -> list[bytes]:
 
 
 def _is_binary(fd: int) -> bool:
-    """Of anything else, the interpreter would have to be found, too."""
+    """Of anything else, the interpreter would have to be found, too. What not all may execute, the worker may not."""
     mode = os.fstat(fd).st_mode
-    if not stat.S_ISREG(mode) or not mode & 0o111:
+    if not stat.S_ISREG(mode) or not mode & 0o001:
         return False
     # A lease that a worker has on it is not waited for.
     with open(os.open(f"/proc/self/fd/{fd}", os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb", buffering=0) as file:
