@@ -227,3 +227,16 @@ async def test_random_networks_answer(name: str) -> None:
         await sup.deploy(topology)
         pairs = [(a, b) for part in topology.components() for a in part for b in part if a < b]
         assert (await sup.ping_all(pairs)).ok
+
+
+@pytest.mark.anyio
+async def test_routed_workers_without_links_have_a_name() -> None:
+    topology = Topology(routing="shortest-path")
+    for name in ("a", "b", "alone"):
+        topology.worker(name)
+    topology.link("a", "b")
+    async with nsorch.Supervisor() as sup:
+        await sup.deploy(topology)
+        address = sup.workers["alone"].addresses[0].ip
+        done = await sup.workers["alone"].run(["getent", "hosts", str(address)])
+        assert done.stdout.split() == [str(address).encode(), b"alone"]

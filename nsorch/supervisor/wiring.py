@@ -291,6 +291,7 @@ class Wiring:
         if links or order.bridges or any(node.loopback or node.routes for node in order.batch.nodes):
             await self._orders.carry_out(order)
         self.routing.note_set(worker.name for worker in complete)
+        self.names.stale.update(worker.name for worker in complete if worker.name in self.routing)
         bus = self._supervisor._bus
         for bridge in bridges:
             self.announce_bridge(bridge)
