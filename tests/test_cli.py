@@ -8,6 +8,7 @@ import pathlib
 import signal
 import subprocess
 import sys
+import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -150,6 +151,18 @@ def test_signals(number: signal.Signals, inside: bool, tmp_path: pathlib.Path, m
     assert process.wait(20) == 128 + number
     process.stderr.close()
     assert running(marker) == []
+
+
+@pytest.mark.parametrize("arguments", [[], ["--events"]])
+def test_many_signals(arguments: list[str], lab: str) -> None:
+    command = [sys.executable, "-m", "nsorch", "run", lab, *arguments]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE) as process:
+        assert process.stderr is not None
+        assert b"up" in process.stderr.readline()
+        while process.poll() is None:
+            process.send_signal(signal.SIGINT)
+            time.sleep(0.03)
+        assert (process.returncode, process.stderr.read()) == (128 + signal.SIGINT, b"")
 
 
 def test_interrupted_while_the_file_is_read(tmp_path: pathlib.Path) -> None:

@@ -49,8 +49,7 @@ async def run_topology(topology: Topology, options: Options) -> int:
     status = 0
     failure: BaseException | None = None
     async with anyio.create_task_group() as tasks:
-        if options.events:
-            await tasks.start(_print_events, sup, options.as_json)
+        printed = await tasks.start(_print_events, sup, options.as_json) if options.events else None
         with anyio.CancelScope() as body:
             interrupted = await tasks.start(_await_signal, body)
             try:
@@ -58,10 +57,11 @@ async def run_topology(topology: Topology, options: Options) -> int:
                     status = await _use(sup, topology, options)
             except (Exception, SystemExit) as exc:
                 failure = exc
-        if not options.events:
-            tasks.cancel_scope.cancel()
-        else:
-            interrupted.stop()
+        if printed is not None:
+            await printed.wait()
+        tasks.cancel_scope.cancel()
+    for number in _SIGNALS:  # all is down, and the status known: a second one doesn't make another of it
+        signal.signal(number, signal.SIG_IGN)
     if failure is not None:
         raise failure
     return 128 + interrupted.number if interrupted.number else status
@@ -70,17 +70,12 @@ async def run_topology(topology: Topology, options: Options) -> int:
 class _Interrupted:
     """The signal that came, or 0."""
 
-    def __init__(self, scope: anyio.CancelScope) -> None:
-        self.number = 0
-        self._scope = scope
-
-    def stop(self) -> None:
-        self._scope.cancel()
+    number = 0
 
 
 async def _await_signal(body: anyio.CancelScope, *, task_status: anyio.abc.TaskStatus[_Interrupted]) -> None:
-    with anyio.CancelScope() as own, anyio.open_signal_receiver(*_SIGNALS) as signals:
-        interrupted = _Interrupted(own)
+    with anyio.open_signal_receiver(*_SIGNALS) as signals:
+        interrupted = _Interrupted()
         task_status.started(interrupted)
         async for number in signals:
             interrupted.number = int(number)
@@ -203,11 +198,14 @@ def _is_there(program: str) -> bool:
     return shutil.which(program, os.F_OK) is not None or ("/" in program and os.path.isdir(program))
 
 
-async def _print_events(sup: Supervisor, as_json: bool, *, task_status: anyio.abc.TaskStatus[None]) -> None:
+async def _print_events(sup: Supervisor, as_json: bool, *, task_status: anyio.abc.TaskStatus[anyio.Event]) -> None:
+    """Tells of the last one by an event of another kind."""
+    printed = anyio.Event()
     async with sup.events(since=0, buffer=1 << 20) as events:
-        task_status.started()
+        task_status.started(printed)
         async for event in events:
             click.echo(json.dumps(event.to_dict()) if as_json else _line(event))
+    printed.set()
 
 
 def _line(event: Event) -> str:
