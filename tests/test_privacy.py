@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pathlib
 import subprocess
 import sys
 from typing import Any
@@ -71,3 +72,21 @@ async def test_where_nobody_sees_them_scripts_serve() -> None:
     async with nsorch.Supervisor() as sup:
         worker = await sup.start("w", ["sleep", "600"], namespaces=SIX)
         assert (await worker.run(["cat", "/proc/1/comm"])).stdout == b"nsorch-init\n"
+
+
+@pytest.mark.anyio
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
+@pytest.mark.parametrize("how", [{"isolation": "sandbox"}, {"user": "65534:65534"}])
+async def test_the_helper_stays_hidden_from_users_that_children_become(how: dict[str, Any]) -> None:
+    async with nsorch.Supervisor() as sup:
+        stub = (await sup.wait_event(nsorch.SupervisorStarted, since=0)).pid
+        (spawner,) = map(int, pathlib.Path(f"/proc/{stub}/task/{stub}/children").read_text().split())
+        for number in range(3):
+            worker = await sup.start(f"w{number}", ["sleep", "600"], **how)
+            assert os.stat(f"/proc/{worker.pid}").st_uid == 65534
+            for file in ("mem", "environ", "exe"):
+                look = ["setpriv", "--reuid", "65534", "--regid", "65534", "--clear-groups", "cat"]
+                done = subprocess.run([*look, f"/proc/{spawner}/{file}"], capture_output=True, text=True)
+                assert "Permission denied" in done.stderr
+            # They begin without a fork.
+            assert (await worker.run(["cat", "/proc/1/comm"])).stdout == b"nsorch-init\n"

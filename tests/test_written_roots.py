@@ -186,7 +186,7 @@ def test_devices_that_the_host_hasnt(rootfs: pathlib.Path, monkeypatch: pytest.M
     """Who may make them needs none of the host's."""
     monkeypatch.setitem(devices.DEVICES, b"nowhere", 0)
     with pytest.raises(NoScriptError):
-        file_system(encode(Root(directory=os.fsencode(rootfs), dev=True)), Own(), ())
+        file_system(encode(Root(directory=os.fsencode(rootfs), dev=True)), Own(), (), None)
 
 
 def test_only_binaries_are_run_by_scripts(rootfs: pathlib.Path) -> None:
@@ -224,4 +224,4 @@ def test_programs_of_the_host() -> None:
 )
 def test_what_depends_on_the_kernels_answer_is_not_written(root: Root, own: Own) -> None:
     with pytest.raises(NoScriptError):
-        file_system(encode(root), own, ())
+        file_system(encode(root), own, (), None)

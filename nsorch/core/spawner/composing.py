@@ -93,8 +93,11 @@ def compose(
     if own.cgroup:
         script.call(("unshare", "cgroup"), UNSHARE, CLONE_NEWCGROUP)
     _prepare(script, request, home.own_proc)
-    if request.root or own.guarded:
-        script.add(file_system(request.root, own, facts_of(request.root)))
+    mapped = None
+    if request.unshare & CLONE_NEWUSER and _first_ids(request, 1) != _own_ids():
+        mapped = _first_ids(request, 0)
+    if request.root or own.guarded or mapped:
+        script.add(file_system(request.root, own, facts_of(request.root), mapped))
     else:
         _mount_proc(script, own.proc)
     _enter_directory(script, command)
@@ -132,6 +135,28 @@ def compose(
 
 def is_confined(command: Command) -> bool:
     return bool(command.confinement) or command.user is not None
+
+
+def _own_ids() -> tuple[int, int]:
+    return os.geteuid(), os.getegid()
+
+
+def stays_the_same_user(request: Spawn) -> bool:
+    """Whether the ids of the command are the caller's own."""
+    assert request.command is not None
+    user = request.command.user
+    if not request.unshare & CLONE_NEWUSER:
+        return user is None or user[:2] == _own_ids()
+    return _first_ids(request, 1) == _own_ids() and (user is None or user[:2] == _first_ids(request, 0))
+
+
+def _first_ids(request: Spawn, side: int) -> tuple[int, int]:
+    """The first uid and gid of a new user namespace.
+
+    :param side: 0 for those inside, 1 outside
+    """
+    uids, gids = request.id_maps
+    return uids[0][side], gids[0][side]
 
 
 def is_apart(request: Spawn) -> bool:

@@ -1,4 +1,4 @@
-"""Maps of ids, and other files of /proc that are written once."""
+"""Maps of ids, and other small files of /proc."""
 
 from __future__ import annotations
 
@@ -40,6 +40,14 @@ def own_maps(proc: int) -> IdMaps:
 def has_helper(maps: IdMaps) -> bool:
     """Whether the helper's own ids, which are 0, are among them."""
     return all(any(outside == 0 for _, outside, _ in ranges) for ranges in maps)
+
+
+def read(path: str, folder: int) -> bytes:
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC, dir_fd=folder)
+    try:
+        return os.read(fd, 4096)
+    finally:
+        os.close(fd)
 
 
 def write(path: str, text: str, folder: int) -> None:

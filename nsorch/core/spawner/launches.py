@@ -12,9 +12,9 @@ import socket
 from typing import TYPE_CHECKING, NamedTuple
 
 from .command import candidates, identify, resolve
-from .composing import compose, is_apart, is_confined
+from .composing import compose, is_apart, is_confined, stays_the_same_user
 from .confinement import Capabilities, decode
-from .idmaps import map_ids
+from .idmaps import map_ids, read
 from .pid1 import Pid1
 from .protocol import Event, Mode, Own
 from .script import Script, Scripts
@@ -103,7 +103,7 @@ class Launches:
             and not (self._server.seen and (request.unshare & CLONE_NEWUSER or command.confinement))
             # From a new user namespace no others can be entered.
             and not (request.unshare & CLONE_NEWUSER and request.join)
-            and _stays_the_same_user(request)
+            and (stays_the_same_user(request) or self._hides_others())
             and not _may_trace_init(request)
             # What leads to the file of the process itself is refused by an interpreter.
             and not command.argv[0].startswith(b"/proc/")
@@ -115,6 +115,12 @@ class Launches:
             # Where a cgroup's memory is used up, all who share the child's would be killed.
             and not (request.cgroup and _limits_memory(self._server.leaf))
         )
+
+    def _hides_others(self) -> bool:
+        """Whether who becomes another user stays hidden from it: the kernel sets that anew for all who share the memory
+        (commit_creds() in kernel/cred.c)."""
+        home = self._server.home
+        return home.hidden and read("sys/fs/suid_dumpable", home.own_proc) != b"1\n"
 
     def spawn(self, request: Spawn, joined: Joined, streams: tuple[int, int, int]) -> None:
         """Begin; what becomes of it is heard from the loop.
@@ -239,16 +245,6 @@ class Launches:
             return exc
         finally:
             go_home(home, CLONE_NEWNS if mounts >= 0 else 0)
-
-
-def _stays_the_same_user(request: Spawn) -> bool:
-    """Whether the command's ids are the caller's own. A change would make all who share the memory untraceable."""
-    assert request.command is not None
-    user, own = request.command.user, (os.geteuid(), os.getegid())
-    if not request.unshare & CLONE_NEWUSER:
-        return user is None or user[:2] == own
-    inside = tuple(ranges[0][0] for ranges in request.id_maps)
-    return tuple(ranges[0][1] for ranges in request.id_maps) == own and (user is None or user[:2] == inside)
 
 
 def _may_trace_init(request: Spawn) -> bool:

@@ -109,11 +109,19 @@ def facts_of(root: bytes) -> tuple[bool, ...]:
 
 
 @functools.lru_cache(maxsize=16)
-def file_system(root: bytes, own: Own, facts: tuple[bool, ...]) -> Script:  # noqa: ARG001
-    """The part that makes the root, and what *own* asks for. Thousands of workers have the same."""
+def file_system(root: bytes, own: Own, facts: tuple[bool, ...], mapped: tuple[int, int] | None) -> Script:  # noqa: ARG001
+    """The part that makes the root, and what *own* asks for. Thousands of workers have the same.
+
+    :param mapped: the first ids of a user namespace whose maps leave the caller's own out: whoever makes a file must be
+        mapped
+    """
     script = Script()
     do = Writer(script)
-    show_own(do, own, build(Sources(root, do)) if root else {})
+    sources = Sources(root, do) if root else None
+    if mapped is not None:
+        with do.stage("user", "uid {}, gid {}".format(*mapped)):
+            do.set_ids(*mapped)
+    show_own(do, own, build(sources) if sources is not None else {})
     return script
 
 
