@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import pathlib
+import shutil
 import signal
 import subprocess
 import sys
@@ -21,6 +23,31 @@ FORK = "i=0; while [ $i -lt 20 ]; do sleep 30 & i=$((i+1)); done; wait"
 
 def held(worker: nsorch.Worker, name: str) -> str:
     return pathlib.Path(worker.cgroup, name).read_text().strip()
+
+
+async def test_a_limit_of_memory_waits_for_what_begins(anyio_backend: str, tmp_path: pathlib.Path) -> None:
+    """Until its exec it may share the helper's memory, and who is killed for want of memory all that share it."""
+    program = tmp_path / "program"
+    shutil.copy("/bin/sleep", program)
+    for path in (program, tmp_path, *tmp_path.parents[:2]):
+        path.chmod(0o755)
+    async with nsorch.Supervisor() as sup, anyio.create_task_group() as tasks:
+        worker = await sup.start("w", ["sleep", "600"], init=False, limits=nsorch.Limits(cpu_weight=100))
+        with open(program, "r+b") as leased:
+            fcntl.fcntl(leased, fcntl.F_SETSIG, signal.SIGURG)  # of which nothing comes
+            fcntl.fcntl(leased, fcntl.F_SETLEASE, fcntl.F_WRLCK)
+            tasks.start_soon(worker.restart, [str(program), "600"])
+            with anyio.fail_after(30):
+                await sup.wait_event(nsorch.WorkerExited, worker="w", since=0)
+                while not held(worker, "cgroup.procs"):
+                    await anyio.sleep(0.01)
+                tasks.start_soon(worker.set_limits, nsorch.Limits(memory=4096))
+                while held(worker, "memory.max") == "max":
+                    await anyio.sleep(0.01)
+        with anyio.fail_after(60):
+            while held(worker, "memory.max") != "4096":
+                await anyio.sleep(0.01)
+        await sup.start("next", ["true"])
 
 
 async def test_limits_are_kept(anyio_backend: str) -> None:

@@ -310,10 +310,24 @@ class Cgroups:
                 cgroups.write_files(fd, reset, worker.name)
                 cgroups.write_files(fd, new, worker.name)
 
+            if limits is not None and limits.memory is not None and (before is None or before.memory is None):
+                await self._share_no_memory(leaf, worker)
             with anyio.CancelScope(shield=True):
                 await self._with_copy(leaf, change)
             leaf.limits = limits
             leaf.watch()
+
+    async def _share_no_memory(self, leaf: Leaf, worker: Worker) -> None:
+        """Wait until nothing in the cgroup has the helper's memory, which would be killed with it. Where there is a
+        limit, what begins has its own."""
+        set_to = partial(cgroups.write_files, worker=worker.name)
+        try:
+            await self._with_copy(leaf, partial(set_to, files={"memory.max": _SOME_LIMIT}))
+            await self._until_idle(worker)
+        except BaseException:
+            with anyio.CancelScope(shield=True), contextlib.suppress(SetupError, ClosedError):
+                await self._with_copy(leaf, partial(set_to, files={"memory.max": UNLIMITED["memory.max"]}))
+            raise
 
     def kill(self, worker: Worker) -> None:
         """SIGKILL to all that runs in its cgroup, soon."""
@@ -382,6 +396,10 @@ def _consume(fd: int, func: Callable[[int], T]) -> T:
         return func(fd)
     finally:
         descriptors.close([fd])
+
+
+#: bytes that are never used
+_SOME_LIMIT = str(1 << 60)
 
 
 def _files(limits: Limits | None, worker: str) -> dict[str, str]:

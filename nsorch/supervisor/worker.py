@@ -750,7 +750,8 @@ class Worker:
         await self._supervisor._cgroups.thaw(self)
 
     async def set_limits(self, limits: Limits | Mapping[str, Any] | None) -> None:
-        """Replace its limits by these, while it runs; None lifts all. Cancelled, it is done all the same.
+        """Replace its limits by these, while it runs; None lifts all. Cancelled, it is done all the same; but where
+        memory had no limit, a command that is being started is waited for first, and that can be cancelled.
 
         :raises UnsupportedError: a limit that can't be kept here; nothing was changed
         :raises SetupError: the kernel refuses a value, such as a CPU that isn't there
