@@ -53,12 +53,13 @@ async def test_which_one(confined: dict[str, Any]) -> None:
 
 
 @pytest.mark.anyio
+@pytest.mark.parametrize("own_user", [True, False])
 @pytest.mark.parametrize("capabilities", [None, []])
-async def test_it_is_out_of_reach_in_a_user_namespace(capabilities: list[str] | None) -> None:
-    """Or a command could have it do what is forbidden to itself."""
-    async with nsorch.Supervisor() as sup:
-        kinds = ["user", "net", "mnt", "pid"]
-        how = {"no_new_privs": True, "capabilities": capabilities, "namespaces": kinds}
+async def test_it_is_out_of_reach_in_a_user_namespace(capabilities: list[str] | None, own_user: bool) -> None:
+    """Of its own, or without root: or a command could have it do what is forbidden to itself."""
+    async with nsorch.Supervisor(rootless=not own_user or None) as sup:
+        kinds = ["net", "mnt", "uts", "ipc", "pid", *(["user"] if own_user else [])]
+        how: dict[str, Any] = {"no_new_privs": True, "capabilities": capabilities, "namespaces": kinds}
         worker = await sup.start("w", ["sleep", "600"], **how)
         assert not (await worker.run(["readlink", "/proc/self/exe"], check=False)).returncode
         assert (await worker.run(["readlink", "/proc/1/exe"], check=False)).returncode

@@ -18,12 +18,12 @@ class Namespaces(dict[int, int]):
     def __init__(self, home: dict[int, int], proc: int = -1, *, rootless: bool = False) -> None:
         super().__init__(home)
         self._proc = proc
-        self._rootless = rootless
+        self.rootless = rootless
 
     def would_be_left(self, kinds: int) -> bool:
         """Whether entering *kinds* takes the caller out of namespaces of the host's, which all who are made later would
         miss."""
-        return self._rootless and bool(kinds & (CLONE_NEWTIME | CLONE_NEWCGROUP))
+        return self.rootless and bool(kinds & (CLONE_NEWTIME | CLONE_NEWCGROUP))
 
     def prepare(self, kinds: int) -> None:
         """Be able to return from *kinds*.
@@ -36,12 +36,12 @@ class Namespaces(dict[int, int]):
 
     def _settle(self, kind: int) -> int:
         name = NS_FILES[kind]
-        if self._rootless:
+        if self.rootless:
             with stage("unshare", name):
                 unshare(kind)
         file = "time_for_children" if kind == CLONE_NEWTIME else name
         with stage("unshare", name):
             fd = os.open(f"self/ns/{file}", os.O_RDONLY | os.O_CLOEXEC, dir_fd=self._proc)
-            if self._rootless:
+            if self.rootless:
                 setns(fd, kind)
         return fd

@@ -25,6 +25,7 @@ from .writing import NoScriptError
 from .written_roots import find_programs
 
 if TYPE_CHECKING:
+    from .homing import Namespaces
     from .protocol import Command, Spawn
     from .server import Server
     from .steps import Joined
@@ -104,7 +105,7 @@ class Launches:
             # From a new user namespace no others can be entered.
             and not (request.unshare & CLONE_NEWUSER and request.join)
             and (stays_the_same_user(request) or self._hides_others())
-            and not _may_trace_init(request)
+            and not _may_trace_init(request, self._server.home.namespaces)
             # What leads to the file of the process itself is refused by an interpreter.
             and not command.argv[0].startswith(b"/proc/")
             # It would be that of all who share the memory.
@@ -247,15 +248,15 @@ class Launches:
             go_home(home, CLONE_NEWNS if mounts >= 0 else 0)
 
 
-def _may_trace_init(request: Spawn) -> bool:
+def _may_trace_init(request: Spawn, home: Namespaces) -> bool:
     """Whether a confined command could have the small init do what is forbidden to itself. The forked one's memory
-    belongs to the user namespace above."""
+    belongs to the user namespace above the worker's, or to the host's."""
     command = request.command
     if command is None or command.mode != Mode.INIT or not is_confined(command):
         return False
     capabilities = decode(command.confinement).capabilities
     bounding = -1 if capabilities is None else Capabilities(*capabilities).bounding
-    return bool(request.unshare & CLONE_NEWUSER and bounding & 1 << _CAP_SYS_PTRACE)
+    return bool((home.rootless or request.unshare & CLONE_NEWUSER) and bounding & 1 << _CAP_SYS_PTRACE)
 
 
 def _limits_memory(leaf: int) -> bool:
