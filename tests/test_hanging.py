@@ -6,6 +6,7 @@ import fcntl
 import os
 import shutil
 import signal
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import anyio
@@ -16,7 +17,6 @@ import nsorch
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
 pytestmark = pytest.mark.anyio
 OPTIONS = {
@@ -103,3 +103,25 @@ async def test_a_command_that_hangs(leased: tuple[str, int]) -> None:
             await anyio.sleep(0.05)
             await others_go_on(sup, brief)
             os.close(lease)
+
+
+@pytest.mark.parametrize("init", [True, False])
+async def test_what_concerns_all_who_share_memory_waits_a_while(leased: tuple[str, int], init: bool) -> None:
+    program, lease = leased
+    score = int(Path("/proc/self/oom_score_adj").read_text())
+    async with nsorch.Supervisor() as sup:
+        failed = anyio.Event()
+
+        async def start_in_vain() -> None:
+            with pytest.raises(nsorch.SetupError, match="ETIMEDOUT"):
+                await sup.start("hung", [program, "600"], init=init)
+            failed.set()
+
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(start_in_vain)
+            await anyio.sleep(0.05)
+            with anyio.fail_after(20):
+                await sup.start("scored", ["sleep", "600"], oom_score_adj=score)
+                await failed.wait()
+        assert list(sup.workers) == ["scored"]
+        os.close(lease)

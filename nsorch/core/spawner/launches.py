@@ -9,6 +9,7 @@ import os
 import select
 import signal
 import socket
+import time
 from typing import TYPE_CHECKING, NamedTuple
 
 from .command import candidates, identify, resolve
@@ -33,6 +34,9 @@ if TYPE_CHECKING:
 _CAP_SYS_PTRACE = 19
 
 
+_PATIENCE = 3.0  # seconds that others wait for one that hangs
+
+
 class _Launch:
     def __init__(self, told: socket.socket, script: Script, pid: int, pidfd: int, command: Command) -> None:
         self.told = told  #: the child waits for a byte from it; then its end of file is the exec, or an init speaks
@@ -44,6 +48,7 @@ class _Launch:
         self.mounts = -1  #: descriptor of the mount namespace where the program is looked for, if that isn't ours
         self.facts: tuple[int, ...] = ()  #: what STARTED says, where that is known before
         self.held: list[int] = []
+        self.hung = False  #: it was killed, see :meth:`Launches.settle`
         self.apart = False  #: *told* will be told of the end, too, see :meth:`.pid1.Pid1.add_to`
 
 
@@ -176,10 +181,15 @@ class Launches:
     def settle(self) -> None:
         """Wait until none shares the spawner's memory any more, as before what concerns all who do: who changes a time
         namespace must be alone, and an oom_score_adj is everybody's."""
+        deadline = time.monotonic() + _PATIENCE
         for launch in self._by_descriptor.values():
             waiting = select.poll()
             waiting.register(launch.told, select.POLLIN)
-            waiting.poll()
+            if not waiting.poll(max(0, deadline - time.monotonic()) * 1000):
+                # Somebody has a lease on its program, or serves that file system: nobody else is to wait for them.
+                launch.hung = True
+                signal.pidfd_send_signal(launch.pidfd, signal.SIGKILL)
+                waiting.poll()
 
     def read_ends(self) -> list[tuple[int, int]]:
         """See :meth:`.pid1.Pid1.read_ends`."""
@@ -223,6 +233,8 @@ class Launches:
         home = self._server.home
         if (failure := launch.script.failure()) is not None:
             raise failure
+        if launch.hung:
+            raise StageError("exec", errno.ETIMEDOUT, "others had to wait for it")
         if launch.command.mode == Mode.INIT:
             if not told:
                 raise StageError("init", errno.ESRCH, "it was killed")
