@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.anyio
 of_kernel = pytest.mark.vm(one_backend=True)
 ROOT = os.geteuid() == 0
+SCORE = int(pathlib.Path("/proc/self/oom_score_adj").read_text())
 OWN_USER = ["net", "mnt", "uts", "ipc", "pid", "user"]
 
 
@@ -333,6 +334,17 @@ async def test_seccomp_program(tmp_path: pathlib.Path, source: str, no_new_privs
             await worker.restart()
             for shown in await inside(worker):
                 assert shown["Seccomp"] == "2"
+
+
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="numbers of calls of x86-64")
+@pytest.mark.parametrize(("number", "stage"), [(157, "parent-death signal"), (14, "signals")])
+@pytest.mark.parametrize("how", [{}, {"oom_score_adj": SCORE}, {"init": False}])
+async def test_a_filter_that_forbids_what_comes_after_it(number: int, stage: str, how: dict[str, Any]) -> None:
+    """Without no_new_privs it is there before prctl and rt_sigprocmask."""
+    async with nsorch.Supervisor() as sup:
+        with pytest.raises(nsorch.PermissionDeniedError, match=stage) as failure:
+            await sup.start("w", ["sleep", "600"], seccomp=refuse(number, errno.EPERM), **how)
+        assert (failure.value.stage, failure.value.errno) == (stage, errno.EPERM)
 
 
 _DENIED = """if True:

@@ -187,9 +187,10 @@ def become(command: Command, program: bytes, streams: tuple[int, int, int], *kee
     if command.user is not None or command.confinement:
         confine(confinement, command.user)
     close_all_but(0, 1, 2, *keep)
-    for number in IGNORED:
-        signal.signal(number, signal.SIG_DFL)
-    signal.pthread_sigmask(signal.SIG_SETMASK, ())
+    with stage("signals"):  # which a filter may forbid
+        for number in IGNORED:
+            signal.signal(number, signal.SIG_DFL)
+        signal.pthread_sigmask(signal.SIG_SETMASK, ())
     if command.guarded:
         check_program(program)
     if not confinement.restricts_early:

@@ -96,9 +96,10 @@ def confine(confinement: Confinement, user: User | None, do: Calls = NOW) -> Non
             )
             do.set_ambient(capabilities.ambient & held)
     if confinement.no_new_privs:
-        do.set_no_new_privs()
-    # A change of credentials cleared it.
-    do.set_parent_death_signal(signal.SIGKILL)
+        with do.stage("no_new_privs"):
+            do.set_no_new_privs()
+    with do.stage("parent-death signal"):  # a change of credentials cleared it
+        do.set_parent_death_signal(signal.SIGKILL)
 
 
 def _resource(limit: Limit) -> int:
