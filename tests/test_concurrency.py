@@ -126,6 +126,49 @@ async def test_linked_and_removed_while_it_starts() -> None:
             assert "x" not in sup.workers
 
 
+async def test_removed_twice_and_the_name_is_taken_again() -> None:
+    """Who removes a worker that somebody has removed, or removes, leaves the next of its name alone."""
+    async with nsorch.Supervisor() as sup:
+        await sup.bridge("lan", "10.0.0.0/24")
+        worker = await sup.start("a", ["sleep", "600"], links=["lan"])
+        for _ in range(5):
+            async with anyio.create_task_group() as tasks, sup.events(kinds=["WorkerRemoved"]) as removed:
+                for _ in range(3):
+                    tasks.start_soon(worker.remove)
+                await removed.receive()
+                following = await sup.start("a", ["sleep", "600"], links=["lan"])
+            await worker.remove()
+            worker = following
+            assert sup.workers["a"] is worker
+            assert worker.state is nsorch.State.RUNNING
+            assert list(sup.links) == ["a:eth0-lan"]
+            await worker.run(["true"])
+
+
+async def test_its_link_is_removed_by_another_and_the_name_is_taken_again() -> None:
+    async with nsorch.Supervisor() as sup:
+        await sup.bridge("lan", "10.0.0.0/24")
+        worker = await sup.start("a", links=["lan"])
+        link = sup.links["a:eth0-lan"]
+
+        async def again() -> None:
+            await worker.remove()
+            await sup.start("a", links=["lan"])
+
+        async with anyio.create_task_group() as tasks:
+            async with sup._wiring.watcher.own(link):  # which the removal waits for
+                tasks.start_soon(link.remove)
+                while not link._leaving:
+                    await anyio.lowlevel.checkpoint()
+                tasks.start_soon(again)
+                with anyio.move_on_after(0.3):
+                    await sup.wait_event("WorkerRemoved")
+        assert link._state == "removed"
+        assert sup.links["a:eth0-lan"].is_up
+        (address,) = sup.workers["a"].addresses
+        assert not sup.bridges["lan"]._segment.is_free(address.ip)
+
+
 @pytest.mark.long
 async def test_a_bridge_that_is_removed_while_workers_come() -> None:
     async with nsorch.Supervisor() as sup:

@@ -48,7 +48,7 @@ class Leaf:
     @property
     def leaving(self) -> bool:
         """It is removed with its worker, or has been."""
-        return self._worker._leaving
+        return self._worker._leaving is not None
 
     def watch(self) -> None:
         """Tell of limits that are hit, from now on."""

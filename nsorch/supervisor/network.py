@@ -205,7 +205,7 @@ class Link:
         self._static = False  # its ends know each other's hardware address
         self._busy = 0  # changes of nsorch's own that are under way
         self._lock: anyio.Lock | None = None  # of these
-        self._leaving = False  # it is removed, or will be next
+        self._leaving: anyio.Event | None = None  # it is removed next; set once that is over
         self._on_removal: list[Callable[[], None]] = []  # of those who use it
 
     def __repr__(self) -> str:

@@ -447,10 +447,16 @@ class Starter:
             await self.remove(workers)
 
     async def remove(self, workers: Sequence[Worker]) -> None:
-        """Kill, disconnect, let go of the namespaces, and free the names. Shield it."""
+        """Kill, disconnect, let go of the namespaces, and free the names; for those that somebody else removes it
+        waits. Shield it."""
         try:
             with no_full_collections():
-                await self._remove(workers)
+                workers = list(dict.fromkeys((*self._helpers_of(workers), *workers)))
+                while workers := [worker for worker in workers if worker._state is not State.REMOVED]:
+                    leaving = [w._leaving for w in workers if w._leaving is not None and not w._leaving.is_set()]
+                    await self._remove_own([w for w in workers if w._leaving is None or w._leaving.is_set()])
+                    for over in leaving:
+                        await over.wait()
         except (ClosedError, SpawnerDiedError) as exc:
             if isinstance(exc, ClosedError) and self._supervisor._phase == "running":
                 raise
@@ -458,14 +464,25 @@ class Starter:
             assert self._supervisor._stopped is not None
             await self._supervisor._stopped.wait()
 
+    def _helpers_of(self, workers: Sequence[Worker]) -> list[Worker]:
+        """Processes that end with *workers*."""
+        helpers = self._supervisor._wiring.helpers_of(workers)
+        if self._supervisor._uplinks is not None:
+            helpers += self._supervisor._uplinks.helpers_of(workers)
+        return helpers
+
+    async def _remove_own(self, workers: Sequence[Worker]) -> None:
+        over = anyio.Event()
+        for worker in workers:
+            worker._leaving = over  # nothing is linked to it, and no command begins in it, from here on
+        try:
+            if workers:
+                await self._remove(workers)
+        finally:
+            over.set()
+
     async def _remove(self, workers: Sequence[Worker]) -> None:
         supervisor = self._supervisor
-        helpers = supervisor._wiring.helpers_of(workers)
-        if supervisor._uplinks is not None:
-            helpers += supervisor._uplinks.helpers_of(workers)
-        workers = list(dict.fromkeys((*helpers, *workers)))
-        for worker in workers:
-            worker._leaving = True  # nothing is linked to it, and no command begins in it, from here on
         names = {worker.name for worker in workers}
         supervisor._helper.withdraw(names)
         commands: dict[str, list[Job]] = {}  # that run and popen started

@@ -101,7 +101,8 @@ class Watcher:
             (owner._held[CLONE_NEWNET], netns_key(owner), owner.name) for owner in owners if CLONE_NEWNET in owner._held
         ]
         others = await self._in_thread(self._enquiry.number, wanted)
-        self._ids.update((name, others.get(key, key)) for _, key, name in wanted)
+        there = {owner.name for owner in owners if CLONE_NEWNET in owner._held}  # not removed meanwhile
+        self._ids.update((name, others.get(key, key)) for _, key, name in wanted if name in there)
         await self.follow([link async for owner in in_turns(owners) for link in self._wiring.record.links_in(owner)])
 
     async def _open(self) -> None:

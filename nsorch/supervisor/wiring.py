@@ -404,20 +404,33 @@ class Wiring:
     async def remove_links(
         self, links: Sequence[Link], *, dying: Collection[str] = (), by: Literal["nsorch", "kernel"] = "nsorch"
     ) -> None:
-        """Those that exist and those that are planned. Shield it.
+        """Those that exist and those that are planned; for those that somebody else removes it waits. Shield it.
 
         :param dying: owners of network namespaces that end next. Links among them are left to the kernel, which takes
             down all of them at once; one by one, each costs tens of milliseconds
         :param by: ``"kernel"``: they are gone already
         """
-        links = [link for link in links if not link._leaving]  # the others are somebody else's
+        while True:
+            leaving = [link._leaving for link in links if link._leaving is not None]
+            others = [link for link in links if link._leaving is not None]
+            await self._remove_own([link for link in links if link._leaving is None], dying, by)
+            for over in leaving:
+                await over.wait()
+            links = [link for link in others if link._leaving is None]
+            if not links:
+                break
+
+    async def _remove_own(self, links: Sequence[Link], dying: Collection[str], by: Literal["nsorch", "kernel"]) -> None:
+        over = anyio.Event()
         for link in links:
-            link._leaving = True
+            link._leaving = over
         try:
             await self._remove_links(links, dying, by)
         finally:
             for link in links:
-                link._leaving = link._state == "removed"
+                if link._state != "removed":
+                    link._leaving = None
+            over.set()
 
     async def _remove_links(
         self, links: Sequence[Link], dying: Collection[str], by: Literal["nsorch", "kernel"]

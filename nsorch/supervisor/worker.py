@@ -101,7 +101,7 @@ class Worker:
         self._turn: anyio.Lock | None = None  # of restarts, one after the other
         self._stops = 0  # that were asked for
         self._stops_before = 0  # the restart whose turn it is
-        self._leaving = False  # it is removed next
+        self._leaving: anyio.Event | None = None  # it is removed next; set once that is over
         self._pins: tuple[str, ...] = ()
         self._devices: dict[str, Device] = {}  # its other interfaces, by name
         self._tables: dict[str, int] = {}  # routing tables of those that are ports of a VRF
