@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import fcntl
+import os
 import socket
 import ssl
 import struct
@@ -21,6 +23,7 @@ if TYPE_CHECKING:
     from anyio.abc import ByteStream, SocketStream
 
 pytestmark = pytest.mark.anyio
+SIOCGSKNS = 0x894C  # linux/sockios.h
 
 
 async def echo(stream: ByteStream) -> None:
@@ -58,6 +61,32 @@ async def test_tcp_by_worker_name_and_address() -> None:
         with pytest.raises(OSError, match="no address of localhost answers on port 7"):
             await client.connect_tcp("localhost", 7)
         tasks.cancel_scope.cancel()
+
+
+@pytest.mark.parametrize("links", [["lan"], []], ids=["linked", "alone"])
+async def test_no_socket_is_ever_of_the_hosts(links: list[str]) -> None:
+    """Not while the worker's own network namespace is being made, either."""
+    opened: list[socket.socket] = []
+    async with nsorch.Supervisor() as sup, sup.events(kinds=["WorkerRequested"]) as requested:
+        await sup.bridge("lan", "10.0.0.0/24")
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(lambda: sup.start("a", ["sleep", "600"], links=links))
+            await requested.receive()
+            worker = sup.workers["a"]
+            assert worker.state is nsorch.State.STARTING
+            with pytest.raises(nsorch.ClosedError, match="network namespace isn't made yet"):
+                opened.append(await worker._open_socket(socket.AF_INET, socket.SOCK_STREAM))
+            opened.append(await worker.open_socket(socket.AF_INET, socket.SOCK_STREAM))
+        async with await worker.create_tcp_listener() as listener:
+            opened.append(listener.listeners[0].extra(SocketAttribute.raw_socket))
+            for sock in opened:
+                netns = fcntl.ioctl(sock.fileno(), SIOCGSKNS)
+                assert os.fstat(netns).st_ino == worker.namespaces["net"]
+                os.close(netns)
+        opened[0].close()
+        await worker.remove()
+        with pytest.raises(nsorch.ClosedError, match="removed"):
+            await worker.open_socket(socket.AF_INET, socket.SOCK_STREAM)
 
 
 async def test_names_are_the_same_in_any_case() -> None:

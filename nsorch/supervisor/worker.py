@@ -373,12 +373,15 @@ class Worker:
         return Process(job, streams)
 
     async def open_socket(self, family: int, type: int, proto: int = 0) -> socket.socket:  # noqa: A002 - socket's word
-        """A non-blocking socket in its network namespace, which the caller owns. Cancelled, none is left open.
+        """A non-blocking socket in its network namespace, which the caller owns. While that isn't made yet it waits for
+        the worker's start. Cancelled, none is left open.
 
         :raises PermissionDeniedError: the kernel forbids such a socket
         :raises UnsupportedError: the worker has the host's network namespace, and nsorch isn't root
         :raises ClosedError: the worker is gone
         """
+        if CLONE_NEWNET not in self._held:
+            await self._settled()
         self._check_here()
         if family == socket.AF_NETLINK:
             await self._supervisor._wiring.watcher.enter(self)
@@ -389,16 +392,20 @@ class Worker:
         supervisor._check_running()
         if self._state is State.REMOVED:
             raise ClosedError("the worker was removed", worker=self.name)
-        netns = self._held.get(CLONE_NEWNET, supervisor._home.hosts.get(CLONE_NEWNET))
-        if netns is None:
+        shared = self._entry is not None and self._entry.host & CLONE_NEWNET
+        netns = (supervisor._home.hosts if shared else self._held).get(CLONE_NEWNET)
+        if netns is None and shared:
             raise UnsupportedError(
                 "the worker shares the host's network namespace: open the socket yourself", worker=self.name
             )
+        if netns is None:
+            why = "isn't made yet" if self._state is State.STARTING else "was removed"
+            raise ClosedError(f"the worker's network namespace {why}", worker=self.name)
         return await supervisor._helper.open_socket(netns, family, type, proto)
 
     async def add_interface(self, spec: InterfaceSpec | Mapping[str, Any]) -> Interface:
         """Make another interface in its network namespace, such as ``nsorch.Dummy("d0", address="10.9.0.1/32")``, or a
-        mapping with the same keys and ``kind``.
+        mapping with the same keys and ``kind``. While the worker is being started it waits for that.
         Returns when it is up and has its addresses. Cancelled, there is none.
 
         :raises NameInUseError: it has an interface of that name
@@ -408,6 +415,7 @@ class Worker:
         :raises NetlinkError: the kernel refused; nothing is left of it
         :raises ClosedError: the worker is gone
         """
+        await self._settled()
         return await self._supervisor._wiring.interfaces.add(self, spec)
 
     async def remove_interface(self, interface: Interface | str) -> None:
@@ -442,6 +450,7 @@ class Worker:
         :raises PermissionDeniedError: ``/dev/net/tun`` can't be opened
         :raises ClosedError: the worker is gone
         """
+        await self._settled()
         return await open_tun(self, name, mode, address, mac, mtu)
 
     async def connect_tcp(
@@ -629,6 +638,8 @@ class Worker:
         """
         self._supervisor._check_running()
         made = to_routes(routes)
+        await self._settled()
+        self._check_here()
         spec = self._spec
         with anyio.CancelScope(shield=True):
             before = take_routes(self._supervisor._wiring, self, evolve(spec, routes=made))
@@ -662,6 +673,7 @@ class Worker:
 
     async def _filter(self, change: Callable[[WorkerSpec], WorkerSpec]) -> None:
         self._supervisor._check_running()
+        await self._settled()
         self._check_here()
         filters = self._supervisor._wiring.filters
         with anyio.CancelScope(shield=True):
@@ -676,6 +688,7 @@ class Worker:
         :raises ClosedError: the worker is gone
         """
         self._supervisor._check_running()
+        await self._settled()
         await self._supervisor._wiring.filters.flush(self)
         await anyio.lowlevel.checkpoint()
 
