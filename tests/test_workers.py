@@ -188,6 +188,18 @@ async def test_nothing_begins_in_a_worker_that_goes() -> None:
                         await call()
 
 
+async def test_a_command_is_asked_for_while_the_process_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with nsorch.Supervisor() as sup:
+        worker = await sup.start("w", ["sleep", "600"])
+
+        async def enter(worker: nsorch.Worker) -> None:
+            worker.kill()
+            await worker.wait()
+
+        monkeypatch.setattr(sup._wiring.watcher, "enter", enter)
+        assert (await worker.run(["echo", "$$"])).stdout == b"$$\n"
+
+
 async def test_remove_ends_what_popen_started(marker: str) -> None:
     async with nsorch.Supervisor() as sup:
         for command in (None, ["sleep", "600"]):

@@ -32,7 +32,7 @@ from nsorch.topology.specs import to_routes
 if TYPE_CHECKING:
     import ssl
     import subprocess
-    from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+    from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
     from ipaddress import IPv4Address, IPv4Interface, IPv6Address, IPv6Interface
 
     import httpx
@@ -276,16 +276,17 @@ class Worker:
         for _ in range(2):
             alive = None if self._main is None else self._main.alive
             try:
-                return await self._start_command(
-                    alive,
-                    command,
-                    (stdin, stdout, stderr),
-                    env=env,
-                    cwd=cwd,
-                    user=user,
-                    session=start_new_session,
-                    confined=confined,
-                )
+                with _kept(alive) as pidfd:
+                    return await self._start_command(
+                        pidfd,
+                        command,
+                        (stdin, stdout, stderr),
+                        env=env,
+                        cwd=cwd,
+                        user=user,
+                        session=start_new_session,
+                        confined=confined,
+                    )
             except SetupError as exc:
                 if alive is None or exc.errno != errno.ESRCH:
                     raise
@@ -295,7 +296,7 @@ class Worker:
 
     async def _start_command(
         self,
-        alive: Job | None,
+        pidfd: int | None,
         command: str | bytes | Sequence[str | bytes | os.PathLike[str]],
         sources: tuple[object, object, object],
         *,
@@ -313,18 +314,18 @@ class Worker:
         assert entry is not None
         make, proc, mode = 0, 0, Mode.RUNNER
         held = dict(self._held)
-        if alive is None:
+        if pidfd is None:
             make, mode = CLONE_NEWPID, Mode.INIT
             # Its own mounts must see what the command mounts, if it may, but not its /proc.
             proc = 3 if CLONE_NEWNS in held and (self._confined.may_mount or not confined) else 4
             held.pop(CLONE_NEWPID, None)  # another worker's, which a fresh one can't be below of
         elif entry.make & CLONE_NEWPID:
-            held[CLONE_NEWPID] = alive.pidfd
+            held[CLONE_NEWPID] = pidfd
         if entry.make & CLONE_NEWCGROUP:
-            if alive is None:
+            if pidfd is None:
                 make |= CLONE_NEWCGROUP
             else:
-                held[CLONE_NEWCGROUP] = alive.pidfd
+                held[CLONE_NEWCGROUP] = pidfd
         host = entry.host & ~make
         joins = supervisor._home.joins(held, host, entry.above)
         line = await build_command(
@@ -862,6 +863,19 @@ class Worker:
             self._close_netlink()
         taken = [kind for kind in self._held if kind not in but]
         return [self._held.pop(kind) for kind in taken]
+
+
+@contextlib.contextmanager
+def _kept(alive: Job | None) -> Iterator[int | None]:
+    """A descriptor of its process that stays open also when that ends."""
+    if alive is None:
+        yield None
+        return
+    pidfd = descriptors.duplicate(alive.pidfd)
+    try:
+        yield pidfd
+    finally:
+        descriptors.close([pidfd])
 
 
 async def _feed(process: Process, data: bytes) -> None:
