@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import pathlib
 import select
 import signal
 import subprocess
 import sys
+import threading
 import time
+from typing import TYPE_CHECKING
 
 import anyio
 import pytest
@@ -17,7 +20,11 @@ from conftest import running
 from rootfs_support import make_rootfs
 
 import nsorch
+from nsorch.core import cgroups
 from nsorch.core.usage import parse_io, parse_pressure
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 pytestmark = pytest.mark.anyio
 of_kernel = pytest.mark.vm(one_backend=True)
@@ -58,6 +65,35 @@ async def test_a_worker_begins_in_its_leaf(kind: str, rootless: bool, anyio_back
         await worker.remove()
         assert not os.path.exists(where)
         assert worker.cgroup is None
+    assert subtrees() == []
+
+
+@needs_cgroups
+async def test_a_worker_that_goes_while_its_leaf_is_made(monkeypatch: pytest.MonkeyPatch) -> None:
+    make_leaf, going = cgroups.make_leaf, threading.Event()
+
+    def make_late(subtree: cgroups.Subtree, worker: str, files: Mapping[str, str]) -> int:
+        going.wait(10)
+        return make_leaf(subtree, worker, files)
+
+    monkeypatch.setattr(cgroups, "make_leaf", make_late)
+    async with nsorch.Supervisor() as sup:
+        worker = await sup.start("w", ["sleep", "60"])
+
+        async def ask() -> None:
+            with contextlib.suppress(nsorch.ClosedError):
+                await worker.stats()
+
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(ask)
+            while not sup._cgroups._making or not sup._cgroups._making.locked():
+                await anyio.sleep(0.001)
+            tasks.start_soon(worker.remove)
+            with anyio.move_on_after(0.3):
+                await sup.wait_event("WorkerRemoved")
+            going.set()
+        assert not sup._cgroups._leaves
+        await (await sup.start("w", ["sleep", "60"])).stats()
     assert subtrees() == []
 
 

@@ -18,7 +18,6 @@ from nsorch.core import cgroups, descriptors
 from nsorch.core.event_files import EventFiles
 from nsorch.core.spawner.subtree import kill, read, write
 from nsorch.errors import ClosedError, NsorchError, SetupError, UnsupportedError
-from nsorch.events import State
 from nsorch.supervisor.leaf import Leaf
 from nsorch.topology.limits import NO_LIMITS, UNLIMITED, IoLimits
 from nsorch.topology.namespaces import New
@@ -50,6 +49,7 @@ class Cgroups:
         self._making: anyio.Lock | None = None  # made in the loop
         self._leaves: dict[str, Leaf] = {}
         self._idle: dict[str, anyio.Event] = {}
+        self._coming: dict[Worker, anyio.Event] = {}  # whose leaves are being made: set once that is over
         self._closed = False
 
     # -- before a worker is made
@@ -192,15 +192,24 @@ class Cgroups:
             async with self._making:
                 self._check_alive(worker)
                 if worker.name not in self._leaves:
-                    with anyio.CancelScope(shield=True):
-                        fd = await anyio.to_thread.run_sync(cgroups.make_leaf, subtree, worker.name, {})
-                        if self._closed:
-                            descriptors.close([fd])
-                            self._check_open()
-                        # From here on what is started begins in it.
-                        await self._until_idle(worker)
-                        leaf = self._adopt(worker, fd)
-                        await self._supervisor._helper.adopt(fd, worker.name)
+                    over = self._coming[worker] = anyio.Event()
+                    try:
+                        leaf = await self._move_to_leaf(worker, subtree)
+                    finally:
+                        del self._coming[worker]
+                        over.set()
+        return leaf
+
+    async def _move_to_leaf(self, worker: Worker, subtree: Subtree) -> Leaf:
+        with anyio.CancelScope(shield=True):
+            fd = await anyio.to_thread.run_sync(cgroups.make_leaf, subtree, worker.name, {})
+            if self._closed:
+                descriptors.close([fd])
+                self._check_open()
+            # From here on what is started begins in it.
+            await self._until_idle(worker)
+            leaf = self._adopt(worker, fd)
+            await self._supervisor._helper.adopt(fd, worker.name)
         return leaf
 
     def _check_open(self) -> None:
@@ -209,8 +218,7 @@ class Cgroups:
 
     def _check_alive(self, worker: Worker) -> None:
         self._supervisor._check_running()
-        if worker.state is State.REMOVED:
-            raise ClosedError("the worker was removed", worker=worker.name)
+        worker._check_here()
 
     async def stats(self, worker: Worker) -> WorkerStats:
         leaf = await self.leaf_of(worker)
@@ -348,6 +356,8 @@ class Cgroups:
 
     async def release(self, workers: Iterable[Worker]) -> None:
         """Remove the leaves of *workers*, with whatever still runs in them. Shield it."""
+        for over in [self._coming[worker] for worker in workers if worker in self._coming]:
+            await over.wait()
         names = [worker.name for worker in workers if worker.name in self._leaves]
         if not names or self._subtree is None:
             return
