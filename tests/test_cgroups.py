@@ -97,6 +97,17 @@ async def test_a_worker_that_goes_while_its_leaf_is_made(monkeypatch: pytest.Mon
     assert subtrees() == []
 
 
+@needs_cgroups
+async def test_a_cancelled_reading_leaves_no_descriptor() -> None:
+    async with nsorch.Supervisor(cgroups=True) as sup:
+        worker = await sup.start("w")
+        before = len(os.listdir("/proc/self/fd"))
+        with anyio.CancelScope() as scope:
+            scope.cancel()
+            await worker.stats()
+        assert len(os.listdir("/proc/self/fd")) == before
+
+
 HANDLES = "trap 'exit 7' TERM; (setsid sh -c 'sleep 60 & wait' &); sleep 60 & echo up; wait"
 
 

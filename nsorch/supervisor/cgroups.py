@@ -235,7 +235,9 @@ class Cgroups:
         if leaf.closed.is_set():
             raise ClosedError("the worker was removed")
         try:
-            return await anyio.to_thread.run_sync(_consume, descriptors.duplicate(leaf.fd), func)
+            copy = descriptors.duplicate(leaf.fd)
+            with anyio.CancelScope(shield=True):  # a call that is cancelled before its thread begins would keep it
+                return await anyio.to_thread.run_sync(_consume, copy, func)
         except OSError:
             if leaf.leaving:
                 raise ClosedError("the worker was removed") from None
