@@ -237,7 +237,8 @@ class Cgroups:
         try:
             copy = descriptors.duplicate(leaf.fd)
             with anyio.CancelScope(shield=True):  # a call that is cancelled before its thread begins would keep it
-                return await anyio.to_thread.run_sync(_consume, copy, func)
+                result = await anyio.to_thread.run_sync(_consume, copy, func)
+            return result  # noqa: RET504 - for the type checker, a scope may swallow what ends it
         except OSError:
             if leaf.leaving:
                 raise ClosedError("the worker was removed") from None
