@@ -108,5 +108,10 @@ async def test_bad_arguments() -> None:
         for command in ([], [""], ["a\0b"]):
             with pytest.raises(ValueError, match=r"program|null"):
                 await worker.run(command)
-        with pytest.raises(TypeError, match="standard stream"):
+        with pytest.raises(nsorch.TopologyError, match="stdout"):
             await worker.run(["true"], stdout=object())
+        for name, value in (("env", {"a=b": "x"}), ("env.a", {"a": "\0"}), ("input", 5), ("timeout", "x"), ("cwd", "")):
+            with pytest.raises(nsorch.TopologyError, match=f"^{name}: "):
+                await worker.run(["true"], **{name.partition(".")[0]: value})  # type: ignore[arg-type]
+        assert (await worker.run(["cat"], input=bytearray(b"x"), timeout=float("inf"))).stdout == b"x"
+        assert (await worker.run(iter(["echo", "x"]))).stdout == b"x\n"  # type: ignore[arg-type]

@@ -13,8 +13,10 @@ import anyio
 from anyio.abc import ObjectReceiveStream
 
 from nsorch.core.spawner.syscalls import CLONE_NEWNET
+from nsorch.errors import TopologyError
 from nsorch.net import pcapng
 from nsorch.net.packets import Packet, StampProbe, Tap, compile_filter
+from nsorch.topology.kinds import items, of_kind, shown, to_path
 
 if TYPE_CHECKING:
     import os
@@ -50,12 +52,20 @@ class Capture(ObjectReceiveStream[Packet]):
         snaplen: int,
         buffer: int,
     ) -> None:
+        if filter is not None and not isinstance(filter, str):
+            filter = items("filter", filter, "instructions")  # noqa: A001
+            for instruction in filter:
+                of_kind("filter", instruction, "an instruction: (operation, jump, jump, operand)", tuple, list)
+        if file is not None:
+            to_path("file", file)
         if direction not in ("in", "out", "both"):
-            raise ValueError(f'direction: "{direction}" is none of in, out, both')
+            raise TopologyError(f"direction: {shown(direction)} is none of in, out, both")
+        of_kind("snaplen", snaplen, "a number of bytes", int)
         if not 64 <= snaplen <= 262_144:
-            raise ValueError(f"snaplen: {snaplen} is not from 64 to 262144 bytes")
+            raise TopologyError(f"snaplen: {shown(snaplen)} is not from 64 to 262144 bytes")
+        of_kind("buffer", buffer, "a number of packets", int)
         if buffer < 1:
-            raise ValueError(f"buffer: {buffer} is not a positive number of packets")
+            raise TopologyError(f"buffer: {shown(buffer)} is not a positive number of packets")
         self._supervisor = supervisor
         self._links = links
         self._filter = filter

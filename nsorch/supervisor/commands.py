@@ -5,18 +5,25 @@ from __future__ import annotations
 import errno
 import marshal
 import os
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from types import NoneType
+from typing import TYPE_CHECKING, Any
 
 import anyio
 
 from nsorch.core.failures import translate
 from nsorch.core.process import Streams
 from nsorch.core.spawner.protocol import Command
+from nsorch.errors import TopologyError
 from nsorch.supervisor.confining import check_mapped
 from nsorch.supervisor.users import find_user
+from nsorch.topology.kinds import is_text, items, of_kind, shown, to_path
+from nsorch.topology.privileges import to_user
+from nsorch.topology.ready import to_command
+from nsorch.topology.specs import check_stream
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Sequence
 
     from nsorch.core.streams import PipeReceiveStream, PipeSendStream
     from nsorch.supervisor.confining import Confined
@@ -25,7 +32,7 @@ Argument = str | bytes | os.PathLike[str]
 
 
 async def build_command(
-    command: str | bytes | Sequence[Argument],
+    command: Sequence[Argument],
     *,
     env: bytes,
     cwd: str | os.PathLike[str] | None,
@@ -36,24 +43,19 @@ async def build_command(
     confined: Confined,
     unconfined: bool = False,
 ) -> Command:
-    """The command without its streams. A *command* that is one string is a line for ``/bin/sh``.
+    """The command without its streams.
 
     :param env: see :func:`encode_environment`
     :param user: the worker's if None
     :param unconfined: with the supervisor's privileges and as its user, unless *user* says otherwise
     :raises SetupError: there is no such user
-    :raises ValueError: there is no program, or a null byte
     """
-    arguments: Sequence[Argument] = ("/bin/sh", "-c", command) if isinstance(command, str | bytes) else command
-    argv = tuple(os.fsencode(argument) for argument in arguments)
-    if not argv or not argv[0]:
-        raise ValueError("a command needs a program")
+    argv = tuple(os.fsencode(argument) for argument in command)
     default = b"/" if confined.root else _current_directory()
     confinement = confined.confinement
     if unconfined:
         confinement = confined.unconfined if user is None else b""
     directory = default if cwd is None else os.fsencode(cwd)
-    _refuse_null_bytes((*argv, directory))
     become = confined.unconfined_user if unconfined else confined.user
     if user is not None:
         become = await anyio.to_thread.run_sync(find_user, user, (), confined.rootfs, worker)
@@ -73,21 +75,51 @@ async def build_command(
 
 
 def encode_environment(env: Mapping[str, str] | None) -> bytes:
-    """A whole environment as the clone core wants it; the application's own if *env* is None.
-
-    :raises ValueError: a null byte, or a name that is empty or holds "="
-    """
+    """A whole environment as the clone core wants it; the application's own if *env* is None."""
     pairs = dict(os.environb) if env is None else {os.fsencode(key): os.fsencode(value) for key, value in env.items()}
-    _refuse_null_bytes((*pairs.keys(), *pairs.values()))
-    if env is not None and (wrong := [name for name in pairs if not name or b"=" in name]):
-        raise ValueError(f"{wrong[0]!r} can't be the name of an environment variable")
     return marshal.dumps(pairs)
 
 
-def _refuse_null_bytes(texts: Iterable[bytes]) -> None:
-    for text in texts:
-        if b"\0" in text:
-            raise ValueError(f"null byte in {text!r}")
+def check_command(
+    command: Any, *, streams: Mapping[str, object], env: Any, cwd: Any, user: Any, flags: Mapping[str, Any]
+) -> tuple[Argument, ...]:
+    """Refuse what can't be started, before anything is. Returns the *command*'s arguments; one string is a line for
+    ``/bin/sh``.
+
+    :raises TopologyError: one of them is of a wrong kind; names it
+    """
+    alone = isinstance(command, str | bytes)
+    arguments = to_command(("/bin/sh", "-c", command) if alone else items("command", command, "strings"))
+    assert arguments is not None
+    for name, stream in streams.items():
+        check_stream(name, stream)
+    if env is not None:
+        of_kind("env", env, "a mapping of names to strings", Mapping)
+        for key, value in env.items():
+            if not _is_argument(key) or not (raw := os.fsencode(key)) or b"=" in raw:
+                raise TopologyError(f"env: {shown(key)} can't be the name of an environment variable")
+            if not _is_argument(value):
+                raise TopologyError(f"env.{os.fsdecode(key)}: {shown(value)} is not a string without null characters")
+    if cwd is not None:
+        to_path("cwd", cwd)
+    to_user(user)
+    for name, flag in flags.items():
+        of_kind(name, flag, "true or false", bool)
+    return arguments
+
+
+def check_run(*, input: Any, timeout: Any) -> None:  # noqa: A002 - subprocess's word
+    """
+    :raises TopologyError: one of them is of a wrong kind
+    """
+    of_kind("input", input, "bytes", bytes, bytearray, memoryview, NoneType)
+    of_kind("timeout", timeout, "a number of seconds", int, float, NoneType)
+    if timeout is not None and timeout != float("inf") and not -(1 << 32) < timeout < 1 << 32:
+        raise TopologyError(f"timeout: {shown(timeout)} is not a number of seconds")
+
+
+def _is_argument(value: Any) -> bool:
+    return isinstance(value, str | bytes | os.PathLike) and is_text(os.fspath(value))
 
 
 def _current_directory() -> bytes:

@@ -740,6 +740,7 @@ class Supervisor:
         :param snaplen: bytes to be kept of a packet
         :param buffer: packets that the stream holds
         :raises ValueError: on entering: the filter is wrong, in libpcap's words
+        :raises TopologyError: an option is of a wrong kind, or out of its range
         :raises UnsupportedError: on entering: there is no libpcap for the filter
         :raises ClosedError: on entering: a link was removed
         :raises OSError: on entering or leaving: the file can't be written
@@ -782,8 +783,26 @@ class Supervisor:
         :param workers: names
         :param since: None follows from now; 0 replays from the start; n from the event with that ``seq``
         :param buffer: undelivered events after which the oldest give way to a Gap; the last ones of a worker never do
+        :raises TopologyError: no event is called so, or one of these is of a wrong kind
         """
-        return self._bus.subscribe(kinds=kinds, workers=workers, since=since, buffer=buffer)
+        of_kind("since", since, "the number of an event", int, NoneType)
+        of_kind("buffer", buffer, "a number of events", int)
+        if since is not None and since < 0:
+            raise TopologyError(f"since: {shown(since)} is negative")
+        if buffer < 1:
+            raise TopologyError(f"buffer: {shown(buffer)} is not a positive number of events")
+        if kinds is not None and not isinstance(kinds, str | type):
+            kinds = items("kinds", kinds, "event classes or their names")
+            for kind in kinds:
+                of_kind("kinds", kind, "an event class or the name of one", str, type)
+        if workers is not None and not isinstance(workers, str):
+            workers = items("workers", workers, "names of workers")
+            for name in workers:
+                of_kind("workers", name, "the name of a worker", str)
+        try:
+            return self._bus.subscribe(kinds=kinds, workers=workers, since=since, buffer=buffer)
+        except (TypeError, ValueError) as exc:
+            raise TopologyError(str(exc)) from None
 
     async def wait_event(
         self,
@@ -795,8 +814,14 @@ class Supervisor:
     ) -> Any:
         """Wait for the first event of *kind* that matches, and return it.
 
+        :raises TopologyError: no event is called so, or one of these is of a wrong kind
         :raises ClosedError: the supervisor ended without one
         """
+        if kind is not None and not isinstance(kind, str | type):
+            kind = items("kind", kind, "event classes or their names")
+        self.events(kinds=kind, workers=worker, since=since)  # which refuses what is wrong
+        if predicate is not None and not callable(predicate):
+            raise TopologyError(f"predicate: {shown(predicate)} is not a function")
         return await self._bus.wait(kind, worker=worker, since=since, predicate=predicate)
 
     def snapshot(self) -> Snapshot:

@@ -22,7 +22,7 @@ from nsorch.errors import ClosedError, NsorchError, SetupError, UnsupportedError
 from nsorch.events import State, WorkerExited, WorkerReady, WorkerRemoved, WorkerSetupFailed, WorkerStarted
 from nsorch.supervisor import sockets
 from nsorch.supervisor.changing import set_routes, take_routes
-from nsorch.supervisor.commands import build_command, encode_environment, open_streams
+from nsorch.supervisor.commands import build_command, check_command, check_run, encode_environment, open_streams
 from nsorch.supervisor.main_process import end
 from nsorch.supervisor.statistics import StatsStream
 from nsorch.supervisor.tun import open_tun
@@ -203,9 +203,12 @@ class Worker:
         :param confined: see :meth:`popen`
         :raises subprocess.CalledProcessError: the exit status isn't 0
         :raises TimeoutError: it took longer than *timeout*
+        :raises TopologyError: an option is of a wrong kind; nothing was started
         :raises CommandNotFoundError: there is no such command
         :raises ClosedError: the worker is gone
         """
+        check_run(input=input, timeout=timeout)
+        of_kind("check", check, "true or false", bool)
         process = await self.popen(
             command,
             stdin=PIPE if input is not None else stdin,
@@ -268,9 +271,18 @@ class Worker:
         :param confined: False: with the supervisor's privileges, as its user, and without a seccomp filter; only the
             namespaces and the root file system are the worker's
         :param start_new_session: False for a command that shares the caller's terminal
+        :raises TopologyError: an option is of a wrong kind; nothing was started
         :raises CommandNotFoundError: there is no such command
         :raises ClosedError: the worker is gone
         """
+        arguments = check_command(
+            command,
+            streams={"stdin": stdin, "stdout": stdout, "stderr": stderr},
+            env=env,
+            cwd=cwd,
+            user=user,
+            flags={"confined": confined, "start_new_session": start_new_session},
+        )
         if self.incarnation <= 1:  # later, its namespaces are there also while a restart is under way
             await self._settled()
         for _ in range(2):
@@ -279,7 +291,7 @@ class Worker:
                 with _kept(alive) as pidfd:
                     return await self._start_command(
                         pidfd,
-                        command,
+                        arguments,
                         (stdin, stdout, stderr),
                         env=env,
                         cwd=cwd,
@@ -297,7 +309,7 @@ class Worker:
     async def _start_command(
         self,
         pidfd: int | None,
-        command: str | bytes | Sequence[str | bytes | os.PathLike[str]],
+        command: Sequence[str | bytes | os.PathLike[str]],
         sources: tuple[object, object, object],
         *,
         env: Mapping[str, str] | None,

@@ -235,14 +235,21 @@ def _host_name(instance: Any, attribute: Attribute[str | None], value: Any) -> N
 
 
 def _stream(instance: Any, attribute: Attribute[Any], value: Any) -> None:  # noqa: ARG001
-    """As :mod:`subprocess` has it, whose own words are negative numbers."""
+    check_stream(attribute.name, value)
+
+
+def check_stream(path: str, value: Any) -> None:
+    """As :mod:`subprocess` has it, whose own words are negative numbers.
+
+    :raises TopologyError: it is no standard stream
+    """
     if isinstance(value, str | os.PathLike):
-        to_path(attribute.name, value)
+        to_path(path, value)
     elif isinstance(value, int):
         if isinstance(value, bool) or not -3 <= value < 1 << 31:
-            raise TopologyError(f"{attribute.name}: {shown(value)} is not a descriptor")
-    elif value is not None and not hasattr(value, "fileno"):
-        raise TopologyError(f"{attribute.name}: {shown(value)} is neither a descriptor nor a path nor a file")
+            raise TopologyError(f"{path}: {shown(value)} is not a descriptor")
+    elif value is not None and not callable(getattr(value, "fileno", None)):
+        raise TopologyError(f"{path}: {shown(value)} is neither a descriptor nor a path nor a file")
 
 
 # Few workers have one: what checks it is imported with the first.
