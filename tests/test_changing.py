@@ -84,6 +84,36 @@ async def test_addresses() -> None:
         assert str(new.addresses[0].ip) == "10.0.0.2", "what it had is free"
 
 
+async def test_what_the_kernel_refuses_changes_nothing() -> None:
+    async with nsorch.Supervisor() as sup:
+        workers = await lab(sup, gateway="b")
+        far = await sup.bridge("far", ("10.9.0.0/24", "fd09::/64"))
+        link, b, ipv6 = link_of(sup, "b"), workers["b"], "/proc/sys/net/ipv6/conf/eth0/disable_ipv6"
+        owned = dict(sup.bridges["lan"]._segment._owners)
+        own = b.addresses
+        await b.run(f"echo 1 > {ipv6}")  # from here on the kernel refuses it such addresses
+        while len(b.interfaces["eth0"].addresses) == 2:
+            await anyio.sleep(0.01)
+        for change in ({"address": ["10.0.0.77", "fd00::77"]}, {"bridge": "far"}):
+            for _ in range(2):
+                with pytest.raises(nsorch.NetlinkError, match="add"):
+                    await link.set(**change)  # type: ignore[arg-type]
+                assert b.interfaces["eth0"].addresses == own[:1]
+                assert b.interfaces["eth0"].bridge == "lan"
+                assert sup.bridges["lan"]._segment._owners == owned
+                assert not far._segment._owners
+                assert (await sup.ping_all([("a", "b"), ("b", "c")], version=4)).ok
+        await b.run(f"echo 0 > {ipv6}")
+        await link.set(address=["10.0.0.77", "fd00::77"])
+        assert [str(a.ip) for a in b.addresses] == ["10.0.0.77", "fd00::77"]
+        assert await reach(sup)
+        await link.set(address="10.0.0.1")  # kept for it
+        await link.set(bridge="far")
+        assert set(sup.bridges["lan"]._segment._owners.values()) == {"a:eth0", "c:eth0", "b"}
+        await link.remove()
+        assert not far._segment._owners
+
+
 async def test_moves_across_three_bridges() -> None:
     async with nsorch.Supervisor() as sup:
         for number in range(3):

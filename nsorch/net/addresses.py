@@ -45,9 +45,10 @@ class Segment:
         if len({network.version for network in self.networks}) < len(self.networks):
             raise AddressError(f"{where}: more than one subnet of a family: {', '.join(map(str, self.networks))}")
 
-    def reserve(self, address: IPAddress | IPInterface | str, owner: str) -> IPInterface:
+    def reserve(self, address: IPAddress | IPInterface | str, owner: str, *, gateway: str | None = None) -> IPInterface:
         """Give *owner* this address, and return it with its subnet's length.
 
+        :param gateway: the worker's name: it may be one that is kept for this gateway
         :raises AddressError: it is in none of the subnets, is no host's, or is taken
         """
         try:
@@ -65,10 +66,14 @@ class Segment:
             raise AddressError(f"{self._where}: {given} of {owner} has another length than its subnet {network}")
         if not _first(network) <= int(ip) <= _last(network):
             raise AddressError(f"{self._where}: {ip} of {owner} is no host's address in {network}")
-        if ip.packed in self._owners:
+        if ip.packed in self._owners and not self._is_kept_for(gateway, ip.packed):
             raise AddressError(f"{self._where}: {ip} of {owner} is used by {self._owners[ip.packed]} already")
         self._owners[ip.packed] = owner
         return _interface(network, int(ip))
+
+    def retake(self, addresses: Iterable[IPInterface], owner: str) -> None:
+        """They weren't to be released: nobody else has had a chance to get them."""
+        self._owners.update((address.packed, owner) for address in addresses)
 
     def absorb(self, other: Segment) -> None:
         """Take over the addresses of *other*, which has the same subnets, or none.
@@ -91,6 +96,9 @@ class Segment:
     def owner_of(self, ip: IPAddress) -> str:
         """Who has reserved it, or an empty text."""
         return self._owners.get(ip.packed, "")
+
+    def _is_kept_for(self, gateway: str | None, packed: bytes) -> bool:
+        return gateway is not None and self._kept.get(packed) == self._owners.get(packed) == gateway
 
     def reserve_first(self, gateway: str) -> tuple[IPInterface, ...]:
         """Keep the first address of each subnet for worker *gateway*, whenever it comes."""
@@ -117,8 +125,7 @@ class Segment:
         for network in self.networks:
             first = _first(network)
             packed = _packed(network, first)
-            free = gateway is not None and self._kept.get(packed) == self._owners.get(packed) == gateway
-            if free and network.version not in have:
+            if self._is_kept_for(gateway, packed) and network.version not in have:
                 self._owners[packed] = owner
                 given.append(_interface(network, first))
                 have.add(network.version)

@@ -3,12 +3,14 @@ stop half-way."""
 
 from __future__ import annotations
 
+import contextlib
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from attrs import evolve
 
 from nsorch import events
-from nsorch.errors import NetlinkError, TopologyError, UnsupportedError
+from nsorch.errors import NetlinkError, NsorchError, TopologyError, UnsupportedError
 from nsorch.net.mac import parse_mac
 from nsorch.net.plan import PortVlans
 from nsorch.supervisor.planning import end_plan
@@ -25,6 +27,7 @@ if TYPE_CHECKING:
     from nsorch.net.addresses import Segment
     from nsorch.net.plan import RoutePlan
     from nsorch.supervisor.network import Bridge, Link, Side
+    from nsorch.supervisor.segments import Part
     from nsorch.supervisor.wiring import Wiring
     from nsorch.supervisor.worker import Worker
     from nsorch.topology import WorkerSpec
@@ -98,8 +101,15 @@ async def set_addresses(
         raise UnsupportedError("the shortest paths of others go by its addresses", worker=worker.name, stage="link")
     new = _reserve(side.segment, side, addresses, keep=side.addresses)
     before = _routes(wiring, worker, link)
-    await _leave(wiring, side, other)
-    await _readdress(wiring, side, new)
+    try:
+        await _leave(wiring, side, other)
+        await _readdress(wiring, side, side.segment, new)
+    except BaseException:
+        _give_back(side.segment, side, new)
+        with contextlib.suppress(NsorchError):
+            await _come(wiring, side, other)
+            await _change_routes(wiring, worker, [], before)
+        raise
     await _come(wiring, side, other)
     await _reroute(wiring, worker, link, before)
     record(wiring, link, address=", ".join(str(address.ip) for address in new))
@@ -147,22 +157,25 @@ async def move(
             await wiring.ensure([bridge])
         except BaseException:
             part.ports -= 1
-            segment.release(new)
-            if segment is side.segment:
-                for address in side.addresses:
-                    segment.reserve(address.ip, side.owner)
+            _give_back(segment, side, new)
             raise
-        port.part.ports -= 1
-    await _leave(wiring, side, port)
-    if useless or segment is not side.segment:
-        side.segment.release(side.addresses)
-    if part is not port.part:
-        await wiring.kernel.with_handle(port, wiring.kernel.engine.set_link, port.ifname, master=part.index)
-    if vlans is not None and port.index is not None:
-        old = port.vlans if part is port.part else None
-        await wiring.kernel.in_thread(wiring.kernel.engine.set_vlans, port.index, old, vlans)
-    port.bridge, port.part, port.vlans, side.segment, side.gateway = bridge, part, vlans, segment, None
-    await _readdress(wiring, side, new)
+    was = port.bridge, port.part, port.vlans
+    try:
+        await _leave(wiring, side, port)
+        await _replug(wiring, port, bridge, part, vlans)
+        side.gateway = None
+        await _readdress(wiring, side, segment, new)
+    except BaseException:
+        _give_back(segment, side, new)
+        if part is not was[1]:
+            part.ports -= 1
+        with contextlib.suppress(NsorchError):
+            await _replug(wiring, port, *was)
+            await _come(wiring, side, port)
+            await _change_routes(wiring, worker, [], before)
+        raise
+    if part is not was[1]:
+        was[1].ports -= 1
     await _come(wiring, side, port)
     old_name = link.name
     wiring.record.rename(link)
@@ -174,6 +187,16 @@ async def move(
     await wiring.settle()
     if side.dhcp:
         wiring.leases.renew(side)
+
+
+async def _replug(wiring: Wiring, port: Side, bridge: Bridge, part: Part, vlans: PortVlans | None) -> None:
+    engine = wiring.kernel.engine
+    moves = part is not port.part
+    if moves:
+        await wiring.kernel.with_handle(port, engine.set_link, port.ifname, master=part.index)
+    if vlans is not None and port.index is not None:
+        await wiring.kernel.in_thread(engine.set_vlans, port.index, None if moves else port.vlans, vlans)
+    port.bridge, port.part, port.vlans = bridge, part, vlans
 
 
 def take_routes(wiring: Wiring, worker: Worker, described: WorkerSpec) -> list[RoutePlan]:
@@ -200,14 +223,16 @@ def _given(wiring: Wiring, worker: Worker) -> list[RoutePlan]:
 def _reserve(
     segment: Segment, side: Side, addresses: Sequence[Any], *, keep: Iterable[IPv4Interface | IPv6Interface]
 ) -> Interfaces:
-    """Those given; else those it has, if they fit; else the next free ones. Nothing is taken if one can't be had."""
+    """Those given; else those it has, if they fit; else the next free ones. Nothing is taken if one can't be had. Those
+    that it has stay its own until :func:`_readdress`."""
     assert side.worker is not None
     had = side.addresses if side.segment is segment else ()
     segment.release(had)
     found: list[IPv4Interface | IPv6Interface] = []
     try:
         for address in addresses:
-            found.append(segment.reserve(address, side.owner))  # noqa: PERF401 - what is reserved counts after an error
+            # What is reserved counts after an error.
+            found.append(segment.reserve(address, side.owner, gateway=side.worker.name))  # noqa: PERF401
         dynamic = {4} if side.dhcp else set()
         for address in keep:
             if (
@@ -220,9 +245,14 @@ def _reserve(
         return (*found, *segment.allocate(side.owner, gateway=side.worker.name, without=families))
     except BaseException:
         segment.release(found)
-        for address in had:
-            segment.reserve(address.ip, side.owner)
         raise
+    finally:
+        segment.retake(had, side.owner)
+
+
+def _give_back(segment: Segment, side: Side, new: Interfaces) -> None:
+    """What was reserved, and isn't had."""
+    segment.release(address for address in new if segment is not side.segment or address not in side.addresses)
 
 
 async def _leave(wiring: Wiring, side: Side, other: Side) -> None:
@@ -236,11 +266,20 @@ async def _come(wiring: Wiring, side: Side, other: Side) -> None:
         await tell(wiring.kernel, other.bridge)
 
 
-async def _readdress(wiring: Wiring, side: Side, new: Interfaces) -> None:
+async def _readdress(wiring: Wiring, side: Side, segment: Segment, new: Interfaces) -> None:
+    """It has the *new* ones of *segment* instead of its own, or those still."""
     add = [address for address in new if address not in side.present]
     remove = [address for address in side.addresses if address not in new and address not in side.missing]
-    await wiring.kernel.with_handle(side, wiring.kernel.engine.change_addresses, side.ifname, add=add, remove=remove)
-    side.addresses = new
+    change = partial(wiring.kernel.with_handle, side, wiring.kernel.engine.change_addresses, side.ifname)
+    try:
+        await change(add=add, remove=remove)
+    except NetlinkError:
+        with contextlib.suppress(NetlinkError):
+            await change(add=remove, remove=add)
+        raise
+    if side.segment is not None:  # else it was removed meanwhile
+        side.segment.release(own for own in side.addresses if segment is not side.segment or own not in new)
+    side.segment, side.addresses = segment, new
 
 
 def _routes(wiring: Wiring, worker: Worker, link: Link) -> list[RoutePlan]:

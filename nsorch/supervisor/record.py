@@ -293,7 +293,7 @@ class Record:
         self._ifnames.add((side.netns, ifname))
         try:
             for address in end.address:
-                side.addresses += (segment.reserve(address, side.owner),)
+                side.addresses += (segment.reserve(address, side.owner, gateway=worker.name),)
             families = {address.version for address in side.addresses} | without | ({4} if end.dhcp else set())
             if free_addresses:
                 side.addresses += segment.allocate(side.owner, gateway=worker.name, without=families, avoid=avoid)
