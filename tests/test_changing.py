@@ -227,6 +227,12 @@ async def test_ipv6_comes_back_with_an_mtu_that_it_can_live_with() -> None:
         await link.set(mtu=1500)
         assert (await sup.ping_all([("a", "b"), ("b", "a")], version=6)).ok
         assert b"default via fd00::1" in (await sup.workers["b"].run(["ip", "-6", "route"])).stdout
+        shown = (await sup.workers["b"].run(["ip", "-6", "address", "show", "eth0"])).stdout
+        assert b"inet6 fe80::" in shown
+        assert b"tentative" not in shown
+        await link.down()
+        await link.up()
+        assert b"tentative" not in (await sup.workers["b"].run(["ip", "-6", "address"])).stdout
 
 
 async def test_routes_whose_way_is_gone_are_in_nobodys_way() -> None:

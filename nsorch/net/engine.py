@@ -320,7 +320,19 @@ class Engine:
         netlink = Netlink(handle.sock, handle.name)
         index = self._index(netlink, end.ifname)
         again = [address for address in end.all_addresses if address.version == 6]
-        requests = [_add(index, address, end.ifname) for address in again]
+        requests = []
+        if again:  # with a short MTU meanwhile, the kernel has generated an address again
+            requests.append(
+                Request(messages.set_link(index, no_ipv6_addresses=True), "turn off IPv6 addresses of", end.ifname)
+            )
+            listed = netlink.dump(Request(messages.dump_addresses(), "list addresses of", end.ifname), RTM_NEWADDR)
+            tentative = {messages.parse_tentative(body) for body in listed}
+            requests += [
+                Request(messages.address(RTM_DELADDR, index, address), f"remove {address} of", end.ifname)
+                for address in again
+                if (index, address.packed) in tentative
+            ]
+        requests += [_add(index, address, end.ifname) for address in again]
         requests += [_neighbour(index, ip, mac) for ip, mac in end.neighbours]
         failed = [error for error in netlink.transact(requests) if error.errno != errno.EEXIST]
         if failed:

@@ -51,7 +51,7 @@ _BRIDGE_VLAN_INFO, _VLAN_PVID, _VLAN_UNTAGGED, _VLAN_RANGE_BEGIN, _VLAN_RANGE_EN
 _VLAN = struct.Struct("=HH")
 _NTF_SELF = 0x02
 _ADDR_GEN_MODE, _ADDR_GEN_NONE = 8, b"\x01"
-_IFA_ADDRESS, _IFA_LOCAL, _IFA_BROADCAST, _IFA_FLAGS, _NODAD = 1, 2, 4, 8, 0x02
+_IFA_ADDRESS, _IFA_LOCAL, _IFA_BROADCAST, _IFA_FLAGS, _NODAD, _TENTATIVE = 1, 2, 4, 8, 0x02, 0x40
 _RTA_DST, _RTA_OIF, _RTA_GATEWAY, _RTA_PRIORITY, _RTA_PREFSRC, _RTA_MULTIPATH = 1, 4, 5, 6, 7, 9
 _RTA_METRICS, _RTAX_HOPLIMIT, _RTA_TABLE, _TABLE_UNSPECIFIED = 8, 10, 15, 0
 _TABLE_MAIN, _PROTOCOL_STATIC, _SCOPE_LINK, _UNICAST = 254, 4, 253, 1
@@ -206,6 +206,13 @@ def dump_links() -> bytes:
 
 def dump_addresses() -> bytes:
     return message(RTM_GETADDR, NLM_F_DUMP, _ADDRESS.pack(0, 0, 0, 0, 0))
+
+
+def parse_tentative(data: bytes) -> tuple[int, bytes] | None:
+    """The ifindex and the packed IPv6 address that the kernel still looks for twins of, for which it isn't used; or
+    None. *data* is a message of RTM_NEWADDR without its header."""
+    _, _, flags, _, index = _ADDRESS.unpack_from(data)
+    return (index, attributes(data, _ADDRESS.size)[_IFA_ADDRESS]) if flags & _TENTATIVE else None
 
 
 def dump_routes(version: int) -> bytes:
