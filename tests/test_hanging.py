@@ -26,6 +26,8 @@ OPTIONS = {
     "guarded": {"no_new_privs": True},
     "guarded, no init": {"no_new_privs": True, "init": False},
     "guarded, no pid namespace": {"no_new_privs": True, "init": False, "namespaces": ["net"]},
+    "plain": {"namespaces": ["net"], "init": False},
+    "another's user namespace": {"namespaces": {"user": "worker:owner", "net": "worker:owner"}, "init": False},
     "user namespace": {"namespaces": ["user", "net", "pid", "mnt"]},
 }
 
@@ -68,6 +70,7 @@ async def test_a_start_that_hangs(options: dict[str, object], leased: tuple[str,
 
     async with nsorch.Supervisor() as sup:
         brief = await sup.start("brief", ["sleep", "600"])
+        await sup.start("owner", namespaces=["user", "net"])
         async with anyio.create_task_group() as tasks:
             cancelled = anyio.CancelScope()
 

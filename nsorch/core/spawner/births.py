@@ -102,15 +102,18 @@ class Births:
                     go_home(self._server.home, kinds_of(request.join))
             self._await_birth(request, child, ours)
             return
-        with ours:
-            with theirs:
-                between, _ = clone3(0)
-                if between == 0:
-                    self._step_between(request, joined, streams, ours, theirs)
-            try:
-                self._hear_child(request, ours)
-            finally:
-                os.waitpid(between, 0)
+        with theirs:
+            between, _ = clone3(0)
+            if between == 0:
+                self._step_between(request, joined, streams, ours, theirs)
+        try:
+            child = _hear_of_child(ours)
+        except BaseException:
+            ours.close()
+            raise
+        finally:
+            os.waitpid(between, 0)
+        self._await_birth(request, child, ours)
 
     def start(self, request: Spawn, program: bytes, streams: tuple[int, int, int], held: list[int]) -> None:
         """Only a command, in the namespaces where the caller is; they are made already, and *held*."""
@@ -133,7 +136,8 @@ class Births:
         """Go on with other requests: what the child has to say is heard from the loop."""
         facts: tuple[int, ...] = ()
         fds: list[int] = []
-        self._register_if_command(request, child)
+        if request.command is not None:
+            self._server.register(request, child)
         if request.command is not None and request.command.mode == Mode.EXEC:
             # Now, because it may have ended and be reaped when its exec is heard of.
             pidfd = os.pidfd_open(child)
@@ -170,26 +174,6 @@ class Births:
         for fd, birth in list(self._by_descriptor.items()):
             if birth.pid == pid or birth.job == job:
                 self.hear_one(fd)
-
-    def _hear_child(self, request: Spawn, ours: socket.socket) -> None:
-        """Until the end of file: the exec, the set-up's end, or a death that the reaping will report."""
-        child = 0
-        while (received := protocol.receive(ours)) is not None:
-            (event, *values), fds = received
-            if event == "child":
-                child = values[0]
-                self._register_if_command(request, child)
-            elif event == Event.FAILED:
-                self._server.jobs.pop(request.job, None)
-                raise StageError(*values)
-            else:
-                self._server.answer((event, request.job), fds)
-        if request.command is not None and request.command.mode == Mode.EXEC:
-            self._server.started(request.job, os.pidfd_open(child), [])
-
-    def _register_if_command(self, request: Spawn, child: int) -> None:
-        if request.command is not None:
-            self._server.register(request, child)
 
     def _clone(self, request: Spawn, streams: tuple[int, int, int], ours: socket.socket, theirs: socket.socket) -> int:
         mapped, map_done = os.pipe()
@@ -337,3 +321,17 @@ class Births:
             protocol.send(told, (Event.FAILED, exc.stage, exc.number, exc.detail))
         finally:
             os._exit(125)
+
+
+def _hear_of_child(told: socket.socket) -> int:
+    """The pid of whom the step between leaves behind.
+
+    :raises StageError: it came to nothing
+    """
+    received = protocol.receive(told)
+    if received is None:
+        raise StageError("setns", errno.ESRCH, "it was killed")
+    (event, *values), _ = received
+    if event == Event.FAILED:
+        raise StageError(*values)
+    return int(values[0])

@@ -137,6 +137,15 @@ def is_plain(command: Command, own: Own = _NOTHING) -> bool:
     return command.user is None and own == _NOTHING and not command.confinement and not command.guarded
 
 
+def is_leased(program: bytes) -> bool:
+    """Whether somebody has a lease on *program*, who would keep us waiting for its exec (F_SETLEASE in fcntl(2))."""
+    try:
+        os.close(os.open(program, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC))
+    except OSError as exc:
+        return exc.errno == errno.EWOULDBLOCK
+    return False
+
+
 def start(command: Command, program: bytes, streams: tuple[int, int, int]) -> int:
     """Run *program* in a child, its exec confirmed on return. Changes the caller's working directory.
 

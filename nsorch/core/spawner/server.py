@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from . import protocol
 from .adopting import adopt, descendants, kill_and_wait
 from .births import Births
-from .command import identify, is_plain, pick_streams, resolve, spawn
+from .command import identify, is_leased, is_plain, pick_streams, resolve, spawn
 from .confinement import decode, hidden, lent_oom_score, set_oom_score
 from .launches import Launches
 from .nursery import Nursery
@@ -315,7 +315,7 @@ class Server:
                     program = resolve(command)
                 held = own_namespaces(request.hold, self.home.own_proc)
                 try:
-                    if is_plain(command, Own(*request.own)) and self.leaf < 0:
+                    if is_plain(command, Own(*request.own)) and self.leaf < 0 and not is_leased(program):
                         pid = spawn(command, program, streams)
                         self.register(request, pid)
                         self.started(request.job, os.pidfd_open(pid), held)
