@@ -98,6 +98,22 @@ async def test_a_worker_that_goes_while_its_leaf_is_made(monkeypatch: pytest.Mon
 
 
 @needs_cgroups
+async def test_what_its_cgroup_tells_comes_before_the_failure_of_a_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Such as that its memory is used up, see test_memory_that_is_used_up_before_the_exec."""
+    async with nsorch.Supervisor(cgroups=True) as sup:
+        seen: list[tuple[str, list[str]]] = []
+
+        def told(worker: nsorch.Worker) -> None:
+            seen.append((worker.name, [event.kind for event in sup._bus._ring if event.worker == worker.name]))
+
+        monkeypatch.setattr(sup._cgroups, "told", told)
+        for init in (True, False):
+            with pytest.raises(nsorch.CommandNotFoundError):
+                await sup.start(f"w{init}", ["no-such-command"], init=init)
+        assert seen == [("wTrue", ["WorkerRequested"]), ("wFalse", ["WorkerRequested"])]
+
+
+@needs_cgroups
 async def test_a_cancelled_reading_leaves_no_descriptor() -> None:
     async with nsorch.Supervisor(cgroups=True) as sup:
         worker = await sup.start("w")

@@ -327,6 +327,7 @@ class MainProcess:
 
     def _ended(self, job: Job) -> None:
         worker = self._worker
+        self._supervisor._cgroups.told(worker)
         if job.exit is not None and job.pid:
             code = os.waitstatus_to_exitcode(job.exit.status)
             self.exit = Exit(
@@ -336,7 +337,6 @@ class MainProcess:
                 usage=Usage(user_time=job.exit.user_time, system_time=job.exit.system_time, max_rss=job.exit.max_rss),
             )
             worker._state = State.EXITED
-            self._supervisor._cgroups.told(worker)
             for kind in ("pid", "cgroup"):
                 worker._inodes.pop(kind, None)
             self._publish(events.WorkerExited(worker=worker.name, incarnation=self.incarnation, exit=self.exit))
