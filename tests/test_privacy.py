@@ -13,7 +13,7 @@ import pytest
 import nsorch
 from nsorch.core.launch import has_capability
 from nsorch.core.spawner import script
-from nsorch.core.spawner.privacy import CAP_SYS_PTRACE
+from nsorch.core.spawner.privacy import CAP_SYS_PTRACE, dumps_end_sharers
 
 SIX = ("user", "net", "mnt", "uts", "ipc", "pid")
 # In the helper's pid namespace, without capabilities: opens what is open to it of the memory of others, until it is told
@@ -90,3 +90,17 @@ async def test_the_helper_stays_hidden_from_users_that_children_become(how: dict
                 assert "Permission denied" in done.stderr
             # They begin without a fork.
             assert (await worker.run(["cat", "/proc/1/comm"])).stdout == b"nsorch-init\n"
+
+
+@pytest.mark.parametrize(
+    ("release", "ends"),
+    [("5.15.0-91-generic", True), ("5.16.1", False), ("6.1-rc1", False), ("6.18.44", False), ("odd", True)],
+)
+def test_on_which_kernels_dumps_end_all_who_share_memory(
+    release: str, ends: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "uname", lambda: os.uname_result(("Linux", "host", release, "", "x86_64")))
+    dumps_end_sharers.cache_clear()
+    assert dumps_end_sharers() == ends
+    monkeypatch.undo()
+    dumps_end_sharers.cache_clear()

@@ -17,6 +17,7 @@ from .composing import compose, is_apart, is_confined, stays_the_same_user
 from .confinement import Capabilities, decode
 from .idmaps import map_ids, read
 from .pid1 import Pid1
+from .privacy import dumps_end_sharers
 from .protocol import Event, Mode, Own
 from .script import Script, Scripts
 from .stages import StageError, stage
@@ -113,6 +114,7 @@ class Launches:
             and not _may_trace_init(request, self._server.home.namespaces)
             # What leads to the file of the process itself is refused by an interpreter.
             and not command.argv[0].startswith(b"/proc/")
+            and not (decode(command.confinement).seccomp and dumps_end_sharers())
             # It would be that of all who share the memory.
             and decode(command.confinement).oom_score_adj is None
             # Its interpreter would have to be found, too, see :func:`.command.check_program`.

@@ -2,11 +2,21 @@
 
 from __future__ import annotations
 
+import functools
 import os
+import re
 
 from .syscalls import get_permitted, set_dumpable
 
 CAP_SYS_PTRACE = 19
+
+
+@functools.cache
+def dumps_end_sharers() -> bool:
+    """Whether who dies with a core dump, as by a seccomp filter at its exec, takes all along who share its memory:
+    before Linux 5.16 (zap_threads() in fs/coredump.c)."""
+    release = re.match(r"(\d+)\.(\d+)", os.uname().release)
+    return release is None or tuple(map(int, release.groups())) < (5, 16)
 
 
 def hide(proc: int) -> bool:
