@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import pathlib
 import select
 import signal
+import socket
 import subprocess
 import sys
 import time
+import types
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from conftest import running
+
+from nsorch.core.spawner import protocol
+from nsorch.core.spawner.births import Births
 
 PROGRAM = """
 import multiprocessing, os, signal, sys, time
@@ -258,3 +264,23 @@ def test_limit_of_descriptors(hard: str, expected: str) -> None:
     done = subprocess.run([sys.executable, "-c", LIMITED, hard], capture_output=True, text=True, timeout=60)
     assert (done.returncode, done.stderr) == (0, "")
     assert expected in done.stdout
+
+
+@pytest.mark.parametrize("told", [False, True])
+def test_who_makes_namespaces_and_is_killed_before_it_tells_of_them(told: bool) -> None:
+    """Without a command nobody else reports it."""
+    server = types.SimpleNamespace(jobs={}, poll=select.poll(), failed=[], answered=[])
+    server.fail = lambda job, failure: server.failed.append((job, failure.number))
+    server.answer = lambda message, fds: server.answered.append(message)
+    births = Births(server)  # type: ignore[arg-type]
+    request = types.SimpleNamespace(job=7, command=None)
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    births._await_birth(request, os.getpid(), ours)  # type: ignore[arg-type]
+    fd = ours.fileno()
+    if told:
+        protocol.send(theirs, (protocol.Event.DONE,))
+        births.hear_one(fd)
+    theirs.close()
+    births.hear_one(fd)
+    assert server.failed == ([] if told else [(7, errno.ESRCH)])
+    assert len(server.answered) == told

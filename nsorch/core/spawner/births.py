@@ -60,6 +60,7 @@ class _Birth(NamedTuple):
     pid: int
     facts: tuple[int, ...]  #: what STARTED says, where that is for us to say
     fds: list[int]  #: and hands out
+    answered: bool  #: it has told of what it made, or its end will be reported as that of a command
 
 
 class Births:
@@ -143,19 +144,22 @@ class Births:
             pidfd = os.pidfd_open(child)
             facts, fds = identify(pidfd, self._server.home.proc), [pidfd, *held]
         told.setblocking(False)
-        self._by_descriptor[told.fileno()] = _Birth(told, request.job, child, facts, fds)
+        self._by_descriptor[told.fileno()] = _Birth(told, request.job, child, facts, fds, request.command is not None)
         self._server.poll.register(told, select.POLLIN)
 
     def hear_one(self, fd: int) -> None:
         birth = self._by_descriptor[fd]
+        answered = birth.answered
         while True:
             try:
                 received = protocol.receive(birth.told)
             except BlockingIOError:
+                self._by_descriptor[fd] = birth._replace(answered=answered)
                 return
             if received is None:
                 break
             (event, *values), fds = received
+            answered = True
             if event == Event.FAILED:
                 self._server.jobs.pop(birth.job, None)
                 self._server.fail(birth.job, StageError(*values))
@@ -168,6 +172,8 @@ class Births:
         birth.told.close()
         if birth.fds:
             self._server.answer((Event.STARTED, birth.job, *birth.facts), birth.fds)
+        elif not answered:
+            self._server.fail(birth.job, StageError("start", errno.ESRCH, "it was killed"))
 
     def hear(self, pid: int = 0, job: int = 0) -> None:
         """What those of the child *pid*, or of *job*, had to say before something else is told of them."""
