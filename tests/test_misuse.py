@@ -32,7 +32,7 @@ ATTEMPTS: list[tuple[type[Exception], str, Attempt]] = [
     (ValueError, "environment variable", lambda _, worker: worker.run(["true"], env={"A=B": "1"})),
     (ValueError, "environment variable", lambda _, worker: worker.run(["true"], env={"": "1"})),
     (nsorch.SetupError, "E2BIG", lambda _, worker: worker.run(["echo", "x" * 3_000_000])),
-    (nsorch.SetupError, "no user", lambda _, worker: worker.run(["true"], user=1 << 33)),
+    (nsorch.TopologyError, "not a number from 0", lambda _, worker: worker.run(["true"], user=1 << 33)),
     (nsorch.SetupError, "EBADF", lambda _, worker: worker.run(["true"], stdout=9999)),
     (nsorch.SetupError, "too large", lambda _, worker: worker.open_socket(1 << 40, socket.SOCK_STREAM)),
     (ValueError, "absolute", lambda sup, worker: sup.pin(worker, folder="/run/\0")),
