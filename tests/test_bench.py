@@ -14,6 +14,8 @@ from bench.floor import Floor, FloorMissingError
 from bench.rows import ROWS
 from bench.ticker import percentile, ticker
 
+pytestmark = pytest.mark.once
+
 _ROOT = Path(__file__).parents[1]
 
 
@@ -22,7 +24,6 @@ def _bench(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, cwd=_ROOT, capture_output=True, text=True, timeout=120)
 
 
-@pytest.mark.once
 def test_every_row_is_measured_or_skipped_with_a_reason() -> None:
     rows = set(ROWS) - {7}  # a heap of 1 GiB
     done = _bench("-n", "3", "--pairs", "1", "--unsettled", "--json", "--rows", ",".join(map(str, rows)))

@@ -16,6 +16,8 @@ import nsorch.events.log
 from nsorch import events as ev
 from nsorch.events.types import EVENT_TYPES
 
+pytestmark = pytest.mark.once
+
 NAMESPACES = {"net": 4026532001, "uts": 4026532002}
 USAGE = ev.Usage(user_time=0.5, system_time=0.25, max_rss=1 << 20)
 

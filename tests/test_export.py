@@ -21,6 +21,8 @@ from nsorch.topology.graphml import parse
 if TYPE_CHECKING:
     import pathlib
 
+pytestmark = pytest.mark.once
+
 LABELS = st.text(max_size=20)
 
 

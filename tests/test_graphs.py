@@ -12,6 +12,8 @@ from files_support import GRAPH, edge, node
 
 from nsorch import Topology, TopologyError
 
+pytestmark = pytest.mark.once
+
 TOP = pathlib.Path(__file__).parent.parent
 TOPOLOGIES = TOP.parent / "shared" / "topologies"
 needs_topologies = pytest.mark.skipif(not TOPOLOGIES.is_dir(), reason="../shared/topologies is not here")

@@ -14,6 +14,8 @@ import pytest
 
 import nsorch
 
+pytestmark = pytest.mark.once
+
 ALONE = """
 import sys, nsorch
 sys.exit("nsorch.topology.filters" in sys.modules)

@@ -15,6 +15,8 @@ from nsorch.values import Value
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+pytestmark = pytest.mark.once
+
 HUGE = 10**5000  # has more digits than Python writes
 
 

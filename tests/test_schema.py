@@ -17,6 +17,8 @@ from nsorch.topology import schema
 from nsorch.topology.specs import BridgeSpec, End, LinkSpec, To, WorkerSpec
 from nsorch.topology.structure import KEYS, from_dict
 
+pytestmark = pytest.mark.once
+
 SCHEMA = jsonschema.Draft202012Validator(Topology.json_schema())
 
 
