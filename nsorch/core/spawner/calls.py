@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import os
 import resource
+import socket
 import stat
+import struct
 from typing import TYPE_CHECKING
 
 from . import mountapi, syscalls
+from .idmaps import write
 from .mountapi import RESOLVE_IN_ROOT, RESOLVE_NO_MAGICLINKS
 from .stages import stage
 
@@ -17,6 +21,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
     from contextlib import AbstractContextManager
 
+SIOCSIFFLAGS = 0x8914
+#: ``struct ifreq``: lo, IFF_UP
+LOOPBACK_UP = struct.pack("16sh14x", b"lo", 1)
 INSIDE = RESOLVE_IN_ROOT | RESOLVE_NO_MAGICLINKS
 
 
@@ -130,6 +137,21 @@ class Calls:
     def chdir(self, path: bytes) -> None:
         os.chdir(path)
 
+    # -- what namespaces are called, and have
+
+    def raise_loopback(self) -> None:
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as sock:
+            fcntl.ioctl(sock, SIOCSIFFLAGS, LOOPBACK_UP)
+
+    def set_hostname(self, name: str) -> None:
+        socket.sethostname(name)
+
+    def set_domainname(self, name: str) -> None:
+        syscalls.set_domainname(name)
+
+    def write(self, path: str, text: str, folder: int) -> None:
+        write(path, text, folder)
+
     # -- mounts, see mountapi
 
     def clone_tree(self, fd: int, *, recursive: bool) -> int:
@@ -143,6 +165,9 @@ class Calls:
 
     def set_attributes(self, mount: int, attributes: int = 0, *, propagation: int = 0, recursive: bool = False) -> None:
         mountapi.set_attributes(mount, attributes, propagation=propagation, recursive=recursive)
+
+    def unshare(self, kinds: int) -> None:
+        syscalls.unshare(kinds)
 
     def mount(self, source: str, target: str, kind: str, flags: int) -> None:
         syscalls.mount(source, target, kind, flags)

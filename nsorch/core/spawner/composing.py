@@ -7,12 +7,10 @@ import functools
 import marshal
 import os
 import signal
-import socket
 from typing import TYPE_CHECKING
 
 from .command import IGNORED
 from .mountapi import OPENAT2, RESOLVE_NO_MAGICLINKS, OpenHow
-from .mounts import PROC_FLAGS
 from .protocol import Mode, Own
 from .script import (
     ANY,
@@ -22,38 +20,18 @@ from .script import (
     EXIT,
     FATAL,
     FCHDIR,
-    IOCTL,
-    MOUNT,
-    OPENAT,
-    OPTIONAL,
     OR_NEXT_PROGRAM,
     READ,
-    SETDOMAINNAME,
-    SETHOSTNAME,
     SETNS,
     SETSID,
     SIGACTION,
     SIGPROCMASK,
-    SOCKET,
-    UMOUNT,
-    UNSHARE,
-    WRITE,
-    Failure,
     Script,
     array_of,
 )
-from .steps import LOOPBACK_UP, SIOCSIFFLAGS
-from .syscalls import (
-    CLONE_NEWCGROUP,
-    CLONE_NEWNS,
-    CLONE_NEWUSER,
-    MNT_DETACH,
-    MS_PRIVATE,
-    MS_REC,
-    MS_SHARED,
-    NS_FILES,
-    get_permitted,
-)
+from .steps import prepare
+from .syscalls import CLONE_NEWUSER, NS_FILES, get_permitted
+from .writing import Writer
 from .written_roots import confining, facts_of, file_system, restricting
 
 if TYPE_CHECKING:
@@ -62,8 +40,6 @@ if TYPE_CHECKING:
     from .steps import Home, Joined
 
 # What all scripts have addresses of.
-_TEXTS = {text: ctypes.create_string_buffer(text) for text in (b"", b"/", b"/proc", b"/sys", b"proc", b"sysfs")}
-_LOOPBACK_UP = ctypes.create_string_buffer(LOOPBACK_UP)
 _NO_SIGNALS, _BYTE = ctypes.create_string_buffer(8), ctypes.create_string_buffer(8)
 _DEFAULT_ACTION = ctypes.create_string_buffer(32)  # struct sigaction: SIG_DFL
 
@@ -90,16 +66,11 @@ def compose(
         _await(script, told)
     for kind, fd in joined:
         script.call(("setns", NS_FILES[kind]), SETNS, fd, kind)
-    if own.cgroup:
-        script.call(("unshare", "cgroup"), UNSHARE, CLONE_NEWCGROUP)
-    _prepare(script, request, home.own_proc)
+    prepare(home, request, Writer(script))
     mapped = None
     if request.unshare & CLONE_NEWUSER and _first_ids(request, 1) != _own_ids():
         mapped = _first_ids(request, 0)
-    if request.root or own.guarded or mapped:
-        script.add(file_system(request.root, own, facts_of(request.root), mapped))
-    else:
-        _mount_proc(script, own.proc)
+    script.add(file_system(request.root, own, facts_of(request.root), mapped))
     _enter_directory(script, command)
     for number, fd in enumerate(streams):  # all are above 2: none is overwritten before it is duplicated
         script.duplicate(fd, number)
@@ -196,55 +167,9 @@ def _enter_directory(script: Script, command: Command) -> None:
         script.call(here, CHDIR, script.text(path))
     if not command.cwd_required:
         last = len(script)
-        script.call(("cwd", "/"), CHDIR, _text(b"/"))
+        script.call(("cwd", "/"), CHDIR, script.text(b"/"))
         script.skip_failed(range(first, last), ANY, last)
         script.skip_done(last - 1, len(script))
-
-
-def _prepare(script: Script, request: Spawn, proc: int) -> None:
-    """As :func:`.steps.prepare`, by a child."""
-    if request.loopback:
-        kind = socket.SOCK_DGRAM | socket.SOCK_CLOEXEC
-        opened = script.call(("loopback", ""), SOCKET, socket.AF_INET, kind, 0)
-        script.call(("loopback", ""), IOCTL, opened, SIOCSIFFLAGS, ctypes.addressof(_LOOPBACK_UP))
-    if request.hostname is not None:
-        name = request.hostname.encode()
-        script.call(("hostname", ""), SETHOSTNAME, script.text(name), len(name))
-    if request.sysfs:
-        _mount(script, "/sys", b"sysfs", b"/sys", b"sysfs", PROC_FLAGS, failure=OPTIONAL)
-    if request.domainname is not None:
-        name = request.domainname.encode()
-        script.call(("domainname", ""), SETDOMAINNAME, script.text(name), len(name))
-    for path, value in request.sysctls:
-        at, written = ("sysctl", path), value.encode()
-        opened = script.call(at, OPENAT, proc, script.text(path.encode()), os.O_WRONLY | os.O_CLOEXEC)
-        script.call(at, WRITE, opened, script.text(written), len(written))
-
-
-def _mount_proc(script: Script, how: int) -> None:
-    """As :func:`.mounts.make_own`, by a child."""
-    if not how:
-        return
-    if how == 2:
-        script.call(("mount /proc", ""), UMOUNT, _text(b"/proc"), MNT_DETACH, failure=OPTIONAL)
-    if how == 3:
-        _mount(script, "/proc", b"", b"/", b"", MS_REC | MS_SHARED)
-    if how >= 3:
-        script.call(("mount /proc", ""), UNSHARE, CLONE_NEWNS)
-    if how == 3:
-        _mount(script, "/proc", b"", b"/proc", b"", MS_PRIVATE)
-    _mount(script, "/proc", b"proc", b"/proc", b"proc", PROC_FLAGS)
-
-
-def _mount(
-    script: Script, what: str, source: bytes, target: bytes, kind: bytes, flags: int, *, failure: Failure = FATAL
-) -> None:
-    names = (_text(name) for name in (source, target, kind))
-    script.call((f"mount {what}", ""), MOUNT, *names, flags, 0, failure=failure)
-
-
-def _text(text: bytes) -> int:
-    return ctypes.addressof(_TEXTS[text])
 
 
 @functools.lru_cache(maxsize=4)

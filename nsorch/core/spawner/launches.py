@@ -275,8 +275,6 @@ def _may_trace_init(request: Spawn, home: Namespaces) -> bool:
 
 def _limits_memory(leaf: int) -> bool:
     try:
-        limit = os.open("memory.max", os.O_RDONLY | os.O_CLOEXEC, dir_fd=leaf)
+        return read("memory.max", leaf) != b"max\n"
     except OSError:  # without a controller
         return False
-    with open(limit, "rb") as file:
-        return file.read() != b"max\n"

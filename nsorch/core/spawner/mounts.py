@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
+from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from .calls import NOW
@@ -24,7 +24,6 @@ from .syscalls import (
     MS_SHARED,
     mount,
     umount,
-    unshare,
 )
 
 if TYPE_CHECKING:
@@ -33,27 +32,22 @@ if TYPE_CHECKING:
     from .calls import Calls
     from .protocol import Own
 
-#: of what shows the kernel's state
-PROC_FLAGS = MS_NOSUID | MS_NODEV | MS_NOEXEC
+# Of what shows the kernel's state.
+_PROC_FLAGS = MS_NOSUID | MS_NODEV | MS_NOEXEC
 _HOSTS = "/etc/hosts"
 
 
-def make_own(own: Own) -> None:
-    """The first steps of a child, in its cgroup and its pid namespace."""
-    if own.cgroup:
-        with stage("unshare", "cgroup"):
-            unshare(CLONE_NEWCGROUP)
-    if own.proc >= 3:
-        with stage("mount /proc"):
-            _part(own.proc)
-    show_own(NOW, own, {})
-
-
-def show_own(do: Calls, own: Own, mounted: Mapping[bytes, int]) -> None:
-    """Mount the ``/proc`` and the ``/sys/fs/cgroup`` of the child's namespaces.
+def make_own(own: Own, do: Calls = NOW, mounted: Mapping[bytes, int] = MappingProxyType({})) -> None:
+    """The first steps of a child, in its cgroup and its pid namespace.
 
     :param mounted: descriptors of what was just mounted, by path
     """
+    if own.cgroup:
+        with do.stage("unshare", "cgroup"):
+            do.unshare(CLONE_NEWCGROUP)
+    if own.proc >= 3:
+        with do.stage("mount /proc"):
+            _part(do, own.proc)
     if own.cgroupfs:  # without a /proc, instead of the one that an earlier process has left in this mount namespace
         mount_cgroups(do, replace=own.proc in (0, 2))
     if own.proc and own.guarded:
@@ -68,24 +62,24 @@ def _mount_proc(do: Calls, *, replace: bool) -> None:
             # The one of the pid namespace that is gone. In a nested user namespace it may be locked: mount above it.
             with do.optional():
                 do.umount(b"/proc", MNT_DETACH)
-        do.mount("proc", "/proc", "proc", PROC_FLAGS)
+        do.mount("proc", "/proc", "proc", _PROC_FLAGS)
 
 
-def _part(how: int) -> None:
+def _part(do: Calls, how: int) -> None:
     """Leave a passive worker's mount namespace for one in which ``/proc`` may be another."""
     if how == 3:
         # A passive worker keeps its mounts: what a command mounts must reach them, its /proc must not. So both mount
         # namespaces are peers, but for /proc.
-        mount("", "/", "", MS_REC | MS_SHARED)
-    unshare(CLONE_NEWNS)
-    mount("", "/proc", "", MS_PRIVATE)
+        do.mount("", "/", "", MS_REC | MS_SHARED)
+    do.unshare(CLONE_NEWNS)
+    do.mount("", "/proc", "", MS_PRIVATE)
 
 
-def mount_sys() -> None:
+def mount_sys(do: Calls) -> None:
     """On the host's ``/sys``, that of the network namespace. A container that masks parts of its own forbids that, as
     the kernel sees it in a user namespace: then the host's stays."""
-    with contextlib.suppress(OSError):
-        mount("sysfs", "/sys", "sysfs", PROC_FLAGS)
+    with do.optional():
+        do.mount("sysfs", "/sys", "sysfs", _PROC_FLAGS)
 
 
 def mount_home() -> int:

@@ -7,9 +7,9 @@ import functools
 import operator
 import os
 import socket
-import struct
 from typing import TYPE_CHECKING, NamedTuple
 
+from .calls import NOW
 from .idmaps import write
 from .mounts import mount_sys
 from .rootfs import Sources, build
@@ -22,7 +22,6 @@ from .syscalls import (
     CLONE_NEWUSER,
     CLONE_NEWUTS,
     NS_FILES,
-    set_domainname,
     setns,
     unshare,
 )
@@ -30,13 +29,9 @@ from .syscalls import (
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from .calls import Calls
     from .homing import Namespaces
     from .protocol import Spawn
-
-SIOCSIFFLAGS = 0x8914
-#: ``struct ifreq``: lo, IFF_UP
-LOOPBACK_UP = struct.pack("16sh14x", b"lo", 1)
-
 
 #: CLONE_NEW* and descriptor of each namespace to enter, in this order
 Joined = list[tuple[int, int]]
@@ -74,22 +69,22 @@ def go_home(home: Home, kinds: int) -> None:
         os._exit(1)  # what followed would be done in the wrong place
 
 
-def prepare(home: Home, request: Spawn) -> None:
+def prepare(home: Home, request: Spawn, do: Calls = NOW) -> None:
     """What a new namespace needs, done from inside of it."""
     if request.loopback:
-        with stage("loopback"):
-            _raise_loopback()
+        with do.stage("loopback"):
+            do.raise_loopback()
     if request.hostname is not None:
-        with stage("hostname"):
-            socket.sethostname(request.hostname)
+        with do.stage("hostname"):
+            do.set_hostname(request.hostname)
     if request.sysfs:
-        mount_sys()
+        mount_sys(do)
     if request.domainname is not None:
-        with stage("domainname"):
-            set_domainname(request.domainname)
+        with do.stage("domainname"):
+            do.set_domainname(request.domainname)
     for path, value in request.sysctls:
-        with stage("sysctl", path):
-            write(path, value, home.own_proc)
+        with do.stage("sysctl", path):
+            do.write(path, value, home.own_proc)
     if request.unshare & CLONE_NEWTIME:
         set_clocks(home, request.time_offsets)
 
@@ -188,11 +183,6 @@ def _open_each(kinds: int, open_one: Callable[[int, str], int]) -> list[int]:
 def close(fds: list[int]) -> None:
     for fd in fds:
         os.close(fd)
-
-
-def _raise_loopback() -> None:
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as sock:
-        fcntl.ioctl(sock, SIOCSIFFLAGS, LOOPBACK_UP)
 
 
 def names_of(kinds: int) -> str:

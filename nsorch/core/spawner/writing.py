@@ -10,10 +10,11 @@ import contextlib
 import ctypes
 import errno
 import os
+import socket
 import stat
 from typing import TYPE_CHECKING
 
-from .calls import INSIDE, Calls, is_device
+from .calls import INSIDE, LOOPBACK_UP, SIOCSIFFLAGS, Calls, is_device
 from .mountapi import (
     AT_EMPTY_PATH,
     AT_RECURSIVE,
@@ -40,6 +41,7 @@ from .script import (
     CAPSET,
     CHDIR,
     FCHDIR,
+    IOCTL,
     KEYCTL,
     MKDIRAT,
     MKNODAT,
@@ -47,13 +49,18 @@ from .script import (
     OPENAT,
     PIVOT_ROOT,
     PRCTL,
+    SETDOMAINNAME,
     SETGROUPS,
+    SETHOSTNAME,
     SETRESGID,
     SETRESUID,
     SETRLIMIT,
+    SOCKET,
     SYMLINKAT,
     UMASK,
     UMOUNT,
+    UNSHARE,
+    WRITE,
     Script,
     errnos,
 )
@@ -79,6 +86,7 @@ if TYPE_CHECKING:
     from .script import Result
 
 _INSIDE = OpenHow(os.O_PATH | os.O_CLOEXEC, 0, INSIDE)
+_LOOPBACK_UP = ctypes.create_string_buffer(LOOPBACK_UP)
 _KERNELS_OWN = (b"/proc/", b"/sys/")
 
 
@@ -189,6 +197,22 @@ class Writer(Calls):
     def chdir(self, path: bytes) -> None:
         self._add(CHDIR, self._text(path))
 
+    # -- what namespaces are called, and have
+
+    def raise_loopback(self) -> None:
+        opened = self._add(SOCKET, socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC, 0)
+        self._add(IOCTL, opened, SIOCSIFFLAGS, ctypes.addressof(_LOOPBACK_UP))
+
+    def set_hostname(self, name: str) -> None:
+        self._add(SETHOSTNAME, self._text(name.encode()), len(name.encode()))
+
+    def set_domainname(self, name: str) -> None:
+        self._add(SETDOMAINNAME, self._text(name.encode()), len(name.encode()))
+
+    def write(self, path: str, text: str, folder: int) -> None:
+        opened = self._add(OPENAT, folder, self._text(path.encode()), os.O_WRONLY | os.O_CLOEXEC)
+        self._add(WRITE, opened, self._text(text.encode()), len(text.encode()))
+
     # -- mounts
 
     def clone_tree(self, fd: int, *, recursive: bool) -> int:
@@ -214,6 +238,9 @@ class Writer(Calls):
         self._add(
             MOUNT_SETATTR, mount, self._text(b""), flags, self._script.keep(wanted), ctypes.sizeof(MountAttributes)
         )
+
+    def unshare(self, kinds: int) -> None:
+        self._add(UNSHARE, kinds)
 
     def mount(self, source: str, target: str, kind: str, flags: int) -> None:
         self._add(MOUNT, *(self._text(text.encode()) for text in (source, target, kind)), flags, 0)

@@ -12,7 +12,7 @@ from .calls import INSIDE
 from .command import candidates, check_program, resolve
 from .confinement import confine, decode, restrict
 from .mountapi import openat2
-from .mounts import show_own
+from .mounts import make_own
 from .rootfs import Root, Sources, build, points
 from .script import Script
 from .writing import NoScriptError, Writer
@@ -121,7 +121,7 @@ def file_system(root: bytes, own: Own, facts: tuple[bool, ...], mapped: tuple[in
     if mapped is not None:
         with do.stage("user", "uid {}, gid {}".format(*mapped)):
             do.set_ids(*mapped)
-    show_own(do, own, build(sources) if sources is not None else {})
+    make_own(own, do, build(sources) if sources is not None else {})
     return script
 
 
