@@ -57,6 +57,18 @@ async def test_localhost_is_known_without_links() -> None:
         assert (await worker.run(["cat", "/etc/hosts"])).stdout.startswith(b"127.0.0.1 localhost\n::1 localhost ")
 
 
+@pytest.mark.parametrize("capabilities", [None, ["NET_RAW"]])
+async def test_commands_of_a_stopped_worker_leave_no_mounts(capabilities: list[str] | None) -> None:
+    async with nsorch.Supervisor(grace=0.1) as sup:
+        worker = await sup.start("w", ["sleep", "600"], capabilities=capabilities)
+        before = (await worker.run(["cat", "/proc/mounts"])).stdout
+        await worker.stop()
+        for confined in (False, True, True):  # the first shares the worker's mounts
+            await worker.run(["true"], confined=confined)
+        await worker.restart()
+        assert (await worker.run(["cat", "/proc/mounts"])).stdout == before
+
+
 async def test_passive() -> None:
     async with nsorch.Supervisor() as sup:
         worker = await sup.start("client")
