@@ -10,7 +10,7 @@ from typing import Any
 from attrs import field, frozen
 
 from nsorch.errors import TopologyError
-from nsorch.topology.kinds import items, shown, string, to_path
+from nsorch.topology.kinds import flag, items, shown, string, to_path
 from nsorch.values import Value
 
 _SIZE = re.compile(r"\s*([0-9]+)\s*([kmgt]?)(?:i?b)?\s*", re.IGNORECASE)
@@ -117,24 +117,6 @@ def to_rootfs(value: Any) -> str | Overlay | None:
     return to_path("rootfs", value)
 
 
-def _flag(name: str, value: Any) -> bool:
-    if not isinstance(value, bool):
-        raise TopologyError(f"{name}: {shown(value)} is neither true nor false")
-    return value
-
-
-def _to_read_only(value: Any) -> bool:
-    return _flag("read_only", value)
-
-
-def _to_recursive(value: Any) -> bool:
-    return _flag("recursive", value)
-
-
-def _to_exec(value: Any) -> bool:
-    return _flag("exec", value)
-
-
 def _to_src(value: Any) -> str:
     return to_path("src", value)
 
@@ -153,8 +135,8 @@ class Bind(Value):
 
     src: str = field(converter=_to_src)
     dst: str = field(converter=_to_dst)
-    read_only: bool = field(default=False, converter=_to_read_only)
-    recursive: bool = field(default=True, converter=_to_recursive)
+    read_only: bool = field(default=False, validator=flag)
+    recursive: bool = field(default=True, validator=flag)
     propagation: str = field(default="private", validator=string)
 
     def __attrs_post_init__(self) -> None:
@@ -172,8 +154,8 @@ class Tmpfs(Value):
     dst: str = field(converter=_to_dst)
     size: int | None = field(default=None, converter=_size)
     mode: int = 0o1777
-    read_only: bool = field(default=False, converter=_to_read_only)
-    exec: bool = field(default=True, converter=_to_exec)
+    read_only: bool = field(default=False, validator=flag)
+    exec: bool = field(default=True, validator=flag)
 
     def __attrs_post_init__(self) -> None:
         if isinstance(self.mode, bool) or not isinstance(self.mode, int) or not 0 <= self.mode <= 0o7777:
