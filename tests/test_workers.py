@@ -69,6 +69,20 @@ async def test_commands_of_a_stopped_worker_leave_no_mounts(capabilities: list[s
         assert (await worker.run(["cat", "/proc/mounts"])).stdout == before
 
 
+async def test_commands_that_begin_while_their_worker_is_removed() -> None:
+    async def run(worker: nsorch.Worker) -> None:
+        with contextlib.suppress(nsorch.ClosedError):
+            await worker.run(["true"], check=False)
+
+    async with nsorch.Supervisor(grace=0.1) as sup, anyio.create_task_group() as tasks:
+        for turn in range(60):
+            worker = await sup.start(f"w{turn}")
+            for _ in range(3):
+                tasks.start_soon(run, worker)
+            await anyio.sleep(turn * 0.0001)
+            await worker.remove()
+
+
 async def test_passive() -> None:
     async with nsorch.Supervisor() as sup:
         worker = await sup.start("client")

@@ -300,7 +300,10 @@ class Worker:
                         confined=confined,
                     )
             except SetupError as exc:
-                if alive is None or exc.errno != errno.ESRCH:
+                if exc.errno != errno.ESRCH:
+                    raise
+                self._check_here()  # it was killed with the worker
+                if alive is None:
                     raise
                 # The main process has ended since, and with it the pid namespace.
                 await alive.end()
