@@ -10,9 +10,10 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check -q install
 demo: $(VENV)/installed
 	$(BIN)/nsorch run examples/office.toml --check
 
+# Root runs them on asyncio, an ordinary user on trio: a plain pytest runs both backends.
 test: $(VENV)/tests
-	@status=0; $(BIN)/python -m pytest -q || status=$$?; \
-	if [ "$$(id -u)" = 0 ]; then sh tests/as_user.sh || status=$$?; fi; exit $$status
+	@if [ "$$(id -u)" != 0 ]; then exec $(BIN)/python -m pytest -q; fi; status=0; \
+	$(BIN)/python -m pytest -q --one-backend || status=$$?; sh tests/as_user.sh || status=$$?; exit $$status
 
 # The tests marked vm, under Debian's kernels in a virtual machine: docs/vm-tier.md.
 test-vm: $(VENV)/tests

@@ -1,11 +1,11 @@
 #!/bin/sh
-# Runs the tests once more as an ordinary user, apart from those marked "once". The checkout, and the interpreter of its
+# Runs the tests once more as an ordinary user, on trio, apart from those marked "once". The checkout, and the interpreter of its
 # virtual environment, may lie where that user can't read: so both are made anew in a folder of their own, which is
 # removed at the end.
 set -eu
 python=${NSORCH_USER_PYTHON:-/usr/bin/python3}
 if ! "$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then
-    echo "as an ordinary user: skipped, there is no $python of 3.11 or newer that every user can run"
+    echo "as an ordinary user: skipped, there is no $python of 3.11 or newer that every user can run: on trio, .venv/bin/python -m pytest -k trio"
     exit 0
 fi
 top=$(cd "$(dirname "$0")/.." && pwd)
@@ -25,4 +25,4 @@ echo "as an ordinary user (uid 65534):"
 cd "$room/work"
 chown 65534 "$room/work"
 setpriv --reuid 65534 --regid 65534 --clear-groups env HOME="$room/work" PYTHONDONTWRITEBYTECODE=1 \
-    "$room/venv/bin/python" -m pytest -q -m "not once"
+    "$room/venv/bin/python" -m pytest -q --one-backend -m "not once"

@@ -25,17 +25,27 @@ def anyio_backend(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--one-backend",
+        action="store_true",
+        help="on asyncio alone as root, on trio as an ordinary user, but for tests marked once: `make test` runs both",
+    )
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Of what takes long, both users together run both backends; in the virtual machine of what asks the kernel, too."""
-    other = "asyncio" if os.geteuid() else "trio"
+    other, one_backend = "asyncio" if os.geteuid() else "trio", config.getoption("one_backend")
 
-    def is_long(item: pytest.Item) -> bool:
+    def has_one(item: pytest.Item) -> bool:
+        if item.get_closest_marker("long") or (one_backend and not item.get_closest_marker("once")):
+            return True
         vm = item.get_closest_marker("vm") if IN_VM else None
-        return item.get_closest_marker("long") is not None or (vm is not None and bool(vm.kwargs.get("one_backend")))
+        return vm is not None and bool(vm.kwargs.get("one_backend"))
 
     def spared(item: pytest.Item) -> bool:
         parameters = item.callspec.params if isinstance(item, pytest.Function) and hasattr(item, "callspec") else {}
-        return is_long(item) and parameters.get("anyio_backend") == other
+        return parameters.get("anyio_backend") == other and has_one(item)
 
     if deselected := [item for item in items if spared(item)]:
         config.hook.pytest_deselected(items=deselected)

@@ -175,6 +175,7 @@ anyio.run(main, backend=sys.argv[1])
 """
 
 
+@pytest.mark.once
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root delegates")
 @pytest.mark.parametrize("inner", ["", "inner"], ids=["directly", "below"])
 @pytest.mark.parametrize("end", ["leave", "kill"])

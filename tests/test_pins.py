@@ -76,6 +76,7 @@ def test_none_stays_when_the_application_is_killed(tmp_path: pathlib.Path) -> No
     assert not os.path.lexists(path)
 
 
+@pytest.mark.once
 @pytest.mark.skipif(os.geteuid() != 0, reason="ip netns exec needs root")
 async def test_ip_netns_exec() -> None:
     name = f"nsorch-test-{os.getpid()}"

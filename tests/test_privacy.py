@@ -75,6 +75,7 @@ async def test_where_nobody_sees_them_scripts_serve() -> None:
 
 
 @pytest.mark.anyio
+@pytest.mark.once
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
 @pytest.mark.parametrize("how", [{"isolation": "sandbox"}, {"user": "65534:65534"}])
 async def test_the_helper_stays_hidden_from_users_that_children_become(how: dict[str, Any]) -> None:

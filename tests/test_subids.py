@@ -68,6 +68,7 @@ def test_what_is_missing(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
         assert part in str(caught.value)
 
 
+@pytest.mark.once
 @pytest.mark.skipif(os.geteuid() != 0, reason="as root, who is in no such file here")
 async def test_insisting_fails_clearly(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(subids, "_FILES", ("/nowhere", "/nowhere"))
