@@ -13,16 +13,14 @@ top=$(cd "$(dirname "$0")/../.." && pwd)
 vm=$top/.vm
 kernels=${VM_KERNELS:-6.1 6.12}
 python=$top/.venv/bin/python
-# Bash hears a signal while it waits, not while a command runs; timeout passes it on to all below it.
-started=()
-trap '[ ${#started[@]} = 0 ] || kill "${started[@]}" 2>/dev/null; wait' EXIT
+# Bash hears a signal while it waits, not while a command runs. What it begins is a process group each, from its fork on.
+set -m
+trap 'for group in $(jobs -p); do kill -- "-$group"; done 2>/dev/null; wait' EXIT
 trap 'exit 130' INT
 trap 'exit 143' TERM
 # shellcheck disable=SC2086 - they are words
-timeout 0 sh "$top/tests/vm/setup.sh" $kernels &
-started=($!)
+sh "$top/tests/vm/setup.sh" $kernels &
 wait $! || exit
-started=()
 cd "$top" || exit
 # Each file that is looked at costs a second or more inside.
 tests=${VM_TESTS:--q $(grep -lE 'mark\.vm\b' tests/test_*.py | tr '\n' ' ')}
@@ -56,11 +54,8 @@ for kernel in $kernels; do
     touch "$out/log"
     echo "in a virtual machine, kernel $kernel:"
     machine "$kernel" "$out" &
-    started=($!)
     tail -n +1 -f --pid=$! "$out/log" &
-    started+=($!)
-    wait "${started[@]}"
-    started=()
+    wait
     if [ ! -e "$out/status" ]; then
         tail -n 40 "$out/console"
         echo "test-vm: kernel $kernel ended before the tests did: FAILED; see $out"
