@@ -148,6 +148,7 @@ def picture(sup: nsorch.Supervisor) -> dict[str, object]:
     }
 
 
+@pytest.mark.once
 @settings(max_examples=12, deadline=None)
 @given(st.lists(topologies, min_size=2, max_size=4))
 def test_any_sequence_leads_where_a_fresh_deployment_does(sequence: list[Topology]) -> None:
@@ -273,6 +274,7 @@ async def test_a_route_moves_with_the_link_that_it_goes_through() -> None:
         assert dict(worker.namespaces) == namespaces
 
 
+@pytest.mark.once
 def test_watch(tmp_path: pathlib.Path) -> None:
     file = tmp_path / "lab.toml"
 

@@ -47,6 +47,7 @@ def options(body: bytes) -> dict[int, bytes]:
     raise AssertionError("the options have no end")
 
 
+@pytest.mark.once
 @given(st.binary(max_size=100), st.integers(0, 2**63 - 1), st.text(max_size=20), st.booleans())
 def test_blocks_of_pcapng(data: bytes, time_ns: int, name: str, outgoing: bool) -> None:
     text = b"".join(

@@ -182,6 +182,7 @@ async def test_shortest_paths_take_a_chain_as_one_segment() -> None:
         assert traced.decode().split("via ")[1].split()[0] in near, "directly, not through r"
 
 
+@pytest.mark.once
 @needs_descriptors(6000)
 @pytest.mark.long
 async def test_a_tree_of_1024_hosts() -> None:

@@ -71,6 +71,7 @@ def test_separate_parts_are_no_failure(tmp_path: pathlib.Path) -> None:
     assert "separate by design" in done.stdout
 
 
+@pytest.mark.once
 def test_statuses(lab: str, tmp_path: pathlib.Path) -> None:
     bad = tmp_path / "bad.toml"
     bad.write_text(LAB + "delay = 1\n")

@@ -407,6 +407,7 @@ def run(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, "-m", "nsorch", *arguments], capture_output=True, text=True, check=False)
 
 
+@pytest.mark.once
 def test_validate(tmp_path: pathlib.Path) -> None:
     good, bad = tmp_path / "good.toml", tmp_path / "bad.toml"
     good.write_text("[workers.a]\n[workers.b]\n[[links]]\nends = ['a', 'b']\ndelay = '5ms'\n")
@@ -421,6 +422,7 @@ def test_validate(tmp_path: pathlib.Path) -> None:
     assert results[1]["problems"][0] == {"line": 2, "problem": "workers.a.x: unknown key"}
 
 
+@pytest.mark.once
 def test_run_takes_the_options_of_graphs(tmp_path: pathlib.Path) -> None:
     path = tmp_path / "g.graphml"
     path.write_text(GRAPH % (node("0") + node("1") + edge("0", "1")))

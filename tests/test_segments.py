@@ -149,6 +149,7 @@ async def test_an_address_that_moves_to_another_worker_is_answered_for_rightly()
         assert (await sup.ping_all([("f", "e"), ("e", "f"), ("a", "e"), ("b", "e")])).ok
 
 
+@pytest.mark.once
 @needs_descriptors(6000)
 @pytest.mark.long
 async def test_more_workers_than_a_kernel_bridge_has_ports() -> None:
@@ -205,6 +206,7 @@ def test_parts_are_a_tree_in_which_each_knows_the_way() -> None:
                 assert steps < 5
 
 
+@pytest.mark.once
 @given(
     st.sampled_from([4, 6]).flatmap(
         lambda version: st.lists(

@@ -308,6 +308,8 @@ anyio.run(main, backend=backend)
 """
 
 
+@pytest.mark.once
+@pytest.mark.long
 @pytest.mark.parametrize("how", ["enter", "ask"])
 def test_the_loop_goes_on_while_httpx_is_imported(anyio_backend_name: str, how: str) -> None:
     pytest.importorskip("httpx")
@@ -456,6 +458,7 @@ async def test_a_peer_that_resets_at_once() -> None:
         tasks.cancel_scope.cancel()
 
 
+@pytest.mark.once
 @needs_descriptors(6000)
 @pytest.mark.long
 async def test_more_connections_than_the_kernel_has_room_for_neighbours() -> None:
@@ -488,6 +491,7 @@ async def test_more_connections_than_the_kernel_has_room_for_neighbours() -> Non
         tasks.cancel_scope.cancel()
 
 
+@pytest.mark.once
 @needs_descriptors(4000)
 @pytest.mark.long
 async def test_more_direct_links_than_the_kernel_has_room_for_neighbours() -> None:

@@ -220,6 +220,7 @@ KIND = st.sampled_from([tarfile.REGTYPE, tarfile.DIRTYPE, tarfile.SYMTYPE, tarfi
 ENTRY = st.tuples(NAME, KIND, TARGET, MODE)
 
 
+@pytest.mark.once
 @given(st.lists(st.lists(ENTRY, min_size=1, max_size=8), min_size=1, max_size=3))
 @settings(max_examples=150, deadline=None)
 def test_any_layers_stay_inside(layers: list[list[tuple[str, bytes, str, int]]]) -> None:
