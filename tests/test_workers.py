@@ -487,6 +487,25 @@ async def test_working_directory(tmp_path: os.PathLike[str]) -> None:
             await worker.run(["pwd"], cwd="/no/such/folder")
 
 
+@pytest.mark.parametrize("command", [None, ["sh", "-c", 'echo "$(pwd) $A ${HOME-none}"; exec sleep 600']])
+async def test_commands_have_the_environment_and_the_directory_of_their_worker(command: list[str] | None) -> None:
+    async with nsorch.Supervisor() as sup:
+        worker = await sup.start("w", command, env={"A": "1"}, cwd="/usr", stdout=subprocess.PIPE)
+        shown = 'echo "$(pwd) $A ${HOME-none}"'
+        assert (await worker.run(shown)).stdout == b"/usr 1 none\n"
+        if command is not None:
+            assert worker.stdout is not None
+            assert await worker.stdout.receive() == b"/usr 1 none\n"
+            await worker.restart(env={"A": "2"})
+            assert (await worker.run(shown)).stdout == b"/usr 2 none\n"
+        assert (await worker.run(shown, env={"HOME": "/"}, cwd="/etc")).stdout == b"/etc  /\n"
+        bare = await sup.start("bare", command and ["env"], env={}, stdout=subprocess.PIPE)
+        assert (await bare.run(["env"])).stdout == b""
+        if bare.stdout is not None:
+            with pytest.raises(anyio.EndOfStream):
+                await bare.stdout.receive()
+
+
 async def test_environment_and_large_arguments() -> None:
     async with nsorch.Supervisor() as sup:
         worker = await sup.start("w")

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
     from nsorch.core.streams import PipeReceiveStream, PipeSendStream
     from nsorch.supervisor.confining import Confined
+    from nsorch.topology.specs import WorkerSpec
 
 Argument = str | bytes | os.PathLike[str]
 
@@ -72,6 +73,11 @@ async def build_command(
         confinement=confinement,
         guarded=confined.guarded,
     )
+
+
+def environment_of(spec: WorkerSpec, confined: Confined) -> Mapping[str, str] | None:
+    """That of a worker's commands, where they give none; None for the application's."""
+    return confined.env if spec.env is None else spec.env
 
 
 def encode_environment(env: Mapping[str, str] | None) -> bytes:

@@ -17,7 +17,7 @@ from nsorch.core.spawner.syscalls import CLONE_NEWCGROUP, CLONE_NEWPID, NS_FILES
 from nsorch.core.streams import Tail
 from nsorch.errors import ClosedError, NotReadyError, WorkerExitedError
 from nsorch.events import Exit, State, Usage
-from nsorch.supervisor.commands import build_command, encode_environment, open_streams
+from nsorch.supervisor.commands import build_command, encode_environment, environment_of, open_streams
 from nsorch.supervisor.confining import has_own_proc
 from nsorch.supervisor.entry import OF_PROCESSES
 from nsorch.supervisor.readiness import wait_until_ready
@@ -111,9 +111,10 @@ class MainProcess:
         mode = Mode.EXEC
         if spec.init:
             mode = Mode.INIT if make & CLONE_NEWPID else Mode.KEEPER
+        given = environment_of(spec, confined)
         line = await build_command(
             command,
-            env=environment if spec.env is confined.env is None else encode_environment(spec.env or confined.env),
+            env=environment if given is None else encode_environment(given),
             cwd=spec.cwd,
             user=None,
             mode=mode,

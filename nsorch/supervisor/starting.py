@@ -15,7 +15,7 @@ from nsorch.core.spawner.protocol import Mode, Spawn
 from nsorch.core.spawner.syscalls import CLONE_NEWCGROUP, CLONE_NEWNET, CLONE_NEWPID, CLONE_NEWUTS, NS_FILES
 from nsorch.errors import ClosedError, NameInUseError, SpawnerDiedError, TopologyError
 from nsorch.events import State
-from nsorch.supervisor.commands import build_command, encode_environment
+from nsorch.supervisor.commands import build_command, encode_environment, environment_of
 from nsorch.supervisor.confining import check_uppers, confined_of, reconfined
 from nsorch.supervisor.connecting import Connecting
 from nsorch.supervisor.emulating import needs_netem, require_netem
@@ -304,9 +304,10 @@ class Starter:
         setup = self._setup(worker, entry)
         check = None
         if spec.command is not None and not confined.root:
+            given = environment_of(spec, confined)
             check = await build_command(
                 supervisor._wiring.services.command(worker),
-                env=environment if spec.env is None else encode_environment(spec.env),
+                env=environment if given is None else encode_environment(given),
                 cwd=spec.cwd,
                 user=None,
                 mode=Mode.EXEC,

@@ -368,8 +368,10 @@ class Supervisor:
         :param command: program and arguments; returns when it is executed, or *ready*
         :param links: bridges to be linked to
         :param namespaces: those of its own (net, mnt, uts, ipc, and with a command pid), see the guide
-        :param env: the whole environment; the application's if None
-        :param cwd: working directory; the application's if None, or ``/`` where the worker has no such directory
+        :param env: the whole environment of its commands; the application's if None, or in a container or a sandbox the
+            preset's
+        :param cwd: their working directory; the application's if None, or ``/`` where the worker has no such directory
+            or another root file system
         :param user: name, uid, or ``uid:gid`` of the command; names are those of its *rootfs*, if it has one
         :param groups: its supplementary groups; those of *user* where that is a name alone
         :param isolation: ``"network"``, ``"container"`` or ``"sandbox"``: what the following are where they are None,

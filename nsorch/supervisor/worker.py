@@ -22,7 +22,14 @@ from nsorch.errors import ClosedError, NsorchError, SetupError, UnsupportedError
 from nsorch.events import State, WorkerExited, WorkerReady, WorkerRemoved, WorkerSetupFailed, WorkerStarted
 from nsorch.supervisor import sockets
 from nsorch.supervisor.changing import set_routes, take_routes
-from nsorch.supervisor.commands import build_command, check_command, check_run, encode_environment, open_streams
+from nsorch.supervisor.commands import (
+    build_command,
+    check_command,
+    check_run,
+    encode_environment,
+    environment_of,
+    open_streams,
+)
 from nsorch.supervisor.main_process import end
 from nsorch.supervisor.statistics import StatsStream
 from nsorch.supervisor.tun import open_tun
@@ -196,9 +203,8 @@ class Worker:
         :param command: program and arguments, or a line for ``/bin/sh -c``
         :param input: what the command reads, instead of *stdin*
         :param check: raise where the exit status isn't 0
-        :param env: its whole environment; if None the application's, or in a container or a sandbox the preset's
-        :param cwd: its working directory; the application's if None, or ``/`` where the worker has no such directory or
-            another root file system
+        :param env: its whole environment; the worker's if None, see :meth:`nsorch.Supervisor.start`
+        :param cwd: its working directory; the worker's if None
         :param user: as in :meth:`nsorch.Supervisor.start`; the worker's if None
         :param confined: see :meth:`popen`
         :raises subprocess.CalledProcessError: the exit status isn't 0
@@ -266,7 +272,7 @@ class Worker:
         While the worker has a live process, the command shares its pid namespace; else it gets a fresh one, with an
         init, and none of its descendants outlives it. Cancelled, nothing of it is left.
 
-        :param env: its whole environment; if None the application's, or in a container or a sandbox the preset's
+        :param env: its whole environment; the worker's if None, and so is *cwd*
         :param user: as in :meth:`nsorch.Supervisor.start`; the worker's if None
         :param confined: False: with the supervisor's privileges, as its user, and without a seccomp filter; only the
             namespaces and the root file system are the worker's
@@ -345,8 +351,8 @@ class Worker:
         joins = supervisor._home.joins(held, host, entry.above)
         line = await build_command(
             command,
-            env=encode_environment(self._confined.env if env is None else env),
-            cwd=cwd,
+            env=encode_environment(environment_of(self._spec, self._confined) if env is None else env),
+            cwd=self._spec.cwd if cwd is None else cwd,
             user=user,
             mode=mode,
             session=session,
