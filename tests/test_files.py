@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 import nsorch
 from nsorch import Topology, TopologyError
-from nsorch.topology.positions import toml_lines, yaml_lines
+from nsorch.topology.positions import json_lines, toml_lines, yaml_lines
 from nsorch.topology.specs import To
 from nsorch.topology.structure import from_dict
 
@@ -83,9 +83,24 @@ def test_lines_of_yaml(tmp_path: pathlib.Path) -> None:
     ]
 
 
-def test_json_has_no_lines(tmp_path: pathlib.Path) -> None:
-    error = refusal('{"nonsense": 1}', tmp_path / "lab.json")
-    assert error.lines == (None,)
+def test_lines_of_json(tmp_path: pathlib.Path) -> None:
+    text = """{
+  "bridges": {"lan": {}}, "workers": {
+    "web": {"links": [{"to": "lan",
+                       "delay": "20 parsecs"}], "env": {"\\u0041\\/\\ud83d\\ude00": "]}", "":
+                       1}},
+    "x": {"comand": ["a"]}
+} }"""
+    error = refusal(text, tmp_path / "lab.json")
+    assert [(problem.partition(": ")[0], line) for problem, line in zip(error.problems, error.lines, strict=True)] == [
+        ("workers.web.links[0].delay", 4),
+        ("workers.web.env", 4),
+        ("workers.x.comand", 6),
+    ]
+
+
+def test_no_lines_of_what_is_nested_too_deeply(tmp_path: pathlib.Path) -> None:
+    error = refusal(f'{{"nonsense": {"[" * 600}{"]" * 600}}}', tmp_path / "lab.json")
     assert str(error).endswith("lab.json: nonsense: unknown key")
 
 
@@ -117,6 +132,7 @@ def test_every_path_has_a_line(data: dict[str, Any]) -> None:
     top = {key: number for number, key in enumerate(data, 1)}
     assert {key: lines[key] for key in top} == top
     assert set(yaml_lines(yaml.safe_dump(data, allow_unicode=True))) == paths_of(data)
+    assert set(json_lines(json.dumps(data, indent=1))) == set(json_lines(json.dumps(data))) == paths_of(data)
 
 
 # -- templates and defaults

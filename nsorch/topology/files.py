@@ -61,11 +61,12 @@ def _load_containerlab(name: str, options: dict[str, Any]) -> Topology:
 
 
 def _lines(problems: Sequence[str], text: str, suffix: str) -> list[int | None]:
-    if suffix == ".json":
-        return []
-    from nsorch.topology.positions import find_line, toml_lines, yaml_lines
+    from nsorch.topology.positions import find_line, json_lines, toml_lines, yaml_lines
 
-    lines = toml_lines(text) if suffix == ".toml" else yaml_lines(text)
+    try:
+        lines = {".toml": toml_lines, ".json": json_lines}.get(suffix, yaml_lines)(text)
+    except RecursionError:
+        return []
     return [find_line(problem, lines) for problem in problems]
 
 

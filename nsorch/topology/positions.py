@@ -1,6 +1,6 @@
 """Where in a file a key stands: lines by path, such as ``workers.web.links[0].delay``. Only asked after an error.
 
-tomllib gives no positions, so the text is scanned once more; it is known to be TOML then.
+tomllib and json give no positions, so the text is scanned once more; it is known to be TOML or JSON then.
 """
 
 from __future__ import annotations
@@ -56,12 +56,17 @@ def yaml_lines(text: str) -> dict[str, int]:
     return lines
 
 
-# -- TOML
+# -- TOML and JSON
 
 
 def toml_lines(text: str) -> dict[str, int]:
     """Of a text that tomllib reads."""
     return _Toml(text).scan()
+
+
+def json_lines(text: str) -> dict[str, int]:
+    """Of a text that json reads."""
+    return _Json(text).scan()
 
 
 class _Toml:
@@ -105,7 +110,7 @@ class _Toml:
         while True:
             self._skip_blank()
             if self._peek('"') or self._peek("'"):
-                parts.append(_unquote(self._take(_STRING)))
+                parts.append(self._unquote(self._take(_STRING)))
             else:
                 parts.append(self._take(_BARE))
             self._skip_blank()
@@ -139,7 +144,7 @@ class _Toml:
         for part in self._key():
             path = _below(path, part)
             self._lines.setdefault(path, line)
-        self._advance()  # the =
+        self._advance()  # the = or the :
         self._value(path)
 
     def _value(self, path: str) -> None:
@@ -168,11 +173,23 @@ class _Toml:
                 self._advance()
         self._advance()
 
+    def _unquote(self, text: str) -> str:
+        if text.startswith("'"):
+            return text[1:-1]
+        import tomllib
 
-def _unquote(text: str) -> str:
-    if text.startswith("'"):
-        return text[1:-1]
-    import tomllib
+        key = tomllib.loads(f"x = {text}")["x"]
+        return str(key)
 
-    key = tomllib.loads(f"x = {text}")["x"]
-    return str(key)
+
+class _Json(_Toml):
+    """Its values are written as TOML's are, but for escapes."""
+
+    def scan(self) -> dict[str, int]:
+        self._value("")
+        return self._lines
+
+    def _unquote(self, text: str) -> str:
+        import json
+
+        return str(json.loads(text))
