@@ -125,7 +125,11 @@ def to_namespaces(value: Any) -> Any:
     """What :meth:`NamespaceSet.parse` takes, to be read more than once."""
     if value is None or isinstance(value, NamespaceSet):
         return value
-    return dict(value) if isinstance(value, Mapping) else tuple(items("namespaces", value, ", ".join(KINDS)))
+    if isinstance(value, Mapping):
+        return dict(value)
+    kinds = items("namespaces", value, ", ".join(KINDS))
+    known = [kind for kind in KINDS if kind in kinds]
+    return (*known, *(kind for kind in kinds if kind not in known))  # in one order: it says nothing
 
 
 KINDS = tuple(field.name for field in fields(NamespaceSet))

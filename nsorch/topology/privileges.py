@@ -164,7 +164,9 @@ class CapabilityChange(Value):
 
 
 def to_capabilities(value: Any) -> Capabilities | CapabilityChange | None:
-    if value is None or isinstance(value, Capabilities | CapabilityChange):
+    if value is None or value == CapabilityChange():  # which a file can't tell from no capabilities
+        return None
+    if isinstance(value, Capabilities | CapabilityChange):
         return value
     if _is_all(value):
         return Capabilities.only("all")

@@ -576,7 +576,7 @@ def _namespaces(value: Any, path: str) -> Any:
             if not isinstance(source, str | bool):
                 raise TopologyError(f"{path}.{kind}: {shown(source)} can't be written to a file")
         return dict(value)
-    return sorted(value)
+    return list(value)
 
 
 def _worker(spec: WorkerSpec) -> dict[str, Any]:
@@ -587,7 +587,6 @@ def _worker(spec: WorkerSpec) -> dict[str, Any]:
         else [_text(item, f"{path}.command") for item in spec.command],
         links=[_to(to) for to in spec.links] or None,
         namespaces=_namespaces(spec.namespaces, f"{path}.namespaces"),
-        env=spec.env,
         cwd=None if spec.cwd is None else _text(spec.cwd, f"{path}.cwd"),
         user=spec.user,
         hostname=spec.hostname,
@@ -606,4 +605,4 @@ def _worker(spec: WorkerSpec) -> dict[str, Any]:
         service=service_to_plain(spec.service),
         uplink=uplink_to_plain(spec.uplink),
         label=spec.label,
-    ) | _present(isolation_to_dict(spec, path))
+    ) | _present({"env": None if spec.env is None else dict(spec.env), **isolation_to_dict(spec, path)})
