@@ -40,6 +40,14 @@ async def test_descriptors(tmp_path: pathlib.Path) -> None:
         assert counts[-1] == counts[0]
 
 
+@pytest.mark.anyio
+async def test_who_ends_before_its_ids_are_mapped_tells_why() -> None:
+    async with nsorch.Supervisor() as sup:
+        for _ in range(40):
+            with pytest.raises(nsorch.SetupError, match=r"mount source /no/such: .*ENOENT"):
+                await sup.start("w", isolation="sandbox", mounts=[nsorch.bind("/no/such", "/mnt")])
+
+
 def test_umask(tmp_path: pathlib.Path) -> None:
     (tmp_path / "stdin").touch()
     folder = os.open(tmp_path, os.O_PATH)

@@ -196,9 +196,9 @@ class Births:
                 try:
                     with stage("uid map"):
                         map_ids(pid, request.id_maps, self._server.home.own_proc)
-                except StageError:
+                except StageError as exc:
                     os.kill(pid, signal.SIGKILL)
-                    raise
+                    raise _told_failure(ours) or exc from None
         finally:
             os.close(mapped)
             os.close(map_done)
@@ -327,6 +327,18 @@ class Births:
             protocol.send(told, (Event.FAILED, exc.stage, exc.number, exc.detail))
         finally:
             os._exit(125)
+
+
+def _told_failure(told: socket.socket) -> StageError | None:
+    """Why a child has ended before its ids could be mapped, if it has."""
+    told.setblocking(False)
+    try:
+        received = protocol.receive(told)
+    except BlockingIOError:
+        return None
+    if received is None or received[0][0] != Event.FAILED:
+        return None
+    return StageError(*received[0][1:])
 
 
 def _hear_of_child(told: socket.socket) -> int:
