@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import pathlib
 import shutil
@@ -14,6 +15,7 @@ import pytest
 
 import nsorch
 from nsorch.core.spawner import pid1
+from nsorch.core.spawner.stages import StageError
 
 SOURCE = pathlib.Path(pid1.__file__).with_suffix(".S")
 SMALL = pid1.assembled(os.uname().machine) is not None
@@ -105,6 +107,16 @@ async def test_a_pid_is_known_however_soon_it_ends(confined: dict[str, Any]) -> 
         spawned = [event async for event in events if isinstance(event, nsorch.WorkerSpawned)]
     assert len(spawned) == 40
     assert all(event.pid > 0 and event.namespaces["pid"] for event in spawned)
+
+
+def test_an_init_that_is_gone() -> None:
+    proc = os.open("/proc", os.O_PATH)
+    try:
+        with pytest.raises(StageError) as caught:
+            pid1.Pid1.hear(bytes(4), 1 << 30, proc)
+    finally:
+        os.close(proc)
+    assert caught.value.number == errno.ESRCH
 
 
 @pytest.mark.anyio

@@ -147,9 +147,12 @@ class Pid1:
             raise StageError("exec", error)
         with stage("init"):
             # The first: those that it has left to the init come behind.
-            children = os.open(f"{init}/task/{init}/children", os.O_RDONLY | os.O_CLOEXEC, dir_fd=proc)
-            with open(children, "rb") as file:
-                pids = file.read().split(None, 1)
+            try:
+                children = os.open(f"{init}/task/{init}/children", os.O_RDONLY | os.O_CLOEXEC, dir_fd=proc)
+                with open(children, "rb") as file:
+                    pids = file.read().split(None, 1)
+            except FileNotFoundError:  # nor is the init there any more
+                pids = []
             if not pids:
                 raise ProcessLookupError(errno.ESRCH, "it was killed")
             return os.pidfd_open(int(pids[0]))
