@@ -64,9 +64,9 @@ from nsorch.events import (
     WorkerUnhealthy,
 )
 from nsorch.supervisor.deployment import Deployment
-from nsorch.supervisor.network import Bridge, Interface, Link
 from nsorch.supervisor.supervisor import Supervisor
-from nsorch.supervisor.tun import TunDevice
+from nsorch.supervisor.traffic.tun import TunDevice
+from nsorch.supervisor.wiring.network import Bridge, Interface, Link
 from nsorch.supervisor.worker import Worker
 from nsorch.topology import (
     PROFILES,
@@ -130,8 +130,8 @@ if TYPE_CHECKING:
     from nsorch.images import ImageConfig, Unpacked, unpack
     from nsorch.net.packets import Packet
     from nsorch.net.ping import ProbeResult, Reachability
-    from nsorch.supervisor.capture import Capture
-    from nsorch.supervisor.uplinks import Uplink
+    from nsorch.supervisor.traffic.capture import Capture
+    from nsorch.supervisor.wiring.uplinks import Uplink
     from nsorch.topology.filters import Firewall, Forward, Nat, Rule
     from nsorch.topology.home import home_router
 
@@ -157,8 +157,8 @@ _LATER = {
     "Packet": "nsorch.net.packets",
     "ProbeResult": "nsorch.net.ping",
     "Reachability": "nsorch.net.ping",
-    "Capture": "nsorch.supervisor.capture",
-    "Uplink": "nsorch.supervisor.uplinks",
+    "Capture": "nsorch.supervisor.traffic.capture",
+    "Uplink": "nsorch.supervisor.wiring.uplinks",
     "Firewall": "nsorch.topology.filters",
     "Forward": "nsorch.topology.filters",
     "Nat": "nsorch.topology.filters",

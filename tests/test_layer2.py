@@ -11,7 +11,7 @@ from kernel_support import needs_kernel
 
 import nsorch
 from nsorch import AddressError, Bond, Dummy, Ipvlan, Route, To, TopologyError, Vlan, Vrf, Vxlan, WireGuard
-from nsorch.supervisor import segments
+from nsorch.supervisor.wiring import segments
 
 pytestmark = [
     pytest.mark.anyio,

@@ -79,7 +79,7 @@ def test_what_few_use_is_imported_when_it_is_used() -> None:
         import nsorch, sys
         later = [f"nsorch.{name}" for name in (
             "core.usage", "host", "images", "net.filters", "net.nftables", "net.packets", "net.partition", "net.ping",
-            "supervisor.capture", "supervisor.filter_plans", "supervisor.routers", "supervisor.uplinks",
+            "supervisor.traffic.capture", "supervisor.wiring.filter_plans", "supervisor.wiring.routers", "supervisor.wiring.uplinks",
             "topology.filters", "topology.home",
         )]
         print(*sys.modules.keys() & set(later))

@@ -16,8 +16,8 @@ from pyroute2.netlink.rtnl.ndmsg import ndmsg
 
 import nsorch
 from nsorch.net import messages
-from nsorch.supervisor import acquainting
-from nsorch.supervisor.segments import Parts
+from nsorch.supervisor.wiring import acquainting
+from nsorch.supervisor.wiring.segments import Parts
 
 if TYPE_CHECKING:
     from ipaddress import IPv4Address, IPv6Address

@@ -407,7 +407,7 @@ async def test_websockets_from_a_worker() -> None:
 async def test_certificates_are_read_when_tls_needs_them(monkeypatch: pytest.MonkeyPatch) -> None:
     httpx = pytest.importorskip("httpx", reason="httpx is not installed")
     trustme = pytest.importorskip("trustme")
-    from nsorch.supervisor import http as module
+    from nsorch.supervisor.traffic import http as module
 
     monkeypatch.setattr(module._Context, "_made", {})
     of_server = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)

@@ -10,7 +10,7 @@ import anyio
 import pytest
 
 import nsorch
-from nsorch.supervisor import watching
+from nsorch.supervisor.wiring import watching
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -11,11 +11,11 @@ from attrs import evolve
 from nsorch.core.collector import no_full_collections
 from nsorch.errors import TopologyError, UnsupportedError
 from nsorch.events import State
-from nsorch.supervisor.changing import set_routes, take_routes
-from nsorch.supervisor.emulating import apply_ways, needs_netem, require_netem
-from nsorch.supervisor.given import given_in
-from nsorch.supervisor.routes import ShortestPaths
 from nsorch.supervisor.turns import in_turns
+from nsorch.supervisor.wiring.changing import set_routes, take_routes
+from nsorch.supervisor.wiring.emulating import apply_ways, needs_netem, require_netem
+from nsorch.supervisor.wiring.given import given_in
+from nsorch.supervisor.wiring.routes import ShortestPaths
 from nsorch.topology import To, Topology
 from nsorch.topology.checks import checks, emulations
 from nsorch.topology.difference import as_link, difference, links_of
@@ -26,8 +26,8 @@ if TYPE_CHECKING:
     from collections.abc import Container, Mapping, Sequence
 
     from nsorch.net.plan import RouteGroup, RoutePlan
-    from nsorch.supervisor.network import Bridge, Link, Side
     from nsorch.supervisor.supervisor import Supervisor
+    from nsorch.supervisor.wiring.network import Bridge, Link, Side
     from nsorch.supervisor.worker import Worker
     from nsorch.topology import BridgeSpec, LinkSpec
     from nsorch.topology.difference import Difference, LinkKey

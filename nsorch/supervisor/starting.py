@@ -17,11 +17,11 @@ from nsorch.errors import ClosedError, NameInUseError, SpawnerDiedError, Topolog
 from nsorch.events import State
 from nsorch.supervisor.commands import build_command, encode_environment, environment_of
 from nsorch.supervisor.confining import check_uppers, confined_of, reconfined
-from nsorch.supervisor.connecting import Connecting
-from nsorch.supervisor.emulating import needs_netem, require_netem
 from nsorch.supervisor.entry import OF_PROCESSES, open_sources
 from nsorch.supervisor.main_process import MainProcess, Setup, end
 from nsorch.supervisor.turns import DYING, for_each, in_turns
+from nsorch.supervisor.wiring.connecting import Connecting
+from nsorch.supervisor.wiring.emulating import needs_netem, require_netem
 from nsorch.supervisor.worker import Worker
 from nsorch.topology.checks import find_loop, joined_names
 from nsorch.topology.emulation import NO_EMULATION
@@ -33,8 +33,8 @@ if TYPE_CHECKING:
 
     from nsorch.core.helper import Job
     from nsorch.supervisor.entry import Entry
-    from nsorch.supervisor.network import Bridge
     from nsorch.supervisor.supervisor import Supervisor
+    from nsorch.supervisor.wiring.network import Bridge
     from nsorch.topology import BridgeSpec, WorkerSpec
 
 # So many workers are under way at a time: more would only wait in the spawner's socket, with their descriptors open.

@@ -19,7 +19,7 @@ from nsorch.supervisor.cgroups import Cgroups
 from nsorch.supervisor.entry import Home, home_of
 from nsorch.supervisor.starting import Starter
 from nsorch.supervisor.turns import DYING, for_each, in_turns
-from nsorch.supervisor.wiring import Wiring
+from nsorch.supervisor.wiring.wiring import Wiring
 from nsorch.topology import BridgeSpec, WorkerSpec
 from nsorch.topology.kinds import check_grace, items, name_of, of_kind, shown
 
@@ -32,10 +32,10 @@ if TYPE_CHECKING:
     from nsorch.events import Exit, Snapshot, Subscription
     from nsorch.net.packets import Instructions
     from nsorch.net.ping import Reachability
-    from nsorch.supervisor.capture import Capture, Direction
     from nsorch.supervisor.deployment import Deployment
-    from nsorch.supervisor.network import Bridge, Interface, Link
-    from nsorch.supervisor.uplinks import Uplink, Uplinks
+    from nsorch.supervisor.traffic.capture import Capture, Direction
+    from nsorch.supervisor.wiring.network import Bridge, Interface, Link
+    from nsorch.supervisor.wiring.uplinks import Uplink, Uplinks
     from nsorch.supervisor.worker import Worker
     from nsorch.topology import (
         Dnsmasq,
@@ -603,7 +603,7 @@ class Supervisor:
         :raises UnsupportedError: the kernel has no WireGuard
         :raises TopologyError: fewer than two workers, or more than two without *subnet*
         """
-        from nsorch.supervisor.tunnels import wireguard
+        from nsorch.supervisor.wiring.tunnels import wireguard
 
         return await wireguard(self, workers, subnet=subnet, name=name, port=port, mtu=mtu, keepalive=keepalive)
 
@@ -626,7 +626,7 @@ class Supervisor:
         :raises UnsupportedError: the kernel has no VXLAN
         :raises TopologyError: fewer than two workers, or more than two without *subnet*
         """
-        from nsorch.supervisor.tunnels import vxlan
+        from nsorch.supervisor.wiring.tunnels import vxlan
 
         return await vxlan(self, workers, id=id, subnet=subnet, name=name, port=port, mtu=mtu)
 
@@ -677,7 +677,7 @@ class Supervisor:
         :param progress: called now and then with the number of pairs that are done
         :raises UnsupportedError: a worker has no network namespace of its own, or no such address
         """
-        from nsorch.supervisor.pinging import ping_all
+        from nsorch.supervisor.traffic.pinging import ping_all
 
         with no_full_collections():
             return await ping_all(self, pairs, timeout=timeout, attempts=attempts, version=version, progress=progress)
@@ -703,7 +703,7 @@ class Supervisor:
 
     def _ensure_uplinks(self) -> Uplinks:
         if self._uplinks is None:
-            from nsorch.supervisor.uplinks import Uplinks
+            from nsorch.supervisor.wiring.uplinks import Uplinks
 
             self._uplinks = Uplinks(self)
         return self._uplinks

@@ -20,8 +20,6 @@ from nsorch.core.spawner.protocol import Mode, Spawn
 from nsorch.core.spawner.syscalls import CLONE_NEWCGROUP, CLONE_NEWNET, CLONE_NEWNS, CLONE_NEWPID, NS_FILES
 from nsorch.errors import ClosedError, NsorchError, SetupError, UnsupportedError
 from nsorch.events import State, WorkerExited, WorkerReady, WorkerRemoved, WorkerSetupFailed, WorkerStarted
-from nsorch.supervisor import sockets
-from nsorch.supervisor.changing import set_routes, take_routes
 from nsorch.supervisor.commands import (
     build_command,
     check_command,
@@ -32,7 +30,9 @@ from nsorch.supervisor.commands import (
 )
 from nsorch.supervisor.main_process import end
 from nsorch.supervisor.statistics import StatsStream
-from nsorch.supervisor.tun import open_tun
+from nsorch.supervisor.traffic import sockets
+from nsorch.supervisor.traffic.tun import open_tun
+from nsorch.supervisor.wiring.changing import set_routes, take_routes
 from nsorch.topology.kinds import check_grace, of_kind
 from nsorch.topology.specs import to_routes
 
@@ -51,12 +51,12 @@ if TYPE_CHECKING:
     from nsorch.core.usage import WorkerStats
     from nsorch.events import Exit
     from nsorch.supervisor.confining import Confined
-    from nsorch.supervisor.devices import Device
     from nsorch.supervisor.entry import Entry
     from nsorch.supervisor.main_process import MainProcess
-    from nsorch.supervisor.network import Interface, Link
     from nsorch.supervisor.supervisor import Supervisor
-    from nsorch.supervisor.tun import TunDevice
+    from nsorch.supervisor.traffic.tun import TunDevice
+    from nsorch.supervisor.wiring.devices import Device
+    from nsorch.supervisor.wiring.network import Interface, Link
     from nsorch.topology import InterfaceSpec, Limits, Route, WorkerSpec
     from nsorch.topology.filters import Firewall, Nat
 
@@ -575,7 +575,7 @@ class Worker:
         :param options: as ``httpx.AsyncClient`` takes them; ``verify``, ``cert``, ``limits`` concern the connections
         :raises UnsupportedError: httpx isn't installed
         """
-        from nsorch.supervisor.http_later import make_client
+        from nsorch.supervisor.traffic.http_later import make_client
 
         return make_client(self, http1=http1, http2=http2, **options)
 

@@ -1,0 +1,172 @@
+"""Who reaches whom, asked from inside the workers."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+from typing import TYPE_CHECKING
+
+import anyio
+
+from nsorch.errors import UnsupportedError
+from nsorch.net.ping import (
+    Outcome,
+    Probes,
+    Reachability,
+    Results,
+    forget_neighbours,
+    hear_replies_only,
+    ping_pairs,
+)
+from nsorch.supervisor.turns import in_turns
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator, Callable, Iterable, Mapping
+    from ipaddress import IPv4Address, IPv6Address
+
+    from nsorch.supervisor.supervisor import Supervisor
+    from nsorch.supervisor.wiring.network import Side
+    from nsorch.supervisor.worker import Worker
+
+_OPENING = 32
+_NEIGHBOURS = 400
+
+
+async def ping_all(
+    supervisor: Supervisor,
+    pairs: Iterable[tuple[Worker | str, Worker | str]] | None,
+    *,
+    timeout: float,
+    attempts: int,
+    version: int | None,
+    progress: Callable[[int], None] | None,
+) -> Reachability:
+    supervisor._check_running()
+    probes = Probes()
+    if pairs is None:
+        everyone = list(supervisor.workers.values())
+        reachable = [worker async for worker in in_turns(everyone) if _has(worker, version)]
+        pairs = ((source, target) for source in reachable for target in reachable if source is not target)
+    own: dict[str, IPv4Address | IPv6Address] = {}  # of those whose address is one for all
+    async for first, second in in_turns(pairs):
+        source, target = supervisor._worker(first), supervisor._worker(second)
+        address = own.get(target.name)
+        if address is None:
+            address = _address(supervisor, source, target, version)
+            if target.name in supervisor._wiring.routing:
+                own[target.name] = address
+        probes.add(source.name, target.name, address)
+    sockets: dict[tuple[str, int], socket.socket] = {}
+    outcome = Outcome()
+    try:
+        await _open_sockets(supervisor, probes, sockets)
+        async with contextlib.aclosing(_chunks(supervisor, probes)) as chunks:
+            async for chunk, known in chunks:
+                before = len(outcome.rtts)
+
+                def report(done: int, before: int = before) -> None:
+                    if progress is not None:
+                        progress(before + done)
+
+                outcome.extend(await ping_pairs(sockets, chunk, timeout=timeout, attempts=attempts, report=report))
+                if len(chunk) < len(probes):
+                    await _forget(supervisor, known, sockets)
+    finally:
+        with anyio.CancelScope(shield=True):
+            async for sock in in_turns(sockets.values()):
+                sock.close()
+    results = Results(probes, outcome)
+    await results.number(anyio.lowlevel.checkpoint)
+    return Reachability(results)
+
+
+def _has(worker: Worker, version: int | None) -> bool:
+    return any(version in (None, address.version) for address in worker.addresses)
+
+
+def _address(supervisor: Supervisor, source: Worker, target: Worker, version: int | None) -> IPv4Address | IPv6Address:
+    """The address that *target*'s name stands for first; without one, the one on a segment that both share."""
+    addresses = [address for address in target.addresses if version in (None, address.version)]
+    if target.name not in supervisor._wiring.routing:
+        networks = {address.network for address in source.addresses}
+        addresses.sort(key=lambda address: address.network not in networks)
+    if not addresses:
+        family = "" if version is None else f"IPv{version} "
+        raise UnsupportedError(f"it has no {family}address that could be pinged", worker=target.name)
+    return addresses[0].ip
+
+
+# By worker: interfaces, and who they have asked for.
+Neighbours = dict["Worker", list[tuple["Side", "IPv4Address | IPv6Address"]]]
+
+
+async def _chunks(supervisor: Supervisor, probes: Probes) -> AsyncGenerator[tuple[Probes, Neighbours], None]:
+    """Parts of *probes* that fill the neighbour tables by so much, and what they fill it with.
+
+    The kernel holds ``gc_thresh3`` neighbours of all network namespaces together, 1,024 by default, and drops none
+    that is younger than 5 s; a pair on a bridge needs one at either end.
+    """
+    if not supervisor.bridges:
+        yield probes, {}
+        return
+    known: Neighbours = {}
+    start = count = 0
+    async for number, probe in in_turns(enumerate(probes)):
+        source, target = supervisor._worker(probe.source), supervisor._worker(probe.target)
+        side = supervisor._wiring.record.neighbour_of(source, probe.address)
+        if side is not None:
+            known.setdefault(source, []).append((side, probe.address))
+            for address in source.addresses:
+                back = supervisor._wiring.record.neighbour_of(target, address.ip)
+                if back is not None and address.version == probe.address.version:
+                    known.setdefault(target, []).append((back, address.ip))
+            count += 1
+            if count == _NEIGHBOURS:
+                yield probes.part(start, number + 1), known
+                start, known, count = number + 1, {}, 0
+    if start < len(probes):
+        yield probes.part(start, len(probes)), known
+
+
+async def _forget(supervisor: Supervisor, known: Neighbours, sockets: Mapping[tuple[str, int], socket.socket]) -> None:
+    """Make room in the neighbour tables, which all network namespaces share."""
+    kernel = supervisor._wiring.kernel
+    near: list[tuple[socket.socket, str, IPv4Address]] = []
+    far: dict[Worker, list[tuple[int | str, IPv4Address | IPv6Address]]] = {}
+    async for worker, neighbours in in_turns(known.items()):
+        sock = sockets.get((worker.name, socket.AF_INET))
+        for side, address in neighbours:
+            if sock is not None and address.version == 4:
+                near.append((sock, side.ifname, address))
+            else:
+                far.setdefault(worker, []).append((side.index or side.ifname, address))
+    await kernel.in_thread(forget_neighbours, near)
+    for worker, neighbours_of_it in far.items():
+        await kernel.in_netns(worker, kernel.engine.forget_neighbours, neighbours_of_it)
+
+
+async def _open_sockets(supervisor: Supervisor, probes: Probes, sockets: dict[tuple[str, int], socket.socket]) -> None:
+    found: dict[tuple[str, int], None] = {}
+    async for probe in in_turns(probes):
+        found[probe.source, probe.address.version] = None
+    wanted = iter(found)
+    failures: list[Exception] = []
+
+    async def work() -> None:
+        for name, version in wanted:
+            family, protocol = socket.AF_INET, socket.IPPROTO_ICMP
+            if version == 6:
+                family, protocol = socket.AF_INET6, socket.IPPROTO_ICMPV6
+            try:
+                sock = await supervisor._worker(name).open_socket(family, socket.SOCK_RAW, protocol)
+            except Exception as exc:
+                failures.append(exc)
+                return
+            sockets[name, family] = sock
+            hear_replies_only(sock)
+
+    async with anyio.create_task_group() as tasks:
+        for _ in range(_OPENING):
+            tasks.start_soon(work)
+    if failures:
+        raise failures[0]

@@ -1,0 +1,314 @@
+"""Changes of links and routes that exist, each without touching anything else. Shield them: the kernel can't be told to
+stop half-way."""
+
+from __future__ import annotations
+
+import contextlib
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from attrs import evolve
+
+from nsorch import events
+from nsorch.errors import NetlinkError, NsorchError, TopologyError, UnsupportedError
+from nsorch.net.mac import parse_mac
+from nsorch.net.plan import PortVlans
+from nsorch.supervisor.wiring.planning import end_plan
+from nsorch.supervisor.wiring.routes import check_routes, default_routes, device_routes, given_routes
+from nsorch.supervisor.wiring.telling import forget, tell
+from nsorch.topology import To
+from nsorch.topology.kinds import name_of
+from nsorch.topology.layer2 import vlan_problem
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+    from ipaddress import IPv4Interface, IPv6Interface
+
+    from nsorch.net.addresses import Segment
+    from nsorch.net.plan import RoutePlan
+    from nsorch.supervisor.wiring.network import Bridge, Link, Side
+    from nsorch.supervisor.wiring.segments import Part
+    from nsorch.supervisor.wiring.wiring import Wiring
+    from nsorch.supervisor.worker import Worker
+    from nsorch.topology import WorkerSpec
+
+    Interfaces = tuple[IPv4Interface | IPv6Interface, ...]
+
+
+def end_of(link: Link, end: Worker | Bridge | str | None) -> tuple[Side, Side]:
+    """The end of *link* that is meant, and the other one.
+
+    :param end: a worker, or ``"worker:interface"``; needed only where both are in workers
+    :raises TopologyError: neither, or either, could be meant
+    """
+    both = [(side, other) for side, other in link._both() if side.worker is not None]
+    if end is not None:
+        wanted = end_name(link, end)
+        both = [pair for pair in both if wanted in (pair[0].owner, pair[0].owner.partition(":")[0])]
+        if not both:
+            raise TopologyError(f'links.{link.name}: it has no end "{wanted}"')
+    if not both:
+        raise TopologyError(f"links.{link.name}: none of its ends is in a worker")
+    if len(both) > 1:
+        raise TopologyError(f"links.{link.name}: end= must say which of {link.ends[0]} and {link.ends[1]} is meant")
+    return both[0]
+
+
+def end_name(link: Link, end: Worker | Bridge | str) -> str:
+    """:raises TopologyError: it can't be an end"""
+    return name_of(f"links.{link.name}.end", end, "a worker, a bridge")
+
+
+async def set_mac(wiring: Wiring, link: Link, side: Side, other: Side, mac: str) -> None:
+    """:raises AddressError: it is no hardware address"""
+    new = parse_mac(mac)
+    if new == side.mac:
+        return
+    await _leave(wiring, side, other)
+    await wiring.kernel.with_handle(
+        side, wiring.kernel.engine.change_mac, end_plan(link, side, wiring.record.links_of), new
+    )
+    await note_mac(wiring, link, side, new)
+    record(wiring, link, mac=new.hex(":"))
+
+
+async def note_mac(wiring: Wiring, link: Link, side: Side, mac: bytes) -> None:
+    """An end has another hardware address: others are to know it."""
+    other = next(other for other in link._sides if other is not side)
+    await _leave(wiring, side, other)
+    side.mac = mac
+    side.gateway = None  # the kernel has dropped what the interface knew of others
+    await _come(wiring, side, other)
+    if other.bridge is None:
+        for end in (side, other):
+            await wiring.kernel.with_handle(
+                end, wiring.kernel.engine.restore_end, end_plan(link, end, wiring.record.links_of)
+            )
+
+
+async def set_addresses(
+    wiring: Wiring, link: Link, side: Side, other: Side, addresses: Sequence[IPv4Interface | IPv6Interface | str]
+) -> None:
+    """Those of families of which none is given stay.
+
+    :raises AddressError: outside of the subnet, or taken
+    :raises UnsupportedError: others have routes by the old ones
+    """
+    worker = side.worker
+    assert worker is not None
+    assert side.segment is not None
+    if any(end.worker is not None and end.worker.name in wiring.routing for end in (side, other)):
+        raise UnsupportedError("the shortest paths of others go by its addresses", worker=worker.name, stage="link")
+    new = _reserve(side.segment, side, addresses, keep=side.addresses)
+    before = _routes(wiring, worker, link)
+    try:
+        await _leave(wiring, side, other)
+        await _readdress(wiring, side, side.segment, new)
+    except BaseException:
+        _give_back(side.segment, side, new)
+        with contextlib.suppress(NsorchError):
+            await _come(wiring, side, other)
+            await _change_routes(wiring, worker, [], before)
+        raise
+    await _come(wiring, side, other)
+    await _reroute(wiring, worker, link, before)
+    record(wiring, link, address=", ".join(str(address.ip) for address in new))
+    await wiring.settle()
+
+
+async def move(
+    wiring: Wiring,
+    link: Link,
+    bridge: Bridge | None,
+    plug: To | None,
+    addresses: Sequence[IPv4Interface | IPv6Interface | str],
+) -> None:
+    """To another *bridge*, or other VLANs.
+
+    :raises TopologyError: the link is between two workers, or the bridge isn't VLAN-aware
+    :raises AddressError: an address is outside of the subnet, or taken
+    """
+    side, port = end_of(link, None)
+    worker = side.worker
+    assert worker is not None
+    assert side.segment is not None
+    if port.bridge is None:
+        raise TopologyError(f"links.{link.name}: it is on no bridge that it could be moved from")
+    if worker.name in wiring.routing:
+        raise UnsupportedError("the shortest paths of others go by its addresses", worker=worker.name, stage="link")
+    assert port.part is not None
+    bridge = bridge or port.bridge
+    plug = plug or To(bridge.name)
+    if problem := vlan_problem(f"links.{link.name}", plug, bridge.spec.vlan_aware):
+        raise TopologyError(problem)
+    vlans = PortVlans(plug.pvid, plug.tagged) if bridge.spec.vlan_aware else None
+    if port.bridge is bridge and port.vlans == vlans:
+        if addresses:
+            await set_addresses(wiring, link, side, port, addresses)
+        return
+    segment = bridge._segment_of(vlans.pvid if vlans else None)
+    useless = vlans is not None and vlans.pvid is None and not addresses  # all its frames have tags
+    new = () if useless else _reserve(segment, side, addresses, keep=side.addresses)
+    before = _routes(wiring, worker, link)
+    part = port.part
+    if port.bridge is not bridge:
+        part = bridge._parts.plug()
+        try:
+            await wiring.ensure([bridge])
+        except BaseException:
+            part.ports -= 1
+            _give_back(segment, side, new)
+            raise
+    was = port.bridge, port.part, port.vlans
+    try:
+        await _leave(wiring, side, port)
+        await _replug(wiring, port, bridge, part, vlans)
+        side.gateway = None
+        await _readdress(wiring, side, segment, new)
+    except BaseException:
+        _give_back(segment, side, new)
+        if part is not was[1]:
+            part.ports -= 1
+        with contextlib.suppress(NsorchError):
+            await _replug(wiring, port, *was)
+            await _come(wiring, side, port)
+            await _change_routes(wiring, worker, [], before)
+        raise
+    if part is not was[1]:
+        was[1].ports -= 1
+    await _come(wiring, side, port)
+    old_name = link.name
+    wiring.record.rename(link)
+    await _reroute(wiring, worker, link, before)
+    changes = {"bridge": bridge.name, "address": ", ".join(str(a.ip) for a in new), "was": old_name}
+    if vlans is not None:
+        changes |= {"vlan": str(vlans.pvid or ""), "tagged": ", ".join(map(str, vlans.tagged))}
+    record(wiring, link, **changes)
+    await wiring.settle()
+    if side.dhcp:
+        wiring.leases.renew(side)
+
+
+async def _replug(wiring: Wiring, port: Side, bridge: Bridge, part: Part, vlans: PortVlans | None) -> None:
+    engine = wiring.kernel.engine
+    moves = part is not port.part
+    if moves:
+        await wiring.kernel.with_handle(port, engine.set_link, port.ifname, master=part.index)
+    if vlans is not None and port.index is not None:
+        await wiring.kernel.in_thread(engine.set_vlans, port.index, None if moves else port.vlans, vlans)
+    port.bridge, port.part, port.vlans = bridge, part, vlans
+
+
+def take_routes(wiring: Wiring, worker: Worker, described: WorkerSpec) -> list[RoutePlan]:
+    """Have *worker* described with those of another description, and of its service. Returns those that it has."""
+    before = _given(wiring, worker)
+    worker._spec = evolve(worker._spec, routes=described.routes, service=described.service)
+    return before
+
+
+async def set_routes(wiring: Wiring, worker: Worker, before: Sequence[RoutePlan]) -> None:
+    """Those of its description, instead of those *before*.
+
+    :raises TopologyError: a gateway is on none of its links
+    """
+    check_routes(worker, wiring.record.links_of.get(worker.name, ()))
+    await _change_routes(wiring, worker, before, _given(wiring, worker))
+
+
+def _given(wiring: Wiring, worker: Worker) -> list[RoutePlan]:
+    links = wiring.record.links_of.get(worker.name, ())
+    return [*given_routes(worker, links, links), *device_routes(worker, links, worker._devices.values())]
+
+
+def _reserve(
+    segment: Segment, side: Side, addresses: Sequence[Any], *, keep: Iterable[IPv4Interface | IPv6Interface]
+) -> Interfaces:
+    """Those given; else those it has, if they fit; else the next free ones. Nothing is taken if one can't be had. Those
+    that it has stay its own until :func:`_readdress`."""
+    assert side.worker is not None
+    had = side.addresses if side.segment is segment else ()
+    segment.release(had)
+    found: list[IPv4Interface | IPv6Interface] = []
+    try:
+        for address in addresses:
+            # What is reserved counts after an error.
+            found.append(segment.reserve(address, side.owner, gateway=side.worker.name))  # noqa: PERF401
+        dynamic = {4} if side.dhcp else set()
+        for address in keep:
+            if (
+                address.version not in dynamic
+                and address.version not in {own.version for own in found}
+                and segment.is_free(address.ip)
+            ):
+                found.append(segment.reserve(address.ip, side.owner))
+        families = {address.version for address in found} | dynamic
+        return (*found, *segment.allocate(side.owner, gateway=side.worker.name, without=families))
+    except BaseException:
+        segment.release(found)
+        raise
+    finally:
+        segment.retake(had, side.owner)
+
+
+def _give_back(segment: Segment, side: Side, new: Interfaces) -> None:
+    """What was reserved, and isn't had."""
+    segment.release(address for address in new if segment is not side.segment or address not in side.addresses)
+
+
+async def _leave(wiring: Wiring, side: Side, other: Side) -> None:
+    if other.bridge is not None:
+        await forget(wiring.kernel, other.bridge, [side], stays=True)
+
+
+async def _come(wiring: Wiring, side: Side, other: Side) -> None:
+    if other.bridge is not None:
+        other.bridge._add_end(side, other)
+        await tell(wiring.kernel, other.bridge)
+
+
+async def _readdress(wiring: Wiring, side: Side, segment: Segment, new: Interfaces) -> None:
+    """It has the *new* ones of *segment* instead of its own, or those still."""
+    add = [address for address in new if address not in side.present]
+    remove = [address for address in side.addresses if address not in new and address not in side.missing]
+    change = partial(wiring.kernel.with_handle, side, wiring.kernel.engine.change_addresses, side.ifname)
+    try:
+        await change(add=add, remove=remove)
+    except NetlinkError:
+        with contextlib.suppress(NetlinkError):
+            await change(add=remove, remove=add)
+        raise
+    if side.segment is not None:  # else it was removed meanwhile
+        side.segment.release(own for own in side.addresses if segment is not side.segment or own not in new)
+    side.segment, side.addresses = segment, new
+
+
+def _routes(wiring: Wiring, worker: Worker, link: Link) -> list[RoutePlan]:
+    links = wiring.record.links_of.get(worker.name, ())
+    return [*default_routes(worker, [link], links), *given_routes(worker, [link], links)]
+
+
+async def _reroute(wiring: Wiring, worker: Worker, link: Link, before: list[RoutePlan]) -> None:
+    """The kernel has dropped some with the addresses, and kept others that lead nowhere now."""
+    after = _routes(wiring, worker, link)
+    await _change_routes(wiring, worker, [route for route in before if route not in after], after)
+
+
+async def _change_routes(
+    wiring: Wiring, worker: Worker, before: Sequence[RoutePlan], after: Sequence[RoutePlan]
+) -> None:
+    destinations = {route.destination for route in after}
+    gone = [route for route in before if route.destination not in destinations]
+    for route in gone:
+        try:
+            await wiring.kernel.in_netns(worker, wiring.kernel.engine.remove_routes, [route])
+        except NetlinkError as exc:
+            if exc.errno not in (3, 2):  # ESRCH, ENOENT: the kernel was faster
+                raise
+    if after:
+        await wiring.kernel.in_netns(worker, wiring.kernel.engine.add_routes, after)
+
+
+def record(wiring: Wiring, link: Link, *, by: str = "nsorch", **changes: str) -> None:
+    """Something of it is another now."""
+    wiring.note_interfaces(link)
+    wiring.publish(events.LinkChanged(link=link.name, changes=tuple(changes.items()), by=by))

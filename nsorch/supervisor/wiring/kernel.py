@@ -1,0 +1,120 @@
+"""The one thread that waits for the kernel, and the network namespaces that it works in."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+from typing import TYPE_CHECKING, Any
+
+import anyio
+
+from nsorch.core.spawner.syscalls import CLONE_NEWNET
+from nsorch.errors import ClosedError, NsorchError
+from nsorch.net.engine import Engine, NetnsHandle
+from nsorch.supervisor.thread import Thread
+from nsorch.supervisor.wiring.planning import netns_key
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+
+    from nsorch.supervisor.wiring.network import Side
+    from nsorch.supervisor.worker import Worker
+
+
+class Kernel:
+    """Carries out what is planned, one thing after the other.
+
+    :param check_running: raises, once the supervisor has ended
+    """
+
+    def __init__(self, check_running: Callable[[], None]) -> None:
+        self.engine: Engine
+        self._check_running = check_running
+        self._fabric: socket.socket | None = None
+        self._thread: Thread | None = None
+        self._doomed: list[int] = []  # interfaces of the fabric, by index
+        self._deleting: anyio.Lock
+
+    def open(self, rtnetlink: int) -> None:
+        """*rtnetlink*: a socket of the fabric's, which stays its owner's."""
+        self._fabric = socket.socket(fileno=os.dup(rtnetlink))
+        self.engine = Engine(self._fabric)
+        self._thread = Thread(self._check_running)
+        self._deleting = anyio.Lock()
+
+    async def close(self) -> None:
+        """After what is under way. Shield it."""
+        if self._thread is not None:
+            await self._thread.close()
+        if self._fabric is not None:
+            self._fabric.close()
+
+    async def in_thread(self, func: Callable[..., Any], *args: Any) -> Any:
+        """Call *func* in the one thread that waits for the kernel. Cancelled, it is waited for all the same.
+
+        :raises ClosedError: the supervisor ends; SpawnerDiedError: because of that
+        """
+        assert self._thread is not None
+        return await self._thread.call(func, *args)
+
+    def ended(self) -> NsorchError:
+        """Why nothing is done any more."""
+        try:
+            self._check_running()
+        except NsorchError as exc:
+            return exc
+        return ClosedError("the supervisor has ended")
+
+    async def with_handle(self, side: Side, func: Callable[..., Any], *args: Any, **options: Any) -> None:
+        """Call *func* with where *side* is: a handle of the worker's network namespace, or None for the fabric."""
+        if side.worker is not None:
+            await self.in_netns(side.worker, func, *args, **options)
+        else:
+            await self.in_thread(lambda: func(None, *args, **options))
+
+    async def in_netns(self, worker: Worker, func: Callable[..., Any], *args: Any, **options: Any) -> Any:
+        """Call *func* with a handle of *worker*'s network namespace."""
+        with anyio.CancelScope(shield=True):
+            sock = await worker._open_socket(socket.AF_NETLINK, socket.SOCK_RAW, socket.NETLINK_ROUTE)
+            with sock:
+                if CLONE_NEWNET not in worker._held:
+                    raise ClosedError("the worker was removed", worker=worker.name)
+                handle = NetnsHandle(fd=netns_of(worker), sock=sock, name=worker.name)
+                return await self.in_thread(lambda: func(handle, *args, **options))
+
+    @contextlib.asynccontextmanager
+    async def handles(self, workers: Iterable[Worker]) -> AsyncIterator[dict[int, NetnsHandle]]:
+        """By the keys of their network namespaces; what is opened for it is closed."""
+        opened: list[socket.socket] = []
+        try:
+            handles: dict[int, NetnsHandle] = {}
+            for worker in workers:
+                sock = worker._netlink
+                if sock is None:
+                    sock = await worker._open_socket(socket.AF_NETLINK, socket.SOCK_RAW, socket.NETLINK_ROUTE)
+                    opened.append(sock)
+                handles[netns_key(worker)] = NetnsHandle(fd=netns_of(worker), sock=sock, name=worker.name)
+            yield handles
+        finally:
+            for sock in opened:
+                sock.close()
+
+    async def delete_in_fabric(self, indices: Sequence[int]) -> None:
+        """Together with what others want deleted meanwhile."""
+        self._doomed += indices
+        async with self._deleting:
+            if self._doomed:
+                doomed, self._doomed = self._doomed, []
+                await self.in_thread(self.engine.delete_links, None, doomed)
+
+
+def netns_of(worker: Worker) -> int:
+    """The descriptor of its network namespace.
+
+    :raises ClosedError: it was removed meanwhile
+    """
+    try:
+        return worker._held[CLONE_NEWNET]
+    except KeyError:
+        raise ClosedError("the worker was removed", worker=worker.name) from None

@@ -1,0 +1,145 @@
+"""What bridges and gateways are told of the workers on a segment, so that nobody's question floods it."""
+
+from __future__ import annotations
+
+import errno
+from typing import TYPE_CHECKING, Any
+
+from nsorch.errors import ClosedError, NetlinkError
+from nsorch.net.messages import RTM_DELNEIGH, RTM_NEWNEIGH
+from nsorch.supervisor.turns import in_turns
+from nsorch.supervisor.wiring.planning import as_neighbour
+from nsorch.supervisor.wiring.segments import MANY, news
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Collection, Sequence
+
+    from nsorch.net.engine import Engine
+    from nsorch.supervisor.wiring.kernel import Kernel
+    from nsorch.supervisor.wiring.network import Bridge, Side
+    from nsorch.supervisor.wiring.segments import News, Part
+
+# So many ends are told of at a time.
+_TOLD = 200
+
+
+async def tell(kernel: Kernel, bridge: Bridge) -> None:
+    """Who is new, so that no question for it floods the segment."""
+    # One after the other: what is told of an end isn't true any more when that is forgotten.
+    async with bridge._telling:
+        await _tell(kernel, bridge)
+
+
+async def _tell(kernel: Kernel, bridge: Bridge) -> None:
+    ends = bridge._ends
+    gateway = next((side for side in ends if side.worker is not None and side.worker.name == bridge.gateway), None)
+    # Within VLANs the kernel's bridges don't answer ARP.
+    if not bridge._answers and bridge.arp == "auto" and not bridge.spec.vlan_aware and len(ends) >= MANY:
+        bridge._answers = True
+        for part in bridge._parts.all:
+            part.told.clear()
+    if bridge._answers or gateway is not None:
+        for part in bridge._parts.all:
+            new = [(side, port) for side, port in ends.items() if side not in part.told]
+            for start in range(0, len(new), _TOLD):
+                some = new[start : start + _TOLD]
+                await kernel.in_thread(_announce, kernel.engine, part, news(part, some, answers=bridge._answers))
+                part.told.update(side for side, _ in some)
+    await _correct(kernel, bridge, gateway)
+    if gateway is not None:
+        await _introduce(kernel, bridge, gateway)
+
+
+async def _correct(kernel: Kernel, bridge: Bridge, gateway: Side | None) -> None:
+    """Have the others forget who had the addresses of new ends before."""
+    new, bridge._new = bridge._new, []
+    stale = [ip async for side in in_turns(new) if side is not gateway for ip in bridge._note_owner(side)]
+    if stale:
+        known = [side for near in bridge._joined() for side in near._ends]
+        fresh = set(new)
+        for side in [side for side in known if side not in fresh]:
+            await at(kernel, side, kernel.engine.forget_neighbours, [(side.index or side.ifname, ip) for ip in stale])
+
+
+async def at(kernel: Kernel, side: Side, func: Callable[..., None], *args: Any) -> None:
+    """Call *func* where *side* is, unless it is gone meanwhile, with its worker or without."""
+    try:
+        await kernel.with_handle(side, func, *args)
+    except ClosedError:
+        pass
+    except NetlinkError as exc:
+        if exc.errno != errno.ENODEV:
+            raise
+
+
+def _announce(engine: Engine, part: Part, told: News) -> None:
+    """In the thread."""
+    engine.forward(RTM_NEWNEIGH, told.forwarding)
+    engine.tell_neighbours(None, RTM_NEWNEIGH, part.index, told.neighbours)
+    engine.answer_arp(told.answering)
+
+
+async def _introduce(kernel: Kernel, bridge: Bridge, gateway: Side) -> None:
+    """The gateway to the others, and these to it."""
+    told = bridge._introduced.setdefault(gateway, set())
+    new = [side for side in bridge._ends if side is not gateway and side not in told and bridge._serves(side)]
+    index: int | str = gateway.index or gateway.ifname
+    for start in range(0, len(new), _TOLD):
+        some = new[start : start + _TOLD]
+        known = [(address.ip, side.mac) for side in some if side.mac is not None for address in side.addresses]
+        await at(kernel, gateway, kernel.engine.tell_neighbours, RTM_NEWNEIGH, index, known)
+        told.update(some)
+    for side in list(bridge._ends):
+        if side is not gateway and side.gateway != gateway.mac and bridge._serves(side):
+            side.gateway = gateway.mac
+            known = list(as_neighbour(gateway, side))
+            await at(kernel, side, kernel.engine.tell_neighbours, RTM_NEWNEIGH, side.index or side.ifname, known)
+
+
+async def remind(kernel: Kernel, bridge: Bridge, side: Side) -> None:
+    """*side* was down: the kernel has dropped whom it was introduced to."""
+    async with bridge._telling:
+        for near in bridge._joined():
+            near._introduced.pop(side, None)
+        if side.worker is not None and side.worker.name == bridge.gateway:
+            await _tell(kernel, bridge)
+
+
+async def forget(
+    kernel: Kernel, bridge: Bridge, gone: Sequence[Side], dying: Collection[str] = (), *, stays: bool = False
+) -> None:
+    """The opposite of :meth:`tell`, when the ends are removed, or change but *stay*."""
+    async with bridge._telling:
+        await _forget(kernel, bridge, gone, dying, stays=stays)
+
+
+async def _forget(kernel: Kernel, bridge: Bridge, gone: Sequence[Side], dying: Collection[str], *, stays: bool) -> None:
+    ends = [(side, bridge._ends.pop(side)) for side in gone if side in bridge._ends]
+    if bridge._retired:
+        return
+    for part in bridge._parts.all:
+        old = [end for end in ends if end[0] in part.told]
+        part.told.difference_update(gone)
+        if old:
+            known = news(part, old, answers=bridge._answers)
+            elsewhere = news(part, [end for end in old if stays or end[1].part is not part], answers=False)
+            await kernel.in_thread(kernel.engine.forward, RTM_DELNEIGH, elsewhere.forwarding)
+            await kernel.in_thread(kernel.engine.tell_neighbours, None, RTM_DELNEIGH, part.index, known.neighbours)
+    trunks = [port.index for near in bridge._joined() for port in near._trunks if port.index is not None]
+    if trunks:  # who was learnt to be behind them may come again elsewhere
+        await kernel.in_thread(kernel.engine.forget_learnt, trunks)
+    joined, going = bridge._joined(), set(gone)
+    for side in gone:
+        for near in joined:
+            others = near._introduced.pop(side, ())
+            if stays and others and side.worker is not None and side.worker.name != bridge.gateway:
+                theirs = [each for other in others for each in as_neighbour(other, side)]
+                index = side.index or side.ifname
+                await at(kernel, side, kernel.engine.tell_neighbours, RTM_DELNEIGH, index, theirs)
+    for knower, told in list(bridge._introduced.items()):
+        old_ones = told & going
+        told -= old_ones
+        known_addresses = [(a.ip, side.mac) for side in old_ones if side.mac is not None for a in side.addresses]
+        if known_addresses and knower.netns not in dying:
+            index = knower.index or knower.ifname
+            await at(kernel, knower, kernel.engine.tell_neighbours, RTM_DELNEIGH, index, known_addresses)

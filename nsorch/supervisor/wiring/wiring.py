@@ -1,0 +1,565 @@
+"""Bridges and links of a lab: addresses are given out, plans are made of them, and one thread carries them out."""
+
+from __future__ import annotations
+
+import collections
+from functools import partial
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, Literal
+
+import anyio
+from attrs import evolve
+
+from nsorch import events
+from nsorch.core.spawner.syscalls import CLONE_NEWNET
+from nsorch.errors import ClosedError, TopologyError
+from nsorch.net.plan import Batch, NodePlan
+from nsorch.supervisor.turns import in_turns
+from nsorch.supervisor.wiring.acquainting import Acquaintances
+from nsorch.supervisor.wiring.emulating import needs_netem, require_netem
+from nsorch.supervisor.wiring.filtering import Filters
+from nsorch.supervisor.wiring.hosts import Names
+from nsorch.supervisor.wiring.interfaces import Interfaces
+from nsorch.supervisor.wiring.kernel import Kernel
+from nsorch.supervisor.wiring.orders import Order, Orders
+from nsorch.supervisor.wiring.partitions import Partitions
+from nsorch.supervisor.wiring.planning import addresses_in, bridges_of, end_plan, link_plan, netns_key
+from nsorch.supervisor.wiring.record import Record
+from nsorch.supervisor.wiring.routes import check_routes, default_routes, given_routes
+from nsorch.supervisor.wiring.routing import Routing
+from nsorch.supervisor.wiring.services import Services
+from nsorch.supervisor.wiring.telling import forget, remind
+from nsorch.supervisor.wiring.watching import Watcher
+from nsorch.topology import End, LinkSpec, To
+from nsorch.topology.checks import LEAST_MTU6
+from nsorch.topology.difference import as_link
+from nsorch.topology.specs import to_end
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Container, Iterable, Mapping, Sequence
+    from collections.abc import Set as AbstractSet
+    from ipaddress import IPv4Interface, IPv6Interface
+
+    from nsorch.core.helper import Facts
+    from nsorch.supervisor.supervisor import Supervisor
+    from nsorch.supervisor.traffic.capture import Capture
+    from nsorch.supervisor.wiring.devices import Device
+    from nsorch.supervisor.wiring.leases import Leases
+    from nsorch.supervisor.wiring.network import Bridge, Link, Side
+    from nsorch.supervisor.worker import Worker
+    from nsorch.topology import BridgeSpec
+
+# With more ports that end with their workers, a bridge is deleted some seconds later.
+_LEFT, _LATER = 50, 2.0
+
+
+class Wiring:
+    """
+    :ivar kernel: where things are done
+    :ivar record: what is there, and what is planned
+    :ivar routing: shortest paths
+    :ivar names: and their addresses
+    :ivar watcher: of what other programs do to links
+    :ivar filters: NAT and firewalls
+    :ivar services: that workers run
+    :ivar partitions: who doesn't hear whom
+    :ivar acquaintances: who needn't ask for whom
+    """
+
+    def __init__(self, supervisor: Supervisor) -> None:
+        self._supervisor = supervisor
+        self.kernel = Kernel(supervisor._check_running)
+        self.record = Record(supervisor, self)
+        self.routing = Routing(self.kernel)
+        self.watcher = Watcher(supervisor, self)
+        self.filters = Filters(supervisor, self, self.kernel)
+        self.interfaces = Interfaces(supervisor, self)
+        self.services = Services(supervisor, self)
+        self.partitions = Partitions(supervisor, self)
+        self.acquaintances = Acquaintances(self.kernel, self.record)
+        self.names = Names(supervisor._workers, self.record, self.routing, self.kernel, self._names_changed)
+        self._leases: Leases | None = None  # until there is one
+        self._orders = Orders(self.kernel, supervisor._start_soon)
+
+    def open(self, facts: Facts) -> None:
+        # The descriptors stay the helper's.
+        self.kernel.open(facts.descriptors["rtnetlink"])
+        self.names.open(facts.descriptors.get("hosts", -1))
+        self.watcher.open()
+
+    async def close(self) -> None:
+        """After what is under way in threads. Shield it."""
+        await self.watcher.close()
+        await self.kernel.close()
+
+    async def _names_changed(self, names: AbstractSet[str]) -> None:
+        await self.filters.refresh(names)
+        await self.partitions.refresh(names)
+        self.services.refresh()
+
+    async def publish_removed(self) -> None:
+        """All went with the fabric. Shield it."""
+        bus = self._supervisor._bus
+        await self.interfaces.publish_removed(self._supervisor._workers.values())
+        async for link in in_turns(list(self.record.links.values())):
+            if link._state != "planned":
+                bus.publish(events.LinkRemoved(link=link.name, ends=link.ends))
+            link._state = "removed"
+            for tell in link._on_removal:
+                tell()
+        async for name, bridge in in_turns(list(self.record.bridges.items())):
+            bridge._removed = True
+            bus.publish(events.BridgeRemoved(bridge=name))
+        self.record.links.clear()
+        self.record.bridges.clear()
+
+    @property
+    def leases(self) -> Leases:
+        if self._leases is None:
+            from nsorch.supervisor.wiring.leases import Leases
+
+            self._leases = Leases(self._supervisor, self)
+        return self._leases
+
+    def helpers_of(self, workers: Collection[Worker]) -> list[Worker]:
+        """Processes that end with *workers*."""
+        return [] if self._leases is None else self._leases.helpers_of(workers)
+
+    async def obtain(self, links: Iterable[Link]) -> None:
+        """Addresses by DHCP, for those of their ends that want one."""
+        wanted = [link for link in links if any(side.dhcp for side in link._sides)]
+        if wanted:
+            await self.leases.obtain(wanted)
+
+    # -- the record
+
+    @property
+    def bridges(self) -> Mapping[str, Bridge]:
+        return MappingProxyType(self.record.bridges)
+
+    @property
+    def links(self) -> Mapping[str, Link]:
+        return MappingProxyType(self.record.links)
+
+    def addresses_of(self, worker: Worker) -> tuple[IPv4Interface | IPv6Interface, ...]:
+        own = tuple(
+            address for link in self.record.links_of.get(worker.name, ()) for address in addresses_in(link, worker)
+        )
+        devices = tuple(address for device in worker._devices.values() for address in device.addresses)
+        return (*self.routing.loopbacks_of(worker.name), *own, *devices)
+
+    def addresses_by_interface(self, worker: Worker) -> dict[str, tuple[IPv4Interface | IPv6Interface, ...]]:
+        """Of its links, also of those that are only planned, and of its other interfaces."""
+        found = {side.ifname: side.addresses for side, _ in self.record.ends_of(worker)}
+        return found | {name: device.addresses for name, device in worker._devices.items()}
+
+    # -- bridges
+
+    async def make_bridge(self, spec: BridgeSpec) -> Bridge:
+        self._supervisor._check_running()
+        await self.interfaces.require((), [spec])
+        bridge = self.record.plan_bridge(spec)
+        try:
+            await self._orders.carry_out(Order(batch=Batch(), bridges=[bridge]))
+        except BaseException:
+            with anyio.CancelScope(shield=True):
+                await self.remove_bridges([bridge])
+            raise
+        self.announce_bridge(bridge)
+        return bridge
+
+    def announce_bridge(self, bridge: Bridge) -> None:
+        bridge._announced = True
+        self._supervisor._bus.publish(events.BridgeCreated(bridge=bridge.name))
+
+    async def remove_bridges(self, bridges: Sequence[Bridge]) -> None:
+        """With all their links. Cancelled, it is done all the same."""
+        with anyio.CancelScope(shield=True):
+            there = [bridge for bridge in bridges if self.record.bridges.get(bridge.name) is bridge]
+            self.retire(there)
+            await self.remove_links(
+                [link for link in self.record.links.values() if any(side.bridge in there for side in link._sides)]
+            )
+            if there and not self._supervisor._helper.died:
+                parts = [part for bridge in there for part in bridge._parts.all if part.made]
+                doomed = [index for part in parts for index in part.interfaces]
+                if sum(bridge._left for bridge in there) > _LEFT:
+                    self._supervisor._start_soon(partial(self._delete_later, doomed))
+                else:
+                    await self.kernel.delete_in_fabric(doomed)
+            for bridge in there:
+                if self.record.bridges.pop(bridge.name, None) is None:
+                    continue  # somebody else was faster
+                bridge._removed = True
+                if bridge._announced:
+                    self._supervisor._bus.publish(events.BridgeRemoved(bridge=bridge.name))
+        await anyio.lowlevel.checkpoint()
+
+    async def _delete_later(self, indices: Sequence[int]) -> None:
+        """When the kernel has removed most ports: it is faster at many than by the deletion of their bridge."""
+        await anyio.sleep(_LATER)
+        await self.kernel.delete_in_fabric(indices)
+
+    @staticmethod
+    def retire(bridges: Iterable[Bridge]) -> None:
+        """They are removed next: what they know of workers needn't be kept right."""
+        for bridge in bridges:
+            bridge._retired = True
+
+    # -- making links
+
+    async def make_link(
+        self, a: Any, b: Any, *, subnet: Any, mtu: int | None, label: str | None, emulation: Mapping[str, Any]
+    ) -> Link:
+        self._supervisor._check_running()
+        first, second = _ends(a, b)
+        spec = LinkSpec(a=first, b=second, subnet=subnet, mtu=mtu, label=label, **emulation)
+        for end in (spec.a, spec.b):
+            if end.worker in self._supervisor._workers:
+                await self._supervisor._workers[end.worker]._settled()
+        for end in (spec.a, spec.b):
+            if end.dhcp:
+                self.leases.check(end.worker)
+        if needs_netem(*self.record.ways_of(spec)):
+            await require_netem(self.kernel, [f"links.{spec.a.worker}-{spec.b.worker}"])
+        self._supervisor._check_running()
+        led = {bridge for bridge in self.record.bridges.values() if bridge.gateway is not None}
+        link = self.record.plan_link(spec)
+        workers = [side.worker for side in link._sides if side.worker is not None]
+        try:
+            await self.connect(workers, [link])
+            await self._follow_gateway(bridge for bridge in bridges_of([link]) if bridge not in led)
+            await self.obtain([link])
+        except BaseException:
+            with anyio.CancelScope(shield=True):
+                await self.remove_links([link])
+            raise
+        return link
+
+    async def _follow_gateway(self, bridges: Iterable[Bridge]) -> None:
+        """Workers on *bridges*, which are of a segment with a gateway now, get it as their default route."""
+        for bridge in (near for first in bridges if first.gateway is not None for near in first._joined()):
+            for side in list(bridge._ends):
+                if side.worker is not None and side.worker.name != bridge.gateway:
+                    links = self.record.links_of.get(side.worker.name, ())
+                    routes = default_routes(side.worker, links, links)
+                    await self.kernel.in_netns(side.worker, self.kernel.engine.add_routes, routes)
+
+    async def connect(
+        self, workers: Sequence[Worker], links: Sequence[Link] | None = None, bridges: Sequence[Bridge] = ()
+    ) -> None:
+        """Make what is planned of *workers*, or only *links*, with *bridges* that don't exist yet. All or nothing.
+
+        :raises NetlinkError: the kernel refused; what was made is undone
+        """
+        if links is None:
+            there_are = (link for worker in workers for link in self.record.links_of.get(worker.name, ()))
+            links = [link for link in there_are if link._state == "planned"]
+        links = list(dict.fromkeys(links))
+        there = {side.worker: None for link in links for side in link._sides if side.worker is not None}
+        await self.make(links, [*workers, *there], bridges)
+        await self.settle()
+
+    async def make(
+        self,
+        links: Sequence[Link],
+        complete: Iterable[Worker] = (),
+        bridges: Iterable[Bridge] = (),
+        *,
+        rise: bool = True,
+    ) -> None:
+        """Make planned *links*, and configure their ends; all or nothing.
+
+        :param complete: workers of which no planned link is missing then: they get their loopbacks and routes to others
+        :param bridges: to exist, too
+        :param rise: set up bridges that are new; ports join fastest while they are down
+        """
+        complete = dict.fromkeys(worker for worker in complete if CLONE_NEWNET in worker._held)
+        there = [side.worker for link in links for side in link._sides if side.worker is not None]
+        workers = list(dict.fromkeys((*complete, *there)))
+        new = set(links)
+        order = Order(
+            batch=Batch(
+                links=tuple([link_plan(link, self.record.links_of) async for link in in_turns(links)]),
+                nodes=tuple([self._node_plan(worker, new, complete) async for worker in in_turns(workers)]),
+            ),
+            workers=workers,
+            links=links,
+            bridges=list(dict.fromkeys((*bridges, *bridges_of(links)))),
+            rise=rise,
+        )
+        if links or order.bridges or any(node.loopback or node.routes for node in order.batch.nodes):
+            await self._orders.carry_out(order)
+        self.routing.note_set(worker.name for worker in complete)
+        self.names.stale.update(worker.name for worker in complete if worker.name in self.routing)
+        bus = self._supervisor._bus
+        for bridge in bridges:
+            self.announce_bridge(bridge)
+        async for link in in_turns(links):
+            if link._state != "up":
+                raise ClosedError(f"the link {link.name} was removed while it was made")
+            self.note_interfaces(link)
+            ends = link.ends
+            bus.publish(events.LinkCreated(link=link.name, ends=ends))
+            bus.publish(events.LinkUp(link=link.name, ends=ends))
+        await self.watcher.follow(links)
+        if rise:
+            await self.watcher.hear(workers)
+
+    async def finish(self, workers: Iterable[Worker], bridges: Sequence[Bridge]) -> None:
+        """After the last :meth:`make` without *rise*: set up the *bridges* of *workers*, and write down their names."""
+        linked = dict.fromkeys(bridges)
+        async for worker in in_turns(workers):
+            linked.update(dict.fromkeys(bridges_of(self.record.links_of.get(worker.name, ()))))
+        order = Order(batch=Batch(), bridges=list(linked))
+        if order.bridges:
+            await self._orders.carry_out(order)
+        for bridge in bridges:
+            self.announce_bridge(bridge)
+        await self.watcher.hear(workers)
+        await self.settle()
+
+    async def settle(self, new: Collection[Device] = ()) -> None:
+        """Addresses have changed: have the hosts file, and tunnels between workers, tell of them.
+
+        :raises NetlinkError: the kernel refused what *new* tunnels need; of others there is an event
+        """
+        await self.names.rewrite()
+        with anyio.CancelScope(shield=True):
+            await self.interfaces.far_ends.settle(new)
+
+    def _node_plan(
+        self, worker: Worker, links: Collection[Link], complete: Container[Worker] | None = None
+    ) -> NodePlan:
+        own = self.record.links_of.get(worker.name, ())
+        if worker.state is events.State.STARTING:
+            check_routes(worker, own)
+        routes = [*default_routes(worker, links, own), *given_routes(worker, links, own)]
+        routed = complete is not None and worker in complete and self.routing.is_unset(worker.name)
+        return NodePlan(
+            netns=netns_key(worker),
+            name=worker.name,
+            loopback=self.routing.loopbacks_of(worker.name) if routed else (),
+            routes=tuple(routes),
+            groups=self.routing.groups_of(worker.name) if routed else (),
+        )
+
+    # -- changing and removing
+
+    async def set_up(self, link: Link, *, up: bool) -> None:
+        for side in link._sides:
+            await self.kernel.with_handle(side, self.kernel.engine.set_link, side.ifname, up=up)
+        if up:
+            await self._restore(link)
+        link._state = "up" if up else "down"
+        kind = events.LinkUp if up else events.LinkDown
+        self._supervisor._bus.publish(kind(link=link.name, ends=link.ends))
+
+    def capture(self, links: Sequence[Link], **options: Any) -> Capture:
+        from nsorch.supervisor.traffic.capture import Capture
+
+        return Capture(self._supervisor, links, **options)
+
+    async def set_mtu(self, link: Link, mtu: int) -> None:
+        if mtu < LEAST_MTU6:
+            self._refuse_short(link, mtu)
+        # Another program may have lowered it, and the kernel dropped the addresses.
+        gains_ipv6 = any(side.mtu is not None and side.mtu < LEAST_MTU6 for side in link._sides) and mtu >= LEAST_MTU6
+        for side in link._sides:
+            await self.kernel.with_handle(side, self.kernel.engine.set_link, side.ifname, mtu=mtu)
+            side.mtu = mtu
+        if gains_ipv6 and link._state == "up":
+            await self._restore(link)
+        self.note_interfaces(link)
+        self.publish(events.LinkChanged(link=link.name, changes=(("mtu", str(mtu)),)))
+
+    def _refuse_short(self, link: Link, mtu: int) -> None:
+        for side in link._sides:
+            devices = self.interfaces.above(side.netns, side.ifname) if side.worker is not None else ()
+            its = [(side.owner, side.present), *((device.owner, device.addresses) for device in devices)]
+            six = [f"{owner} has {address.ip}" for owner, own in its for address in own if address.version == 6]
+            if six:
+                too_few = f"{mtu} bytes are too few for IPv6, which needs {LEAST_MTU6}"
+                raise TopologyError(f"links.{link.name}.mtu: {too_few}: {six[0]}")
+
+    def note_interfaces(self, link: Link) -> None:
+        """Write down what its ends are."""
+        for side in link._sides:
+            if side.worker is not None:
+                side.worker._interfaces[side.ifname] = link
+                self.names.stale.add(side.worker.name)
+
+    def publish(self, event: events.Event) -> None:
+        self._supervisor._bus.publish(event)
+
+    async def ensure(self, bridges: Sequence[Bridge]) -> None:
+        """All their parts exist and are up."""
+        await self._orders.carry_out(Order(batch=Batch(), bridges=bridges))
+
+    async def remove_link(self, link: Link) -> None:
+        with anyio.CancelScope(shield=True):
+            await self.remove_links([link])
+        await anyio.lowlevel.checkpoint()
+
+    async def remove_links(
+        self, links: Sequence[Link], *, dying: Collection[str] = (), by: Literal["nsorch", "kernel"] = "nsorch"
+    ) -> None:
+        """Those that exist and those that are planned; for those that somebody else removes it waits. Shield it.
+
+        :param dying: owners of network namespaces that end next. Links among them are left to the kernel, which takes
+            down all of them at once; one by one, each costs tens of milliseconds
+        :param by: ``"kernel"``: they are gone already
+        """
+        while True:
+            leaving = [link._leaving for link in links if link._leaving is not None]
+            others = [link for link in links if link._leaving is not None]
+            await self._remove_own([link for link in links if link._leaving is None], dying, by)
+            for over in leaving:
+                await over.wait()
+            links = [link for link in others if link._leaving is None]
+            if not links:
+                break
+
+    async def _remove_own(self, links: Sequence[Link], dying: Collection[str], by: Literal["nsorch", "kernel"]) -> None:
+        over = anyio.Event()
+        for link in links:
+            link._leaving = over
+        try:
+            await self._remove_links(links, dying, by)
+        finally:
+            for link in links:
+                if link._state != "removed":
+                    link._leaving = None
+            over.set()
+
+    async def _remove_links(
+        self, links: Sequence[Link], dying: Collection[str], by: Literal["nsorch", "kernel"]
+    ) -> None:
+        for link in links:
+            if link._lock is not None:
+                async with link._lock:  # changes that are under way are ended first
+                    pass
+        self.watcher.leave(links)
+        made = [link for link in links if link._state in ("up", "down")]
+        if made and not self._supervisor._helper.died:
+            if by == "nsorch":
+                await self._delete(made, dying)
+            await self._forget(made, dying)
+        async for link in in_turns(links):
+            if link._state == "removed":
+                continue
+            was_made, link._state = link._state != "planned", "removed"
+            self.record.drop(link)
+            for tell in link._on_removal:
+                tell()
+            for side in link._sides:
+                if side.worker is not None:
+                    self.interfaces.drop_above(side.netns, side.ifname)
+            self.names.stale.update(side.worker.name for side in link._sides if side.worker is not None)
+            if was_made:
+                self._supervisor._bus.publish(events.LinkRemoved(link=link.name, ends=link.ends, by=by))
+        await self.settle()
+
+    async def _delete(self, links: Sequence[Link], dying: Collection[str]) -> None:
+        """From the fabric, or from as few network namespaces as may be: those in one go together."""
+        ports = [
+            port.index
+            async for side, port in in_turns(pair for link in links for pair in link._both())
+            if port.bridge is not None and port.index and not port.bridge._leaves(side, dying)
+        ]
+        if ports:
+            await self.kernel.delete_in_fabric(ports)
+        living = [
+            link._sides
+            async for link in in_turns(links)
+            if all(side.bridge is None for side in link._sides) and any(side.netns not in dying for side in link._sides)
+        ]
+        count = collections.Counter(side.netns for sides in living for side in sides)
+        there: dict[str, list[Side]] = {}
+        for sides in living:
+            held = [side for side in sides if side.worker is not None and CLONE_NEWNET in side.worker._held]
+            if held:
+                side = max(held, key=lambda side: count[side.netns])
+                there.setdefault(side.netns, []).append(side)
+        for some in there.values():
+            await self.kernel.with_handle(some[0], self.kernel.engine.delete_links, [side.ifname for side in some])
+
+    async def _forget(self, links: Sequence[Link], dying: Collection[str]) -> None:
+        """What bridges and gateways know of their ends."""
+        on: dict[Bridge, list[Side]] = {}
+        async for side, port in in_turns(pair for link in links for pair in link._both()):
+            if port.bridge is not None:
+                on.setdefault(port.bridge, []).append(side)
+        for bridge, sides in on.items():
+            await forget(self.kernel, bridge, sides, dying)
+
+    async def disconnect(self, workers: Sequence[Worker]) -> None:
+        """Remove all that concerns *workers*. Shield it."""
+        links: dict[Link, None] = {}
+        async for worker in in_turns(workers):
+            self.filters.drop(worker)
+            self.services.drop(worker)
+            self.partitions.drop(worker)
+            links.update(dict.fromkeys(self.record.links_of.get(worker.name, ())))
+        with_devices = [worker async for worker in in_turns(workers) if worker._devices]
+        dying = await self.record.owners_among(workers) if links or with_devices else set()
+        for worker in with_devices:
+            await self.interfaces.drop_worker(worker, dying=worker.name in dying)
+        if links:
+            await self.remove_links(list(links), dying=dying)
+        heirs: list[Worker] = []
+        async for worker in in_turns(workers):
+            heirs += self.record.drop_worker(worker)
+            self.routing.drop(worker.name)
+            self.watcher.drop_worker(worker)
+            self.names.stale.add(worker.name)
+        await self.watcher.hear(heirs)
+        await self.settle()
+
+    async def _restore(self, link: Link) -> None:
+        """The kernel has dropped the routes through the link when it went down, and its IPv6 addresses."""
+        kernel = self.kernel
+        for side in link._sides:
+            if side.worker is not None:
+                await kernel.with_handle(side, kernel.engine.restore_end, end_plan(link, side, self.record.links_of))
+        for side in link._sides:
+            if side.worker is not None:
+                await self._restore_routes(link, side, side.worker)
+                await self.interfaces.restore_above(side.netns, side.ifname)
+        for side, other in link._both():
+            if other.bridge is not None:
+                await remind(kernel, other.bridge, side)
+
+    async def restore_end(self, link: Link, side: Side) -> None:
+        """One of a link that is up was down for a moment."""
+        if side.worker is not None:
+            kernel = self.kernel
+            await kernel.with_handle(side, kernel.engine.restore_end, end_plan(link, side, self.record.links_of))
+            await self._restore_routes(link, side, side.worker)
+
+    async def _restore_routes(self, link: Link, side: Side, worker: Worker) -> None:
+        kernel = self.kernel
+        plan = self._node_plan(worker, [link])
+        # By IPv4 addresses that another program removed, gateways can't be reached.
+        lost = {own.network for own in side.missing if own.version == 4} - {own.network for own in side.present}
+        lead = [r for r in plan.routes if not any(hop.via in there for hop in r.nexthops if hop.via for there in lost)]
+        if lead:
+            await kernel.with_handle(side, kernel.engine.add_routes, lead)
+        groups = self.routing.groups_of(worker.name)
+        through = [group for group in groups if any(hop.dev == side.ifname for hop in group.nexthops)]
+        if through:
+            await kernel.with_handle(side, kernel.engine.add_groups, through)
+
+
+def _ends(a: Any, b: Any) -> tuple[End, End]:
+    """Of a link; what :class:`To` says is about the worker's end."""
+    keys = ("a", "b")
+    if isinstance(a, To):
+        a, b, keys = b, a, ("b", "a")
+    first = to_end(keys[0], a)
+    if not isinstance(b, To):
+        return first, to_end(keys[1], b)
+    if first != End(first.worker, name=first.name):
+        raise TopologyError(f"links.{first.worker}-{b.bridge}: its options stand in End or in To, not in both")
+    spec = as_link((first.worker, first.name, b.bridge, None, 0), b)
+    return evolve(spec.a, name=b.name or first.name), spec.b
