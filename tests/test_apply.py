@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import fcntl
+import itertools
 import json
 import os
 import pathlib
 import signal
+import socket
+import struct
 import subprocess
 import sys
 import threading
 import time
+from functools import partial
+from typing import TYPE_CHECKING
 
 import anyio
 import pytest
@@ -20,6 +26,9 @@ from hypothesis import strategies as st
 import nsorch
 from nsorch import Route, To, Topology, TopologyError, UnsupportedError
 from nsorch.topology.difference import difference
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
 
 SLEEP = ["sleep", "600"]
 
@@ -352,3 +361,176 @@ async def test_what_was_removed_meanwhile_comes_again() -> None:
         assert not sup.workers
         await deployment.apply(topology)
         assert (await sup.ping_all()).ok
+
+
+async def mtus(sup: nsorch.Supervisor) -> dict[str, list[int]]:
+    """Of each link's ends in workers, as the kernel has them and as the record says."""
+    found = {}
+    for link in sup.links.values():
+        both = []
+        for end in link.interfaces:
+            worker = next(w for w in sup.workers.values() if w.interfaces.get(end.name) == end)
+            there = (await worker.run(["cat", "/proc/net/dev"])).stdout
+            assert end.name.encode() in there
+            sock = await worker.open_socket(socket.AF_INET, socket.SOCK_DGRAM)
+            with sock:
+                answer = fcntl.ioctl(sock, 0x8921, struct.pack("16si", end.name.encode(), 0))  # SIOCGIFMTU
+            both += [struct.unpack("16xi", answer)[0], end.mtu]
+        found[link.name] = both
+    return found
+
+
+@pytest.mark.anyio
+async def test_the_mtu_of_a_link_follows_that_of_its_ends_and_its_bridge() -> None:
+    def lab(first: int | None, second: int | None) -> Topology:
+        topology = Topology()
+        topology.bridge("lan", "10.0.0.0/24", mtu=9000)
+        topology.worker("a")
+        topology.worker("b")
+        topology.link(nsorch.End("a", mtu=1300), "b", mtu=first)
+        topology.link("a", "lan", mtu=second)
+        return topology
+
+    async with nsorch.Supervisor() as sup, nsorch.Supervisor() as other:
+        deployment = await sup.deploy(lab(1400, 1400))
+        link = sup.links["a:eth0-b:eth0"]
+        await deployment.apply(lab(1450, None))
+        assert sup.links["a:eth0-b:eth0"] is link
+        await other.deploy(lab(1450, None))
+        expected = {"a:eth0-b:eth0": [1300, 1300, 1450, 1450], "a:eth1-lan": [9000, 9000]}
+        assert await mtus(sup) == await mtus(other) == expected
+        await deployment.apply(lab(None, 1400))
+        assert await mtus(sup) == {"a:eth0-b:eth0": [1300, 1300, 1500, None], "a:eth1-lan": [1400, 1400]}
+
+
+def hosting(hostname: str, command: str = "600", *, pid: bool = False) -> Topology:
+    topology = Topology()
+    topology.bridge("lan", "10.0.0.0/24")
+    topology.worker("host", ["sleep", command], links=["lan"], hostname=hostname)
+    topology.worker("guest", namespaces={"net": "worker:host"})
+    more = {"pid": "worker:host"} if pid else {}
+    topology.worker("of-guest", SLEEP, namespaces={"net": "worker:guest", **more})
+    topology.worker("alone", SLEEP)
+    return topology
+
+
+@pytest.mark.anyio
+async def test_who_has_joined_namespaces_follows_them() -> None:
+    async def seen() -> set[bytes]:
+        names = ("host", "guest", "of-guest")
+        return {(await sup.workers[name].run(["readlink", "/proc/self/ns/net"])).stdout for name in names}
+
+    restarted = difference(hosting("one", pid=True), hosting("one", "601", pid=True))
+    assert told(restarted) == {"restart worker host (command)", "replace worker of-guest (namespaces)"}
+    async with nsorch.Supervisor() as sup:
+        deployment = await sup.deploy(hosting("one"))
+        pid = sup.workers["alone"].pid
+        found = await deployment.apply(hosting("two"))
+        assert set(found.of("worker", "replace")) == {"host", "guest", "of-guest"}
+        assert len(await seen()) == 1
+        assert told(await deployment.apply(hosting("two", "601"))) == {"restart worker host (command)"}
+        # One that was removed comes again, and those that had joined it join it anew.
+        await sup.workers["host"].remove()
+        await deployment.apply(hosting("two", "601"))
+        assert len(await seen()) == 1
+        assert not await deployment.apply(hosting("two", "601"))
+        assert sup.workers["alone"].pid == pid
+
+
+@pytest.mark.anyio
+async def test_bridges_that_are_linked_or_are_not_any_more() -> None:
+    def lab(*, linked: bool, mtu: int | None = None, gateway: str | None = None) -> Topology:
+        topology = Topology()
+        topology.bridge("near", "10.0.0.0/24", mtu=mtu, gateway=gateway)
+        topology.bridge("far")
+        topology.worker("a", links=["near"])
+        topology.worker("b", links=["far"])
+        if linked:
+            topology.link("near", "far")
+        return topology
+
+    async def routes(name: str) -> bytes:
+        return (await sup.workers[name].run("ip route show default")).stdout
+
+    async with nsorch.Supervisor() as sup:
+        deployment = await sup.deploy(lab(linked=False))
+        near = sup.links["a:eth0-near"]
+        assert sup.workers["b"].addresses == ()
+        found = await deployment.apply(lab(linked=True))
+        assert told(found) == {"replace bridge far (subnet)", "replace link b-far", "add link near-far"}
+        assert (await sup.ping_all([("a", "b"), ("b", "a")])).ok
+        await deployment.apply(lab(linked=True, gateway="a"))
+        assert (await routes("b")).startswith(b"default via 10.0.0.1 dev eth0")
+        await deployment.apply(lab(linked=True))
+        assert await routes("b") == b""
+        await deployment.apply(lab(linked=True, mtu=1400))
+        assert (await sup.ping_all([("a", "b"), ("b", "a")])).ok
+        near = sup.links["a:eth0-near"]
+        await deployment.apply(lab(linked=False, mtu=1400))
+        assert sup.workers["b"].addresses == ()
+        assert sup.bridges["far"].subnets == ()
+        assert sup.links["a:eth0-near"] is near
+
+
+async def cancelled_at(sup: nsorch.Supervisor, count: int, change: Callable[[], Awaitable[object]]) -> bool:
+    """Whether so many events came before *change* was done."""
+    async with sup.events() as events:
+        with anyio.CancelScope() as scope:
+            async with anyio.create_task_group() as tasks:
+
+                async def watch() -> None:
+                    for _ in range(count):
+                        await events.receive()
+                    scope.cancel()
+
+                tasks.start_soon(watch)
+                await change()
+                tasks.cancel_scope.cancel()
+    return scope.cancelled_caught
+
+
+@pytest.mark.anyio
+async def test_what_a_failed_change_left_undone_is_done_by_the_next() -> None:
+    def lab(command: str, mtu: int, *routes: Route, first: str = "600") -> Topology:
+        topology = Topology()
+        topology.bridge("lan", "10.0.0.0/24")
+        topology.worker("a", ["sleep", first], links=["lan"])
+        topology.worker("b", [command, "600"], links=["lan"], routes=routes)
+        topology.worker("c", ["sleep", first], links=["lan"])
+        topology.link("a", "b", mtu=mtu)
+        return topology
+
+    async def pids() -> list[int | None]:
+        return [sup.workers[name].pid for name in "abc"]
+
+    way = Route("172.16.0.0/16", via="10.0.0.9")
+    async with nsorch.Supervisor() as sup:
+        deployment = await sup.deploy(lab("sleep", 1400))
+        wrong = lab("no-such-command", 1300, way, first="601")
+        with pytest.raises(nsorch.CommandNotFoundError):
+            await deployment.apply(wrong)
+        assert told(await deployment.apply(wrong, dry_run=True)) >= {"restart worker b (command, routes)"}
+        right = lab("sleep", 1300, way, first="601")
+        assert "restart worker b (command, routes)" in told(await deployment.apply(right))
+        assert all(worker.state is nsorch.State.RUNNING for worker in sup.workers.values())
+        assert [sup.workers[name].spec.command for name in "ac"] == [("sleep", "601")] * 2
+        before = await pids()
+        assert not await deployment.apply(right)
+
+        # Cancelled at its first event, at its second, and so on.
+        labs = itertools.cycle((lab("sleep", 1400), right))
+        for count in itertools.count(1):
+            aim, back = next(labs), next(labs)
+            if not await cancelled_at(sup, count, partial(deployment.apply, aim)):
+                break
+            left = await deployment.apply(back, dry_run=True)
+            assert left == await deployment.apply(back)
+            assert [i.mtu for i in sup.links["a:eth1-b:eth1"].interfaces] == [1300, 1300]
+            routes = (await sup.workers["b"].run("ip route show proto static")).stdout
+            assert routes == b"172.16.0.0/16 via 10.0.0.9 dev eth0 \n"
+            assert [w.spec.command for w in sup.workers.values()] == [w.command for w in back.workers.values()]
+            for worker in sup.workers.values():
+                arguments = pathlib.Path(f"/proc/{worker.pid}/cmdline").read_bytes()
+                assert arguments.split(b"\0")[:-1] == list(map(str.encode, worker.spec.command or ()))
+        assert count > 3
+        assert before != await pids()

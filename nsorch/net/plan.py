@@ -20,6 +20,8 @@ IPInterface = IPv4Interface | IPv6Interface
 IPNetwork = IPv4Network | IPv6Network
 IPAddress = IPv4Address | IPv6Address
 
+KERNEL_MTU = 1500  #: of what is made without one
+
 
 @frozen(kw_only=True, repr=False)
 class BridgePlan(Value):

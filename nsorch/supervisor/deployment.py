@@ -18,18 +18,18 @@ from nsorch.supervisor.wiring.given import given_in
 from nsorch.supervisor.wiring.routes import ShortestPaths
 from nsorch.topology import To, Topology
 from nsorch.topology.checks import checks, emulations
-from nsorch.topology.difference import as_link, difference, links_of
+from nsorch.topology.difference import RESTARTED, as_link, difference, links_of
 from nsorch.topology.kinds import of_kind
 from nsorch.topology.profiles import directions
 
 if TYPE_CHECKING:
-    from collections.abc import Container, Mapping, Sequence
+    from collections.abc import Collection, Container, Mapping, Sequence
 
     from nsorch.net.plan import RouteGroup, RoutePlan
     from nsorch.supervisor.supervisor import Supervisor
     from nsorch.supervisor.wiring.network import Bridge, Link, Side
     from nsorch.supervisor.worker import Worker
-    from nsorch.topology import BridgeSpec, LinkSpec
+    from nsorch.topology import BridgeSpec, LinkSpec, WorkerSpec
     from nsorch.topology.difference import Difference, LinkKey
 
 
@@ -43,6 +43,9 @@ class Deployment:
         self._bridges: dict[str, Bridge] = {}
         self._links: dict[LinkKey, Link] = {}
         self._changing = anyio.Lock()
+        # What a change that failed, or was cancelled, has left undone: the keys; and the routes that workers may have.
+        self._left: dict[Worker | Link, Collection[str]] = {}
+        self._left_routes: dict[Worker, list[RoutePlan]] = {}
 
     def __repr__(self) -> str:
         return f"<Deployment of {self.topology!r}>"
@@ -63,12 +66,13 @@ class Deployment:
         """Make *topology* of what is there, by doing only the difference: what both describe alike isn't touched.
 
         What is removed goes first; then new bridges, workers and links come, all or none of them, with what was removed
-        by itself or by other programs since; then workers with another command are restarted. After a failure or a
-        cancellation :attr:`topology` says what is there.
+        by itself or by other programs since; then what stays is changed, and workers with another command are
+        restarted. After a failure or a cancellation :attr:`topology` says what is there, and the next call also does
+        what wasn't done any more.
 
         :param dry_run: only tell what would be done
         :raises TopologyError: the description is wrong; nothing was done
-        :raises UnsupportedError: it asks for emulation, or another kind of routing
+        :raises UnsupportedError: it asks for what this host can't do, or another kind of routing; nothing was done
         :raises ExceptionGroup: of errors that name each failed worker
         """
         of_kind("topology", topology, "a Topology", Topology)
@@ -79,7 +83,10 @@ class Deployment:
             found = await anyio.to_thread.run_sync(difference, self.topology, topology)
             if self.topology.routing != topology.routing:
                 raise UnsupportedError("the routing of what is there can't be changed", stage="apply")
+            found = self._with_left(found, topology)
             if not dry_run:
+                others = found.of("worker", "add", "replace", "restart", "set")
+                await self._supervisor._starter.require([topology.workers[n] for n in others if n in topology.workers])
                 with anyio.CancelScope(shield=True):
                     kept = await self._take_away(found)
                 addition = _Addition(self, topology, await _links_of(topology), kept)
@@ -89,7 +96,8 @@ class Deployment:
                 addition.touched = {
                     name for key in (*found.links_to_add, *found.links_to_remove) for name in (key[0], key[2])
                 }
-                await self._change(topology, found, await self._add(addition, topology))
+                await self._add(addition, topology)
+                await self._change(topology, found)
         await anyio.lowlevel.checkpoint()
         return found
 
@@ -101,9 +109,27 @@ class Deployment:
         links = {key: link for key, link in self._links.items() if link._state != "removed"}
         gone = {*self._workers, *self._bridges} - {*workers, *bridges}
         if gone or len(links) < len(self._links):
+            self._left_routes = {w: before for w, before in self._left_routes.items() if w in workers.values()}
             self.topology = _remaining(self.topology, gone, self._links.keys() - links)
             self._workers, self._bridges = workers, bridges
             self._links = dict(zip(dict(links_of(self.topology)), links.values(), strict=True))
+
+    def _with_left(self, found: Difference, topology: Topology) -> Difference:
+        if not self._left and not self._left_routes:
+            return found
+        ended = set(found.of("worker", "remove", "replace"))
+        workers: dict[str, Collection[str]] = {}
+        for name, worker in self._workers.items():
+            keys = [*self._left.get(worker, ()), *(["routes"] if worker in self._left_routes else [])]
+            if keys and name not in ended:
+                workers[name] = [key for key in keys if not _is_running_with(worker, key, topology.workers[name])]
+        specs = dict(links_of(topology))
+        links = {
+            key: (as_link(key, specs[key]), self._left[link])
+            for key, link in self._links.items()
+            if link in self._left and key not in found.links_to_remove
+        }
+        return found.including({name: keys for name, keys in workers.items() if keys}, links)
 
     async def _take_away(self, found: Difference) -> dict[LinkKey, Link]:
         """Returns the links that stay."""
@@ -121,8 +147,8 @@ class Deployment:
         await supervisor._wiring.remove_bridges(gone_bridges)
         return kept
 
-    async def _add(self, addition: _Addition, topology: Topology) -> dict[Worker, list[RoutePlan]]:
-        """Returns which routes those workers have that get others, over the new links or over those that stay."""
+    async def _add(self, addition: _Addition, topology: Topology) -> None:
+        """Also says which routes those workers have that get others, over the new links or over those that stay."""
         differing = [
             worker
             for name, worker in self._workers.items()
@@ -136,34 +162,46 @@ class Deployment:
             for worker, spec in specs.items():
                 worker._spec = spec
             raise
-        return routes
+        for worker, before in routes.items():
+            self._left_routes.setdefault(worker, []).extend(before)
 
-    async def _change(
-        self, topology: Topology, found: Difference, routes: Mapping[Worker, Sequence[RoutePlan]]
-    ) -> None:
-        """:param routes: those that workers had before"""
+    async def _change(self, topology: Topology, found: Difference) -> None:
         self.topology = topology
-        links = self._links
+        changed = [c for c in found.changes if c.name in self._workers and c.action in ("set", "restart")]
+        restarts = found.of("worker", "restart")
+        links = {self._links[key]: (spec, keys) for key, (spec, keys) in found.links_to_set.items()}
+        self._left = {link: keys for link, (_, keys) in links.items()}
+        self._left |= {self._workers[change.name]: change.details for change in changed}
         wiring = self._supervisor._wiring
-        for key, (spec, differing) in found.links_to_set.items():
-            if "mtu" in differing:
-                await links[key].set(mtu=1500 if spec.mtu is None else spec.mtu)
-            async with wiring.watcher.own(links[key]):
-                await apply_ways(wiring, links[key], wiring.record.ways_of(spec))
+        for link, (spec, keys) in links.items():
+            async with wiring.watcher.own(link):
+                if "mtu" in keys:
+                    await wiring.set_mtus(link, wiring.record.mtus_of(spec))
+                await apply_ways(wiring, link, wiring.record.ways_of(spec))
+                self._left.pop(link)
         for name, worker in self._workers.items():
-            described = topology.workers[name]
-            await wiring.interfaces.adapt(worker, described.all_interfaces)
-            if worker in routes:
-                with anyio.CancelScope(shield=True):
-                    await set_routes(wiring, worker, routes[worker])
-            if worker.spec.limits != described.limits:
-                await worker.set_limits(described.limits)
-            if worker.spec.uplink != described.uplink:
-                await self._supervisor._ensure_uplinks().adapt(worker, described.uplink)
-            await wiring.filters.apply(worker, described)
-            worker._spec = described
-        for name in found.of("worker", "restart"):
-            await self._workers[name].restart()
+            await self._adapt(worker, topology.workers[name])
+            if name not in restarts:
+                worker._spec = topology.workers[name]
+                self._left.pop(worker, None)
+        for name in restarts:
+            worker = self._workers[name]
+            await worker._restart(lambda before: topology.workers[before.name], None)
+            self._left.pop(worker)
+
+    async def _adapt(self, worker: Worker, described: WorkerSpec) -> None:
+        """What it is given while it runs."""
+        wiring = self._supervisor._wiring
+        await wiring.interfaces.adapt(worker, described.all_interfaces)
+        if worker in self._left_routes:
+            with anyio.CancelScope(shield=True):
+                await set_routes(wiring, worker, self._left_routes[worker])
+                del self._left_routes[worker]
+        if worker.spec.limits != described.limits:
+            await worker.set_limits(described.limits)
+        await wiring.filters.apply(worker, described)
+        if worker.spec.uplink != described.uplink:
+            await self._supervisor._ensure_uplinks().adapt(worker, described.uplink)
 
     async def remove(self) -> None:
         """Take all of it down. Doing it twice is once; cancelled, it is done all the same."""
@@ -204,6 +242,12 @@ async def _check(supervisor: Supervisor, topology: Topology) -> None:
         if (a.active or b.active or both.active) and needs_netem(*directions(a, b, both))
     ]
     await require_netem(supervisor._wiring.kernel, paths)
+
+
+def _is_running_with(worker: Worker, key: str, described: WorkerSpec) -> bool:
+    """Whether its process has been started as *key* of the description says."""
+    is_of_process = key in RESTARTED and worker.state is State.RUNNING
+    return is_of_process and bool(getattr(worker.spec, key) == getattr(described, key))
 
 
 def _remaining(topology: Topology, gone: Container[str], gone_links: Container[LinkKey]) -> Topology:

@@ -251,11 +251,8 @@ class Starter:
         async for spec in in_turns(specs):
             supervisor._wiring.record.check(spec)
             supervisor._wiring.filters.check(spec, coming)
-            supervisor._wiring.services.check(spec)
             if any(to.dhcp for to in spec.links):
                 supervisor._wiring.leases.check(spec.name)
-            if spec.uplink is not None:
-                supervisor._ensure_uplinks().check(spec.name, spec.uplink)
             confined.append(await confined_of(spec, supervisor._facts, rootless=supervisor.rootless))
         await supervisor._wiring.interfaces.require(specs, ())
         await require_netem(
@@ -267,7 +264,7 @@ class Starter:
                 if to.active and needs_netem(*directions(to, NO_EMULATION))
             ],
         )
-        await supervisor._cgroups.admit(specs)
+        await self.require(specs)
         await descriptors.make_room(_DESCRIPTORS * len(specs))
         async for spec, how in in_turns(zip(specs, confined, strict=True)):
             supervisor._check_running()
@@ -281,6 +278,15 @@ class Starter:
             supervisor._wiring.record.admit(worker)
             supervisor._wiring.services.admit(worker)
         await supervisor._cgroups.make(workers)
+
+    async def require(self, specs: Sequence[WorkerSpec]) -> None:
+        """:raises UnsupportedError: this host lacks what they need; names the worker"""
+        supervisor = self._supervisor
+        async for spec in in_turns(specs):
+            supervisor._wiring.services.check(spec)
+            if spec.uplink is not None:
+                supervisor._ensure_uplinks().check(spec.name, spec.uplink)
+        await supervisor._cgroups.admit(specs)
 
     # -- one worker
 

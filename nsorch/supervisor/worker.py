@@ -628,6 +628,16 @@ class Worker:
             check_grace(grace)
         if command is None and self._spec.command is None:
             raise ClosedError("the worker is passive: give a command to restart it with", worker=self.name)
+
+        def change(spec: WorkerSpec) -> WorkerSpec:
+            spec = spec if command is None else evolve(spec, command=command)
+            return spec if env is None else evolve(spec, env=env)
+
+        await self._restart(change, grace)
+        return self
+
+    async def _restart(self, change: Callable[[WorkerSpec], WorkerSpec], grace: float | None) -> None:
+        """:param change: of its description, when its process has ended"""
         stops = self._stops
         if self._turn is None:
             await self._settled()
@@ -636,11 +646,7 @@ class Worker:
             async with self._turn:
                 self._check_here()
                 self._stops_before = stops
-                spec = self._spec
-                if command is not None:
-                    spec = evolve(spec, command=command)
-                if env is not None:
-                    spec = evolve(spec, env=env)
+                spec = change(self._spec)
                 await self._stop(grace)
                 self._check_turn()
                 self._supervisor._check_running()  # else it would live on while all others end
@@ -649,7 +655,6 @@ class Worker:
         finally:
             if self._main is not None:
                 self._main.announce()
-        return self
 
     async def set_routes(self, routes: Iterable[Route | Mapping[str, Any]]) -> None:
         """Replace the routes of its description; those to a bridge's gateway, and shortest paths, stay.

@@ -63,11 +63,11 @@ def _contradictions(topology: Topology) -> Iterator[str | None]:
                 yield f"{path}.{problem.removeprefix('ends[0].') if path.startswith('workers') else problem}"
 
 
-def joined_names(worker: WorkerSpec) -> set[str]:
-    """Of the workers whose namespaces it joins."""
+def joined_names(worker: WorkerSpec, *kinds: str) -> set[str]:
+    """Of the workers whose namespaces it joins, of any kind unless given."""
     if not isinstance(worker.namespaces, Mapping | NamespaceSet):  # a collection of kinds is all new ones
         return set()
-    return NamespaceSet.parse(worker.namespaces, passive=worker.command is None).joined()
+    return NamespaceSet.parse(worker.namespaces, passive=worker.command is None).joined(*kinds)
 
 
 class _Ends:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Container, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Literal, TypeVar
 
 from attrs import evolve, field, fields, frozen
 
-from nsorch.topology.checks import LEAST_MTU6
+from nsorch.topology.checks import LEAST_MTU6, joined_names
 from nsorch.topology.emulation import EMULATION_KEYS
+from nsorch.topology.layer2 import linked_bridges
 from nsorch.topology.namespaces import New
 from nsorch.topology.presets import isolation_of
 from nsorch.topology.specs import BridgeSpec, End, LinkSpec, To, WorkerSpec
@@ -25,11 +26,12 @@ LinkKey = tuple[str, str | None, str, str | None, int]
 
 Spec = TypeVar("Spec", BridgeSpec, WorkerSpec)
 
-# What a worker can be given while it lives; anything else makes another worker of it.
-_RESTARTED = {
+#: what a worker is given by a restart
+RESTARTED = {
     *("command", "env", "cwd", "user", "groups", "ready", "stdin", "stdout", "stderr", "service"),
     *("capabilities", "no_new_privs", "seccomp", "rlimits", "oom_score_adj"),
 }
+# And while it runs; anything else makes another worker of it.
 _FREE = {"label", "limits", "links", "routes", "interfaces", "nat", "firewall", "uplink"}
 _SETTABLE = {"mtu", *EMULATION_KEYS}
 
@@ -68,6 +70,32 @@ class Difference(Value):
     def of(self, kind: str, *actions: Action) -> list[str]:
         return [change.name for change in self.changes if change.kind == kind and change.action in actions]
 
+    def including(
+        self,
+        workers: Mapping[str, Collection[str]],
+        links: Mapping[LinkKey, tuple[LinkSpec, Collection[str]]],
+    ) -> Difference:
+        """And what else is to be set: keys of *workers* and *links* that stay."""
+        changes = list(self.changes)
+        for name, keys in workers.items():
+            action: Action = "restart" if RESTARTED & set(keys) else "set"
+            _include(changes, Change(action=action, kind="worker", name=name, details=tuple(keys)))
+        to_set = dict(self.links_to_set)
+        for key, (spec, keys) in links.items():
+            _include(changes, Change(action="set", kind="link", name=f"{key[0]}-{key[2]}", details=tuple(keys)))
+            to_set[key] = spec, frozenset(keys).union(to_set[key][1] if key in to_set else ())
+        return evolve(self, changes=tuple(changes), links_to_set=to_set)
+
+
+def _include(changes: list[Change], more: Change) -> None:
+    for number, change in enumerate(changes):
+        if (change.kind, change.name) == (more.kind, more.name) and change.action in ("set", "restart"):
+            action: Action = "restart" if "restart" in (change.action, more.action) else "set"
+            details = tuple(dict.fromkeys((*change.details, *more.details)))
+            changes[number] = evolve(change, action=action, details=details)
+            return
+    changes.append(more)
+
 
 def links_of(topology: Topology) -> Iterator[tuple[LinkKey, LinkSpec | To]]:
     """All links with their keys; first those that workers have in their own description."""
@@ -95,8 +123,8 @@ def as_link(key: LinkKey, spec: LinkSpec | To) -> LinkSpec:
 
 def difference(old: Topology, new: Topology) -> Difference:
     """What has to be done to make *new* of *old*."""
-    bridges = list(_named("bridge", old.bridges, new.bridges, _bridge_change))
-    workers = list(_named("worker", old.workers, new.workers, _worker_change))
+    bridges = list(_named("bridge", linked_bridges(old), linked_bridges(new), _bridge_change))
+    workers = _with_guests(list(_named("worker", old.workers, new.workers, _worker_change)), new)
     anew = {change.name for change in (*bridges, *workers) if change.action in ("add", "remove", "replace")}
     links: list[Change] = []
     remove: list[LinkKey] = []
@@ -205,13 +233,31 @@ def _worker_change(name: str, old: WorkerSpec, new: WorkerSpec) -> Change | None
     if not keys:
         return None
     other = (old.command is None) != (new.command is None) or type(old.service) is not type(new.service)
-    if set(keys) - _RESTARTED - _FREE or other or ("user" in keys and _maps_its_user(new)):
+    if set(keys) - RESTARTED - _FREE or other or ("user" in keys and _maps_its_user(new)):
         return Change(action="replace", kind="worker", name=name, details=keys)
-    if set(keys) & _RESTARTED:
+    if set(keys) & RESTARTED:
         if new.command is None:
             return Change(action="replace", kind="worker", name=name, details=keys)
         return Change(action="restart", kind="worker", name=name, details=keys)
     return Change(action="set", kind="worker", name=name, details=keys)
+
+
+def _with_guests(changes: Iterable[Change], new: Topology) -> list[Change]:
+    """And those who have joined namespaces of which others come: a restart is another pid namespace."""
+    found = {change.name: change for change in changes}
+    joined = {name: (joined_names(worker), joined_names(worker, "pid")) for name, worker in new.workers.items()}
+    joined = {name: hosts for name, hosts in joined.items() if any(hosts)}
+    left = list(joined)
+    while left:
+        anew, restarted = (
+            {name for name, change in found.items() if change.action in actions}
+            for actions in (("add", "replace"), ("restart",))
+        )
+        left = [n for n, (hosts, of_pid) in joined.items() if n not in anew and (hosts & anew or of_pid & restarted)]
+        for name in left:
+            details = found[name].details if name in found else ()
+            found[name] = Change(action="replace", kind="worker", name=name, details=(*details, "namespaces"))
+    return list(found.values())
 
 
 def _maps_its_user(spec: WorkerSpec) -> bool:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from attrs import evolve
+
 from nsorch.topology.interfaces import Vlan
 from nsorch.topology.routing import connected
 
@@ -41,6 +43,19 @@ def trunk_problem(bridges: Sequence[BridgeSpec], *, loop: bool) -> str | None:
     if len(gateways) > 1:
         return f"would be one segment with two gateways: {' and '.join(sorted(gateways))}"
     return None
+
+
+def linked_bridges(topology: Topology) -> dict[str, BridgeSpec]:
+    """All bridges; those that are linked with the subnet, the gateway and the VLANs that one of them gives to all."""
+    found = dict(topology.bridges)
+    trunks = topology.trunks()
+    for names in connected(found, trunks) if trunks else ():
+        specs = [spec for name, spec in topology.bridges.items() if name in names]
+        subnet = next((spec.subnet for spec in specs if spec.subnet), ())
+        gateway = next((spec.gateway for spec in specs if spec.gateway is not None), None)
+        vlans = {number: subnet for spec in specs for number, subnet in spec.vlans.items()}
+        found.update((spec.name, evolve(spec, subnet=subnet, gateway=gateway, vlans=vlans)) for spec in specs)
+    return found
 
 
 def wires(topology: Topology) -> Iterator[tuple[str, str]]:

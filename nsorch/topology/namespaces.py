@@ -116,9 +116,9 @@ class NamespaceSet(Value):
         """Whether that of *kind* is somebody else's."""
         return not isinstance(getattr(self, kind), New | Shared | Host)
 
-    def joined(self) -> set[str]:
-        """Names of the workers that it joins."""
-        return {source.name for kind in KINDS if isinstance(source := getattr(self, kind), OfWorker)}
+    def joined(self, *kinds: str) -> set[str]:
+        """Names of the workers that it joins, of any kind unless given."""
+        return {source.name for kind in kinds or KINDS if isinstance(source := getattr(self, kind), OfWorker)}
 
 
 def to_namespaces(value: Any) -> Any:

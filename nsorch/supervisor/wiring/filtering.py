@@ -12,6 +12,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 import anyio
+from attrs import evolve
 
 from nsorch import events
 from nsorch.errors import ClosedError, NetlinkError, NsorchError, SetupError, TopologyError, UnsupportedError
@@ -68,7 +69,7 @@ class Filters:
             raise TopologyError(*(f"{where}.{problem}" for problem in problems))
 
     async def apply(self, worker: Worker, spec: WorkerSpec) -> None:
-        """Have the kernel do what *spec* says, which is *worker*'s description from then on.
+        """Have the kernel do what *spec* says, as *worker*'s description does from then on.
 
         :raises TopologyError: a worker that ports lead to has no address that fits
         :raises UnsupportedError: the kernel lacks a part of nf_tables; names the modules
@@ -77,7 +78,7 @@ class Filters:
         if worker in self._set or spec.nat is not None or spec.firewall is not None:
             async with self._changing.setdefault(worker, anyio.Lock()):
                 await self._set_plans(worker, spec, strict=True)
-                worker._spec = spec
+                worker._spec = evolve(worker._spec, nat=spec.nat, firewall=spec.firewall)
 
     async def change(self, worker: Worker, change: Callable[[WorkerSpec], WorkerSpec]) -> None:
         """As :meth:`apply`, with what *change* makes of its description as it is then."""

@@ -358,7 +358,7 @@ class Link:
             if shape is not None and needs_netem(*shape):
                 await require_netem(self._wiring.kernel, [where])
             if asked.mtu is not None:
-                await self._wiring.set_mtu(self, asked.mtu)
+                await self._wiring.set_mtus(self, (asked.mtu, asked.mtu))
             if asked.mac is not None and ends is not None:
                 await set_mac(self._wiring, self, *ends, asked.mac)
             if to is not None or plug is not None:

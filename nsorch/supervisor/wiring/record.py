@@ -200,6 +200,17 @@ class Record:
         """What its ends send goes through, in the order of the link's sides."""
         return _directions("links." + "-".join((spec.a.worker, spec.b.worker)), *self._worker_first(spec), spec)
 
+    def mtus_of(self, spec: LinkSpec) -> tuple[int | None, int | None]:
+        """Of its ends, in the order of the link's sides."""
+        a, b = self._worker_first(spec)
+        bridges = [self.bridges.get(end.worker) for end in (a, b)]
+        on = next((bridge.mtu for bridge in reversed(bridges) if bridge is not None), None)
+        first, second = (
+            (spec.mtu or bridge.mtu) if bridge is not None else (end.mtu or spec.mtu or on)
+            for end, bridge in zip((a, b), bridges, strict=True)
+        )
+        return first, second
+
     def _plan_trunk(self, a: Bridge, b: Bridge, spec: LinkSpec, where: str) -> Link:
         """A link between bridges, which carries all VLANs."""
         near = a._joined()

@@ -21,6 +21,7 @@ from nsorch.core.spawner.protocol import Spawn
 from nsorch.core.spawner.syscalls import CLONE_NEWNET
 from nsorch.errors import ClosedError, NetlinkError, NsorchError, SpawnerDiedError
 from nsorch.net.messages import parse_link
+from nsorch.net.plan import KERNEL_MTU
 from nsorch.net.watch import ADDRESS, LINK, NO_LINK, Enquiry, Listener, parse_address
 from nsorch.supervisor.thread import Thread
 from nsorch.supervisor.turns import in_turns
@@ -42,7 +43,6 @@ _HEARD_ANYWAY = 500
 # So many ends are looked at in one call in the thread: about 2 ms.
 _LOOKED_AT = 24
 _TURN = 0.0005
-_DEFAULT_MTU = 1500
 
 
 class Watcher:
@@ -282,7 +282,7 @@ class Watcher:
 
     def _note_state(self, link: Link, side: Side, state: LinkState) -> None:
         changes: dict[str, str] = {}
-        if state.mtu != (side.mtu or _DEFAULT_MTU):
+        if state.mtu != (side.mtu or KERNEL_MTU):
             side.mtu = state.mtu
             changes["mtu"] = str(state.mtu)
         if state.name != side.ifname:

@@ -13,7 +13,7 @@ from attrs import evolve
 from nsorch import events
 from nsorch.core.spawner.syscalls import CLONE_NEWNET
 from nsorch.errors import ClosedError, TopologyError
-from nsorch.net.plan import Batch, NodePlan
+from nsorch.net.plan import KERNEL_MTU, Batch, NodePlan
 from nsorch.supervisor.turns import in_turns
 from nsorch.supervisor.wiring.acquainting import Acquaintances
 from nsorch.supervisor.wiring.emulating import needs_netem, require_netem
@@ -360,20 +360,28 @@ class Wiring:
 
         return Capture(self._supervisor, links, **options)
 
-    async def set_mtu(self, link: Link, mtu: int) -> None:
-        if mtu < LEAST_MTU6:
-            self._refuse_short(link, mtu)
+    async def set_mtus(self, link: Link, mtus: tuple[int | None, int | None]) -> None:
+        """Of each of its ends; None is the kernel's own."""
+        self._refuse_short(link, mtus)
         # Another program may have lowered it, and the kernel dropped the addresses.
-        gains_ipv6 = any(side.mtu is not None and side.mtu < LEAST_MTU6 for side in link._sides) and mtu >= LEAST_MTU6
-        for side in link._sides:
-            await self.kernel.with_handle(side, self.kernel.engine.set_link, side.ifname, mtu=mtu)
+        was_short = any(side.mtu is not None and side.mtu < LEAST_MTU6 for side in link._sides)
+        changes = {}
+        for side, mtu in zip(link._sides, mtus, strict=True):
+            whole = KERNEL_MTU if mtu is None else mtu
+            await self.kernel.with_handle(side, self.kernel.engine.set_link, side.ifname, mtu=whole)
             side.mtu = mtu
-        if gains_ipv6 and link._state == "up":
+            changes[f"{side}.mtu"] = str(whole)
+        if was_short and not _short(mtus) and link._state == "up":
             await self._restore(link)
+        if len(set(changes.values())) == 1:
+            changes = {"mtu": next(iter(changes.values()))}
         self.note_interfaces(link)
-        self.publish(events.LinkChanged(link=link.name, changes=(("mtu", str(mtu)),)))
+        self.publish(events.LinkChanged(link=link.name, changes=tuple(changes.items())))
 
-    def _refuse_short(self, link: Link, mtu: int) -> None:
+    def _refuse_short(self, link: Link, mtus: tuple[int | None, int | None]) -> None:
+        if not _short(mtus):
+            return
+        mtu = min(mtu for mtu in mtus if mtu is not None)
         for side in link._sides:
             devices = self.interfaces.above(side.netns, side.ifname) if side.worker is not None else ()
             its = [(side.owner, side.present), *((device.owner, device.addresses) for device in devices)]
@@ -549,6 +557,10 @@ class Wiring:
         through = [group for group in groups if any(hop.dev == side.ifname for hop in group.nexthops)]
         if through:
             await kernel.with_handle(side, kernel.engine.add_groups, through)
+
+
+def _short(mtus: Iterable[int | None]) -> bool:
+    return any(mtu is not None and mtu < LEAST_MTU6 for mtu in mtus)
 
 
 def _ends(a: Any, b: Any) -> tuple[End, End]:
