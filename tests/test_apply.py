@@ -312,6 +312,12 @@ def test_watch(tmp_path: pathlib.Path) -> None:
         write(lab)
         assert run.stderr.readline() == f"nsorch: remove worker {b}\n"
         assert run.stderr.readline() == f"nsorch: remove link {b}-lan\n"
+        times = file.stat()
+        file.write_text(lab.replace("workers.a", "workers.c"))  # as rsync --inplace --times does
+        os.utime(file, ns=(times.st_atime_ns, times.st_mtime_ns))
+        assert [run.stderr.readline() for _ in range(2)] == ["nsorch: remove worker a\n", "nsorch: add worker c\n"]
+        assert [run.stderr.readline() for _ in range(2)] == ["nsorch: remove link a-lan\n", "nsorch: add link c-lan\n"]
+        lab = lab.replace("workers.a", "workers.c")
         for _ in range(12):  # an editor that writes in place: the file is empty for a while
             file.write_text("")
             time.sleep(0.1)
@@ -327,7 +333,7 @@ def test_watch(tmp_path: pathlib.Path) -> None:
     assert ("WorkerReady", b) in kinds
     assert ("WorkerRemoved", b) in kinds
     assert kinds.index(("WorkerRemoved", "a")) > kinds.index(("WorkerRemoved", b))
-    assert kinds.index(("WorkerRemoved", "a")) > kinds.index(("SupervisorStopping", None))
+    assert kinds.index(("WorkerRemoved", "c")) > kinds.index(("SupervisorStopping", None))
     assert not os.path.exists(tmp_path / "part")
 
 
@@ -460,6 +466,9 @@ async def test_bridges_that_are_linked_or_are_not_any_more() -> None:
         assert told(found) == {"replace bridge far (subnet)", "replace link b-far", "add link near-far"}
         assert (await sup.ping_all([("a", "b"), ("b", "a")])).ok
         await deployment.apply(lab(linked=True, gateway="a"))
+        assert (await routes("b")).startswith(b"default via 10.0.0.1 dev eth0")
+        found = await deployment.apply(lab(linked=True, gateway="a", mtu=1300))
+        assert found.of("bridge", "replace") == ["near"]
         assert (await routes("b")).startswith(b"default via 10.0.0.1 dev eth0")
         await deployment.apply(lab(linked=True))
         assert await routes("b") == b""

@@ -58,6 +58,22 @@ async def test_a_link_keeps_an_mtu_that_what_is_above_can_live_with() -> None:
 
 
 @needs_kernel("macvlan")
+async def test_what_another_program_renames_is_still_what_others_stand_on() -> None:
+    async with nsorch.Supervisor() as sup:
+        worker = await sup.start("a")
+        link = await sup.link("a", await sup.start("b"), subnet="10.1.0.0/31")
+        await worker.add_interface(Macvlan("above", parent="eth0"))
+        await worker.run(["ip", "link", "set", "eth0", "name", "up0"])
+        await sup.wait_event(nsorch.LinkChanged, since=0)
+        assert worker.interfaces["above"].parent == "up0"
+        await link.down()
+        await link.up()
+        assert b"state UP" in (await worker.run(["ip", "link", "show", "above"])).stdout
+        await link.remove()
+        assert dict(worker.interfaces) == {}
+
+
+@needs_kernel("macvlan")
 async def test_macvlan_is_there_before_the_command() -> None:
     async with nsorch.Supervisor() as sup:
         await sup.bridge("lan", BOTH)

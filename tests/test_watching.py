@@ -315,3 +315,48 @@ async def test_up_where_another_program_removed_the_address() -> None:
         assert b"default via fd00::1" in (await worker.run(["ip", "-6", "route"])).stdout
         await link.set(address="10.0.0.9")
         assert b"default via 10.0.0.1" in (await worker.run(["ip", "route"])).stdout
+
+
+async def test_any_interface_may_be_renamed_and_several_swap_their_names() -> None:
+    async with nsorch.Supervisor() as sup:
+        await sup.bridge("lan", ("10.0.0.0/24", "fd00::/64"), gateway="a")
+        for name in "ab":
+            await sup.start(name, links=["lan", "lan"])
+        a, b = sup.workers["a"], sup.workers["b"]
+        async with sup.events(kinds=LINK_EVENTS) as events:
+            await a.run(["ip", "link", "set", "eth0", "name", "up0"])  # its address is kept for the gateway
+            (event,) = await take(events, 1)
+            assert event.changes == (("name", "up0"), ("was", "a:eth0-lan"))
+        addresses = {name: b.interfaces[name].addresses for name in ("eth0", "eth1")}
+        watcher = sup._wiring.watcher
+        assert watcher._listener is not None
+        watcher._listener.stop_listening()
+        await b.run("ip link set eth0 name x; ip link set eth1 name eth0; ip link set x name eth1")
+        watcher._listener.listen()
+        watcher._overrun = True  # it learns of both at once
+        await watcher._read()
+        assert set(sup.links) == {"a:up0-lan", "a:eth1-lan", "b:eth0-lan", "b:eth1-lan"}
+        assert b.interfaces["eth0"].addresses == addresses["eth1"]
+        assert b.interfaces["eth1"].addresses == addresses["eth0"]
+        assert (await sup.ping_all()).ok
+        for link in list(sup.links.values()):
+            await link.set(mtu=1400)
+            await link.remove()
+        for worker in (a, b):
+            assert dict(worker.interfaces) == {}
+            assert b"eth" not in (await worker.run("ip link")).stdout
+        assert not sup._wiring.record._ifnames
+        assert sup.workers["a"].addresses == ()
+        await sup.link("a", "lan")
+        assert str(a.interfaces["eth0"].addresses[0]) == "10.0.0.1/24"
+
+
+async def test_a_port_of_a_bridge_of_the_workers_own() -> None:
+    async with nsorch.Supervisor() as sup:
+        await lab(sup)
+        async with sup.events(kinds=LINK_EVENTS) as events:
+            await sup.workers["a"].run(
+                "ip link add br0 type bridge && ip link set eth0 master br0 && ip link set eth0 nomaster"
+            )
+            await quiet(sup, events)
+        assert (await sup.ping_all()).ok

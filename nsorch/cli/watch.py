@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 _PERIOD = 0.25
 
 
-State = tuple[int, int, int] | None
+State = tuple[int, int, int, int] | None
 
 
 class Watched(NamedTuple):
@@ -64,7 +64,8 @@ def state_of(file: str) -> State:
         found = os.stat(file)
     except OSError:
         return None
-    return found.st_mtime_ns, found.st_size, found.st_ino
+    # Programs may set back the first of these times.
+    return found.st_mtime_ns, found.st_ctime_ns, found.st_size, found.st_ino
 
 
 def _lines(exc: BaseException) -> list[str]:

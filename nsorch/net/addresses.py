@@ -72,18 +72,19 @@ class Segment:
         return _interface(network, int(ip))
 
     def retake(self, addresses: Iterable[IPInterface], owner: str) -> None:
-        """They weren't to be released: nobody else has had a chance to get them."""
+        """They stay those of *owner*, who may be called otherwise now: nobody else has had a chance to get them."""
         self._owners.update((address.packed, owner) for address in addresses)
 
     def absorb(self, other: Segment) -> None:
         """Take over the addresses of *other*, which has the same subnets, or none.
 
-        :raises AddressError: one of them is used on both; nothing was taken
+        :raises AddressError: one of them is used by two; nothing was taken
         """
         for packed in other._owners.keys() & self._owners.keys():
-            raise AddressError(
-                f"{self._where}: {ip_address(packed)} is used by {self._owners[packed]} and {other._owners[packed]}"
-            )
+            if self._owners[packed] != other._owners[packed]:  # else it is kept for their gateway
+                raise AddressError(
+                    f"{self._where}: {ip_address(packed)} is used by {self._owners[packed]} and {other._owners[packed]}"
+                )
         self._owners |= other._owners
         self._kept |= other._kept
 

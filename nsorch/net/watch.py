@@ -70,11 +70,15 @@ class Listener:
 
         :raises OSError: ENOBUFS: some were lost; the socket lives on
         """
-        try:
-            data, ancillary, _, _ = self.sock.recvmsg(64 * 1024, 64)
-        except BlockingIOError:
-            return None
-        _, kind, _, _, _ = _HEADER.unpack_from(data)
+        while True:
+            try:
+                data, ancillary, _, _ = self.sock.recvmsg(64 * 1024, 64)
+            except BlockingIOError:
+                return None
+            _, kind, _, _, _ = _HEADER.unpack_from(data)
+            # That it is a port of a bridge, or is none any more, comes as a message of this family.
+            if kind not in (LINK, NO_LINK) or data[_HEADER.size] != socket.AF_BRIDGE:
+                break
         netns = _ID.unpack(ancillary[0][2])[0] if ancillary else -1
         return netns, _INDEX.unpack_from(data, _HEADER.size)[0], kind, data[_HEADER.size :]
 

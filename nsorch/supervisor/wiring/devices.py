@@ -52,6 +52,7 @@ class Device(Value):
     known: dict[Any, Peer | None] = field(factory=dict)
     opened: list[TunDevice] = field(factory=list)  # descriptors of it that nsorch closes with the worker
     handed_out: bool = False  # it lives as long as its descriptor
+    below: str | None = None  # what another program has renamed its parent to
 
     @property
     def name(self) -> str:
@@ -64,7 +65,7 @@ class Device(Value):
 
     @property
     def parent(self) -> str | None:
-        return self.spec.parent if isinstance(self.spec, Vlan | Macvlan | Ipvlan) else None
+        return (self.below or self.spec.parent) if isinstance(self.spec, Vlan | Macvlan | Ipvlan) else None
 
     @property
     def ports(self) -> tuple[str, ...]:

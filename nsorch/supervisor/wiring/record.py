@@ -411,21 +411,26 @@ class Record:
 
     def rename(self, link: Link) -> None:
         """After its ends: one of them is another now."""
-        del self.links[link.name]
+        # Of several that are renamed at once, another may have its name, or it that of another, for a moment.
+        if self.links.get(link.name) is link:
+            del self.links[link.name]
         link.name = "{}-{}".format(*link.ends)
         self.links[link.name] = link
 
     def rename_end(self, link: Link, side: Side, ifname: str) -> None:
         """Its interface has another name now, and so has the link."""
         assert side.worker is not None
-        side.worker._interfaces.pop(side.ifname, None)
-        self._ifnames.discard((side.netns, side.ifname))
+        if side.worker._interfaces.get(side.ifname) is link:
+            del side.worker._interfaces[side.ifname]
+        before, side.ifname = side.ifname, ifname
         self._ifnames.add((side.netns, ifname))
+        if self.end_in(side.netns, before) is None:
+            self._ifnames.discard((side.netns, before))
+        for device in (device for worker in self.workers_in(side.netns) for device in worker._devices.values()):
+            if device.parent == before:
+                device.below = ifname
         if side.segment is not None:
-            side.segment.release(side.addresses)
-            side.ifname = ifname
-            for address in side.addresses:
-                side.segment.reserve(address.ip, side.owner)
+            side.segment.retake(side.addresses, side.owner)
         self.rename(link)
 
     def drop(self, link: Link) -> None:
