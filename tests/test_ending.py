@@ -7,12 +7,14 @@ import contextlib
 import json
 import os
 import signal
+import socket
 from typing import TYPE_CHECKING, Any
 
 import anyio
 import pytest
 
 import nsorch
+from nsorch.core.helper import Helper
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -129,3 +131,33 @@ async def test_a_cancelled_entry_says_nothing(capfd: pytest.CaptureFixture[str])
             async with nsorch.Supervisor():
                 await anyio.sleep(delay)
     assert capfd.readouterr().err == ""
+
+
+async def test_a_block_that_ends_while_its_first_link_is_made(monkeypatch: pytest.MonkeyPatch) -> None:
+    opened: list[socket.socket] = []
+    second = anyio.Event()
+
+    async def open_late(helper: Helper, *arguments: int) -> socket.socket:
+        """The second, for the watcher of links, comes when all is over."""
+        opened.append(await open_socket(helper, *arguments))
+        if len(opened) == 2:
+            second.set()
+            while helper._launched is not None:
+                await anyio.sleep(0.001)
+        return opened[-1]
+
+    open_socket = Helper.open_socket
+    monkeypatch.setattr(Helper, "open_socket", open_late)
+    sup = nsorch.Supervisor(grace=0.1)
+
+    async def start() -> None:
+        with pytest.raises(nsorch.ClosedError, match="the supervisor has ended"):
+            await sup.start("w", links=["lan"])
+
+    with anyio.fail_after(10):
+        async with anyio.create_task_group() as tasks:
+            async with sup:
+                await sup.bridge("lan", subnet="10.0.0.0/24")
+                tasks.start_soon(start)
+                await second.wait()
+    assert [sock.fileno() for sock in opened] == [-1, -1]

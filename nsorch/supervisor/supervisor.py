@@ -108,7 +108,7 @@ class Supervisor:
         self._body: anyio.CancelScope
         self._serving: anyio.CancelScope
         self._served: anyio.Event | None = None
-        self._scopes: set[anyio.CancelScope] = set()  # of small background tasks
+        self._scopes: set[anyio.CancelScope] | None = set()  # of small background tasks; None: they are to end
         self._phase = "new"
         self._stopped: anyio.Event | None = None
         self._failure: NsorchError | None = None
@@ -241,7 +241,8 @@ class Supervisor:
     async def _let_go(self) -> None:
         """Give back everything: processes first, then what holds namespaces."""
         with anyio.CancelScope(shield=True):
-            for scope in self._scopes:
+            scopes, self._scopes = self._scopes or (), None
+            for scope in scopes:
                 scope.cancel()
             self._serving.cancel()
             self._helper.leave()
@@ -267,14 +268,18 @@ class Supervisor:
 
         async def run() -> None:
             with anyio.CancelScope(shield=True) as scope:
-                self._scopes.add(scope)
+                if self._scopes is None:
+                    scope.cancel()
+                else:
+                    self._scopes.add(scope)
                 try:
                     await func()
                 except (ClosedError, SpawnerDiedError):
                     if self._phase == "running" and self._failure is None:
                         raise
                 finally:
-                    self._scopes.discard(scope)
+                    if self._scopes is not None:
+                        self._scopes.discard(scope)
 
         self._tasks.start_soon(run)
 

@@ -110,13 +110,20 @@ class Watcher:
         helper = self._supervisor._helper
         spawn = Spawn(0, CLONE_NEWNET, (), CLONE_NEWNET, None, (), False, False, (), None, None)
         (netns,) = await helper.spawn(lambda number: spawn._replace(job=number), [], worker=None).created()
+        sockets: list[socket.socket] = []
         try:
-            sockets = [
-                await helper.open_socket(netns, socket.AF_NETLINK, socket.SOCK_RAW, socket.NETLINK_ROUTE)
-                for _ in range(2)
-            ]
-        finally:
-            await anyio.to_thread.run_sync(descriptors.close, [netns])
+            try:
+                while len(sockets) < 2:
+                    sockets.append(
+                        await helper.open_socket(netns, socket.AF_NETLINK, socket.SOCK_RAW, socket.NETLINK_ROUTE)
+                    )
+            finally:
+                await anyio.to_thread.run_sync(descriptors.close, [netns])
+            self._supervisor._check_running()  # else nobody would close them any more
+        except BaseException:
+            for sock in sockets:
+                sock.close()
+            raise
         with descriptors.registering:
             descriptors.own(sock.fileno() for sock in sockets)
         self._listener, self._enquiry = Listener(sockets[0]), Enquiry(sockets[1])
