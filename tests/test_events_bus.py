@@ -85,6 +85,7 @@ LIVES = [
     ([ev.WorkerRequested, ev.WorkerSpawned, ev.WorkerExited, ev.WorkerBackoff], State.BACKOFF),
     ([ev.WorkerRequested, ev.WorkerSpawned, ev.WorkerExited, ev.WorkerSpawned], State.STARTING),
     ([ev.WorkerRequested, ev.WorkerSpawned, ev.WorkerExited, ev.WorkerFailed], State.FAILED),
+    ([ev.WorkerRequested, ev.WorkerSpawned, ev.WorkerExited, ev.WorkerSetupFailed], State.EXITED),
     ([ev.WorkerRequested, ev.WorkerSpawned, ev.WorkerExited, ev.WorkerRemoved], None),
     ([ev.WorkerRequested, ev.WorkerReady, ev.WorkerRemoved, ev.WorkerExited], None),
 ]

@@ -35,8 +35,6 @@ async def test_events_of_a_life() -> None:
     assert [event.seq for event in events] == list(range(1, len(events) + 1))
     assert kinds(events, "w") == [
         "WorkerRequested", "WorkerSpawned", "WorkerStarted", "WorkerReady", "WorkerExited", "WorkerRemoved",
-    ] or kinds(events, "w") == [
-        "WorkerRequested", "WorkerSpawned", "WorkerStarted", "WorkerExited", "WorkerReady", "WorkerRemoved",
     ]  # fmt: skip
     assert kinds(events, "p") == ["WorkerRequested", "WorkerReady", "WorkerRemoved"]
     assert events[0].kind == "SupervisorStarted"

@@ -393,7 +393,7 @@ async def test_restart_that_fails() -> None:
         ended = await worker.wait()
         with pytest.raises(nsorch.CommandNotFoundError):
             await worker.restart(["/nonexistent"])
-        assert worker.state is State.FAILED
+        assert worker.state is sup.snapshot().workers["w"].state is State.FAILED
         assert await worker.wait() == ended  # the latest process that there was
         passive = await sup.start("p")
         with pytest.raises(nsorch.CommandNotFoundError):

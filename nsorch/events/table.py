@@ -52,6 +52,9 @@ class StateTable:
             state = State.IDLE if old.pid is None and old.state is State.STARTING else old.state
         elif (known := _STATES.get(type(event))) is not None:
             state = known
+            ended = old.state is State.EXITED and old.incarnation == event.incarnation
+            if ended and isinstance(event, t.WorkerSetupFailed):  # it wasn't ready yet
+                state = State.EXITED
         else:
             return
         pid, exit = old.pid, old.exit  # noqa: A001 - the field's own word

@@ -62,6 +62,7 @@ class MainProcess:
         "stderr",
         "stdin",
         "stdout",
+        "was_ready",
     )
 
     def __init__(self, supervisor: Supervisor, worker: Worker) -> None:
@@ -72,6 +73,7 @@ class MainProcess:
         self._due: float | None = None  # grace of a stop that waits for the exec
         self._tail: Tail | None = None
         self._changed: anyio.Event | None = None
+        self.was_ready = False  #: any incarnation of it
         self.incarnation = 0
         self.exit: Exit | None = None
         self._streams: OpenedStreams | None = None
@@ -198,24 +200,32 @@ class MainProcess:
             self._streams = None
 
     async def become_ready(self) -> None:
-        """Wait for the worker's ``ready`` condition.
+        """Wait for the worker's ``ready`` condition; without one it is ready once its exec is confirmed.
 
         :raises NotReadyError: it doesn't hold in time; the process is gone
         :raises WorkerExitedError: the process ended before
         """
         job, ready = self._job, self._ready
         assert job is not None
-        if ready is not None:
-            try:
-                holds = await wait_until_ready(self._worker, ready, job)
-            except BaseException as exc:
-                self._stopping = True
-                await end(job)
-                if isinstance(exc, NotReadyError):
-                    exc.detail = await self._captured()
-                raise
-            if not holds:
-                raise await self._ended_early(job)
+        if ready is None:
+            return
+        try:
+            holds = await wait_until_ready(self._worker, ready, job)
+            if self._stopping:  # it goes: nobody is to rely on it
+                holds = False
+                await job.end()
+        except BaseException as exc:
+            self._stopping = True
+            await end(job)
+            if isinstance(exc, NotReadyError):
+                exc.detail = await self._captured()
+            raise
+        if not holds:
+            raise await self._ended_early(job)
+        self._declare_ready()
+
+    def _declare_ready(self) -> None:
+        self.was_ready = True
         self._publish(
             events.WorkerReady(
                 worker=self._worker.name, incarnation=self.incarnation, namespaces=dict(self._worker._inodes)
@@ -323,6 +333,8 @@ class MainProcess:
             )
         )
         self._publish(events.WorkerStarted(worker=worker.name, incarnation=self.incarnation, pid=job.pid))
+        if self._ready is None:  # here, else its exit may be told first
+            self._declare_ready()
         if self._due is not None:
             self.begin_stop(self._due)
 

@@ -9,7 +9,7 @@ import anyio
 from attrs import frozen
 
 from nsorch.core.process import DEVNULL
-from nsorch.errors import NotReadyError, NsorchError
+from nsorch.errors import ClosedError, NotReadyError, NsorchError
 from nsorch.topology import ExecReady, TcpReady
 from nsorch.topology.services import ServiceReady
 from nsorch.values import Value
@@ -61,15 +61,15 @@ async def wait_until_ready(worker: Worker, ready: Ready, job: Job) -> bool:
             try:
                 while not await _check(worker, ready):  # noqa: ASYNC110 - nobody tells when it comes true
                     await anyio.sleep(ready.interval)
-                holds = not job.ended
+                holds = True
             except NsorchError as exc:
                 failure = exc  # raised outside of the task group, which would wrap it
             tasks.cancel_scope.cancel()
-    if failure is not None:
+    if failure is not None and not job.ended:  # else it failed because of that
         raise failure
     if deadline.cancelled_caught and not holds and not job.ended:
         raise NotReadyError(f"not ready within {ready.timeout} s: {_describe(ready)}", worker=worker.name)
-    return holds
+    return holds and not job.ended
 
 
 async def _check(worker: Worker, ready: Ready) -> bool:
@@ -80,7 +80,10 @@ async def _check(worker: Worker, ready: Ready) -> bool:
     if isinstance(ready, ServiceReady):
         return await worker._supervisor._wiring.services.is_ready(worker)
     if isinstance(ready, ExecReady):
-        done = await worker.run(ready.command, stdout=DEVNULL, stderr=DEVNULL, check=False)
+        try:
+            done = await worker.run(ready.command, stdout=DEVNULL, stderr=DEVNULL, check=False)
+        except ClosedError:  # it was killed with the process, of whose end we hear next
+            return False
         return done.returncode == 0
     hosts = [ready.host] if ready.host is not None else ["127.0.0.1", "::1", *(str(a.ip) for a in worker.addresses)]
     for host in hosts:

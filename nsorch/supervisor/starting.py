@@ -13,7 +13,7 @@ from nsorch.core import descriptors
 from nsorch.core.collector import no_full_collections
 from nsorch.core.spawner.protocol import Mode, Spawn
 from nsorch.core.spawner.syscalls import CLONE_NEWCGROUP, CLONE_NEWNET, CLONE_NEWPID, CLONE_NEWUTS, NS_FILES
-from nsorch.errors import ClosedError, NameInUseError, SpawnerDiedError, TopologyError
+from nsorch.errors import ClosedError, NameInUseError, NsorchError, SpawnerDiedError, TopologyError
 from nsorch.events import State
 from nsorch.supervisor.commands import build_command, encode_environment, environment_of
 from nsorch.supervisor.confining import check_uppers, confined_of, reconfined
@@ -82,8 +82,8 @@ class Starter:
         except BaseException as exc:
             if isinstance(exc, ClosedError) and worker._main.incarnation == incarnation:
                 raise  # stopped or removed before anything began
-            self._report(worker, exc)
-            if worker._state is not State.REMOVED:
+            if worker._state is not State.REMOVED:  # of which nothing is told any more
+                self._report(worker, exc)
                 worker._state = State.FAILED if worker._main.exit is before else State.EXITED
             raise
 
@@ -431,6 +431,10 @@ class Starter:
     async def _take(self, step: Callable[[Worker], Awaitable[None]], worker: Worker, errors: list[Exception]) -> None:
         try:
             self._supervisor._check_running()
+        except NsorchError as exc:  # no fault of the worker's, whose command may run
+            errors.append(exc)
+            return
+        try:
             await step(worker)
         except Exception as exc:
             if getattr(exc, "worker", "") is None:

@@ -641,6 +641,9 @@ class Worker:
         stops = self._stops
         if self._turn is None:
             await self._settled()
+            if self._is_awaited:
+                await self._stop(grace)  # with which its start fails, and undoes it
+                await self._settled(ready=True)
             self._turn = self._turn or anyio.Lock()
         try:
             async with self._turn:
@@ -822,6 +825,11 @@ class Worker:
         return path
 
     @property
+    def _is_awaited(self) -> bool:
+        """Whether its start waits until its process is ready."""
+        return self._main is not None and not self._main.was_ready and self._state is not State.REMOVED
+
+    @property
     def _restarting(self) -> bool:
         return self._turn is not None and self._turn.locked()
 
@@ -876,10 +884,10 @@ class Worker:
             descriptors.close([self._netlink.detach()])
             self._netlink = None
 
-    async def _settled(self) -> None:
-        """Wait while it is being started."""
+    async def _settled(self, *, ready: bool = False) -> None:
+        """Wait while it is being started: until its exec, or until it is *ready*, or removed because it isn't."""
         bus = self._supervisor._bus
-        while self._state is State.STARTING:
+        while self._state is State.STARTING or (ready and self._is_awaited):
             kinds = (WorkerReady, WorkerStarted, WorkerExited, WorkerSetupFailed, WorkerRemoved)
             await bus.wait(kinds, worker=self.name, since=bus.seq + 1)
 

@@ -202,6 +202,7 @@ class Link:
         self._wiring = wiring
         self._sides = (a, b)
         self._state = "planned"
+        self._announced = False  # by LinkCreated
         self._static = False  # its ends know each other's hardware address
         self._busy = 0  # changes of nsorch's own that are under way
         self._lock: anyio.Lock | None = None  # of these
@@ -254,8 +255,8 @@ class Link:
             side.emulation = way
 
     def _check(self) -> None:
-        if self._leaving or self._state not in ("up", "down"):
-            why = "isn't made yet" if self._state == "planned" else "was removed"
+        if self._leaving or not self._announced or self._state == "removed":
+            why = "was removed" if self._leaving or self._state == "removed" else "isn't made yet"
             raise ClosedError(f"the link {self.name} {why}")
 
     async def up(self) -> None:

@@ -102,14 +102,15 @@ class Wiring:
         bus = self._supervisor._bus
         await self.interfaces.publish_removed(self._supervisor._workers.values())
         async for link in in_turns(list(self.record.links.values())):
-            if link._state != "planned":
+            if link._announced:
                 bus.publish(events.LinkRemoved(link=link.name, ends=link.ends))
             link._state = "removed"
             for tell in link._on_removal:
                 tell()
         async for name, bridge in in_turns(list(self.record.bridges.items())):
             bridge._removed = True
-            bus.publish(events.BridgeRemoved(bridge=name))
+            if bridge._announced:
+                bus.publish(events.BridgeRemoved(bridge=name))
         self.record.links.clear()
         self.record.bridges.clear()
 
@@ -299,7 +300,7 @@ class Wiring:
             if link._state != "up":
                 raise ClosedError(f"the link {link.name} was removed while it was made")
             self.note_interfaces(link)
-            ends = link.ends
+            link._announced, ends = True, link.ends
             bus.publish(events.LinkCreated(link=link.name, ends=ends))
             bus.publish(events.LinkUp(link=link.name, ends=ends))
         await self.watcher.follow(links)
@@ -456,7 +457,7 @@ class Wiring:
         async for link in in_turns(links):
             if link._state == "removed":
                 continue
-            was_made, link._state = link._state != "planned", "removed"
+            link._state = "removed"
             self.record.drop(link)
             for tell in link._on_removal:
                 tell()
@@ -464,7 +465,7 @@ class Wiring:
                 if side.worker is not None:
                     self.interfaces.drop_above(side.netns, side.ifname)
             self.names.stale.update(side.worker.name for side in link._sides if side.worker is not None)
-            if was_made:
+            if link._announced:
                 self._supervisor._bus.publish(events.LinkRemoved(link=link.name, ends=link.ends, by=by))
         await self.settle()
 
