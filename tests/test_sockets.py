@@ -9,6 +9,7 @@ import ssl
 import struct
 import subprocess
 import sys
+from functools import partial
 from typing import TYPE_CHECKING
 
 import anyio
@@ -94,7 +95,7 @@ async def test_names_are_the_same_in_any_case() -> None:
         await sup.bridge("Lan", "10.0.0.0/24")
         server = await sup.start("Web", links=["Lan"])
         await tasks.start(server.serve, anyio.aclose_forcefully, 80)
-        for name in ("Web", "web", "WEB.Lan", "web.lan"):
+        for name in ("Web", "web", "WEB.Lan", "web.lan", "web.", "web.lan."):
             async with await server.connect_tcp(name, 80):
                 pass
         with pytest.raises(socket.gaierror):
@@ -129,6 +130,72 @@ async def test_errors_name_what_is_wrong() -> None:
         await a.remove()
         with pytest.raises(nsorch.ClosedError):
             await a.connect_tcp("10.0.0.1", 80)
+
+
+async def test_link_local_addresses_have_an_interface_of_the_worker() -> None:
+    async with nsorch.Supervisor() as sup, anyio.create_task_group() as tasks:
+        await sup.bridge("lan", ["10.0.0.0/24", "fd00::/64"])
+        # Not the number that eth0 has elsewhere.
+        server, client = await sup.start("server", links=["lan"]), await sup.start("client")
+        await sup.link("client", await sup.start("other"))
+        await sup.link("client", "lan")
+        own = {}
+        for worker, name in ((server, "eth0"), (client, "eth1")):
+            shown = (await worker.run(["ip", "-o", "-6", "addr", "show", "dev", name, "scope", "link"])).stdout
+            own[worker] = shown.decode().split()[3].partition("/")[0]
+        await tasks.start(partial(server.serve, echo, 7, local_host=f"{own[server]}%eth0"))
+        there = f"{own[server]}%eth1"
+        assert await say(await client.connect_tcp(there, 7), b"hello") == b"hello"
+        assert await say(await client.connect_tcp(there, 7, local_host=f"{own[client]}%eth1"), b"me") == b"me"
+        async with (
+            await server.create_udp_socket(local_host=f"{own[server]}%eth0", local_port=8) as receiver,
+            await client.create_connected_udp_socket(there, 8) as sender,
+        ):
+            await sender.send(b"datagram")
+            assert (await receiver.receive())[0] == b"datagram"
+        with pytest.raises(OSError, match='client has no interface "eth7"'):
+            await client.connect_tcp(f"{own[server]}%eth7", 7)
+        with pytest.raises(OSError, match="%eth0 says by which interface"):
+            await client.connect_tcp(own[server], 7)
+        tasks.cancel_scope.cancel()
+
+
+async def test_names_are_local_hosts_too_and_stand_for_all_their_addresses() -> None:
+    async with nsorch.Supervisor() as sup, anyio.create_task_group() as tasks:
+        lans = [await sup.bridge("lan", ["10.0.0.0/24", "fd00::/64"]), await sup.bridge("far", "10.1.0.0/24")]
+        server, client = await sup.start("server", links=lans), await sup.start("client", links=lans)
+        listener = await tasks.start(partial(server.serve, echo, 7, local_host="server"))
+        found = {each.extra(SocketAttribute.local_address)[0] for each in listener.listeners}
+        assert found == {"fd00::1", "10.0.0.1", "10.1.0.1"}
+        for local, host, address in (("client", "server", "fd00::2"), ("client.far", server, "10.1.0.2")):
+            async with await client.connect_tcp(host, 7, local_host=local) as stream:
+                assert stream.extra(SocketAttribute.local_address)[0] == address
+        async with await server.create_tcp_listener(local_host="localhost") as local:
+            assert {each.extra(SocketAttribute.local_address)[0] for each in local.listeners} == {"::1", "127.0.0.1"}
+        await server.run(["ip", "addr", "flush", "dev", "lo"])
+        with pytest.raises(OSError, match="::1"):
+            await server.create_tcp_listener(local_host="localhost")
+        tasks.cancel_scope.cancel()
+
+
+@pytest.mark.parametrize("all_of_it", [False, True], ids=["worker", "supervisor"])
+async def test_who_waits_for_a_connection_of_a_worker_that_is_removed(all_of_it: bool) -> None:
+    async with anyio.create_task_group() as tasks, nsorch.Supervisor() as sup:
+        lan = await sup.bridge("lan", "10.0.0.0/24")
+        worker = await sup.start("a", links=[lan])
+        ended = anyio.Event()
+
+        async def connect() -> None:
+            with pytest.raises(nsorch.ClosedError, match="a: the worker was removed"):
+                await worker.connect_tcp("10.0.0.77", 80)  # nobody: ARP goes unanswered
+            ended.set()
+
+        tasks.start_soon(connect)
+        with anyio.fail_after(5):
+            while not worker._connecting:
+                await anyio.lowlevel.checkpoint()
+            await (sup.stop() if all_of_it else worker.remove())
+            await ended.wait()
 
 
 async def test_a_cancelled_connection_leaves_no_socket() -> None:

@@ -71,6 +71,7 @@ class Worker:
 
     __slots__ = (
         "_confined",
+        "_connecting",
         "_devices",
         "_entering",
         "_entry",
@@ -109,6 +110,7 @@ class Worker:
         self._stops = 0  # that were asked for
         self._stops_before = 0  # the restart whose turn it is
         self._leaving: anyio.Event | None = None  # it is removed next; set once that is over
+        self._connecting: set[anyio.CancelScope] | None = None  # who waits for a connection
         self._pins: tuple[str, ...] = ()
         self._devices: dict[str, Device] = {}  # its other interfaces, by name
         self._tables: dict[str, int] = {}  # routing tables of those that are ports of a VRF
@@ -480,7 +482,7 @@ class Worker:
         host: Worker | str | IPAddress,
         port: int,
         *,
-        local_host: str | IPAddress | None = None,
+        local_host: Worker | str | IPAddress | None = None,
         tls: bool = False,
         ssl_context: ssl.SSLContext | None = None,
         tls_hostname: str | None = None,
@@ -491,8 +493,10 @@ class Worker:
 
         Cancelled, no socket is left.
 
-        :param host: an address, a worker, or a name of the lab (``web``, ``web.lan``); no DNS is asked. With several
-            addresses the next is tried *happy_eyeballs_delay* seconds after the one before (RFC 8305)
+        :param host: an address (a link-local one with its interface in this worker: ``"fe80::1%eth0"``), a worker, or a
+            name of the lab (``web``, ``web.lan``); no DNS is asked. With several addresses the next is tried
+            *happy_eyeballs_delay* seconds after the one before (RFC 8305)
+        :param local_host: one of its own addresses or names
         :raises OSError: nothing answers there; :class:`socket.gaierror` where the lab has no such name
         :raises ClosedError: the worker is gone
         """
@@ -507,7 +511,7 @@ class Worker:
     async def create_tcp_listener(
         self,
         *,
-        local_host: str | IPAddress | None = None,
+        local_host: Worker | str | IPAddress | None = None,
         local_port: int = 0,
         backlog: int = 65536,
         reuse_port: bool = False,
@@ -515,7 +519,8 @@ class Worker:
         """Listen in this worker; conventions of :func:`anyio.create_tcp_listener`. Wrap it in
         :class:`anyio.streams.tls.TLSListener` for TLS.
 
-        :param local_host: one of its addresses or names; all of both families if None
+        :param local_host: one of its addresses or names, which stand for all their addresses; all of both families if
+            None
         :param local_port: a free one if 0
         :raises OSError: the port is taken, or the address isn't its own
         :raises ClosedError: the worker is gone
@@ -528,7 +533,7 @@ class Worker:
         self,
         *,
         family: int = socket.AF_INET,
-        local_host: str | IPAddress | None = None,
+        local_host: Worker | str | IPAddress | None = None,
         local_port: int = 0,
         reuse_port: bool = False,
     ) -> UDPSocket:
@@ -541,7 +546,7 @@ class Worker:
         return await sockets.create_udp_socket(self, local_host, local_port, family=family, reuse_port=reuse_port)
 
     async def create_connected_udp_socket(
-        self, host: Worker | str | IPAddress, port: int, *, local_host: str | IPAddress | None = None
+        self, host: Worker | str | IPAddress, port: int, *, local_host: Worker | str | IPAddress | None = None
     ) -> ConnectedUDPSocket:
         """A datagram socket in this worker that sends to *host* and hears it alone.
 
@@ -555,7 +560,7 @@ class Worker:
         handler: Callable[[SocketStream], Awaitable[Any]],
         port: int,
         *,
-        local_host: str | IPAddress | None = None,
+        local_host: Worker | str | IPAddress | None = None,
         task_status: TaskStatus[MultiListener[SocketStream]] = TASK_STATUS_IGNORED,
     ) -> None:
         """Listen on *port* and call *handler* with each connection, in a task of its own, until cancelled:
@@ -875,6 +880,8 @@ class Worker:
             return
         self._state = State.REMOVED
         self._supervisor._bus.publish(WorkerRemoved(worker=self.name, incarnation=self.incarnation))
+        for scope in tuple(self._connecting or ()):
+            scope.cancel()
         if self._main is not None:
             self._main.close_streams()
             self._main.announce()

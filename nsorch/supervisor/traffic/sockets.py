@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import socket
+import struct
 from ipaddress import IPv4Address, IPv6Address, ip_address
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +14,7 @@ import anyio
 from anyio.abc import ConnectedUDPSocket, SocketListener, SocketStream, UDPSocket
 from anyio.streams.stapled import MultiListener
 
-from nsorch.errors import SetupError
+from nsorch.errors import ClosedError, SetupError
 
 if TYPE_CHECKING:
     import ssl
@@ -25,6 +27,7 @@ if TYPE_CHECKING:
 IPAddress = IPv4Address | IPv6Address
 _LOCALHOST = (IPv4Address("127.0.0.1"), IPv6Address("::1"))
 _ANY = (IPv4Address(0), IPv6Address(0))
+_SIOCGIFINDEX, _IFREQ = 0x8933, struct.Struct("=16si20x")  # netdevice(7)
 _NO_IPV6 = (errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL)
 
 
@@ -40,7 +43,7 @@ def resolve(worker: Worker, host: Worker | str | IPAddress) -> list[IPAddress]:
         return [ip_address(name)]
     except ValueError:
         pass
-    found: Sequence[IPAddress] = worker._supervisor._wiring.names.addresses(name)
+    found: Sequence[IPAddress] = worker._supervisor._wiring.names.addresses(name.removesuffix("."))
     if not found and name in ("localhost", worker.name):
         found = _LOCALHOST
     if not found:
@@ -57,19 +60,16 @@ async def connect_tcp(
     host: Worker | str | IPAddress,
     port: int,
     *,
-    local_host: str | IPAddress | None,
+    local_host: Worker | str | IPAddress | None,
     happy_eyeballs_delay: float,
 ) -> SocketStream:
     """See :meth:`Worker.connect_tcp`."""
     _check_port(port, least=1)
-    addresses = resolve(worker, host)
-    local = None if local_host is None else ip_address(local_host)
-    if local is not None:
-        addresses = _of_family(local, addresses, worker, host)
+    addresses = _reachable(worker, host, local_host)
     connected: list[socket.socket] = []
     errors: list[Exception] = []
 
-    async def attempt(address: IPAddress, over: anyio.Event) -> None:
+    async def attempt(address: IPAddress, local: IPAddress | None, over: anyio.Event) -> None:
         try:
             sock = await _connect(worker, socket.SOCK_STREAM, address, port, local)
         except Exception as exc:
@@ -81,9 +81,9 @@ async def connect_tcp(
 
     try:
         async with anyio.create_task_group() as tasks:
-            for address in addresses:
+            for address, local in addresses:
                 over = anyio.Event()
-                tasks.start_soon(attempt, address, over)
+                tasks.start_soon(attempt, address, local, over)
                 with anyio.move_on_after(happy_eyeballs_delay):
                     await over.wait()
         if not connected:
@@ -136,23 +136,27 @@ class _Listener(MultiListener[SocketStream]):
 
 
 async def create_tcp_listener(
-    worker: Worker, local_host: str | IPAddress | None, local_port: int, *, backlog: int, reuse_port: bool
+    worker: Worker, local_host: Worker | str | IPAddress | None, local_port: int, *, backlog: int, reuse_port: bool
 ) -> MultiListener[SocketStream]:
     """See :meth:`Worker.create_tcp_listener`."""
     _check_port(local_port, least=0)
-    hosts = _ANY if local_host is None else resolve(worker, local_host)[:1]
+    hosts = _ANY if local_host is None else resolve(worker, local_host)
     sockets: list[socket.socket] = []
+    failure: OSError | SetupError | None = None
     try:
         for host in hosts:
             try:
                 sock = await _bound(worker, socket.SOCK_STREAM, host, local_port, reuse_port=reuse_port)
             except (OSError, SetupError) as exc:
-                if sockets and exc.errno in _NO_IPV6:
-                    continue
-                raise
+                if exc.errno not in _NO_IPV6:
+                    raise
+                failure = failure or exc
+                continue
             sockets.append(sock)
             sock.listen(backlog)
             local_port = sock.getsockname()[1]
+        if failure is not None and not sockets:
+            raise failure
         return _Listener([await SocketListener.from_socket(sock) for sock in sockets])
     except BaseException:
         for sock in sockets:
@@ -161,7 +165,7 @@ async def create_tcp_listener(
 
 
 async def create_udp_socket(
-    worker: Worker, local_host: str | IPAddress | None, local_port: int, *, family: int, reuse_port: bool
+    worker: Worker, local_host: Worker | str | IPAddress | None, local_port: int, *, family: int, reuse_port: bool
 ) -> UDPSocket:
     """See :meth:`Worker.create_udp_socket`."""
     _check_port(local_port, least=0)
@@ -170,14 +174,12 @@ async def create_udp_socket(
 
 
 async def create_connected_udp_socket(
-    worker: Worker, host: Worker | str | IPAddress, port: int, *, local_host: str | IPAddress | None
+    worker: Worker, host: Worker | str | IPAddress, port: int, *, local_host: Worker | str | IPAddress | None
 ) -> ConnectedUDPSocket:
     """See :meth:`Worker.create_connected_udp_socket`."""
     _check_port(port, least=1)
-    local = None if local_host is None else ip_address(local_host)
     failure: OSError | SetupError | None = None
-    addresses = resolve(worker, host)
-    for address in addresses if local is None else _of_family(local, addresses, worker, host):
+    for address, local in _reachable(worker, host, local_host):
         try:
             return await ConnectedUDPSocket.from_socket(await _connect(worker, socket.SOCK_DGRAM, address, port, local))
         except (OSError, SetupError) as exc:
@@ -191,7 +193,7 @@ async def serve(
     handler: Callable[[Any], Awaitable[Any]],
     port: int,
     *,
-    local_host: str | IPAddress | None,
+    local_host: Worker | str | IPAddress | None,
     task_status: anyio.abc.TaskStatus[MultiListener[SocketStream]],
 ) -> None:
     """See :meth:`Worker.serve`."""
@@ -208,16 +210,43 @@ def _family(address: IPAddress) -> int:
     return socket.AF_INET if address.version == 4 else socket.AF_INET6
 
 
-def _of_family(local: IPAddress, addresses: Sequence[IPAddress], worker: Worker, host: object) -> list[IPAddress]:
-    found = [address for address in addresses if address.version == local.version]
+def _reachable(
+    worker: Worker, host: Worker | str | IPAddress, local_host: Worker | str | IPAddress | None
+) -> list[tuple[IPAddress, IPAddress | None]]:
+    """The addresses of *host*, each with the one of *local_host* that it is to be reached from."""
+    addresses = resolve(worker, host)
+    if local_host is None:
+        return [(address, None) for address in addresses]
+    own = {local.version: local for local in reversed(resolve(worker, local_host))}
+    found: list[tuple[IPAddress, IPAddress | None]] = [(a, own[a.version]) for a in addresses if a.version in own]
     if not found:
-        raise OSError(errno.EAFNOSUPPORT, f"no address of {host} can be reached from {local} of {worker.name}")
+        raise OSError(errno.EAFNOSUPPORT, f"no address of {host} can be reached from {local_host} of {worker.name}")
     return found
 
 
-def _bind(sock: socket.socket, worker: Worker, address: IPAddress, port: int) -> None:
+def _sockaddr(sock: socket.socket, worker: Worker, address: IPAddress, port: int) -> tuple[Any, ...]:
+    """What *sock* calls it. The kernel is asked for the interface of a scope where the socket is, not where we are.
+
+    :raises OSError: there is no such interface, or none was given where one is needed
+    """
+    if address.version == 4:
+        return str(address), port
+    scope = address.scope_id
+    if scope is None or scope.isdecimal():
+        if scope is None and address.is_link_local:
+            raise OSError(errno.EINVAL, f"{address} is link-local: {address}%eth0 says by which interface")
+        return str(IPv6Address(int(address))), port, 0, int(scope or 0)
     try:
-        sock.bind((str(address), port))
+        answer = fcntl.ioctl(sock, _SIOCGIFINDEX, _IFREQ.pack(os.fsencode(scope), 0))
+    except OSError as exc:
+        raise OSError(exc.errno, f'{exc.strerror}: {worker.name} has no interface "{scope}"') from None
+    return str(IPv6Address(int(address))), port, 0, _IFREQ.unpack(answer)[1]
+
+
+def _bind(sock: socket.socket, worker: Worker, address: IPAddress, port: int) -> None:
+    where = _sockaddr(sock, worker, address, port)
+    try:
+        sock.bind(where)
     except OSError as exc:
         text = f"{exc.strerror}: {address}{f' port {port}' if port else ''} in {worker.name}"
         raise OSError(exc.errno, text) from None
@@ -238,9 +267,9 @@ async def _connect(worker: Worker, kind: int, address: IPAddress, port: int, loc
         if local is not None:
             _bind(sock, worker, local, 0)
         await worker._supervisor._wiring.acquaintances.make(worker, address)
-        failure = sock.connect_ex((str(address), port))
+        failure = sock.connect_ex(_sockaddr(sock, worker, address, port))
         if failure == errno.EINPROGRESS:
-            await anyio.wait_writable(sock)
+            await _wait_connected(worker, sock)
             failure = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
         if failure:
             raise OSError(failure, f"{os.strerror(failure)}: {worker.name} to {address} port {port}")
@@ -248,6 +277,20 @@ async def _connect(worker: Worker, kind: int, address: IPAddress, port: int, loc
         sock.close()
         raise
     return sock
+
+
+async def _wait_connected(worker: Worker, sock: socket.socket) -> None:
+    """:raises ClosedError: the worker was removed meanwhile: the kernel would go on trying for two minutes"""
+    if worker._connecting is None:
+        worker._connecting = set()
+    with anyio.CancelScope() as scope:
+        worker._connecting.add(scope)
+        try:
+            await anyio.wait_writable(sock)
+        finally:
+            worker._connecting.discard(scope)
+    if scope.cancelled_caught:
+        raise ClosedError("the worker was removed", worker=worker.name)
 
 
 async def _bound(worker: Worker, kind: int, host: IPAddress, port: int, *, reuse_port: bool) -> socket.socket:
