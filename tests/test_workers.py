@@ -83,6 +83,26 @@ async def test_commands_that_begin_while_their_worker_is_removed() -> None:
             await worker.remove()
 
 
+@pytest.mark.parametrize("init", [True, False])
+async def test_commands_that_begin_while_the_process_ends(init: bool) -> None:
+    """Each is killed with the pid namespace, or has a fresh one."""
+    codes = []
+
+    async def run(worker: nsorch.Worker) -> None:
+        codes.append((await worker.run(["true"], check=False)).returncode)
+
+    async with nsorch.Supervisor(grace=0.1) as sup:
+        for turn in range(8):
+            worker = await sup.start(f"w{turn}", ["sleep", "600"], init=init)
+            async with anyio.create_task_group() as tasks:
+                for _ in range(5):
+                    tasks.start_soon(run, worker)
+                await anyio.sleep(turn * 0.0001)
+                worker.kill()
+    assert set(codes) <= {0, -signal.SIGKILL}
+    assert 0 in codes
+
+
 async def test_passive() -> None:
     async with nsorch.Supervisor() as sup:
         worker = await sup.start("client")

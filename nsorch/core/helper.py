@@ -110,7 +110,7 @@ class Job:
         if self.failure is not None:
             raise self.failure
         if not self.pid:
-            raise ClosedError("killed before it was started", worker=self.worker)
+            raise ClosedError("killed before it was started", worker=self.worker, errno=errno.ESRCH)
 
     async def end(self) -> None:
         """Wait for the exit, or the failure; raises nothing of them."""

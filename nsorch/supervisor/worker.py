@@ -18,7 +18,7 @@ from nsorch.core import descriptors
 from nsorch.core.process import DEVNULL, PIPE, Process
 from nsorch.core.spawner.protocol import Mode, Spawn
 from nsorch.core.spawner.syscalls import CLONE_NEWCGROUP, CLONE_NEWNET, CLONE_NEWNS, CLONE_NEWPID, NS_FILES
-from nsorch.errors import ClosedError, NsorchError, SetupError, UnsupportedError
+from nsorch.errors import ClosedError, NsorchError, UnsupportedError
 from nsorch.events import State, WorkerExited, WorkerReady, WorkerRemoved, WorkerSetupFailed, WorkerStarted
 from nsorch.supervisor.commands import (
     build_command,
@@ -61,6 +61,8 @@ if TYPE_CHECKING:
     from nsorch.topology.filters import Firewall, Nat
 
     IPAddress = IPv4Address | IPv6Address
+
+_LAG = 1.0  # seconds at most from the end of a pid namespace to that of its process
 
 
 class Worker:
@@ -293,7 +295,7 @@ class Worker:
         )
         if self.incarnation <= 1:  # later, its namespaces are there also while a restart is under way
             await self._settled()
-        for _ in range(2):
+        while True:
             alive = None if self._main is None else self._main.alive
             try:
                 with _kept(alive) as pidfd:
@@ -307,15 +309,12 @@ class Worker:
                         session=start_new_session,
                         confined=confined,
                     )
-            except SetupError as exc:
-                if exc.errno != errno.ESRCH:
+            except NsorchError as exc:
+                if exc.errno not in (errno.ESRCH, errno.ENOMEM):  # who forks where PID 1 is gone hears ENOMEM
                     raise
                 self._check_here()  # it was killed with the worker
-                if alive is None:
+                if alive is None or not await _is_over(alive):
                     raise
-                # The main process has ended since, and with it the pid namespace.
-                await alive.end()
-        raise AssertionError("unreachable: a worker without process has no namespace that could be gone")
 
     async def _start_command(
         self,
@@ -917,6 +916,13 @@ def _kept(alive: Job | None) -> Iterator[int | None]:
         yield pidfd
     finally:
         descriptors.close([pidfd])
+
+
+async def _is_over(job: Job) -> bool:
+    """Whether a process has ended, and with it the pid namespace: it is the last whom the kernel lets go from there."""
+    with anyio.move_on_after(_LAG):
+        await job.end()
+    return job.ended
 
 
 async def _feed(process: Process, data: bytes) -> None:
