@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import ctypes
+import errno
 import os
 import pathlib
+import struct
 import subprocess
 import sys
 
@@ -12,7 +14,7 @@ import anyio
 import pytest
 
 import nsorch
-from nsorch.core.spawner import cgroups
+from nsorch.core.spawner import cgroups, syscalls
 from nsorch.host import catalogue, reading
 
 pytestmark = pytest.mark.anyio
@@ -163,11 +165,57 @@ def test_a_limit_of_namespaces(kind: str | None) -> None:
         ("fresh /proc", 1, "mount /proc", True, "masks parts of /proc"),
         ("veth", 28, "unshare net", False, "sysctl -w user.max_net_namespaces"),
         ("fresh /sys", 28, "unshare user", True, "sysctl -w user.max_user_namespaces"),
-        ("mount_setattr", 38, "", False, "too old"),
+        ("mount_setattr", 38, "", False, "a seccomp filter of this host or container hides it"),
     ],
 )
 def test_explanations(name: str, number: int, where: str, rootless: bool, expected: str) -> None:
     assert expected in " ".join(catalogue.explain(TRIED[name], number, where, rootless=rootless))
+
+
+def test_too_old(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("platform.release", lambda: "5.4.0-x")
+    assert "5.4.0-x is too old" in catalogue.explain(TRIED["openat2"], 38, "", rootless=False)[0]
+
+
+FILTERED = """
+import anyio, nsorch
+
+async def main():
+    host = await nsorch.probe()
+    print(host.ready, [name for name, each in host.features.items() if "seccomp filter" in each.forbidden_by])
+    try:
+        async with nsorch.Supervisor() as sup:
+            print((await (await sup.start("w", ["sleep", "60"])).run("echo in")).stdout.decode().strip())
+            await sup.start("sandbox", isolation="sandbox")
+    except nsorch.NsorchError as exc:
+        print(exc.stage)
+
+anyio.run(main)
+"""
+
+
+@pytest.mark.skipif(os.uname().machine != "x86_64", reason="numbers of x86-64")
+@pytest.mark.parametrize(
+    ("call", "number", "ready", "feature", "lab"),
+    [
+        (435, errno.ENOSYS, False, "clone3", ["clone3"]),
+        (155, errno.EPERM, True, "pivot_root", ["in", "pivot_root"]),
+        (442, errno.ENOSYS, True, "mount_setattr", ["in", "rootfs"]),
+    ],
+)
+def test_a_filter_around_it_all(call: int, number: int, ready: bool, feature: str, lab: list[str]) -> None:
+    """As containers have it: Docker's hides clone3."""
+    load, jump, answer, allow = (0x20, 0, 0, 0), (0x15, 0, 1, call), (6, 0, 0, 0x50000 | number), (6, 0, 0, 0x7FFF0000)
+    program = b"".join(struct.pack("=HBBI", *each) for each in (load, jump, answer, allow))
+
+    def confine() -> None:
+        syscalls.set_no_new_privs()
+        syscalls.set_seccomp(program)
+
+    done = subprocess.run(
+        [sys.executable, "-c", FILTERED], capture_output=True, text=True, check=False, preexec_fn=confine
+    )
+    assert done.stdout.splitlines() == [f"{ready} {[feature]}", *lab], done.stderr
 
 
 MOUNTS = """\

@@ -76,6 +76,8 @@ def _namespaces(stage: str, number: int, kinds: str, worker: str | None) -> Nsor
     elif number in (errno.EINVAL, errno.ENOSYS, errno.ENOENT):
         missing = [name for name in names if not os.path.exists(f"/proc/self/ns/{name}")]
         hint = f"this kernel has no {', '.join(missing)} namespaces" if missing else "this kernel refuses them"
+        if number == errno.ENOSYS:
+            hint = f"a seccomp filter of this container or host hides {stage}, or the kernel is older than 5.3"
         return UnsupportedError(what, worker=worker, stage=stage, errno=number, detail=hint)
     else:
         return SetupError(what, worker=worker, stage=stage, errno=number)

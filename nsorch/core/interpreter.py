@@ -66,11 +66,17 @@ def _on_own_mount(interpreter: str) -> int:
     try:
         file = os.open(interpreter, os.O_PATH | os.O_CLOEXEC)
         try:
-            return _out_of_the_way(mountapi.clone_tree(file, recursive=False))
+            mounted = _out_of_the_way(mountapi.clone_tree(file, recursive=False))
         finally:
             os.close(file)
+        try:
+            mountapi.set_attributes(mounted)  # which a filter may forbid
+        except OSError:
+            os.close(mounted)
+            raise
     except OSError:
         return -1
+    return mounted
 
 
 def _in_memory(interpreter: str) -> int:

@@ -28,6 +28,7 @@ class Tried(Value):
 
 
 TRIED = (
+    Tried("clone3", "namespaces", "all processes of a lab", needed=True),
     Tried("user namespace", "namespaces", "labs without root", "CONFIG_USER_NS"),
     Tried("net namespace", "namespaces", "workers with a network", "CONFIG_NET_NS", needed=True),
     Tried("mnt namespace", "namespaces", "workers with mounts of their own", needed=True),
@@ -36,11 +37,13 @@ TRIED = (
     Tried("pid namespace", "namespaces", "processes that end together", "CONFIG_PID_NS", needed=True),
     Tried("cgroup namespace", "namespaces", "cgroup_namespace", "CONFIG_CGROUPS"),
     Tried("time namespace", "namespaces", "time_offsets", "CONFIG_TIME_NS"),
+    Tried("setns", "namespaces", "commands in workers", needed=True),
     Tried("fresh /proc", "mounts", "the /proc of a worker's pid namespace", needed=True),
     Tried("fresh /sys", "mounts", "the /sys of a worker's network namespace", "CONFIG_SYSFS"),
     Tried("POSIX queues", "mounts", "/dev/mqueue", "CONFIG_POSIX_MQUEUE"),
     Tried("overlay", "mounts", "overlay root file systems", "CONFIG_OVERLAY_FS", "overlay"),
     Tried("overlay without root", "mounts", "the same in a user namespace", "CONFIG_OVERLAY_FS", "overlay"),
+    Tried("pivot_root", "mounts", "root file systems, sandboxes"),
     Tried("mount_setattr", "mounts", "recursive read-only binds"),
     Tried("openat2", "mounts", "targets that symbolic links can't lead outside"),
     Tried("seccomp", "confinement", "filters of system calls", "CONFIG_SECCOMP_FILTER"),
@@ -65,6 +68,7 @@ TRIED = (
 )
 
 _MISSING = (errno.EOPNOTSUPP, errno.ENOENT, errno.ENODEV, errno.EPROTONOSUPPORT, errno.ENOSYS, errno.EAFNOSUPPORT)
+_OLDEST = (5, 15)
 _CAP_SETFCAP = 31
 _DENIED = (errno.EPERM, errno.EACCES)
 #: settings that forbid user namespaces: path, the value that does, the command that ends it
@@ -135,7 +139,15 @@ def _missing(tried: Tried) -> tuple[str, str]:
         )
     if tried.config:
         return f"the kernel has no {tried.module or tried.name} ({tried.config})", "use another kernel"
+    if is_recent():
+        return "a seccomp filter of this host or container hides it", "run outside of it, or privileged"
     return f"the kernel {release} is too old", "use Linux 5.15 or newer"
+
+
+def is_recent() -> bool:
+    """Whether the kernel is one that all of nsorch is for."""
+    release = platform.release()
+    return tuple(int(part) for part in release.split("-")[0].split(".")[:2]) >= _OLDEST
 
 
 def _is_installed(module: str, release: str) -> bool:

@@ -13,12 +13,12 @@ from attrs import evolve
 
 from nsorch.core.programs import find
 from nsorch.core.spawner import cgroups
+from nsorch.host.catalogue import is_recent
 from nsorch.host.values import Feature
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
-_OLDEST = (5, 15)
 # Each with its package, what it is for, and the feature that it can't do without.
 _PROGRAMS = (
     ("ip", "iproute2", "ip netns exec, for pins", ""),
@@ -32,8 +32,7 @@ _PROGRAMS = (
 
 
 def kernel() -> Feature:
-    release = platform.release()
-    recent = tuple(int(part) for part in release.split("-")[0].split(".")[:2]) >= _OLDEST
+    release, recent = platform.release(), is_recent()
     return Feature(
         name="kernel",
         group="host",

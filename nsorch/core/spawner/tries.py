@@ -25,12 +25,15 @@ from .syscalls import (
     CLONE_NEWNS,
     CLONE_NEWPID,
     CLONE_NEWUSER,
+    CLONE_NEWUTS,
     MS_PRIVATE,
     MS_REC,
     NS_FILES,
     clone3,
     mount,
+    pivot_root,
     set_parent_death_signal,
+    setns,
     unshare,
 )
 
@@ -52,15 +55,18 @@ _libc = ctypes.PyDLL(None, use_errno=True)
 def main() -> None:
     rootless = sys.argv[1] == "rootless"
     results: dict[str, Result] = {}
+    results["clone3"] = _in_child(_clone)
     for kind, name in NS_FILES.items():
         if kind != CLONE_NEWUSER:
             results[f"{name} namespace"] = _in_child(lambda kind=kind: _make(kind, rootless))  # type: ignore[misc]
     results["user namespace"] = _in_child(_user_namespace)
+    results["setns"] = _in_child(lambda: _enter_again(rootless))
     results["fresh /proc"] = _in_child(lambda: _fresh_proc(rootless))
     results["fresh /sys"] = _in_child(lambda: _mount_fresh("sysfs", CLONE_NEWNET, rootless))
     results["POSIX queues"] = _in_child(lambda: _mount_fresh("mqueue", CLONE_NEWIPC, rootless))
     results["overlay"] = _in_child(lambda: _overlay(rootless))
     results["overlay without root"] = _in_child(lambda: _overlay(True))
+    results["pivot_root"] = _in_child(lambda: _pivot_root(rootless))
     results["seccomp"] = _in_child(_seccomp)
     results["mount_setattr"] = _in_child(lambda: _exists(_SYS_MOUNT_SETATTR))
     results["openat2"] = _in_child(lambda: _exists(_SYS_OPENAT2))
@@ -100,7 +106,7 @@ def _outcome(act: Callable[[], None]) -> Result:
 def _collect(act: Callable[[Report], None]) -> list[Any] | None:
     """What *act*, in a child of its own, reports; None where it takes too long."""
     ours, theirs = os.pipe()
-    pid, _ = clone3(0)
+    pid = os.fork()  # a filter may forbid clone3
     if pid == 0:
         try:
             set_parent_death_signal(signal.SIGKILL)
@@ -140,6 +146,21 @@ def _make(kinds: int, rootless: bool) -> None:
         _enter_user_namespace()
     with stage("unshare", ", ".join(name for kind, name in NS_FILES.items() if kinds & kind)):
         unshare(kinds)
+
+
+def _clone() -> None:
+    with stage("clone3"):
+        pid, _ = clone3(0)
+    if pid == 0:
+        os._exit(0)
+    os.waitpid(pid, 0)
+
+
+def _enter_again(rootless: bool) -> None:
+    _make(CLONE_NEWUTS, rootless)
+    fd = os.open("/proc/self/ns/uts", os.O_RDONLY | os.O_CLOEXEC)
+    with stage("setns", "uts"):
+        setns(fd, CLONE_NEWUTS)
 
 
 def _enter_user_namespace() -> None:
@@ -197,6 +218,14 @@ def _overlay(rootless: bool) -> None:
         mount("nsorch", "/proc/merged", "overlay", 0, options)
     with stage("write", "overlay"):
         os.mkdir("/proc/merged/folder")
+
+
+def _pivot_root(rootless: bool) -> None:
+    _make(CLONE_NEWNS, rootless)
+    _mount("nsorch", "tmpfs", "/proc")
+    os.chdir("/proc")
+    with stage("pivot_root"):
+        pivot_root(".", ".")
 
 
 def _seccomp() -> None:
