@@ -173,7 +173,7 @@ async def test_programs_are_those_of_the_workers_mounts(init: bool, tmp_path: pa
         assert worker.state is nsorch.State.RUNNING
         # An exec has happened a little before the name is another. Without the init, nobody has mounted its /proc.
         line = "until grep -q mine /proc/2/comm; do sleep 0.01; done"
-        assert not init or (await worker.run(["sh", "-c", line], timeout=5)).returncode == 0
+        assert not init or (await worker.run(line, env=os.environ, timeout=5)).returncode == 0
         with pytest.raises(nsorch.CommandNotFoundError) as failure:
             await worker.restart(["theirs"], env={"PATH": str(tmp_path)})
         assert failure.value.worker == "w"
