@@ -24,8 +24,8 @@ def inode(path: str | pathlib.Path) -> int:
 async def test_a_pin_leads_into_the_worker_and_goes_with_it(tmp_path: pathlib.Path) -> None:
     async with nsorch.Supervisor() as sup:
         a, b = await sup.start("a"), await sup.start("b")
-        path = await sup.pin(a, folder=str(tmp_path / "netns"))
-        assert path == str(tmp_path / "netns" / "a")
+        path = await sup.pin(a, folder=str(tmp_path / "run" / "netns"))
+        assert path == str(tmp_path / "run" / "netns" / "a")
         assert inode(path) == a.namespaces["net"]
         assert inode(await sup.pin("b", "other name", folder=str(tmp_path))) == b.namespaces["net"]
         with pytest.raises(nsorch.NameInUseError, match="other name"):
@@ -35,22 +35,30 @@ async def test_a_pin_leads_into_the_worker_and_goes_with_it(tmp_path: pathlib.Pa
         for name in ("", ".", "..", "x/y", "n\0l", "x" * 256):
             with pytest.raises(ValueError, match="not the name of a pin"):
                 await sup.pin(b, name, folder=str(tmp_path))
-    assert os.listdir(tmp_path) == ["netns"]
+        kept = await sup.pin(b, folder=str(tmp_path / "kept" / "netns"))
+        (tmp_path / "kept" / "others").touch()
+        assert os.path.islink(kept)
+    assert os.listdir(tmp_path) == ["kept"]  # of the folders that were made for pins, what isn't empty
+    assert os.listdir(tmp_path / "kept") == ["others"]
 
 
 async def test_one_that_leads_nowhere_is_replaced_and_a_file_is_not(tmp_path: pathlib.Path) -> None:
     (tmp_path / "a").symlink_to("/proc/4194304/fd/9")
     (tmp_path / "file").write_text("mine")
+    (tmp_path / "link").symlink_to("file")
+    (tmp_path / "recycled").symlink_to("/proc/self/exe")
     async with nsorch.Supervisor() as sup:
         a = await sup.start("a")
         assert inode(await sup.pin(a, folder=str(tmp_path))) == a.namespaces["net"]
-        with pytest.raises(nsorch.NameInUseError):
-            await sup.pin(a, "file", folder=str(tmp_path))
+        for name in ("file", "link"):
+            with pytest.raises(nsorch.NameInUseError):
+                await sup.pin(a, name, folder=str(tmp_path))
+        assert inode(await sup.pin(a, "recycled", folder=str(tmp_path))) == a.namespaces["net"]
         host = await sup.start("host", namespaces=["uts"])
         with pytest.raises(nsorch.UnsupportedError, match="no network namespace"):
             await sup.pin(host, folder=str(tmp_path))
     assert (tmp_path / "file").read_text() == "mine"
-    assert os.listdir(tmp_path) == ["file"]
+    assert sorted(os.listdir(tmp_path)) == ["file", "link"]
 
 
 def test_none_stays_when_the_application_is_killed(tmp_path: pathlib.Path) -> None:

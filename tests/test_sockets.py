@@ -294,6 +294,8 @@ async def test_http_client() -> None:
                 await http.get("http://web:81/")
             with pytest.raises(httpx.ConnectTimeout):
                 await http.get("http://10.0.0.99/", timeout=0.05)
+            with pytest.raises(httpx.ConnectError, match='client has no interface "eth7"'):
+                await http.get("http://[fe80::1%25eth7]/")
         tasks.cancel_scope.cancel()
 
 

@@ -16,6 +16,7 @@ from .stages import stage
 class Pins:
     def __init__(self) -> None:
         self._targets: dict[bytes, bytes] = {}
+        self._folders: list[bytes] = []  # that weren't there before
 
     def add(self, path: bytes, target: bytes) -> None:
         """Replaces one that leads nowhere: of a lab that was killed with its stub.
@@ -23,11 +24,24 @@ class Pins:
         :raises StageError: EEXIST where something else is there
         """
         with stage("pin", os.fsdecode(path)):
-            os.makedirs(os.path.dirname(path), 0o755, exist_ok=True)
-            if os.path.islink(path) and not _leads_to_namespace(path):
-                os.unlink(path)
-            os.symlink(target, path)
+            try:
+                self._link(path, target)
+            except FileNotFoundError:  # another lab has just removed the folder that it had made
+                self._link(path, target)
         self._targets[path] = target
+
+    def _link(self, path: bytes, target: bytes) -> None:
+        self._make_folder(os.path.dirname(path))
+        if os.path.islink(path) and _is_stale(path):
+            os.unlink(path)
+        os.symlink(target, path)
+
+    def _make_folder(self, folder: bytes) -> None:
+        if not os.path.lexists(folder):
+            self._make_folder(os.path.dirname(folder))
+            with contextlib.suppress(FileExistsError):
+                os.mkdir(folder, 0o755)
+                self._folders.append(folder)
 
     def remove(self, path: bytes) -> None:
         target = self._targets.pop(path, None)
@@ -38,11 +52,17 @@ class Pins:
     def remove_all(self) -> None:
         for path in list(self._targets):
             self.remove(path)
+        while self._folders:
+            with contextlib.suppress(OSError):  # somebody else has put something there
+                os.rmdir(self._folders.pop())
 
 
-def _leads_to_namespace(path: bytes) -> bool:
+def _is_stale(path: bytes) -> bool:
+    """Whether a symbolic link leads nowhere; or, as ours do, to a process's descriptor that is no namespace: the process
+    has another's number."""
     try:
-        return os.stat(path).st_dev == os.stat("/proc/self/ns/net").st_dev
+        there = os.stat(path)
     except OSError as exc:
         # Another user's descriptors can't be looked at.
-        return exc.errno in (errno.EACCES, errno.EPERM)
+        return exc.errno not in (errno.EACCES, errno.EPERM)
+    return os.readlink(path).startswith(b"/proc/") and there.st_dev != os.stat("/proc/self/ns/net").st_dev

@@ -152,6 +152,8 @@ class _Backend(httpcore.AsyncNetworkBackend):
         with _mapped(
             {TimeoutError: httpcore.ConnectTimeout, OSError: httpcore.ConnectError, SetupError: httpcore.ConnectError}
         ):
+            if ":" in host:  # with an interface, as URLs have it: RFC 6874
+                host = host.replace("%25", "%")
             with anyio.fail_after(timeout):
                 stream = await self._worker.connect_tcp(host, port, local_host=local_address)
             sock = stream.extra(SocketAttribute.raw_socket)
