@@ -749,10 +749,12 @@ class Supervisor:
         :raises ValueError: on entering: the filter is wrong, in libpcap's words
         :raises TopologyError: an option is of a wrong kind, or out of its range
         :raises UnsupportedError: on entering: there is no libpcap for the filter
-        :raises ClosedError: on entering: a link was removed
+        :raises ClosedError: there is no such link; on entering: one was removed
         :raises OSError: on entering or leaving: the file can't be written
         """
         named = [(link, name_of("links", link, "a link")) for link in items("links", links, "links")]
+        if unknown := [name for link, name in named if isinstance(link, str) and name not in self.links]:
+            raise ClosedError(f'there is no link "{unknown[0]}"')
         chosen = [self.links[name] if isinstance(link, str) else link for link, name in named]
         return self._wiring.capture(
             chosen, filter=filter, file=file, direction=direction, snaplen=snaplen, buffer=buffer

@@ -58,8 +58,8 @@ class Pins:
 
 
 def _is_stale(path: bytes) -> bool:
-    """Whether a symbolic link leads nowhere; or, as ours do, to a process's descriptor that is no namespace: the process
-    has another's number."""
+    """Whether a symbolic link leads nowhere; or, as ours do, to a process's descriptor, but to no namespace: another
+    process has the number now."""
     try:
         there = os.stat(path)
     except OSError as exc:
