@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import pathlib
 import select
@@ -21,6 +22,7 @@ from rootfs_support import make_rootfs
 
 import nsorch
 from nsorch.core import cgroups
+from nsorch.core.spawner import subtree as spawner_subtree
 from nsorch.core.usage import parse_io, parse_pressure
 
 if TYPE_CHECKING:
@@ -453,3 +455,23 @@ def test_parsers() -> None:
     devices = parse_io("254:0 rbytes=4096 wbytes=8192 rios=1 wios=2 dbytes=0 dios=0\n7:0 \n")
     assert list(devices) == ["254:0"]
     assert (devices["254:0"].read_bytes, devices["254:0"].writes) == (4096, 2)
+
+
+def test_no_descriptor_is_left_for_a_leaf(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = os.open(tmp_path, os.O_PATH)
+    opened = os.open
+
+    def fail(path: str, *arguments: int, **options: int) -> int:
+        if path in ("w", "cgroup.events"):
+            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+        return opened(path, *arguments, **options)
+
+    monkeypatch.setattr(os, "open", fail)
+    subtree = spawner_subtree.Subtree("/x", tmp_path.name, folder, folder, ())
+    with pytest.raises(nsorch.SetupError, match=r"w: make the cgroup /x/w: .*EMFILE") as caught:
+        cgroups.make_leaf(subtree, "w", {})
+    assert caught.value.stage == "cgroup"
+    os.mkdir(tmp_path / "other")
+    cgroups.remove_leaves(subtree, ["other"])
+    assert os.listdir(tmp_path) == []
+    os.close(folder)

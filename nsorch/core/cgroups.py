@@ -64,14 +64,18 @@ def make_leaf(subtree: Subtree, worker: str, files: Mapping[str, str]) -> int:
 
     :raises NsorchError: nothing of it is left
     """
+    what = f"make the cgroup {subtree.path}/{worker}"
     try:
         os.mkdir(worker, 0o755, dir_fd=subtree.folder)
     except OSError as exc:
-        raise refused(exc, f"make the cgroup {subtree.path}/{worker}", worker) from None
+        raise refused(exc, what, worker) from None
     try:
-        with descriptors.registering:
-            leaf = os.open(worker, _FOLDER, dir_fd=subtree.folder)
-            descriptors.own([leaf])
+        try:
+            with descriptors.registering:
+                leaf = os.open(worker, _FOLDER, dir_fd=subtree.folder)
+                descriptors.own([leaf])
+        except OSError as exc:
+            raise refused(exc, what, worker) from None
         try:
             write_files(leaf, files, worker)
         except BaseException:

@@ -131,7 +131,8 @@ def remove(above: int, name: str) -> None:
 
 
 def remove_leaf(folder: int, name: str) -> None:
-    """Kill what is in the cgroup *name* of *folder*, wait until it is gone, and remove it with all below."""
+    """Kill what is in the cgroup *name* of *folder*, wait until it is gone, and remove it with all below. Does what it
+    can, and raises nothing."""
     try:
         leaf = os.open(name, _FOLDER, dir_fd=folder)
     except OSError:
@@ -159,7 +160,10 @@ def kill(leaf: int) -> None:
 
 
 def _wait_until_empty(leaf: int) -> None:
-    events = os.open("cgroup.events", os.O_RDONLY | os.O_CLOEXEC, dir_fd=leaf)
+    try:
+        events = os.open("cgroup.events", os.O_RDONLY | os.O_CLOEXEC, dir_fd=leaf)
+    except OSError:  # such as EMFILE: the rest is removed by who removes the subtree
+        return
     try:
         poll = select.poll()
         poll.register(events, select.POLLPRI)
