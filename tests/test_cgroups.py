@@ -12,6 +12,7 @@ import subprocess
 import sys
 import threading
 import time
+from functools import partial
 from typing import TYPE_CHECKING
 
 import anyio
@@ -455,6 +456,21 @@ def test_parsers() -> None:
     devices = parse_io("254:0 rbytes=4096 wbytes=8192 rios=1 wios=2 dbytes=0 dios=0\n7:0 \n")
     assert list(devices) == ["254:0"]
     assert (devices["254:0"].read_bytes, devices["254:0"].writes) == (4096, 2)
+
+
+@needs_cgroups
+async def test_what_is_asked_while_a_leaf_is_made(anyio_backend: str) -> None:
+    async with nsorch.Supervisor() as sup:
+        for turn in range(10):
+            async with anyio.create_task_group() as tasks:
+                asked = sup.wait_event(nsorch.WorkerRequested, worker=f"w{turn}")
+                tasks.start_soon(partial(sup.start, f"w{turn}", isolation="sandbox"))
+                await asked
+                await anyio.sleep(turn * 0.0003)
+                worker = sup.workers[f"w{turn}"]
+                for ask in (worker.freeze, worker.stats, worker.thaw):
+                    tasks.start_soon(ask)
+            assert worker.cgroup is not None
 
 
 def test_no_descriptor_is_left_for_a_leaf(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -187,6 +187,7 @@ class Cgroups:
         """
         self._check_alive(worker)
         while (leaf := self._leaves.get(worker.name)) is None:
+            await worker._settled()  # its start may make one
             subtree = await self._root_for(worker.name, limits, move=move)
             assert self._making is not None
             async with self._making:
