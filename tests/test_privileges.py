@@ -692,6 +692,7 @@ def test_files(tmp_path: pathlib.Path) -> None:
     topology.worker("every", capabilities="all")
     topology.worker("one", capabilities=["-all", "+NET_RAW"])
     topology.worker("unchanged", capabilities=nsorch.CapabilityChange(), isolation="sandbox")
+    topology.worker("none", namespaces={})
     topology.worker("empty", env={}, capabilities=[], mounts=[], masked=[], namespaces=["user", "net", "mnt", "net"])
     for name in ("lab.toml", "lab.yaml", "lab.json"):
         topology.dump(tmp_path / name)

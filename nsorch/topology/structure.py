@@ -586,7 +586,6 @@ def _worker(spec: WorkerSpec) -> dict[str, Any]:
         if spec.command is None or spec.service
         else [_text(item, f"{path}.command") for item in spec.command],
         links=[_to(to) for to in spec.links] or None,
-        namespaces=_namespaces(spec.namespaces, f"{path}.namespaces"),
         cwd=None if spec.cwd is None else _text(spec.cwd, f"{path}.cwd"),
         user=spec.user,
         hostname=spec.hostname,
@@ -605,4 +604,10 @@ def _worker(spec: WorkerSpec) -> dict[str, Any]:
         service=service_to_plain(spec.service),
         uplink=uplink_to_plain(spec.uplink),
         label=spec.label,
-    ) | _present({"env": None if spec.env is None else dict(spec.env), **isolation_to_dict(spec, path)})
+    ) | _present(
+        {
+            "namespaces": _namespaces(spec.namespaces, f"{path}.namespaces"),
+            "env": None if spec.env is None else dict(spec.env),
+            **isolation_to_dict(spec, path),
+        }
+    )
