@@ -16,7 +16,7 @@ import tarfile
 
 import anyio
 import pytest
-from images_support import Layout, entry, hard, link, tarball
+from images_support import Layout, digest, entry, hard, link, tarball
 
 import nsorch
 
@@ -330,6 +330,72 @@ async def test_cancelled(anyio_backend: str, tmp_path: pathlib.Path, target: pat
             await anyio.sleep(0.001)
         tasks.cancel_scope.cancel()
     assert os.listdir(target.parent) == []
+
+
+def saved(path: pathlib.Path, tags: dict[str, bytes]) -> pathlib.Path:
+    """An archive as ``docker save`` made it: of an image for each of *tags*, whose layers are one that all have, by a
+    link, and its own."""
+    shared = tarball(entry("a", b"a"), entry("gone", b""))
+    listed, files = [], [entry("shared"), entry("shared/layer.tar", shared), entry("repositories", b"{}")]
+    for number, (tag, layer) in enumerate(tags.items()):
+        config = {
+            "architecture": "arm64",
+            "os": "linux",
+            "config": {"Cmd": ["sh"]},
+            "rootfs": {"diff_ids": [digest(shared), digest(layer)]},
+        }
+        data = json.dumps(config).encode()
+        name = f"{digest(data).partition(':')[2]}.json"
+        layers = [f"{number}-0/layer.tar", f"{number}-1/layer.tar"]
+        listed.append({"Config": name, "RepoTags": [tag], "Layers": layers})
+        files += [entry(f"{number}-0"), link(layers[0], "../shared/layer.tar"), entry(f"{number}-1")]
+        files += [entry(layers[1], layer), entry(name, data)]
+    path.write_bytes(tarball(*files, entry("manifest.json", json.dumps(listed).encode())))
+    return path
+
+
+@pytest.mark.parametrize("extracted", [False, True])
+async def test_what_docker_save_wrote(
+    anyio_backend: str, extracted: bool, tmp_path: pathlib.Path, target: pathlib.Path
+) -> None:
+    layers = {"box:1": tarball(entry("b", b"1"), entry(".wh.gone", b"")), "host:80/box:2": tarball(entry("b", b"2"))}
+    source = saved(tmp_path / "box.tar", layers)
+    if extracted:
+        source = tmp_path / "box"
+        with tarfile.open(tmp_path / "box.tar") as archive:
+            archive.extractall(source, filter="fully_trusted")
+    done = await nsorch.unpack(source, target, tag="1")
+    assert listed(target) == {"a": "a", "b": "1"}
+    assert (done.layers, done.entries, done.digest) == (2, 4, "")
+    assert done.config is not None
+    assert done.config.command == ("sh",)
+    await nsorch.unpack(source, target.with_name("other"), tag="host:80/box:2", platform="linux/arm64")
+    assert listed(target.with_name("other")) == {"a": "a", "b": "2", "gone": ""}
+    for tag, platform, text in (
+        (None, None, "2 images; choose a tag: box:1, host:80/box:2"),
+        ("3", None, 'no tag "3" in manifest.json, but box:1'),
+        ("1", "linux/s390x", "is for linux/arm64, not for linux/s390x"),
+    ):
+        with pytest.raises(nsorch.ImageError, match=text):
+            await nsorch.unpack(source, target.with_name("no"), tag=tag, platform=platform)
+    assert sorted(os.listdir(target.parent)) == ["other", "rootfs"]
+
+
+async def test_archives_of_layouts(anyio_backend: str, tmp_path: pathlib.Path, target: pathlib.Path) -> None:
+    """``docker save`` since Docker 25, ``skopeo copy … oci-archive:``."""
+    layout = Layout(tmp_path / "image")
+    for name in ("one:latest", "two:latest"):
+        layout.add(layout.manifest(tarball(entry(name[:3], b""))), tag="latest")
+        layout.manifests[-1]["annotations"]["io.containerd.image.name"] = f"docker.io/library/{name}"
+    source = layout.write()
+    (source / "manifest.json").write_text("[]")
+    with tarfile.open(tmp_path / "image.tar.gz", "w:gz") as archive:
+        archive.add(source, arcname=".")
+    done = await nsorch.unpack(tmp_path / "image.tar.gz", target, tag="two:latest")
+    assert (os.listdir(target), done.digest) == (["two"], layout.manifests[1]["digest"])
+    with pytest.raises(nsorch.ImageError, match="choose a tag: docker.io/library/one:latest, docker.io/library/two:la"):
+        await nsorch.unpack(tmp_path / "image.tar.gz", target.with_name("no"))
+    assert os.listdir(target.parent) == ["rootfs"]
 
 
 def test_command_line(tmp_path: pathlib.Path, target: pathlib.Path) -> None:

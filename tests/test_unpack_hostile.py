@@ -176,6 +176,15 @@ def raw_header(**attributes: Any) -> bytes:
 
 
 ZEROS = bytes(1024)
+
+
+def saved(layers: list[str], *more: tuple[tarfile.TarInfo, bytes]) -> bytes:
+    """As ``docker save`` wrote it, of an image with one layer."""
+    config = json.dumps({"rootfs": {"diff_ids": [digest(b"")]}}).encode()
+    about = json.dumps([{"Config": "c.json", "RepoTags": None, "Layers": layers}]).encode()
+    return tarball(entry("manifest.json", about), entry("c.json", config), *more)
+
+
 BROKEN: dict[str, tuple[bytes, str]] = {
     "cut in an entry": (tarball(entry("a", b"a" * 5000))[:2048], "damaged|cut off"),
     "cut between entries": (tarball(entry("a", b"a" * 512))[:1024], "end mark"),
@@ -189,7 +198,13 @@ BROKEN: dict[str, tuple[bytes, str]] = {
     "huge pax header": (raw_header(type=tarfile.XHDTYPE, size=1 << 33) + ZEROS, "has a header of"),
     "endless long names": (raw_header(type=tarfile.GNUTYPE_LONGNAME, size=0) * 5000 + ZEROS, "damaged"),
     "huge file": (raw_header(size=1 << 40) + ZEROS, "larger than"),
-    "an image's archive": (tarball(entry("oci-layout", b"{}"), entry("index.json", b"{}")), "archive of an image"),
+    "an image's archive": (tarball(entry("oci-layout", b"{}"), entry("index.json", b"{}")), "no list of manifests"),
+    "a saved image outside": (saved(["../../secret"]), "'../../secret' leads outside"),
+    "a saved image by an absolute path": (saved(["/etc/passwd"]), "'/etc/passwd' leads outside"),
+    "a saved image by a link": (saved(["x"], link("x", "/etc/passwd")), "'x' leads outside"),
+    "a saved image without its layer": (saved(["x"]), "x can't be read"),
+    "a saved image of other layers": (saved(["x"], entry("x", tarball(entry("a", b"")))), "layer x is damaged"),
+    "a saved image of too many layers": (saved(["x", "y"]), "2 layers, and the configuration 1"),
 }  # fmt: skip
 
 

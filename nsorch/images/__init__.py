@@ -26,8 +26,9 @@ async def unpack(
 
     The work is done in a thread. It goes on below a hidden directory beside *directory*, which a ``kill -9`` leaves.
 
-    :param image: an OCI image layout, or what ``skopeo copy … dir:`` leaves; or a tarball of a root file system, plain
-        or compressed by gzip, bzip2, xz or (with the extra ``nsorch[zstd]``, or Python 3.14) zstd
+    :param image: an OCI image layout, or what ``skopeo copy … dir:`` leaves; an archive such as ``docker save`` writes;
+        or a tarball of a root file system, plain or compressed by gzip, bzip2, xz or (with the extra ``nsorch[zstd]``,
+        or Python 3.14) zstd
     :param directory: must not exist, or be empty
     :param tag: which image of a layout; needed where there are several
     :param platform: such as ``"linux/arm64/v8"``; this machine's if None

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
 _TAG = "org.opencontainers.image.ref.name"
+_NAME = "io.containerd.image.name"  # such as docker.io/library/alpine:latest, whose tag is latest alone
 _MOST_JSON = 16 << 20
 _DEEPEST = 8
 _DIGEST = re.compile(r"(sha256):([0-9a-f]{64})|(sha512):([0-9a-f]{128})")
@@ -37,16 +38,21 @@ _INDEXES = (
 
 @frozen(kw_only=True, repr=False)
 class Layer(Value):
-    """:ivar diff_id: the digest without compression, or ``""``."""
+    """:ivar path: where it lies, if it isn't found by its digest
+    :ivar diff_id: the digest without compression, or ``""``
+    """
 
-    digest: str
-    size: int
+    digest: str = ""
+    size: int | None = None
+    path: str = ""
     diff_id: str = ""
 
 
 @frozen(kw_only=True, repr=False)
 class Image(Value):
-    digest: str
+    """:ivar digest: of its manifest, or ``""``"""
+
+    digest: str = ""
     layers: tuple[Layer, ...]
     config: ImageConfig = field(factory=ImageConfig)
 
@@ -74,7 +80,7 @@ class Layout:
         path = f"{self._path}/{name}" if self._flat else f"{self._path}/blobs/{algorithm}/{name}"
         if self._flat and not os.path.lexists(path):
             path += ".manifest.json"  # one of several, see ``skopeo copy --all``
-        with _open(path, digest) as file:
+        with open_file(path, digest) as file:
             if size is not None and (actual := os.fstat(file.fileno()).st_size) != size:
                 raise ImageError(f"blob {digest} has {actual} bytes instead of {size}")
             if hashlib.file_digest(file, algorithm).hexdigest() != name:
@@ -82,9 +88,18 @@ class Layout:
             file.seek(0)
             yield file
 
+    @contextlib.contextmanager
+    def layer(self, layer: Layer) -> Iterator[io.BufferedReader]:
+        """Its file, which isn't damaged.
+
+        :raises ImageError: it is missing, or it is
+        """
+        with self.blob(layer.digest, layer.size) as file:
+            yield file
+
     def _json(self, descriptor: Mapping[str, Any], what: str) -> Any:
         with self.blob(_text(descriptor, "digest", what), _size(descriptor, what)) as file:
-            return _parse(file, what)
+            return parse(file, what)
 
     # -- what they say
 
@@ -97,15 +112,15 @@ class Layout:
         if self._flat:
             if tag is not None:
                 raise ImageError(f'there is no tag "{tag}": the directory holds one image without a name')
-            with _open(f"{self._path}/manifest.json", "manifest.json") as file:
+            with open_file(f"{self._path}/manifest.json", "manifest.json") as file:
                 data = file.read(_MOST_JSON)
                 file.seek(0)
-                manifest = _parse(file, "manifest.json")
+                manifest = parse(file, "manifest.json")
             digest = f"sha256:{hashlib.sha256(data).hexdigest()}"
             several = _list(manifest, "manifests", "manifest.json") if "manifests" in manifest else None
         else:
-            with _open(f"{self._path}/index.json", "index.json") as file:
-                index = _parse(file, "index.json")
+            with open_file(f"{self._path}/index.json", "index.json") as file:
+                index = parse(file, "index.json")
             several = _named(_list(index, "manifests", "index.json"), tag)
         if several is not None:
             where = "manifest.json" if self._flat else "index.json"
@@ -125,7 +140,7 @@ class Layout:
             there = ", ".join(sorted({str(Platform.of(each)) for each in found})) or "nothing"
             raise ImageError(f"{where} has no image for {platform}, but {there}")
         if len({each.get("digest") for each in fitting}) > 1:
-            tags = ", ".join(sorted(str(_tag(each)) for each in fitting))
+            tags = ", ".join(sorted((_names(each) or ["None"])[-1] for each in fitting))
             raise ImageError(f"{where} has {len(fitting)} images for {platform}; choose a tag: {tags}")
         chosen = fitting[0]
         if chosen.get("mediaType") in _INDEXES or chosen.get("mediaType") is None:
@@ -140,9 +155,7 @@ class Layout:
         config: Any = {}
         if isinstance(manifest.get("config"), dict):
             config = self._json(manifest["config"], "configuration")
-        built_for = config.get("architecture")
-        if asked and built_for and not platform.fits(Platform.of({"platform": config})):
-            raise ImageError(f"the image is for {Platform.of({'platform': config})}, not for {platform}")
+        check_platform(config, platform, asked=asked)
         described = _list(manifest, "layers", digest)
         diff_ids = config.get("rootfs", {}).get("diff_ids", []) if isinstance(config.get("rootfs"), dict) else []
         if diff_ids and len(diff_ids) != len(described):
@@ -159,7 +172,16 @@ class Layout:
                     diff_id=str(diff_ids[number]) if diff_ids else "",
                 )
             )
-        return Image(digest=digest, layers=tuple(layers), config=_config(config.get("config") or {}))
+        return Image(digest=digest, layers=tuple(layers), config=read_config(config.get("config") or {}))
+
+
+def check_platform(config: Mapping[str, Any], platform: Platform, *, asked: bool) -> None:
+    """
+    :raises ImageError: somebody wants *platform*, and the image is for another
+    """
+    built_for = Platform.of({"platform": config})
+    if asked and config.get("architecture") and not platform.fits(built_for):
+        raise ImageError(f"the image is for {built_for}, not for {platform}")
 
 
 def split_digest(digest: str) -> tuple[str, str]:
@@ -176,19 +198,22 @@ def split_digest(digest: str) -> tuple[str, str]:
 def _named(found: list[Any], tag: str | None) -> list[Any]:
     if tag is None:
         return found
-    chosen = [each for each in found if _tag(each) == tag]
+    chosen = [each for each in found if any(name == tag or name.endswith(f"/{tag}") for name in _names(each))]
     if not chosen:
-        known = ", ".join(sorted({str(_tag(each)) for each in found if _tag(each)})) or "none"
+        known = ", ".join(sorted({name for each in found for name in _names(each)[-1:]})) or "none"
         raise ImageError(f'there is no tag "{tag}" in index.json, but {known}')
     return chosen
 
 
-def _tag(descriptor: Mapping[str, Any]) -> Any:
+def _names(descriptor: Mapping[str, Any]) -> list[str]:
+    """Its tag, and where there is one its whole name."""
     annotations = descriptor.get("annotations")
-    return annotations.get(_TAG) if isinstance(annotations, dict) else None
+    if not isinstance(annotations, dict):
+        return []
+    return [name for key in (_TAG, _NAME) if isinstance(name := annotations.get(key), str)]
 
 
-def _open(path: str, what: str) -> io.BufferedReader:
+def open_file(path: str, what: str) -> io.BufferedReader:
     try:
         fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)  # a fifo would wait for a writer
     except OSError as exc:
@@ -199,7 +224,10 @@ def _open(path: str, what: str) -> io.BufferedReader:
     return open(fd, "rb")
 
 
-def _parse(file: IO[bytes], what: str) -> Any:
+def parse(file: IO[bytes], what: str, kind: type = dict) -> Any:
+    """
+    :raises ImageError: it is too large, or no JSON of this *kind*
+    """
     data = file.read(_MOST_JSON + 1)
     if len(data) > _MOST_JSON:
         raise ImageError(f"{what} is larger than {_MOST_JSON} bytes")
@@ -207,8 +235,8 @@ def _parse(file: IO[bytes], what: str) -> Any:
         parsed = json.loads(data)
     except (ValueError, RecursionError) as exc:
         raise ImageError(f"{what} is no JSON", detail=str(exc)) from None
-    if not isinstance(parsed, dict):
-        raise ImageError(f"{what} is no JSON object")
+    if not isinstance(parsed, kind):
+        raise ImageError(f"{what} is no JSON {'object' if kind is dict else kind.__name__}")
     return parsed
 
 
@@ -232,7 +260,7 @@ def _size(value: Mapping[str, Any], what: str) -> int:
     return size
 
 
-def _config(value: Any) -> ImageConfig:
+def read_config(value: Any) -> ImageConfig:
     if not isinstance(value, dict):
         raise ImageError("the configuration is no JSON object")
     lists = {}

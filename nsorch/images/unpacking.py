@@ -15,6 +15,7 @@ from nsorch.images.archive import damage
 from nsorch.images.layers import Applier
 from nsorch.images.layout import Image, Layout, split_digest
 from nsorch.images.platforms import Platform
+from nsorch.images.saved import Saved, find, find_packed
 from nsorch.images.streams import Counted, decompressed
 from nsorch.images.tree import Tree
 from nsorch.images.values import Unpacked
@@ -42,46 +43,63 @@ def unpack_blocking(
     wanted = Platform.parse(platform)
     if not os.path.exists(source):
         raise ImageError(f"there is no {source}")
-    layout: Layout | None = None
-    found: Image | None = None
-    if os.path.isdir(source):
-        if not Layout.found(source):
-            raise ImageError(f"{source} is no image: it has neither index.json nor manifest.json")
-        layout = Layout(source)
-        found = layout.image(tag, wanted, asked=platform is not None)
-    elif tag is not None:
-        raise ImageError(f'there is no tag "{tag}": {source} is a tarball')
-    with _beside(target) as (root, commit):
-        tree = Tree(root)
-        applier = Applier(tree, squash=not _all_users() if squash is None else squash, max_size=max_size)
-        try:
-            if layout is not None and found is not None:
-                for layer in found.layers:
-                    algorithm = split_digest(layer.diff_id)[0] if layer.diff_id else "sha256"
-                    with layout.blob(layer.digest, layer.size) as file, damage():
-                        stream = Counted(decompressed(file), 2 * max_size, cancelled, whole=True, algorithm=algorithm)
-                        applier.apply(stream)
-                        stream.drain()
-                    if layer.diff_id and stream.digest() != layer.diff_id:
-                        raise ImageError(f"layer {layer.digest} is damaged: its contents are not {layer.diff_id}")
-            else:
-                _refuse_image(source)
-                with open(source, "rb") as file, damage():
-                    applier.apply(Counted(decompressed(file), 2 * max_size, cancelled))
-                _refuse_archive(root, source)
+    squash = not _all_users() if squash is None else squash
+
+    def unpack_image(folder: Layout | Saved) -> Unpacked:
+        found = folder.image(tag, wanted, asked=platform is not None)
+        with _beside(target) as (root, commit), _applying(root, squash=squash, max_size=max_size) as applier:
+            for layer in found.layers:
+                algorithm = split_digest(layer.diff_id)[0] if layer.diff_id else "sha256"
+                with folder.layer(layer) as file, damage():
+                    stream = Counted(decompressed(file), 2 * max_size, cancelled, whole=True, algorithm=algorithm)
+                    applier.apply(stream)
+                    stream.drain()
+                if layer.diff_id and stream.digest() != layer.diff_id:
+                    raise ImageError(
+                        f"layer {layer.digest or layer.path} is damaged: its contents are not {layer.diff_id}"
+                    )
             applier.finish()
-        finally:
-            tree.close()
+            commit()
+        return _done(target, applier, found)
+
+    if os.path.isdir(source):
+        folder = find(source)
+        if folder is None:
+            raise ImageError(f"{source} is no image: it has neither index.json nor manifest.json")
+        return unpack_image(folder)
+    _refuse_image(source)
+    with _beside(target) as (root, commit), _applying(root, squash=squash, max_size=max_size) as applier:
+        with open(source, "rb") as file, damage():
+            applier.apply(Counted(decompressed(file), 2 * max_size, cancelled))
+        packed = find_packed(f"/proc/self/fd/{root}")
+        if packed is not None:
+            return unpack_image(packed)
+        if tag is not None:
+            raise ImageError(f'there is no tag "{tag}": {source} is a tarball')
+        applier.finish()
         commit()
+    return _done(target, applier, None)
+
+
+def _done(target: str, applier: Applier, image: Image | None) -> Unpacked:
     return Unpacked(
         directory=target,
-        layers=1 if found is None else len(found.layers),
+        layers=1 if image is None else len(image.layers),
         entries=applier.entries,
         size=applier.size,
-        config=None if found is None else found.config,
-        digest="" if found is None else found.digest,
+        config=None if image is None else image.config,
+        digest="" if image is None else image.digest,
         notes=applier.notes,
     )
+
+
+@contextlib.contextmanager
+def _applying(root: int, *, squash: bool, max_size: int) -> Iterator[Applier]:
+    tree = Tree(root)
+    try:
+        yield Applier(tree, squash=squash, max_size=max_size)
+    finally:
+        tree.close()
 
 
 def _refuse_image(path: str) -> None:
@@ -109,16 +127,19 @@ def _beside(target: str) -> Iterator[tuple[int, Callable[[], None]]]:
     room = tempfile.mkdtemp(prefix=f".{name}.", suffix=".unpacking", dir=parent)
     root = os.open(room, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
 
+    committed = False
+
     def commit() -> None:
+        nonlocal committed
         os.rename(room, target)
+        committed = True
 
     try:
         yield root, commit
-    except BaseException:
-        _discard(room)
-        raise
     finally:
         os.close(root)
+        if not committed:
+            _discard(room)
 
 
 def _discard(room: str) -> None:
@@ -128,10 +149,3 @@ def _discard(room: str) -> None:
             if stat.S_ISDIR(os.lstat(name, dir_fd=fd).st_mode):  # else a link to one, which may lead outside
                 os.chmod(name, 0o700, dir_fd=fd)
     shutil.rmtree(room)
-
-
-def _refuse_archive(root: int, source: str) -> None:
-    """A tarball of an image, not of a root file system."""
-    names = set(os.listdir(root))
-    if {"oci-layout", "index.json"} <= names or ("manifest.json" in names and names & {"repositories", "blobs"}):
-        raise ImageError(f"{source} is an archive of an image: unpack the archive with tar, then the image it has")
