@@ -292,7 +292,7 @@ weight = -1
         for line in (
             "3: bridges.lan.mtu: 1 is not a number of bytes from 68 to 65535",
             '8: workers.web.ready.timeout: "soon" is not a duration',
-            "7: workers.web.ready.tcp: 0 is not a port",
+            "7: workers.web.ready.tcp: 0 is not a port: a whole number from 1 to 65535",
             '10: workers.db.count: "two" is not a whole number from 1 to 100000',
             "17: links[2].weight: -1 is not a number above 0",
             "15: links[2]: web-1 is linked to itself",

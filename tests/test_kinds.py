@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import socket
 from typing import TYPE_CHECKING, Any
 
 import attrs
@@ -164,16 +165,33 @@ CALLS: dict[str, dict[str, Any]] = {
     "sup.start_all": {},
     "sup.events": {},
     "sup.wait_event": {"kind": "WorkerReady", "since": 0},
+    "sup.ping_all": {"pairs": [("w", "v")]},
+    "sup.pin": {"worker": "w"},
+    "sup.uplink": {"worker": "w"},
+    "sup.wait_converged": {},
     "link.set": {"end": "w"},
     "worker.add_interface": {},
+    "worker.connect_tcp": {"host": "v", "port": 80},
+    "worker.create_connected_udp_socket": {"host": "v", "port": 80},
+    "worker.create_tcp_listener": {},
+    "worker.create_udp_socket": {},
+    "worker.open_socket": {"family": socket.AF_INET, "type": socket.SOCK_STREAM},
+    "worker.open_tun": {"name": "t"},
+    "worker.remove_interface": {},
+    "worker.serve": {"handler": print, "port": 80},
+    "worker.set_limits": {},
     "worker.popen": {"command": ["touch", "/proc/self/nothing"]},
     "worker.run": {"command": ["touch", "/proc/self/nothing"]},
+    "worker.set_firewall": {},
+    "worker.set_nat": {},
     "worker.set_routes": {},
+    "worker.signal": {},
     "worker.stop": {},
+    "worker.watch_stats": {},
 }
 
 
-NUMBERS = ("grace", "delay", "jitter", "ageing", "rate", "timeout")
+NUMBERS = ("grace", "delay", "jitter", "ageing", "rate", "timeout", "interval", "happy_eyeballs_delay")
 
 
 @pytest.mark.anyio
@@ -187,6 +205,8 @@ async def test_calls_refuse_a_wrong_kind_by_name(call: str) -> None:
         objects = {"sup": sup, "link": link, "worker": worker}
         func = getattr(objects[owner], method) if method else nsorch.Supervisor
         for name in inspect.signature(func).parameters:
+            if name == "task_status":  # anyio's
+                continue
             for value in (5.5, Strange(), [Strange()], -HUGE, {5: []}):
                 if (name, value) in [(number, 5.5) for number in NUMBERS]:
                     continue
@@ -228,3 +248,60 @@ async def test_nobody_by_another_kind() -> None:
                 await call()  # type: ignore[operator]
         with pytest.raises(nsorch.TopologyError, match="topology: 5 is not a Topology"):
             await deployment.apply(5)  # type: ignore[arg-type]
+
+
+@pytest.mark.anyio
+async def test_names_of_nothing() -> None:
+    async with nsorch.Supervisor() as sup:
+        lan = await sup.bridge("lan", "10.0.0.0/24")
+        worker = await sup.start("w", links=[lan])
+        gone = await sup.link("w", await sup.start("v"))
+        await gone.remove()
+        for call in (
+            lambda: sup.capture(["nothing"]),
+            lambda: sup.capture([gone.name]),
+            lambda: sup.capture([worker]),
+            lambda: sup.ping_all([("w", "nothing")]),
+            lambda: sup.pin("nothing"),
+            lambda: sup.uplink("nothing"),
+            lambda: sup.partition(["nothing"], ["w"]),
+            lambda: worker.remove_interface("nothing"),
+        ):
+            with pytest.raises(nsorch.ClosedError, match=r'there is no (worker|link|interface) "'):
+                await call()  # type: ignore[operator]
+        for pairs in (["w"], ["wv"], [("w",)], [5], [None]):
+            with pytest.raises(nsorch.TopologyError, match=r"pairs\[0\]: .* is not a \(source, target\) pair"):
+                await sup.ping_all(pairs)  # type: ignore[arg-type]
+
+
+@pytest.mark.anyio
+async def test_ports_and_hosts() -> None:
+    def calls(worker: nsorch.Worker, port: Any) -> list[Any]:
+        return [
+            worker.connect_tcp("v", port),
+            worker.create_connected_udp_socket("v", port),
+            worker.create_tcp_listener(local_port=port),
+            worker.create_udp_socket(local_port=port),
+            worker.serve(print, port),
+        ]
+
+    async with nsorch.Supervisor() as sup:
+        worker = await sup.start("w")
+        for port in (-1, 65536, "x", True, None, 80.5):
+            for call in calls(worker, port):
+                name = rf"{call.__name__}\.(local_)?port: .* is not a port: a whole number from [01] to 65535"
+                with pytest.raises(nsorch.TopologyError, match=name):
+                    await call
+        for host in (5, b"v", ["v"]):
+            for call in (
+                worker.connect_tcp(host, 80),  # type: ignore[arg-type]
+                worker.create_connected_udp_socket(host, 80),  # type: ignore[arg-type]
+                worker.create_tcp_listener(local_host=host),  # type: ignore[arg-type]
+                worker.create_udp_socket(local_host=host),  # type: ignore[arg-type]
+                worker.serve(print, 80, local_host=host),  # type: ignore[arg-type]
+                worker.connect_tcp("w", 80, local_host=host),  # type: ignore[arg-type]
+            ):
+                with pytest.raises(
+                    nsorch.TopologyError, match=rf"{call.__name__}\.(local_)?host: .* is neither an add"
+                ):
+                    await call

@@ -554,3 +554,17 @@ async def test_what_a_command_leaves_in_the_host_pid_namespace(marker: str) -> N
         with anyio.fail_after(10):
             assert (await worker.wait()).code == 3
         assert not running(marker)
+
+
+async def test_ready_at_a_name_of_the_lab(monkeypatch: pytest.MonkeyPatch) -> None:
+    def ask(*_: object) -> None:
+        raise AssertionError("the caller's resolver, for which its loop stands still")
+
+    monkeypatch.setattr(socket, "getaddrinfo", ask)
+    listen = "import socket, sys, time; s = socket.create_server((sys.argv[1], 80)); time.sleep(600)"
+    async with nsorch.Supervisor(grace=0.1) as sup:
+        await sup.bridge("lan", "10.0.0.0/24")
+        ready = nsorch.tcp_ready(80, host="web.lan")
+        await sup.start("web", [sys.executable, "-c", listen, "10.0.0.1"], links=["lan"], ready=ready)
+        with pytest.raises(nsorch.NotReadyError, match="TCP port 80 of nobody"):
+            await sup.start("w", ["sleep", "600"], ready=nsorch.tcp_ready(80, host="nobody", timeout=0.1))

@@ -10,11 +10,14 @@ from attrs import frozen
 
 from nsorch.core.process import DEVNULL
 from nsorch.errors import ClosedError, NotReadyError, NsorchError
+from nsorch.supervisor.traffic import sockets
 from nsorch.topology import ExecReady, TcpReady
 from nsorch.topology.services import ServiceReady
 from nsorch.values import Value
 
 if TYPE_CHECKING:
+    from ipaddress import IPv4Address, IPv6Address
+
     from nsorch.core.helper import Job
     from nsorch.supervisor.worker import Worker
 
@@ -85,18 +88,25 @@ async def _check(worker: Worker, ready: Ready) -> bool:
         except ClosedError:  # it was killed with the process, of whose end we hear next
             return False
         return done.returncode == 0
-    hosts = [ready.host] if ready.host is not None else ["127.0.0.1", "::1", *(str(a.ip) for a in worker.addresses)]
+    if ready.host is None:
+        hosts = [*sockets.LOCALHOST, *(address.ip for address in worker.addresses)]
+    else:
+        try:
+            hosts = sockets.resolve(worker, ready.host, "ready.host")
+        except socket.gaierror:  # nobody is called so yet
+            return False
     for host in hosts:
         if await _accepts(worker, host, ready.port):
             return True
     return False
 
 
-async def _accepts(worker: Worker, host: str, port: int) -> bool:
+async def _accepts(worker: Worker, host: IPv4Address | IPv6Address, port: int) -> bool:
     """Whether a TCP connection is accepted, from inside the worker."""
-    with await worker.open_socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_STREAM) as sock:
+    family = socket.AF_INET if host.version == 4 else socket.AF_INET6
+    with await worker.open_socket(family, socket.SOCK_STREAM) as sock:
         try:
-            sock.connect((host, port))
+            sock.connect(sockets.sockaddr(sock, worker, host, port))
         except BlockingIOError:
             await anyio.wait_writable(sock)
         except OSError:
@@ -124,5 +134,6 @@ def _describe(ready: Ready) -> str:
     if isinstance(ready, ServiceReady):
         return "its service isn't, or hasn't converged"
     if isinstance(ready, TcpReady):
-        return f"nothing accepts connections to TCP port {ready.port}"
+        where = "" if ready.host is None else f" of {ready.host}"
+        return f"nothing accepts connections to TCP port {ready.port}{where}"
     return f"{' '.join(map(str, ready.command))} doesn't succeed"

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 import anyio
 from anyio.abc import ObjectReceiveStream
 
-from nsorch.errors import ClosedError
+from nsorch.errors import ClosedError, TopologyError
+from nsorch.topology.kinds import check_seconds
 
 if TYPE_CHECKING:
     from nsorch.core.usage import WorkerStats
@@ -18,8 +19,9 @@ class StatsStream(ObjectReceiveStream["WorkerStats"]):
     """Made by :meth:`nsorch.Worker.watch_stats`. It ends when the worker is gone."""
 
     def __init__(self, worker: Worker, interval: float) -> None:
+        check_seconds("interval", interval)
         if not interval > 0:
-            raise ValueError(f"interval: {interval} is not above 0")
+            raise TopologyError(f"interval: {interval} is not above 0")
         self._worker = worker
         self._interval = interval
         self._next = 0.0

@@ -19,9 +19,10 @@ from nsorch.supervisor.cgroups import Cgroups
 from nsorch.supervisor.entry import Home, home_of
 from nsorch.supervisor.starting import Starter
 from nsorch.supervisor.turns import DYING, for_each, in_turns
+from nsorch.supervisor.wiring.network import Link
 from nsorch.supervisor.wiring.wiring import Wiring
-from nsorch.topology import BridgeSpec, WorkerSpec
-from nsorch.topology.kinds import check_grace, items, name_of, of_kind, shown
+from nsorch.topology import BridgeSpec, UplinkSpec, WorkerSpec
+from nsorch.topology.kinds import check_seconds, items, name_of, of_kind, shown
 
 if TYPE_CHECKING:
     import os
@@ -34,7 +35,7 @@ if TYPE_CHECKING:
     from nsorch.net.ping import Reachability
     from nsorch.supervisor.deployment import Deployment
     from nsorch.supervisor.traffic.capture import Capture, Direction
-    from nsorch.supervisor.wiring.network import Bridge, Interface, Link
+    from nsorch.supervisor.wiring.network import Bridge, Interface
     from nsorch.supervisor.wiring.uplinks import Uplink, Uplinks
     from nsorch.supervisor.worker import Worker
     from nsorch.topology import (
@@ -48,7 +49,6 @@ if TYPE_CHECKING:
         TcpReady,
         To,
         Topology,
-        UplinkSpec,
     )
     from nsorch.topology.filters import Firewall, Nat
     from nsorch.topology.limits import Limits
@@ -91,7 +91,7 @@ class Supervisor:
         of_kind("name", name, "a string", str, NoneType)
         of_kind("rootless", rootless, "true or false", bool, NoneType)
         of_kind("subids", subids, "true or false", bool, NoneType)
-        check_grace(grace)
+        check_seconds("grace", grace)
         of_kind("history", history, "a number of events", int)
         of_kind("cgroups", cgroups, "true or false", bool)
         if not 0 <= history < 1 << 32:
@@ -317,6 +317,15 @@ class Supervisor:
             return self._workers[name]
         except KeyError:
             raise ClosedError(f'there is no worker "{name}"') from None
+
+    def _link(self, link: Link | str) -> Link:
+        if isinstance(link, Link):
+            return link
+        name = name_of("links", link, "a link")
+        try:
+            return self.links[name]
+        except KeyError:
+            raise ClosedError(f'there is no link "{name}"') from None
 
     # -- workers
 
@@ -704,7 +713,8 @@ class Supervisor:
         :raises SetupError: pasta failed; says what it said
         """
         self._check_running()
-        return await self._ensure_uplinks().make(self._worker(worker), name, method)
+        spec = UplinkSpec(method=method, name=name)
+        return await self._ensure_uplinks().make(self._worker(worker), spec.name, spec.method)
 
     def _ensure_uplinks(self) -> Uplinks:
         if self._uplinks is None:
@@ -721,6 +731,7 @@ class Supervisor:
         :param timeout: seconds
         :raises TimeoutError: they haven't by then
         """
+        check_seconds("timeout", timeout)
         with anyio.move_on_after(timeout):
             await self._wiring.services.routers.converge()
             return
@@ -752,12 +763,13 @@ class Supervisor:
         :raises ClosedError: there is no such link; on entering: one was removed
         :raises OSError: on entering or leaving: the file can't be written
         """
-        named = [(link, name_of("links", link, "a link")) for link in items("links", links, "links")]
-        if unknown := [name for link, name in named if isinstance(link, str) and name not in self.links]:
-            raise ClosedError(f'there is no link "{unknown[0]}"')
-        chosen = [self.links[name] if isinstance(link, str) else link for link, name in named]
         return self._wiring.capture(
-            chosen, filter=filter, file=file, direction=direction, snaplen=snaplen, buffer=buffer
+            [self._link(link) for link in items("links", links, "links")],
+            filter=filter,
+            file=file,
+            direction=direction,
+            snaplen=snaplen,
+            buffer=buffer,
         )
 
     async def pin(self, worker: Worker | str, name: str | None = None, *, folder: str = "/run/netns") -> str:

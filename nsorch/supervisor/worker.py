@@ -7,7 +7,7 @@ import errno
 import os
 import signal
 import socket
-from types import MappingProxyType
+from types import MappingProxyType, NoneType
 from typing import TYPE_CHECKING, Any
 
 import anyio
@@ -18,7 +18,7 @@ from nsorch.core import descriptors
 from nsorch.core.process import DEVNULL, PIPE, Process
 from nsorch.core.spawner.protocol import Mode, Spawn
 from nsorch.core.spawner.syscalls import CLONE_NEWCGROUP, CLONE_NEWNET, CLONE_NEWNS, CLONE_NEWPID, NS_FILES
-from nsorch.errors import ClosedError, NsorchError, UnsupportedError
+from nsorch.errors import ClosedError, NsorchError, TopologyError, UnsupportedError
 from nsorch.events import State, WorkerExited, WorkerReady, WorkerRemoved, WorkerSetupFailed, WorkerStarted
 from nsorch.supervisor.commands import (
     build_command,
@@ -33,7 +33,7 @@ from nsorch.supervisor.statistics import StatsStream
 from nsorch.supervisor.traffic import sockets
 from nsorch.supervisor.traffic.tun import open_tun
 from nsorch.supervisor.wiring.changing import set_routes, take_routes
-from nsorch.topology.kinds import check_grace, of_kind
+from nsorch.topology.kinds import check_seconds, name_of, of_kind, shown
 from nsorch.topology.specs import to_routes
 
 if TYPE_CHECKING:
@@ -403,6 +403,10 @@ class Worker:
         :raises UnsupportedError: the worker has the host's network namespace, and nsorch isn't root
         :raises ClosedError: the worker is gone
         """
+        for option, value in (("family", family), ("type", type), ("proto", proto)):
+            of_kind(option, value, "a number of the socket module's", int)
+            if value < 0:
+                raise TopologyError(f"{option}: {shown(value)} is not a number of the socket module's")
         if CLONE_NEWNET not in self._held:
             await self._settled()
         self._check_here()
@@ -446,7 +450,7 @@ class Worker:
 
         :raises ClosedError: there is none of that name
         """
-        name = interface if isinstance(interface, str) else interface.name
+        name = name_of("interface", interface, "an interface")
         device = self._devices.get(name)
         if device is None or device.state != "up":
             hint = ": it is an end of a link, which is removed by itself" if name in self._interfaces else ""
@@ -499,6 +503,13 @@ class Worker:
         :raises OSError: nothing answers there; :class:`socket.gaierror` where the lab has no such name
         :raises ClosedError: the worker is gone
         """
+        of_kind("tls", tls, "true or false", bool)
+        of_kind("tls_hostname", tls_hostname, "a string", str, NoneType)
+        of_kind("tls_standard_compatible", tls_standard_compatible, "true or false", bool)
+        if ssl_context is not None:
+            from ssl import SSLContext
+
+            of_kind("ssl_context", ssl_context, "an ssl.SSLContext", SSLContext)
         stream = await sockets.connect_tcp(
             self, host, port, local_host=local_host, happy_eyeballs_delay=happy_eyeballs_delay
         )
@@ -524,9 +535,7 @@ class Worker:
         :raises OSError: the port is taken, or the address isn't its own
         :raises ClosedError: the worker is gone
         """
-        return await sockets.create_tcp_listener(
-            self, local_host, local_port, backlog=min(backlog, 65536), reuse_port=reuse_port
-        )
+        return await sockets.create_tcp_listener(self, local_host, local_port, backlog=backlog, reuse_port=reuse_port)
 
     async def create_udp_socket(
         self,
@@ -604,7 +613,7 @@ class Worker:
         """
         await anyio.lowlevel.checkpoint()
         if grace is not None:
-            check_grace(grace)
+            check_seconds("grace", grace)
         self._stops += 1
         if self._spec.command is not None and not self._restarting:
             await self._settled()
@@ -629,7 +638,7 @@ class Worker:
         self._supervisor._check_running()
         self._check_here()
         if grace is not None:
-            check_grace(grace)
+            check_seconds("grace", grace)
         if command is None and self._spec.command is None:
             raise ClosedError("the worker is passive: give a command to restart it with", worker=self.name)
 
@@ -692,7 +701,7 @@ class Worker:
         :raises UnsupportedError: the worker was started without forwarding, or the kernel lacks a part of nf_tables
         :raises NetlinkError: the kernel refused; what was there stays
         """
-        if nat is not None and not self._spec.forward:
+        if evolve(self._spec, nat=nat).nat is not None and not self._spec.forward:
             raise UnsupportedError("it doesn't forward: start it with forward=True", worker=self.name, stage="nat")
         await self._filter(lambda spec: evolve(spec, nat=nat))
 
@@ -744,7 +753,13 @@ class Worker:
         self._supervisor._cgroups.kill(self)
 
     def signal(self, sig: int) -> None:
-        """Send signal *sig* to its command; once that has ended nothing happens."""
+        """Send signal *sig* to its command; once that has ended nothing happens.
+
+        :raises TopologyError: there is no such signal
+        """
+        of_kind("sig", sig, "the number of a signal", int)
+        if not 0 < sig < signal.NSIG:
+            raise TopologyError(f"sig: {shown(sig)} is not the number of a signal")
         if self._main is not None:
             self._main.signal(sig)
 
@@ -819,10 +834,10 @@ class Worker:
         of_kind("name", name, "a string", str)
         of_kind("folder", folder, "a string", str)
         if name in ("", ".", "..") or "/" in name or "\0" in name or len(os.fsencode(name)) > 255:
-            raise ValueError(f"{name!r} is not the name of a pin")
+            raise TopologyError(f"name: {shown(name)} is not the name of a pin")
         path = f"{folder.rstrip('/')}/{name}"
         if not path.startswith("/") or "\0" in path:
-            raise ValueError(f"{folder!r} is not an absolute path")
+            raise TopologyError(f"folder: {shown(folder)} is not an absolute path")
         await self._supervisor._wiring.watcher.enter(self)
         await self._supervisor._helper.pin(os.fsencode(path), b"/proc/%d/fd/%d" % (os.getpid(), netns), self.name)
         self._pins += (path,)

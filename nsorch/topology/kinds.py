@@ -43,13 +43,21 @@ def of_kind(path: str, value: Any, what: str, *kinds: type) -> None:
         raise TopologyError(f"{path}: {shown(value)} is not {what}")
 
 
-def check_grace(value: Any) -> None:
+def check_seconds(path: str, value: Any) -> None:
     """
     :raises TopologyError: it is no number of seconds to wait for
     """
-    of_kind("grace", value, "a number of seconds", int, float)
+    of_kind(path, value, "a number of seconds", int, float)
     if not 0 <= value < 1 << 32 and value != float("inf"):
-        raise TopologyError(f"grace: {shown(value)} is not a number of seconds from 0")
+        raise TopologyError(f"{path}: {shown(value)} is not a number of seconds from 0")
+
+
+def check_port(path: str, value: Any, *, least: int = 1) -> None:
+    """
+    :raises TopologyError: it is no port
+    """
+    if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= 65535:
+        raise TopologyError(f"{path}: {shown(value)} is not a port: a whole number from {least} to 65535")
 
 
 def name_of(path: str, value: Any, what: str) -> str:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from attrs import field, frozen
 
 from nsorch.errors import TopologyError
-from nsorch.topology.kinds import is_text, items, shown
+from nsorch.topology.kinds import check_port, is_text, items, shown
 from nsorch.topology.units import duration
 from nsorch.values import Value
 
@@ -32,9 +32,8 @@ def to_command(value: Any) -> tuple[Any, ...] | None:
 
 
 def _to_port(value: Any) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= 65535:
-        raise TopologyError(f"ready.tcp: {shown(value)} is not a port")
-    return value
+    check_port("ready.tcp", value)
+    return int(value)
 
 
 def _to_host(value: Any) -> str | None:

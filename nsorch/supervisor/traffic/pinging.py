@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import socket
-from typing import TYPE_CHECKING
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
 
 import anyio
 
-from nsorch.errors import UnsupportedError
+from nsorch.errors import TopologyError, UnsupportedError
 from nsorch.net.ping import (
     Outcome,
     Probes,
@@ -19,9 +20,10 @@ from nsorch.net.ping import (
     ping_pairs,
 )
 from nsorch.supervisor.turns import in_turns
+from nsorch.topology.kinds import check_seconds, of_kind, shown
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Callable, Iterable, Mapping
+    from collections.abc import AsyncGenerator, Callable, Iterator, Mapping
     from ipaddress import IPv4Address, IPv6Address
 
     from nsorch.supervisor.supervisor import Supervisor
@@ -42,8 +44,18 @@ async def ping_all(
     progress: Callable[[int], None] | None,
 ) -> Reachability:
     supervisor._check_running()
+    check_seconds("timeout", timeout)
+    of_kind("attempts", attempts, "a number of attempts", int)
+    if attempts < 1:
+        raise TopologyError(f"attempts: {shown(attempts)} is not a positive number of attempts")
+    if version not in (None, 4, 6):
+        raise TopologyError(f"version: {shown(version)} is neither 4 nor 6")
+    if progress is not None and not callable(progress):
+        raise TopologyError(f"progress: {shown(progress)} is not a function")
     probes = Probes()
-    if pairs is None:
+    if pairs is not None:
+        pairs = _to_pairs(pairs)
+    else:
         everyone = list(supervisor.workers.values())
         reachable = [worker async for worker in in_turns(everyone) if _has(worker, version)]
         pairs = ((source, target) for source in reachable for target in reachable if source is not target)
@@ -78,6 +90,21 @@ async def ping_all(
     results = Results(probes, outcome)
     await results.number(anyio.lowlevel.checkpoint)
     return Reachability(results)
+
+
+def _to_pairs(pairs: Iterable[tuple[Worker | str, Worker | str]]) -> Iterator[tuple[Worker | str, Worker | str]]:
+    """
+    :raises TopologyError: one of them is no pair
+    """
+    if isinstance(pairs, str | bytes) or not isinstance(pairs, Iterable):
+        raise TopologyError(f"pairs: {shown(pairs)} is not a list of (source, target) pairs")
+    return (_to_pair(number, pair) for number, pair in enumerate(pairs))
+
+
+def _to_pair(number: int, pair: Any) -> tuple[Worker | str, Worker | str]:
+    if not isinstance(pair, tuple | list) or len(pair) != 2:
+        raise TopologyError(f"pairs[{number}]: {shown(pair)} is not a (source, target) pair")
+    return pair[0], pair[1]
 
 
 def _has(worker: Worker, version: int | None) -> bool:

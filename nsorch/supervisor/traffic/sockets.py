@@ -14,7 +14,8 @@ import anyio
 from anyio.abc import ConnectedUDPSocket, SocketListener, SocketStream, UDPSocket
 from anyio.streams.stapled import MultiListener
 
-from nsorch.errors import ClosedError, SetupError
+from nsorch.errors import ClosedError, SetupError, TopologyError
+from nsorch.topology.kinds import check_port, check_seconds, name_of, of_kind, shown
 
 if TYPE_CHECKING:
     import ssl
@@ -25,27 +26,30 @@ if TYPE_CHECKING:
     from nsorch.supervisor.worker import Worker
 
 IPAddress = IPv4Address | IPv6Address
-_LOCALHOST = (IPv4Address("127.0.0.1"), IPv6Address("::1"))
+LOCALHOST = (IPv4Address("127.0.0.1"), IPv6Address("::1"))
 _ANY = (IPv4Address(0), IPv6Address(0))
 _SIOCGIFINDEX, _IFREQ = 0x8933, struct.Struct("=16si20x")  # netdevice(7)
+_BACKLOG = 65536  # as anyio has it
 _NO_IPV6 = (errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL)
 
 
-def resolve(worker: Worker, host: Worker | str | IPAddress) -> list[IPAddress]:
+def resolve(worker: Worker, host: Worker | str | IPAddress, where: str) -> list[IPAddress]:
     """The addresses of a literal, a worker or a name of the lab, families in turn, IPv6 first. Asks no DNS.
 
+    :param where: the name of the argument, for errors
     :raises socket.gaierror: the lab has no such name
+    :raises TopologyError: it is none of these
     """
     if isinstance(host, IPv4Address | IPv6Address):
         return [host]
-    name = host if isinstance(host, str) else host.name
+    name = name_of(where, host, "an address, a worker")
     try:
         return [ip_address(name)]
     except ValueError:
         pass
     found: Sequence[IPAddress] = worker._supervisor._wiring.names.addresses(name.removesuffix("."))
     if not found and name in ("localhost", worker.name):
-        found = _LOCALHOST
+        found = LOCALHOST
     if not found:
         raise socket.gaierror(socket.EAI_NONAME, f'the lab has no name "{name}" with an address')
     by_family = [[address for address in found if address.version == version] for version in (6, 4)]
@@ -64,8 +68,9 @@ async def connect_tcp(
     happy_eyeballs_delay: float,
 ) -> SocketStream:
     """See :meth:`Worker.connect_tcp`."""
-    _check_port(port, least=1)
-    addresses = _reachable(worker, host, local_host)
+    check_port("connect_tcp.port", port)
+    check_seconds("connect_tcp.happy_eyeballs_delay", happy_eyeballs_delay)
+    addresses = _reachable(worker, host, local_host, "connect_tcp")
     connected: list[socket.socket] = []
     errors: list[Exception] = []
 
@@ -139,8 +144,18 @@ async def create_tcp_listener(
     worker: Worker, local_host: Worker | str | IPAddress | None, local_port: int, *, backlog: int, reuse_port: bool
 ) -> MultiListener[SocketStream]:
     """See :meth:`Worker.create_tcp_listener`."""
-    _check_port(local_port, least=0)
-    hosts = _ANY if local_host is None else resolve(worker, local_host)
+    check_port("create_tcp_listener.local_port", local_port, least=0)
+    of_kind("create_tcp_listener.backlog", backlog, "a number of connections", int)
+    if backlog < 0:
+        raise TopologyError(f"create_tcp_listener.backlog: {shown(backlog)} is negative")
+    of_kind("create_tcp_listener.reuse_port", reuse_port, "true or false", bool)
+    hosts = _ANY if local_host is None else resolve(worker, local_host, "create_tcp_listener.local_host")
+    return await _listen(worker, hosts, local_port, backlog=min(backlog, _BACKLOG), reuse_port=reuse_port)
+
+
+async def _listen(
+    worker: Worker, hosts: Sequence[IPAddress], local_port: int, *, backlog: int, reuse_port: bool = False
+) -> MultiListener[SocketStream]:
     sockets: list[socket.socket] = []
     failure: OSError | SetupError | None = None
     try:
@@ -168,8 +183,14 @@ async def create_udp_socket(
     worker: Worker, local_host: Worker | str | IPAddress | None, local_port: int, *, family: int, reuse_port: bool
 ) -> UDPSocket:
     """See :meth:`Worker.create_udp_socket`."""
-    _check_port(local_port, least=0)
-    host = _ANY[family == socket.AF_INET6] if local_host is None else resolve(worker, local_host)[0]
+    check_port("create_udp_socket.local_port", local_port, least=0)
+    of_kind("create_udp_socket.reuse_port", reuse_port, "true or false", bool)
+    if family not in (socket.AF_INET, socket.AF_INET6):
+        raise TopologyError(f"create_udp_socket.family: {shown(family)} is neither AF_INET nor AF_INET6")
+    if local_host is None:
+        host = _ANY[family == socket.AF_INET6]
+    else:
+        host = resolve(worker, local_host, "create_udp_socket.local_host")[0]
     return await UDPSocket.from_socket(await _bound(worker, socket.SOCK_DGRAM, host, local_port, reuse_port=reuse_port))
 
 
@@ -177,9 +198,9 @@ async def create_connected_udp_socket(
     worker: Worker, host: Worker | str | IPAddress, port: int, *, local_host: Worker | str | IPAddress | None
 ) -> ConnectedUDPSocket:
     """See :meth:`Worker.create_connected_udp_socket`."""
-    _check_port(port, least=1)
+    check_port("create_connected_udp_socket.port", port)
     failure: OSError | SetupError | None = None
-    for address, local in _reachable(worker, host, local_host):
+    for address, local in _reachable(worker, host, local_host, "create_connected_udp_socket"):
         try:
             return await ConnectedUDPSocket.from_socket(await _connect(worker, socket.SOCK_DGRAM, address, port, local))
         except (OSError, SetupError) as exc:
@@ -197,7 +218,11 @@ async def serve(
     task_status: anyio.abc.TaskStatus[MultiListener[SocketStream]],
 ) -> None:
     """See :meth:`Worker.serve`."""
-    listener = await create_tcp_listener(worker, local_host, port, backlog=socket.SOMAXCONN, reuse_port=False)
+    check_port("serve.port", port, least=0)
+    if not callable(handler):
+        raise TopologyError(f"serve.handler: {shown(handler)} is not a function")
+    hosts = _ANY if local_host is None else resolve(worker, local_host, "serve.local_host")
+    listener = await _listen(worker, hosts, port, backlog=socket.SOMAXCONN)
     async with listener:
         task_status.started(listener)
         await listener.serve(handler)
@@ -211,20 +236,20 @@ def _family(address: IPAddress) -> int:
 
 
 def _reachable(
-    worker: Worker, host: Worker | str | IPAddress, local_host: Worker | str | IPAddress | None
+    worker: Worker, host: Worker | str | IPAddress, local_host: Worker | str | IPAddress | None, call: str
 ) -> list[tuple[IPAddress, IPAddress | None]]:
     """The addresses of *host*, each with the one of *local_host* that it is to be reached from."""
-    addresses = resolve(worker, host)
+    addresses = resolve(worker, host, f"{call}.host")
     if local_host is None:
         return [(address, None) for address in addresses]
-    own = {local.version: local for local in reversed(resolve(worker, local_host))}
+    own = {local.version: local for local in reversed(resolve(worker, local_host, f"{call}.local_host"))}
     found: list[tuple[IPAddress, IPAddress | None]] = [(a, own[a.version]) for a in addresses if a.version in own]
     if not found:
         raise OSError(errno.EAFNOSUPPORT, f"no address of {host} can be reached from {local_host} of {worker.name}")
     return found
 
 
-def _sockaddr(sock: socket.socket, worker: Worker, address: IPAddress, port: int) -> tuple[Any, ...]:
+def sockaddr(sock: socket.socket, worker: Worker, address: IPAddress, port: int) -> tuple[Any, ...]:
     """What *sock* calls it. The kernel is asked for the interface of a scope where the socket is, not where we are.
 
     :raises OSError: there is no such interface, or none was given where one is needed
@@ -244,17 +269,12 @@ def _sockaddr(sock: socket.socket, worker: Worker, address: IPAddress, port: int
 
 
 def _bind(sock: socket.socket, worker: Worker, address: IPAddress, port: int) -> None:
-    where = _sockaddr(sock, worker, address, port)
+    where = sockaddr(sock, worker, address, port)
     try:
         sock.bind(where)
     except OSError as exc:
         text = f"{exc.strerror}: {address}{f' port {port}' if port else ''} in {worker.name}"
         raise OSError(exc.errno, text) from None
-
-
-def _check_port(port: int, *, least: int) -> None:
-    if isinstance(port, bool) or not isinstance(port, int) or not least <= port <= 65535:
-        raise ValueError(f"{port!r} is not a port: a whole number from {least} to 65535")
 
 
 async def _connect(worker: Worker, kind: int, address: IPAddress, port: int, local: IPAddress | None) -> socket.socket:
@@ -267,7 +287,7 @@ async def _connect(worker: Worker, kind: int, address: IPAddress, port: int, loc
         if local is not None:
             _bind(sock, worker, local, 0)
         await worker._supervisor._wiring.acquaintances.make(worker, address)
-        failure = sock.connect_ex(_sockaddr(sock, worker, address, port))
+        failure = sock.connect_ex(sockaddr(sock, worker, address, port))
         if failure == errno.EINPROGRESS:
             await _wait_connected(worker, sock)
             failure = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)

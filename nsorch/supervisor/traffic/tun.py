@@ -23,6 +23,7 @@ from nsorch.errors import (
 )
 from nsorch.supervisor.wiring.kernel import netns_of
 from nsorch.topology import Tun
+from nsorch.topology.kinds import of_kind
 
 if TYPE_CHECKING:
     from nsorch.supervisor.supervisor import Supervisor
@@ -206,6 +207,7 @@ async def open_tun(
 ) -> TunDevice:
     """See :meth:`Worker.open_tun`."""
     supervisor = worker._supervisor
+    of_kind("name", name, "the name of an interface", str)
     there = worker._devices.get(name)
     if there is None or there.state != "up" or not isinstance(there.spec, Tun):
         spec = Tun(name, mode=mode or "tun", address=address, mac=mac, mtu=mtu)
