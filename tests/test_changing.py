@@ -261,3 +261,44 @@ async def test_routes_whose_way_is_gone_are_in_nobodys_way() -> None:
         assert len(await routes()) == 2
         await worker.set_routes([])
         assert await routes() == []
+
+
+async def test_the_default_route_is_that_of_the_first_link_to_a_gateway() -> None:
+    def lab(*names: str) -> nsorch.Topology:
+        topology = nsorch.Topology()
+        topology.bridge("one", "10.1.0.0/24", gateway="a")
+        topology.bridge("two", ["10.2.0.0/24", "fd02::/64"], gateway="b")
+        topology.bridge("other", "10.3.0.0/24")
+        topology.worker("a", links=["one"])
+        topology.worker("b", links=["two"])
+        topology.worker("c", links=[nsorch.To(name, name=name) for name in names])
+        return topology
+
+    async def has(*expected: str) -> None:
+        command = "ip route show default; ip -6 route show default"
+        lines = (await sup.workers["c"].run(command)).stdout.decode().splitlines()
+        assert [" ".join(line.split()[2:5:2]) for line in lines] == list(expected)
+
+    one, two = ["10.1.0.1 one"], ["10.2.0.1 two", "fd02::1 two"]
+    async with nsorch.Supervisor() as sup:
+        deployment = await sup.deploy(lab("one", "two"))
+        await has(*one)
+        for names, expected in (
+            (["two"], two),
+            (["one", "two"], one),
+            (["two", "one"], two),
+            (["other", "one", "two"], one),
+            (["other"], []),
+            (["two", "one"], two),
+        ):
+            await deployment.apply(lab(*names))
+            await has(*expected)
+        await sup.links["c:two-two"].set(bridge="other")
+        await has("10.1.0.1 one")
+        await sup.links["c:two-other"].set(bridge="two")
+        await has(*two)
+        await sup.links["c:one-one"].down()
+        await sup.links["c:two-two"].remove()
+        await has()
+        await sup.links["c:one-one"].up()
+        await has(*one)

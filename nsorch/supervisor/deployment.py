@@ -12,7 +12,7 @@ from nsorch.core.collector import no_full_collections
 from nsorch.errors import TopologyError, UnsupportedError
 from nsorch.events import State
 from nsorch.supervisor.turns import in_turns
-from nsorch.supervisor.wiring.changing import set_routes, take_routes
+from nsorch.supervisor.wiring.changing import default_of, follow_default, set_routes, take_routes
 from nsorch.supervisor.wiring.emulating import apply_ways, needs_netem, require_netem
 from nsorch.supervisor.wiring.given import given_in
 from nsorch.supervisor.wiring.routes import ShortestPaths
@@ -328,7 +328,11 @@ class _Addition:
         deployment._workers.update((worker.name, worker) for worker in made_workers)
         deployment._bridges.update((bridge.name, bridge) for bridge in made_bridges)
         if self._kept:
-            self.wiring.record.arrange(list(deployment._links.values()))
+            with anyio.CancelScope(shield=True):
+                before = {w: default_of(self.wiring, w) async for w in in_turns(list(deployment._workers.values()))}
+                self.wiring.record.arrange(list(deployment._links.values()))
+                for worker, routes in before.items():
+                    await follow_default(self.wiring, worker, routes)
 
     async def _plan(self) -> None:
         links_of = self.wiring.record.links_of

@@ -4,13 +4,14 @@ stop half-way."""
 from __future__ import annotations
 
 import contextlib
+import errno
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from attrs import evolve
 
 from nsorch import events
-from nsorch.errors import NetlinkError, NsorchError, TopologyError, UnsupportedError
+from nsorch.errors import ClosedError, NetlinkError, NsorchError, SpawnerDiedError, TopologyError, UnsupportedError
 from nsorch.net.mac import parse_mac
 from nsorch.net.plan import PortVlans
 from nsorch.supervisor.wiring.planning import end_plan
@@ -282,9 +283,35 @@ async def _readdress(wiring: Wiring, side: Side, segment: Segment, new: Interfac
     side.segment, side.addresses = segment, new
 
 
+def default_of(wiring: Wiring, worker: Worker) -> list[RoutePlan]:
+    """Its default routes, while the link that they go through is up."""
+    links = [link for link in wiring.record.links_of.get(worker.name, ()) if link._state in ("up", "down")]
+    up = {side.ifname for link in links if link._state == "up" for side in link._sides if side.worker is worker}
+    return [route for route in default_routes(worker, links, links) if route.nexthops[0].dev in up]
+
+
+async def follow_default(wiring: Wiring, worker: Worker, before: Sequence[RoutePlan]) -> None:
+    """Another of its links may be the first to a gateway now.
+
+    :param before: its default routes until then
+    """
+    after = default_of(wiring, worker)
+    if after != before:
+        try:
+            await _change_routes(wiring, worker, before, after)
+        except (ClosedError, SpawnerDiedError):
+            pass  # it is removed meanwhile, or the lab ends
+        except NetlinkError as exc:
+            wiring.publish(
+                events.NetError(
+                    worker=worker.name, operation=exc.operation or "route", errno=exc.errno or 0, detail=str(exc)
+                )
+            )
+
+
 def _routes(wiring: Wiring, worker: Worker, link: Link) -> list[RoutePlan]:
     links = wiring.record.links_of.get(worker.name, ())
-    return [*default_routes(worker, [link], links), *given_routes(worker, [link], links)]
+    return [*default_of(wiring, worker), *given_routes(worker, [link], links)]
 
 
 async def _reroute(wiring: Wiring, worker: Worker, link: Link, before: list[RoutePlan]) -> None:
@@ -302,7 +329,7 @@ async def _change_routes(
         try:
             await wiring.kernel.in_netns(worker, wiring.kernel.engine.remove_routes, [route])
         except NetlinkError as exc:
-            if exc.errno not in (3, 2):  # ESRCH, ENOENT: the kernel was faster
+            if exc.errno not in (errno.ESRCH, errno.ENOENT, errno.ENODEV):  # the kernel was faster
                 raise
     if after:
         await wiring.kernel.in_netns(worker, wiring.kernel.engine.add_routes, after)

@@ -16,6 +16,7 @@ from nsorch.errors import ClosedError, TopologyError
 from nsorch.net.plan import KERNEL_MTU, Batch, NodePlan
 from nsorch.supervisor.turns import in_turns
 from nsorch.supervisor.wiring.acquainting import Acquaintances
+from nsorch.supervisor.wiring.changing import default_of, follow_default
 from nsorch.supervisor.wiring.emulating import needs_netem, require_netem
 from nsorch.supervisor.wiring.filtering import Filters
 from nsorch.supervisor.wiring.hosts import Names
@@ -449,6 +450,11 @@ class Wiring:
                 async with link._lock:  # changes that are under way are ended first
                     pass
         self.watcher.leave(links)
+        staying = {
+            side.worker: default_of(self, side.worker)
+            async for side in in_turns(side for link in links for side in link._sides)
+            if side.worker is not None and side.netns not in dying and not side.worker._leaving
+        }
         made = [link for link in links if link._state in ("up", "down")]
         if made and not self._supervisor._helper.died:
             if by == "nsorch":
@@ -467,6 +473,8 @@ class Wiring:
             self.names.stale.update(side.worker.name for side in link._sides if side.worker is not None)
             if link._announced:
                 self._supervisor._bus.publish(events.LinkRemoved(link=link.name, ends=link.ends, by=by))
+        async for worker, before in in_turns(staying.items()):
+            await follow_default(self, worker, before)
         await self.settle()
 
     async def _delete(self, links: Sequence[Link], dying: Collection[str]) -> None:
