@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import socket
 import struct
+import sys
 from ipaddress import ip_address
 from typing import TYPE_CHECKING
 
@@ -16,6 +18,7 @@ from pyroute2.netlink.rtnl.ndmsg import ndmsg
 
 import nsorch
 from nsorch.net import messages
+from nsorch.net.mac import link_local
 from nsorch.supervisor.wiring import acquainting
 from nsorch.supervisor.wiring.segments import Parts
 
@@ -24,11 +27,33 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.anyio
 
-ARP = b"\x08\x06"
+ARP, IPV6 = b"\x08\x06", b"\x86\xdd"
+ICMPV6, SOLICITATION = 58, 135
+# Ends with 0 if its argument answers an echo request.
+PING = """
+import socket, sys, time
+sock = socket.socket(socket.AF_INET6, socket.SOCK_RAW, socket.IPPROTO_ICMPV6)
+for _ in range(3):
+    sock.sendto(bytes((128, 0, 0, 0, 1, 2, 0, 1)), socket.getaddrinfo(sys.argv[1], 0)[0][4])
+    deadline = time.monotonic() + 0.3
+    while (left := deadline - time.monotonic()) > 0:
+        sock.settimeout(left)
+        try:
+            if sock.recv(100)[0] == 129:
+                sys.exit()
+        except TimeoutError:
+            pass
+sys.exit(1)
+"""
+
+
+def is_question(frame: bytes) -> bool:
+    """Whether it is ARP, or a neighbour solicitation."""
+    return frame[12:14] == ARP or (frame[12:14] == IPV6 and (frame[20], frame[54]) == (ICMPV6, SOLICITATION))
 
 
 async def questions(sup: nsorch.Supervisor, bystander: str, ask: list[tuple[str, str]]) -> int:
-    """ARP requests that a third worker gets to see while *ask* ping one another."""
+    """Questions for neighbours that a third worker gets to see while *ask* ping one another."""
     (link,) = [link for link in sup.links.values() if bystander in str(link.ends)]
     seen = 0
     async with link.capture(direction="in") as packets:
@@ -36,7 +61,7 @@ async def questions(sup: nsorch.Supervisor, bystander: str, ask: list[tuple[str,
             assert (await sup.ping_all(ask, version=version, attempts=10)).ok  # the machine may be busy
         with anyio.move_on_after(0.2):
             async for packet in packets:
-                seen += packet.data[12:14] == ARP
+                seen += is_question(packet.data)
     return seen
 
 
@@ -147,6 +172,45 @@ async def test_an_address_that_moves_to_another_worker_is_answered_for_rightly()
         await sup.start("e", links=[nsorch.To("lan", address=address)])
         await sup.start("f", links=["lan"])
         assert (await sup.ping_all([("f", "e"), ("e", "f"), ("a", "e"), ("b", "e")])).ok
+
+
+async def test_questions_of_ipv6_go_to_who_has_the_address_now() -> None:
+    async def answers(name: str, address: str) -> bool:
+        done = await sup.workers[name].run([sys.executable, "-c", PING, address], check=False)
+        return done.returncode == 0
+
+    async with nsorch.Supervisor() as sup:
+        await start(sup, "abc", arp="static")
+        await sup.bridge("other", ("10.0.0.0/24", "fd00::/64"), arp="dynamic")
+        local = link_local(bytes.fromhex(sup.workers["b"].interfaces["eth0"].mac.replace(":", ""))).ip
+        assert await answers("a", f"{local}%eth0")
+        link = sup.links["b:eth0-lan"]
+        await link.set(address=["10.0.0.77", "fd00::77"])
+        assert await answers("a", "fd00::77")
+        await link.set(mac="02:00:00:00:00:77")
+        assert await answers("c", "fd00::77")
+        assert not await answers("c", f"{local}%eth0")
+        # Whom it was told of on the bridge before says nothing of who has the address on the next.
+        await sup.start("d", links=[nsorch.To("other", address=["10.0.0.77", "fd00::77"])])
+        await sup.links["a:eth0-lan"].set(bridge="other")
+        await sup.workers["a"].run("ip -6 neigh flush dev eth0")
+        assert await answers("a", "fd00::77")
+        await sup.bridges["other"].remove()
+        redirector = await sup._wiring.kernel.redirector()
+        assert redirector is not None
+        assert len(redirector._known) == 4  # of b and c: one more address each, of the link
+
+
+async def test_without_nf_tables_for_bridges_all_are_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise nsorch.NetlinkError("add", "neighbours", errno=errno.EOPNOTSUPP)
+
+    monkeypatch.setattr("nsorch.net.redirecting.Redirector.__init__", refuse)
+    async with nsorch.Supervisor() as sup:
+        await start(sup, "abc", arp="static")
+        assert await questions(sup, "c", [("a", "b")]) > 0
+        await sup.workers["b"].remove()
+        assert (await sup.ping_all([("a", "c")], version=6)).ok
 
 
 @pytest.mark.once

@@ -441,6 +441,11 @@ class Engine:
         requests = [Request(messages.answer_arp(port), "answer ARP for port", str(port)) for port in ports]
         _raise_first(self.fabric.transact(requests))
 
+    def join_group(self, links: Iterable[int], group: int) -> None:
+        """Put links of the fabric into a *group*; those that are gone are no error."""
+        requests = [Request(messages.set_link(link, group=group), "change the group of", str(link)) for link in links]
+        _raise_first(self.fabric.transact(requests))
+
     def forget_learnt(self, ports: Iterable[int]) -> None:
         """Drop what bridges have learnt to be behind *ports*; those that are gone are no error."""
         requests = [Request(messages.forget_learnt(port), "flush port", str(port)) for port in ports]

@@ -24,12 +24,12 @@ if TYPE_CHECKING:
 
 _SUBSYSTEM = 10
 BATCH_BEGIN, BATCH_END = 0x10, 0x11
-_NEWTABLE, _DELTABLE, _NEWCHAIN, _NEWRULE, _NEWSET, _NEWSETELEM = 0, 2, 3, 6, 9, 12
+_NEWTABLE, _DELTABLE, _NEWCHAIN, _NEWRULE, _NEWSET, _NEWSETELEM, _DELSETELEM = 0, 2, 3, 6, 9, 12, 14
 _CREATE, _APPEND = 0x400, 0x800
 _OWNER = 2
 _CONNTRACK, _CT_DELETE = 1, 2
 
-INET, IPV4, IPV6 = 1, 2, 10  # NFPROTO_*; INET is both
+INET, IPV4, BRIDGE, IPV6 = 1, 2, 7, 10  # NFPROTO_*; INET is both of IP's
 ICMP, TCP, UDP, ICMPV6 = 1, 6, 17, 58
 PREROUTING, INPUT, FORWARD, OUTPUT, POSTROUTING = range(5)
 EQUAL, NOT_EQUAL = 0, 1
@@ -46,7 +46,7 @@ _ADMIN_PROHIBITED = 3
 _IFNAMSIZ = 16
 
 # Numbers of libnftables' data types, for people who list the rules; a concatenation has six bits for each.
-_ADDRESS_TYPE, _ADDRESS6_TYPE, _HARDWARE_TYPE, _SERVICE_TYPE = 7, 8, 9, 13
+_ADDRESS_TYPE, _ADDRESS6_TYPE, _HARDWARE_TYPE, _SERVICE_TYPE, _GROUP_TYPE = 7, 8, 9, 13, 35
 
 
 def _u32(kind: int, value: int) -> bytes:
@@ -78,6 +78,7 @@ class Kind(Value):
 
 ADDRESS, SERVICE = Kind(_ADDRESS_TYPE, 4), Kind(_SERVICE_TYPE, 2)
 ADDRESS6, HARDWARE = Kind(_ADDRESS6_TYPE, 16), Kind(_HARDWARE_TYPE, 6)
+GROUP = Kind(_GROUP_TYPE, 4)  #: of interfaces
 
 
 # -- objects
@@ -90,7 +91,7 @@ def batch_edge(kind: int) -> bytes:
 
 @frozen(repr=False)
 class Table(Value):
-    """:ivar family: INET, IPV4 or IPV6
+    """:ivar family: INET, IPV4, IPV6 or BRIDGE
     :ivar owned: it goes with the socket that has made it, and only that can change it (Linux 5.12)
     """
 
@@ -127,16 +128,35 @@ class Table(Value):
         parts += [_u32(10, number), attribute(11, struct.pack(">Q", int(timeout * 1000)))]
         return _message(_NEWSET, _CREATE, *parts, family=self.family)
 
-    def add_fixed_set(self, name: str, *, number: int, key: Kind) -> bytes:
-        """A set that :meth:`add_members` fills."""
-        parts = [_text(1, self.name), _text(2, name), _u32(3, 0), _u32(4, key.number), _u32(5, key.size)]
+    def add_fixed_set(self, name: str, *, number: int, key: Kind, value: Kind | None = None) -> bytes:
+        """A set that :meth:`add_members` fills, or with *value* a map for :meth:`add_entries`."""
+        map_ = 0 if value is None else 8
+        parts = [_text(1, self.name), _text(2, name), _u32(3, map_), _u32(4, key.number), _u32(5, key.size)]
+        if value is not None:
+            parts += [_u32(6, value.number), _u32(7, value.size)]
         return _message(_NEWSET, _CREATE, *parts, _u32(10, number), family=self.family)
 
     def add_members(self, name: str, *, number: int, members: Iterable[bytes]) -> bytes:
-        """Some thousands at most: an attribute has 64 KiB."""
+        """Some thousands at most: an attribute has 64 KiB.
+
+        :param number: of the set, which is made in the same transaction
+        """
         elements = [_nested(1, _value(1, member)) for member in members]
-        parts = [_text(1, self.name), _text(2, name), _nested(3, *elements), _u32(4, number)]
-        return _message(_NEWSETELEM, _CREATE, *parts, family=self.family)
+        return self._elements(_NEWSETELEM, name, elements, _u32(4, number))
+
+    def add_entries(self, name: str, entries: Iterable[tuple[bytes, bytes]]) -> bytes:
+        """To a map that is there, a thousand at most: keys that it hasn't got, with their values."""
+        return self._elements(
+            _NEWSETELEM, name, [_nested(1, _value(1, key), _value(2, value)) for key, value in entries]
+        )
+
+    def delete_entries(self, name: str, keys: Iterable[bytes]) -> bytes:
+        """From a map that has them, a thousand at most."""
+        return self._elements(_DELSETELEM, name, [_nested(1, _value(1, key)) for key in keys])
+
+    def _elements(self, kind: int, name: str, elements: list[bytes], *more: bytes) -> bytes:
+        parts = [_text(1, self.name), _text(2, name), _nested(3, *elements), *more]
+        return _message(kind, _CREATE if kind == _NEWSETELEM else 0, *parts, family=self.family)
 
 
 def flush_connections() -> bytes:
@@ -221,6 +241,27 @@ def load_hardware_source(register: int = R0) -> list[bytes]:
     """Of frames of Ethernet, on which what follows goes on."""
     ethernet = 1
     return [_meta(8), compare(struct.pack("=H", ethernet)), _payload(0, 6, 6, register)]
+
+
+def load_group(register: int = R0) -> bytes:
+    """The group of the interface that it came by, in the machine's byte order."""
+    return _meta(21, register)
+
+
+def set_hardware_destination(register: int) -> bytes:
+    """Of a frame, before a bridge decides where it goes."""
+    return _expression("payload", _u32(5, register), _u32(2, 0), _u32(3, 0), _u32(4, 6))
+
+
+def solicitation(register: int = R0) -> list[bytes]:
+    """Match neighbour solicitations (RFC 4861, 4.3), in frames; their target goes to *register*."""
+    ethertype, icmpv6, kind = struct.pack(">H", 0x86DD), bytes((ICMPV6,)), bytes((135,))
+    return [
+        *(_meta(1), compare(ethertype)),
+        *(_payload(1, 6, 1), compare(icmpv6)),
+        *(_payload(1, 40, 1), compare(kind)),
+        _payload(1, 48, 16, register),
+    ]
 
 
 def load_source_port(register: int = R0) -> bytes:

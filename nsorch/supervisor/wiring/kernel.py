@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import socket
 from typing import TYPE_CHECKING, Any
@@ -10,31 +11,43 @@ from typing import TYPE_CHECKING, Any
 import anyio
 
 from nsorch.core.spawner.syscalls import CLONE_NEWNET
-from nsorch.errors import ClosedError, NsorchError
+from nsorch.errors import ClosedError, NetlinkError, NsorchError, SetupError
 from nsorch.net.engine import Engine, NetnsHandle
+from nsorch.net.netlink import NETLINK_NETFILTER
 from nsorch.supervisor.thread import Thread
 from nsorch.supervisor.wiring.planning import netns_key
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+    from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 
+    from nsorch.net.redirecting import Redirector
     from nsorch.supervisor.wiring.network import Side
     from nsorch.supervisor.worker import Worker
+
+# What the kernel says of a protocol, a family or an expression that it doesn't have.
+_MISSING = (errno.ENOENT, errno.EOPNOTSUPP, errno.EPROTONOSUPPORT, errno.EAFNOSUPPORT)
 
 
 class Kernel:
     """Carries out what is planned, one thing after the other.
 
     :param check_running: raises, once the supervisor has ended
+    :param open_socket: opens a socket in the fabric, of a family, type and protocol
     """
 
-    def __init__(self, check_running: Callable[[], None]) -> None:
+    def __init__(
+        self, check_running: Callable[[], None], open_socket: Callable[[int, int, int], Awaitable[socket.socket]]
+    ) -> None:
         self.engine: Engine
         self._check_running = check_running
+        self._open_socket = open_socket
         self._fabric: socket.socket | None = None
         self._thread: Thread | None = None
         self._doomed: list[int] = []  # interfaces of the fabric, by index
         self._deleting: anyio.Lock
+        self._opening: anyio.Lock
+        self._netfilter: socket.socket | None = None  # of the fabric, from its first use on
+        self._redirector: Redirector | None = None
 
     def open(self, rtnetlink: int) -> None:
         """*rtnetlink*: a socket of the fabric's, which stays its owner's."""
@@ -42,13 +55,15 @@ class Kernel:
         self.engine = Engine(self._fabric)
         self._thread = Thread(self._check_running)
         self._deleting = anyio.Lock()
+        self._opening = anyio.Lock()
 
     async def close(self) -> None:
         """After what is under way. Shield it."""
         if self._thread is not None:
             await self._thread.close()
-        if self._fabric is not None:
-            self._fabric.close()
+        for sock in (self._fabric, self._netfilter):
+            if sock is not None:
+                sock.close()
 
     async def in_thread(self, func: Callable[..., Any], *args: Any) -> Any:
         """Call *func* in the one thread that waits for the kernel. Cancelled, it is waited for all the same.
@@ -57,6 +72,24 @@ class Kernel:
         """
         assert self._thread is not None
         return await self._thread.call(func, *args)
+
+    async def redirector(self) -> Redirector | None:
+        """For the thread; None where the kernel lacks a part of it."""
+        async with self._opening:
+            if self._netfilter is None:
+                with anyio.CancelScope(shield=True):
+                    try:
+                        self._netfilter = await self._open_socket(socket.AF_NETLINK, socket.SOCK_RAW, NETLINK_NETFILTER)
+                        self._redirector = await self.in_thread(_redirector, self._netfilter)
+                    except (NetlinkError, SetupError) as exc:
+                        if exc.errno not in _MISSING:
+                            raise
+            return self._redirector
+
+    async def forget_groups(self, groups: Sequence[int]) -> None:
+        """What the redirector knows of segments that are gone."""
+        if self._redirector is not None:
+            await self.in_thread(self._redirector.remove_all, groups)
 
     def ended(self) -> NsorchError:
         """Why nothing is done any more."""
@@ -107,6 +140,13 @@ class Kernel:
             if self._doomed:
                 doomed, self._doomed = self._doomed, []
                 await self.in_thread(self.engine.delete_links, None, doomed)
+
+
+def _redirector(sock: socket.socket) -> Redirector:
+    """In the thread, also for the import."""
+    from nsorch.net.redirecting import Redirector
+
+    return Redirector(sock)
 
 
 def netns_of(worker: Worker) -> int:

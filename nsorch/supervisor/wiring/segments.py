@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from attrs import define, field
 
-from nsorch.net.mac import derive_mac
+from nsorch.net.mac import derive_mac, link_local
 from nsorch.net.plan import EVERY_VLAN, BridgePlan, EndPlan, LinkPlan
 from nsorch.values import Value
 
@@ -98,6 +98,11 @@ class Parts:
         self._take = take
         self.all = [Part(take())]
 
+    @property
+    def group(self) -> int:
+        """Nobody else's number for a group of interfaces: its ports."""
+        return self.all[0].index
+
     def plug(self) -> Part:
         """Where there is room for one more port."""
         for part in reversed(self.all):
@@ -123,6 +128,8 @@ class News(Value):
     forwarding: list[Entry]
     neighbours: list[Neighbour]
     answering: list[int]  #: ports to be answered for
+    asked: list[Neighbour]  #: of IPv6, on ports of its own
+    asking: list[int]  #: these ports
 
 
 def news(part: Part, ends: Collection[tuple[Side, Side]], *, answers: bool) -> News:
@@ -130,7 +137,7 @@ def news(part: Part, ends: Collection[tuple[Side, Side]], *, answers: bool) -> N
     :param ends: of workers, each with its port
     :param answers: whether the bridges answer ARP
     """
-    found = News(part, [], [], [])
+    found = News(part, [], [], [], [], [])
     if answers and not part.told:
         found.answering += [index for index in part.trunk if index]
     for side, port in ends:
@@ -143,8 +150,11 @@ def news(part: Part, ends: Collection[tuple[Side, Side]], *, answers: bool) -> N
         elif port.vlans.pvid is not None:
             found.forwarding.append((there, side.mac, port.vlans.pvid))
         if answers:
-            # The kernel answers neighbour discovery only between a port that asks for suppression and one that doesn't.
             found.neighbours += [(address.ip, side.mac) for address in side.addresses if address.version == 4]
             if port.part is part:
                 found.answering.append(there)
+                ipv6 = [address.ip for address in side.addresses if address.version == 6]
+                if ipv6:
+                    found.asking.append(there)
+                    found.asked += [(ip, side.mac) for ip in (*ipv6, link_local(side.mac).ip)]
     return found

@@ -6,7 +6,7 @@ import errno
 from typing import TYPE_CHECKING, Any
 
 from nsorch.errors import ClosedError, NetlinkError
-from nsorch.net.messages import RTM_DELNEIGH, RTM_NEWNEIGH
+from nsorch.net.messages import NO_GROUP, RTM_DELNEIGH, RTM_NEWNEIGH
 from nsorch.supervisor.turns import in_turns
 from nsorch.supervisor.wiring.planning import as_neighbour
 from nsorch.supervisor.wiring.segments import MANY, news
@@ -43,7 +43,11 @@ async def _tell(kernel: Kernel, bridge: Bridge) -> None:
             new = [(side, port) for side, port in ends.items() if side not in part.told]
             for start in range(0, len(new), _TOLD):
                 some = new[start : start + _TOLD]
-                await kernel.in_thread(_announce, kernel.engine, part, news(part, some, answers=bridge._answers))
+                told = news(part, some, answers=bridge._answers)
+                await kernel.in_thread(_announce, kernel.engine, part, told)
+                if told.asked and (redirector := await kernel.redirector()) is not None:
+                    await kernel.in_thread(kernel.engine.join_group, told.asking, bridge._parts.group)
+                    await kernel.in_thread(redirector.add, bridge._parts.group, told.asked)
                 part.told.update(side for side, _ in some)
     await _correct(kernel, bridge, gateway)
     if gateway is not None:
@@ -125,6 +129,10 @@ async def _forget(kernel: Kernel, bridge: Bridge, gone: Sequence[Side], dying: C
             elsewhere = news(part, [end for end in old if stays or end[1].part is not part], answers=False)
             await kernel.in_thread(kernel.engine.forward, RTM_DELNEIGH, elsewhere.forwarding)
             await kernel.in_thread(kernel.engine.tell_neighbours, None, RTM_DELNEIGH, part.index, known.neighbours)
+            if known.asked and (redirector := await kernel.redirector()) is not None:
+                await kernel.in_thread(redirector.remove, bridge._parts.group, [ip for ip, _ in known.asked])
+                if stays:
+                    await kernel.in_thread(kernel.engine.join_group, known.asking, NO_GROUP)
     trunks = [port.index for near in bridge._joined() for port in near._trunks if port.index is not None]
     if trunks:  # who was learnt to be behind them may come again elsewhere
         await kernel.in_thread(kernel.engine.forget_learnt, trunks)

@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from collections.abc import Collection, Container, Iterable, Mapping, Sequence
     from collections.abc import Set as AbstractSet
     from ipaddress import IPv4Interface, IPv6Interface
+    from socket import socket
 
     from nsorch.core.helper import Facts
     from nsorch.supervisor.supervisor import Supervisor
@@ -69,7 +70,7 @@ class Wiring:
 
     def __init__(self, supervisor: Supervisor) -> None:
         self._supervisor = supervisor
-        self.kernel = Kernel(supervisor._check_running)
+        self.kernel = Kernel(supervisor._check_running, self._open_in_fabric)
         self.record = Record(supervisor, self)
         self.routing = Routing(self.kernel)
         self.watcher = Watcher(supervisor, self)
@@ -87,6 +88,10 @@ class Wiring:
         self.kernel.open(facts.descriptors["rtnetlink"])
         self.names.open(facts.descriptors.get("hosts", -1))
         self.watcher.open()
+
+    async def _open_in_fabric(self, family: int, kind: int, protocol: int) -> socket:
+        fabric = self._supervisor._home.descriptors[CLONE_NEWNET]
+        return await self._supervisor._helper.open_socket(fabric, family, kind, protocol)
 
     async def close(self) -> None:
         """After what is under way in threads. Shield it."""
@@ -189,6 +194,7 @@ class Wiring:
                     self._supervisor._start_soon(partial(self._delete_later, doomed))
                 else:
                     await self.kernel.delete_in_fabric(doomed)
+                await self.kernel.forget_groups([bridge._parts.group for bridge in there])
             for bridge in there:
                 if self.record.bridges.pop(bridge.name, None) is None:
                     continue  # somebody else was faster
