@@ -41,6 +41,31 @@ def test_it_is_its_source(tmp_path: pathlib.Path) -> None:
     assert program[64 + 2 * 56 :] == code.read_bytes()
 
 
+@pytest.mark.skipif(not SMALL, reason="none is assembled")
+def test_the_trial_leaves_no_core_dump(monkeypatch: pytest.MonkeyPatch) -> None:
+    ended: list[int] = []
+    wait, kill = os.waitpid, os.kill
+
+    def wait_and_note(pid: int, options: int) -> tuple[int, int]:
+        found = wait(pid, options)
+        ended.append(os.WTERMSIG(found[1]))
+        return found
+
+    def kill_late(pid: int, number: int) -> None:
+        """Once it has come to wait for signals, or has crashed."""
+        while "(nsorch-init) S" not in (stat := pathlib.Path(f"/proc/{pid}/stat").read_text()) and ") Z" not in stat:
+            pass
+        kill(pid, number)
+
+    monkeypatch.setattr(os, "waitpid", wait_and_note)
+    monkeypatch.setattr(os, "kill", kill_late)
+    init = pid1.Pid1.prepare()
+    assert init is not None
+    assert ended == [signal.SIGKILL]
+    for fd in (init._file, init._reports, init._report):
+        os.close(fd)
+
+
 @pytest.mark.anyio
 async def test_which_one(confined: dict[str, Any]) -> None:
     async with nsorch.Supervisor() as sup:

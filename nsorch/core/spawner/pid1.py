@@ -12,6 +12,7 @@ import errno
 import fcntl
 import os
 import re
+import signal
 import struct
 from typing import TYPE_CHECKING
 
@@ -91,8 +92,10 @@ class Pid1:
             return None
         with contextlib.suppress(OSError):
             file = sealed("nsorch-init", program)
-            # Without an argument it ends at once, by a signal: no more is asked here than whether it may be executed.
-            os.waitpid(os.posix_spawn(f"/proc/self/fd/{file}", ("nsorch-init",), {}), 0)
+            # No more is asked here than whether it may be executed: adopting nobody, it waits for signals.
+            pid = os.posix_spawn(f"/proc/self/fd/{file}", ("nsorch-init", "2", "00000000", ""), {})
+            os.kill(pid, signal.SIGKILL)
+            os.waitpid(pid, 0)
             return cls(file)
         return None
 
