@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pathlib
+import pty
 import signal
 import subprocess
 import sys
@@ -152,6 +153,27 @@ def test_signals(number: signal.Signals, inside: bool, tmp_path: pathlib.Path, m
     assert process.wait(20) == 128 + number
     process.stderr.close()
     assert running(marker) == []
+
+
+def test_terminal_of_a_worker_with_an_environment(tmp_path: pathlib.Path) -> None:
+    path = tmp_path / "lab.toml"
+    path.write_text("[workers.a]\nenv = { A = '1' }\ncwd = '/usr'\n[workers.b]\nenv = { TERM = 'own' }\n")
+    command = [sys.executable, "-m", "nsorch", "run", str(path), "--in"]
+    host, terminal = pty.openpty()
+    try:
+        for worker, expected in (("a", "1 vt100 /usr"), ("b", " own")):
+            done = subprocess.run(
+                [*command, worker, "--", "sh", "-c", 'echo "$A $TERM $(pwd)"'],
+                stdin=terminal,
+                stdout=subprocess.PIPE,
+                env={**os.environ, "TERM": "vt100"},
+                check=True,
+                text=True,
+            )
+            assert done.stdout.startswith(expected)
+    finally:
+        os.close(host)
+        os.close(terminal)
 
 
 @pytest.mark.parametrize("arguments", [[], ["--events"]])

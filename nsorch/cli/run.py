@@ -155,8 +155,11 @@ async def _run_inside(sup: Supervisor, worker: str, command: tuple[str, ...]) ->
     """With the terminal, if there is one: the command may take it, and we take it back."""
     if not command[0]:
         raise CommandNotFoundError('there is no command ""', worker=worker)
+    terminal, env = is_terminal(sys.stdin), sup.workers[worker].spec.env
+    if terminal and env is not None and "TERM" in os.environ:
+        env = {"TERM": os.environ["TERM"], **env}
     process = await sup.workers[worker].popen(
-        command, stdin=None, stdout=None, stderr=None, start_new_session=not is_terminal(sys.stdin)
+        command, stdin=None, stdout=None, stderr=None, env=env, start_new_session=not terminal
     )
     try:
         async with process:
