@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
+import pathlib
 import signal
 import socket
 import subprocess
@@ -161,7 +163,7 @@ async def test_join() -> None:
         finally:
             os.close(fd)
         assert (await namespaces_in(by_fd))["net"] == first.namespaces["net"]
-        with pytest.raises(nsorch.SetupError, match="not a uts namespace, but net"):
+        with pytest.raises(nsorch.SetupError, match="is a net namespace, not a uts one"):
             await sup.start("wrong", namespaces={"uts": f"/proc/{first.pid}/ns/net"})
 
 
@@ -524,6 +526,31 @@ async def test_commands_have_the_environment_and_the_directory_of_their_worker(c
         if bare.stdout is not None:
             with pytest.raises(anyio.EndOfStream):
                 await bare.stdout.receive()
+
+
+@pytest.mark.parametrize("field", ["stdin", "stdout", "seccomp"])
+async def test_a_fifo_that_nobody_opens_is_waited_for_until_a_cancellation(field: str, tmp_path: pathlib.Path) -> None:
+    os.mkfifo(tmp_path / "fifo")
+    async with nsorch.Supervisor() as sup:
+        before = len(os.listdir("/proc/self/fd"))
+        with anyio.fail_after(5):
+            with anyio.move_on_after(0.05) as scope:
+                await sup.start("w", ["cat"], **{field: tmp_path / "fifo"})
+            assert scope.cancelled_caught
+        assert "w" not in sup.workers
+        assert len(os.listdir("/proc/self/fd")) == before
+
+
+async def test_fifos(tmp_path: pathlib.Path) -> None:
+    for name in ("in", "out"):
+        os.mkfifo(tmp_path / name)
+    async with nsorch.Supervisor() as sup, anyio.create_task_group() as tasks:
+        tasks.start_soon(partial(sup.start, "w", ["cat"], stdin=tmp_path / "in", stdout=tmp_path / "out"))
+        await anyio.Path(tmp_path / "in").write_text("through")
+        assert await anyio.Path(tmp_path / "out").read_text() == "through"
+        with pytest.raises(nsorch.SetupError, match="out is no namespace") as caught:
+            await sup.start("x", namespaces={"net": tmp_path / "out"})
+        assert (caught.value.stage, caught.value.errno) == ("setns", errno.EINVAL)
 
 
 async def test_environment_and_large_arguments() -> None:

@@ -16,6 +16,7 @@ from nsorch.core.process import Streams
 from nsorch.core.spawner.protocol import Command
 from nsorch.errors import TopologyError
 from nsorch.supervisor.confining import check_mapped
+from nsorch.supervisor.opening import open_file
 from nsorch.supervisor.users import find_user
 from nsorch.topology.kinds import is_text, items, of_kind, shown, to_path
 from nsorch.topology.privileges import to_user
@@ -169,8 +170,7 @@ async def open_streams(stdin: object, stdout: object, stderr: object, *, worker:
         for number, source in enumerate((stdin, stdout, stderr)):
             if isinstance(source, str | os.PathLike):
                 flags = os.O_RDONLY if number == 0 else os.O_WRONLY | os.O_APPEND | os.O_CREAT
-                path: str | os.PathLike[str] = source
-                fd = await anyio.to_thread.run_sync(os.open, path, flags | os.O_CLOEXEC | os.O_NOCTTY, 0o666)
+                fd = await open_file(source, flags)
                 files.append(fd)
                 sources.append(fd)
             else:

@@ -18,6 +18,7 @@ from nsorch.core.spawner.protocol import Own
 from nsorch.core.spawner.rootfs import Root, Sysfs
 from nsorch.core.spawner.syscalls import CLONE_NEWCGROUP
 from nsorch.errors import PermissionDeniedError, SetupError, TopologyError
+from nsorch.supervisor.opening import open_file
 from nsorch.supervisor.users import User, find_user
 from nsorch.topology.mounts import Bind, Mount, Overlay
 from nsorch.topology.namespaces import KINDS, Host, NamespaceSet, New, Shared
@@ -312,7 +313,7 @@ async def _seccomp_program(isolation: Isolation, worker: str) -> bytes:
         capabilities = isolation.capabilities
         held = frozenset(CAPABILITIES) if capabilities is None else capabilities.bounding
         return await anyio.to_thread.run_sync(default_profile, held)
-    program = await anyio.to_thread.run_sync(_read, chosen, worker)
+    program = await _read(chosen, worker)
     try:
         check_program(program)
     except TopologyError as exc:
@@ -320,20 +321,27 @@ async def _seccomp_program(isolation: Isolation, worker: str) -> bytes:
     return program
 
 
-def _read(source: str | int, worker: str) -> bytes:
+async def _read(source: str | int, worker: str) -> bytes:
     """A whole file, from its start, whatever somebody has read of it; or what is in a pipe."""
     try:
-        if isinstance(source, int) and stat.S_ISFIFO(os.fstat(source).st_mode):
-            with open(source, "rb", closefd=False) as pipe:
-                return pipe.read(1 << 20)
         if isinstance(source, int):
-            return os.pread(source, 1 << 20, 0)
-        with open(source, "rb") as file:
-            return file.read(1 << 20)
+            return await anyio.to_thread.run_sync(_read_all, source)
+        fd = await open_file(source, os.O_RDONLY)
+        try:
+            return await anyio.to_thread.run_sync(_read_all, fd)
+        finally:
+            os.close(fd)
     except OSError as exc:
         raise SetupError(
             f"read the seccomp program {source}", worker=worker, stage="seccomp", errno=exc.errno
         ) from None
+
+
+def _read_all(fd: int) -> bytes:
+    if stat.S_ISFIFO(os.fstat(fd).st_mode):
+        with open(fd, "rb", closefd=False) as pipe:
+            return pipe.read(1 << 20)
+    return os.pread(fd, 1 << 20, 0)
 
 
 def _split(offset: float) -> tuple[int, int]:

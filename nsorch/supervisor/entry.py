@@ -114,7 +114,7 @@ def _open(source: Source, name: str, kind: int, worker: str) -> int:
         else:
             path = f"/proc/{source.pid}/ns/{name}" if isinstance(source, OfPid) else str(source.path)  # type: ignore[union-attr]
             with descriptors.registering:
-                fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+                fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)  # a fifo waits for nobody
                 descriptors.own([fd])
     except OSError as exc:
         if exc.errno in (errno.EACCES, errno.EPERM):
@@ -125,8 +125,8 @@ def _open(source: Source, name: str, kind: int, worker: str) -> int:
         found = fcntl.ioctl(fd, _NS_GET_NSTYPE)
     if found != kind:
         descriptors.close([fd])
-        actual = NS_FILES.get(found, "no")
-        raise SetupError(f"{path} is not a {name} namespace, but {actual}", worker=worker, stage="setns")
+        what = f"is a {NS_FILES[found]} namespace, not a {name} one" if found in NS_FILES else "is no namespace"
+        raise SetupError(f"{path} {what}", worker=worker, stage="setns", errno=errno.EINVAL)
     return fd
 
 
