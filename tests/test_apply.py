@@ -367,6 +367,14 @@ async def test_what_was_removed_meanwhile_comes_again() -> None:
         assert not sup.workers
         await deployment.apply(topology)
         assert (await sup.ping_all()).ok
+        worker = sup.workers["a"]
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(worker.remove)
+            while worker._leaving is None:
+                await anyio.lowlevel.checkpoint()
+            await deployment.apply(topology)  # waits for that
+        assert sup.workers["a"] is not worker
+        assert (await sup.ping_all()).ok
 
 
 async def mtus(sup: nsorch.Supervisor) -> dict[str, list[int]]:

@@ -73,6 +73,15 @@ async def test_what_another_program_renames_is_still_what_others_stand_on() -> N
         assert dict(worker.interfaces) == {}
 
 
+async def test_an_interface_for_a_worker_that_was_removed_keeps_no_name() -> None:
+    async with nsorch.Supervisor() as sup:
+        worker = await sup.start("a")
+        await worker.remove()
+        with pytest.raises(ClosedError):
+            await sup._wiring.interfaces.adapt(worker, [Vxlan("v0", id=1)])
+        assert not sup._wiring.record._ifnames
+
+
 @needs_kernel("macvlan")
 async def test_macvlan_is_there_before_the_command() -> None:
     async with nsorch.Supervisor() as sup:

@@ -79,7 +79,7 @@ class Deployment:
         topology = topology.copy()
         await _check(self._supervisor, topology)
         async with self._changing:
-            self._forget_removed()
+            await self._forget_removed()
             found = await anyio.to_thread.run_sync(difference, self.topology, topology)
             if self.topology.routing != topology.routing:
                 raise UnsupportedError("the routing of what is there can't be changed", stage="apply")
@@ -101,8 +101,13 @@ class Deployment:
         await anyio.lowlevel.checkpoint()
         return found
 
-    def _forget_removed(self) -> None:
-        """What was removed by itself, or by another program, isn't there any more."""
+    async def _forget_removed(self) -> None:
+        """What was removed by itself, or by another program, isn't there any more. What is being removed is waited
+        for."""
+        leaving = [worker._leaving for worker in self._workers.values()]
+        for over in (*leaving, *(link._leaving for link in self._links.values())):
+            if over is not None:
+                await over.wait()
         workers = {name: worker for name, worker in self._workers.items() if worker.state is not State.REMOVED}
         there = self._supervisor.bridges
         bridges = {name: bridge for name, bridge in self._bridges.items() if there.get(name) is bridge}

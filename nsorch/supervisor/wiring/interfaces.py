@@ -282,6 +282,7 @@ class Interfaces:
         for number, spec in enumerate(described):
             if spec.name not in worker._devices:
                 where = f"workers.{worker.name}.interfaces[{number}]"
+                worker._check_here()  # else the name would be taken for good
                 device = self._reserve(worker, spec, where, described=True)
                 try:
                     self._plan(device, where)
