@@ -7,7 +7,7 @@ import sys
 
 
 def main() -> None:
-    """Entry point of the console script."""
+    """What the console script comes to, and ``python -m nsorch``."""
     if isinstance(sys.stdout, io.TextIOWrapper):  # it is None where it is closed
         sys.stdout.reconfigure(errors="backslashreplace")  # as standard error: names may be in any script
     from nsorch.cli.command import nsorch
