@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import pathlib
@@ -186,6 +187,53 @@ def test_many_signals(arguments: list[str], lab: str) -> None:
             process.send_signal(signal.SIGINT)
             time.sleep(0.03)
         assert (process.returncode, process.stderr.read()) == (128 + signal.SIGINT, b"")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "number"),
+    [
+        (["--events"], signal.SIGINT),
+        (["--events", "--", "sleep", "0"], signal.SIGTERM),
+        (["--check", "--json"], signal.SIGINT),
+    ],
+)
+def test_signals_end_it_whose_reader_has_stopped(
+    arguments: list[str], number: signal.Signals, tmp_path: pathlib.Path, marker: str
+) -> None:
+    path = tmp_path / "lab.toml"
+    more = "".join(f"[workers.w{n}]\nlinks = ['lan']\n" for n in range(30))
+    path.write_text(f"{LAB}{more}[workers.c]\ncommand = ['sleep', '{marker}']\n")
+    reader, writer = os.pipe()
+    fcntl.fcntl(writer, fcntl.F_SETPIPE_SZ, 4096)
+    command = [sys.executable, "-m", "nsorch", "run", str(path), *arguments]
+    with subprocess.Popen(command, stdout=writer, stderr=writer) as process:
+        os.close(writer)
+        try:
+            deadline = time.monotonic() + 20
+            threads = pathlib.Path(f"/proc/{process.pid}/task")
+            while not any("pipe_w" in thread.read_text() for thread in threads.glob("*/wchan")):
+                assert time.monotonic() < deadline
+                time.sleep(0.02)
+            process.send_signal(number)
+            assert process.wait(5) == 128 + number
+        finally:
+            process.kill()
+    os.close(reader)
+    assert running(marker) == []
+
+
+def test_interrupted_while_it_is_imported(tmp_path: pathlib.Path) -> None:
+    (tmp_path / "anyio.py").write_text("import time\nprint('importing', flush=True)\ntime.sleep(60)\n")
+    command = [sys.executable, "-c", "from nsorch_command import main; main()", "doctor"]
+    path = os.pathsep.join(map(str, (tmp_path, TOP)))
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env={**os.environ, "PYTHONPATH": path}
+    ) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        assert process.stdout.readline() == b"importing\n"
+        process.send_signal(signal.SIGINT)
+        assert (process.wait(20), process.stderr.read()) == (128 + signal.SIGINT, b"")
 
 
 def test_interrupted_while_the_file_is_read(tmp_path: pathlib.Path) -> None:

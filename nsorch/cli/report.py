@@ -23,41 +23,39 @@ def check_result(reachability: Reachability, components: Sequence[set[str]]) -> 
     }
 
 
-def print_check(topology: Topology, reachability: Reachability, components: Sequence[set[str]], summary: str) -> None:
+def render_check(topology: Topology, reachability: Reachability, components: Sequence[set[str]], summary: str) -> str:
     """A matrix of round trip times in ms for a small topology, the summary and the failures for a large one."""
     from rich.console import Console
     from rich.table import Table
 
-    class Output(Console):
-        def on_broken_pipe(self) -> None:  # its own way is status 1, which says something else here
-            raise BrokenPipeError
-
     names = list(topology.workers)
-    console = Output(highlight=False)
+    console = Console(highlight=False)
     if not console.is_terminal:
-        console = Output(highlight=False, width=max(80, sum(max(len(name), 5) + 1 for name in names) + 20))
-    if len(names) <= _MATRIX and reachability.pairs:
-        title = f"{topology.name or 'lab'}: round trips in ms, from row to column"
-        console.print(title, style="italic", markup=False)  # the table's own would be as narrow as that
-        table = Table(box=None, padding=(0, 1, 0, 0))
-        table.add_column("")
-        for name in names:
-            table.add_column(name, justify="right", no_wrap=True)
-        for source in names:
-            table.add_row(source, *(_cell(reachability, source, target) for target in names))
-        console.print(table)
-    failures = reachability.failed
-    for result in failures[:_SHOWN]:
-        console.print(f"[red]{result.source} → {result.target}[/] ({result.address}): {result.error}")
-    if len(failures) > _SHOWN:
-        console.print(f"… and {len(failures) - _SHOWN} more")
-    if len(components) > 1:
-        console.print(f"{len(components)} parts that no link connects, separate by design")
-    failed = len(failures)
-    answered = len(reachability.pairs) - failed
-    colour = "red" if failed else "green"
-    console.print(summary, markup=False)
-    console.print(f"[{colour}]{answered} of {len(reachability.pairs)} pairs answered[/]")
+        console = Console(highlight=False, width=max(80, sum(max(len(name), 5) + 1 for name in names) + 20))
+    with console.capture() as text:
+        if len(names) <= _MATRIX and reachability.pairs:
+            title = f"{topology.name or 'lab'}: round trips in ms, from row to column"
+            console.print(title, style="italic", markup=False)  # the table's own would be as narrow as that
+            table = Table(box=None, padding=(0, 1, 0, 0))
+            table.add_column("")
+            for name in names:
+                table.add_column(name, justify="right", no_wrap=True)
+            for source in names:
+                table.add_row(source, *(_cell(reachability, source, target) for target in names))
+            console.print(table)
+        failures = reachability.failed
+        for result in failures[:_SHOWN]:
+            console.print(f"[red]{result.source} → {result.target}[/] ({result.address}): {result.error}")
+        if len(failures) > _SHOWN:
+            console.print(f"… and {len(failures) - _SHOWN} more")
+        if len(components) > 1:
+            console.print(f"{len(components)} parts that no link connects, separate by design")
+        failed = len(failures)
+        answered = len(reachability.pairs) - failed
+        colour = "red" if failed else "green"
+        console.print(summary, markup=False)
+        console.print(f"[{colour}]{answered} of {len(reachability.pairs)} pairs answered[/]")
+    return text.get().rstrip("\n")
 
 
 def _cell(reachability: Reachability, source: str, target: str) -> str:

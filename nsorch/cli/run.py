@@ -17,8 +17,9 @@ import click
 from attrs import frozen
 
 from nsorch import CommandNotFoundError, NsorchError, State, Supervisor
+from nsorch.cli.output import Outputs
 from nsorch.cli.progress import progress
-from nsorch.cli.report import check_result, print_check
+from nsorch.cli.report import check_result, render_check
 from nsorch.cli.terminal import is_terminal, take_terminal
 from nsorch.cli.watch import watch
 
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
 
 # Up to so many pairs each is asked from both sides.
 _BOTH_WAYS = 50_000
+# Events that are written at once; seconds that their reader has for the last ones after a signal.
+_TOGETHER, _PATIENCE = 500, 1.0
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
@@ -45,20 +48,23 @@ async def run_topology(topology: Topology, options: Options) -> int:
     """Bring *topology* up, do what *options* say, take it down. Returns the exit status."""
     for note in topology.notes:
         click.echo(f"nsorch: {note}", err=True)
-    sup = Supervisor(topology.name)
+    sup, outputs = Supervisor(topology.name), Outputs()
     status = 0
     failure: BaseException | None = None
     async with anyio.create_task_group() as tasks:
-        printed = await tasks.start(_print_events, sup, options.as_json) if options.events else None
+        printed = await tasks.start(_print_events, sup, outputs, options.as_json) if options.events else None
         with anyio.CancelScope() as body:
             interrupted = await tasks.start(_await_signal, body)
             try:
                 async with sup:
-                    status = await _use(sup, topology, options)
+                    status = await _use(sup, topology, options, outputs)
             except (Exception, SystemExit) as exc:
                 failure = exc
         if printed is not None:
-            await printed.wait()
+            with anyio.CancelScope() as interrupted.scope:
+                if interrupted.number:  # whoever reads them may have stopped
+                    interrupted.scope.deadline = anyio.current_time() + _PATIENCE
+                await printed.wait()
         tasks.cancel_scope.cancel()
     for number in _SIGNALS:  # all is down, and the status known: a second one doesn't make another of it
         signal.signal(number, signal.SIG_IGN)
@@ -68,37 +74,39 @@ async def run_topology(topology: Topology, options: Options) -> int:
 
 
 class _Interrupted:
-    """The signal that came, or 0."""
+    """:ivar number: of the signal that came, or 0; :ivar scope: what one ends"""
 
-    number = 0
+    def __init__(self, scope: anyio.CancelScope) -> None:
+        self.number = 0
+        self.scope = scope
 
 
 async def _await_signal(body: anyio.CancelScope, *, task_status: anyio.abc.TaskStatus[_Interrupted]) -> None:
     with anyio.open_signal_receiver(*_SIGNALS) as signals:
-        interrupted = _Interrupted()
+        interrupted = _Interrupted(body)
         task_status.started(interrupted)
         async for number in signals:
             interrupted.number = int(number)
-            body.cancel()
+            interrupted.scope.cancel()
 
 
-async def _use(sup: Supervisor, topology: Topology, options: Options) -> int:
+async def _use(sup: Supervisor, topology: Topology, options: Options, outputs: Outputs) -> int:
     begin = time.monotonic()
     async with progress("bringing up", len(topology.workers) + len(topology.links), lambda: _count_up(sup)):
         deployment = await sup.deploy(topology)
     count = f"{len(topology.workers)} workers, {len(topology.bridges)} bridges, {len(sup.links)} links"
     summary = f"{topology.name or 'the lab'}: {count}, up in {time.monotonic() - begin:.1f} s"
     if options.check:
-        return await _check(sup, topology, options, summary)
+        return await _check(sup, topology, options, outputs, summary)
     pinned: set[Worker] = set()
-    await _pin(sup, pinned)
+    await _pin(sup, pinned, outputs)
     if options.worker is not None:
         return await _run_inside(sup, options.worker, options.command)
     if options.command:
-        return await _run_outside(options.command)
-    click.echo(f"nsorch: {summary}; Ctrl-C takes it down", err=True)
+        return await _run_outside(options.command, outputs)
+    await outputs.tell(f"{summary}; Ctrl-C takes it down")
     if options.watched is not None:
-        await watch(deployment, options.watched, lambda: _pin(sup, pinned))
+        await watch(deployment, options.watched, lambda: _pin(sup, pinned, outputs), outputs.tell)
     await anyio.sleep_forever()
     raise AssertionError("unreachable")
 
@@ -108,7 +116,7 @@ def _count_up(sup: Supervisor) -> int:
     return workers + sum(link.is_up for link in sup.links.values())
 
 
-async def _pin(sup: Supervisor, pinned: set[Worker]) -> None:
+async def _pin(sup: Supervisor, pinned: set[Worker], outputs: Outputs) -> None:
     """For root's ``ip netns exec``, by the name of the worker unless another lab has it; those that aren't *pinned*."""
     pinned &= set(sup.workers.values())
     for name, worker in list(sup.workers.items()):
@@ -117,10 +125,10 @@ async def _pin(sup: Supervisor, pinned: set[Worker]) -> None:
             try:
                 await sup.pin(worker)
             except NsorchError as exc:
-                click.echo(f"nsorch: {name} is not pinned: {exc}", err=True)
+                await outputs.tell(f"{name} is not pinned: {exc}")
 
 
-async def _check(sup: Supervisor, topology: Topology, options: Options, summary: str) -> int:
+async def _check(sup: Supervisor, topology: Topology, options: Options, outputs: Outputs, summary: str) -> int:
     components = topology.components()
     names = [name for name in topology.workers if sup.workers[name].addresses]
     part = {name: number for number, component in enumerate(components) for name in component}
@@ -145,9 +153,9 @@ async def _check(sup: Supervisor, topology: Topology, options: Options, summary:
         reachability = await sup.ping_all(pairs, progress=count)
     summary += f"; {len(reachability.pairs)} pairs asked in {time.monotonic() - begin:.1f} s"
     if options.as_json:
-        click.echo(json.dumps(check_result(reachability, components), indent=None if options.events else 2))
+        await outputs.print(json.dumps(check_result(reachability, components), indent=None if options.events else 2))
     else:
-        print_check(topology, reachability, components, summary)
+        await outputs.print(render_check(topology, reachability, components, summary))
     return 0 if reachability.ok else 1
 
 
@@ -169,17 +177,17 @@ async def _run_inside(sup: Supervisor, worker: str, command: tuple[str, ...]) ->
     return code if code >= 0 else 128 - code
 
 
-async def _run_outside(command: tuple[str, ...]) -> int:
+async def _run_outside(command: tuple[str, ...], outputs: Outputs) -> int:
     try:
         process = await anyio.open_process(command, stdin=None, stdout=None, stderr=None)
     except FileNotFoundError:
-        click.echo(f'nsorch: there is no command "{command[0]}"', err=True)
+        await outputs.tell(f'there is no command "{command[0]}"')
         return 127
     except PermissionError:
         if not _is_there(command[0]):
-            click.echo(f'nsorch: there is no command "{command[0]}"', err=True)
+            await outputs.tell(f'there is no command "{command[0]}"')
             return 127
-        click.echo(f'nsorch: "{command[0]}" is not executable', err=True)
+        await outputs.tell(f'"{command[0]}" is not executable')
         return 126
     try:
         code = await process.wait()
@@ -201,13 +209,19 @@ def _is_there(program: str) -> bool:
     return shutil.which(program, os.F_OK) is not None or ("/" in program and os.path.isdir(program))
 
 
-async def _print_events(sup: Supervisor, as_json: bool, *, task_status: anyio.abc.TaskStatus[anyio.Event]) -> None:
+async def _print_events(
+    sup: Supervisor, outputs: Outputs, as_json: bool, *, task_status: anyio.abc.TaskStatus[anyio.Event]
+) -> None:
     """Tells of the last one by an event of another kind."""
     printed = anyio.Event()
     async with sup.events(since=0, buffer=1 << 20) as events:
         task_status.started(printed)
         async for event in events:
-            click.echo(json.dumps(event.to_dict()) if as_json else _line(event))
+            together = [event]
+            with contextlib.suppress(anyio.WouldBlock, anyio.EndOfStream):
+                while len(together) < _TOGETHER:
+                    together.append(events.receive_nowait())
+            await outputs.print("\n".join(json.dumps(e.to_dict()) if as_json else _line(e) for e in together))
     printed.set()
 
 

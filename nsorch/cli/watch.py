@@ -6,7 +6,6 @@ import os
 from typing import TYPE_CHECKING, NamedTuple
 
 import anyio
-import click
 
 from nsorch import NsorchError
 
@@ -30,7 +29,12 @@ class Watched(NamedTuple):
     state: State
 
 
-async def watch(deployment: Deployment, watched: Watched, applied: Callable[[], Awaitable[None]]) -> None:
+async def watch(
+    deployment: Deployment,
+    watched: Watched,
+    applied: Callable[[], Awaitable[None]],
+    tell: Callable[[str], Awaitable[None]],
+) -> None:
     """Until cancelled. A file that is wrong, or can't be applied, is told, and what is up stays.
 
     :param applied: called each time that other workers may be there
@@ -48,14 +52,14 @@ async def watch(deployment: Deployment, watched: Watched, applied: Callable[[], 
             found = await deployment.apply(topology)
         except (NsorchError, OSError, ExceptionGroup) as exc:
             for line in _lines(exc):
-                click.echo(f"nsorch: {line}", err=True)
+                await tell(line)
             await applied()
             continue
         await applied()
         for change in found.changes:
-            click.echo(f"nsorch: {change}", err=True)
+            await tell(str(change))
         if not found:
-            click.echo(f"nsorch: {watched.file}: nothing is different", err=True)
+            await tell(f"{watched.file}: nothing is different")
 
 
 def state_of(file: str) -> State:
