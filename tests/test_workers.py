@@ -509,6 +509,19 @@ async def test_working_directory(tmp_path: os.PathLike[str]) -> None:
             await worker.run(["pwd"], cwd="/no/such/folder")
 
 
+async def test_relative_working_directory(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As with subprocess it counts from the application's; in a root file system of the worker's own, from the root."""
+    (tmp_path / "sub").mkdir()
+    monkeypatch.chdir(tmp_path)
+    async with nsorch.Supervisor() as sup:
+        worker = await sup.start("w", ["sleep", "600"], cwd="sub")
+        assert os.readlink(f"/proc/{worker.pid}/cwd") == str(tmp_path / "sub")
+        assert (await worker.run(["pwd"])).stdout == f"{tmp_path}/sub\n".encode()
+        assert (await worker.run(["pwd"], cwd=".")).stdout == f"{tmp_path}\n".encode()
+        sandbox = await sup.start("sandbox", isolation="sandbox", cwd="usr")
+        assert (await sandbox.run(["pwd"])).stdout == b"/usr\n"
+
+
 @pytest.mark.parametrize("command", [None, ["sh", "-c", 'echo "$(pwd) $A ${HOME-none}"; exec sleep 600']])
 async def test_commands_have_the_environment_and_the_directory_of_their_worker(command: list[str] | None) -> None:
     async with nsorch.Supervisor() as sup:

@@ -57,7 +57,7 @@ async def build_command(
     confinement = confined.confinement
     if unconfined:
         confinement = confined.unconfined if user is None else b""
-    directory = default if cwd is None else os.fsencode(cwd)
+    directory = default if cwd is None else os.path.join(default, os.fsencode(cwd))
     become = confined.unconfined_user if unconfined else confined.user
     if user is not None:
         become = await anyio.to_thread.run_sync(find_user, user, (), confined.rootfs, worker)

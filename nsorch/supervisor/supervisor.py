@@ -385,7 +385,7 @@ class Supervisor:
         :param env: the whole environment of its commands; the application's if None, or in a container or a sandbox the
             preset's
         :param cwd: their working directory; the application's if None, or ``/`` where the worker has no such directory
-            or another root file system
+            or another root file system; a relative one counts from there
         :param user: name, uid, or ``uid:gid`` of the command; names are those of its *rootfs*, if it has one
         :param groups: its supplementary groups; those of *user* where that is a name alone
         :param isolation: ``"network"``, ``"container"`` or ``"sandbox"``: what the following are where they are None,
