@@ -18,6 +18,7 @@ from nsorch.net import messages
 from nsorch.net.addresses import PointToPointPool, Segment
 from nsorch.net.hosts import HostsEntry, render_entry
 from nsorch.net.mac import derive_mac, parse_mac
+from nsorch.net.ping import Outcome, Probes, Results
 
 pytestmark = pytest.mark.once
 
@@ -186,3 +187,29 @@ def test_macs_and_hosts() -> None:
             parse_mac(bad)
     text = render_entry(HostsEntry(name="a", loopback=("1.1.1.1",), segments={"lan": ("10.0.0.1",)}))
     assert text.splitlines() == ["1.1.1.1 a", "10.0.0.1 a a.lan"]
+
+
+@given(st.lists(st.tuples(st.sampled_from("abcd"), st.sampled_from("abcd")), max_size=20))
+def test_pairs_are_asked_with_their_opposites_and_told_as_given(pairs: list[tuple[str, str]]) -> None:
+    probes, outcome = Probes(), Outcome(len(pairs))
+    for source, target in pairs:
+        probes.add(source, target, ipaddress.ip_address("10.0.0.1"))
+    results = Results(probes, outcome)
+    for number in range(len(pairs)):
+        results._numbers[probes.key(number)] = number
+    order = list(results.with_opposites())
+    assert sorted(order) == list(range(len(pairs)))
+    asked = [pairs[number] for number in order]
+    for at, (source, target) in enumerate(asked):
+        if (target, source) in asked[at + 1 :] and (target, source) not in asked[:at]:
+            assert asked[at + 1] == (target, source)
+    chunk = probes.select(order)
+    assert [chunk.pair(at) for at in range(len(chunk))] == asked
+    found = Outcome(len(order))
+    for at, number in enumerate(order):
+        found.rtts[at] = number
+        if number % 3 == 0:
+            found.errors[at] = str(number)
+    outcome.place(order, found)
+    assert list(outcome.rtts) == list(range(len(pairs)))
+    assert outcome.errors == {number: str(number) for number in range(0, len(pairs), 3)}

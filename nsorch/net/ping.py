@@ -77,12 +77,16 @@ class Probes(Sequence[Probe]):
             self._names.append(name)
         return number
 
-    def part(self, start: int, end: int) -> Probes:
-        part = Probes()
-        part._names, part._numbers = self._names, self._numbers
-        part._sources, part._targets = self._sources[start:end], self._targets[start:end]
-        part._addresses = self._addresses[start:end]
-        return part
+    def select(self, numbers: Sequence[int]) -> Probes:
+        """Some of them, in that order."""
+        if numbers == range(len(self)):
+            return self
+        some = Probes()
+        some._names, some._numbers = self._names, self._numbers
+        some._sources = array("I", [self._sources[number] for number in numbers])
+        some._targets = array("I", [self._targets[number] for number in numbers])
+        some._addresses = [self._addresses[number] for number in numbers]
+        return some
 
     def pair(self, number: int) -> tuple[str, str]:
         return self._names[self._sources[number]], self._names[self._targets[number]]
@@ -90,6 +94,9 @@ class Probes(Sequence[Probe]):
     def key(self, number: int) -> int:
         """A number for the pair."""
         return self._sources[number] << 32 | self._targets[number]
+
+    def opposite_key(self, number: int) -> int:
+        return self._targets[number] << 32 | self._sources[number]
 
     def find(self, pair: tuple[str, str]) -> int:
         """The :meth:`key` of *pair*.
@@ -123,9 +130,14 @@ class Outcome:
         self.rtts = array("d", [math.nan]) * count
         self.errors: dict[int, str] = {}
 
-    def extend(self, other: Outcome) -> None:
-        self.errors.update({number + len(self.rtts): error for number, error in other.errors.items()})
-        self.rtts.extend(other.rtts)
+    def place(self, numbers: Sequence[int], other: Outcome) -> None:
+        """What became of those with *numbers*, in that order."""
+        self.errors.update({numbers[number]: error for number, error in other.errors.items()})
+        if numbers == range(len(self.rtts)):
+            self.rtts = other.rtts
+        else:
+            for number, rtt in zip(numbers, other.rtts, strict=True):
+                self.rtts[number] = rtt
 
     def result(self, probe: Probe, number: int) -> ProbeResult:
         rtt = self.rtts[number]
@@ -151,6 +163,18 @@ class Results(Mapping[tuple[str, str], ProbeResult]):
             self._numbers[self._probes.key(number)] = number
             if number % 1000 == 999:
                 await pause()
+
+    def with_opposites(self) -> Iterator[int]:
+        """Numbers of all probes, each followed by that of the opposite pair, if there is one and it wasn't before."""
+        given = bytearray(len(self._probes))
+        for number in range(len(self._probes)):
+            if not given[number]:
+                yield number
+                given[number] = 1
+                other = self._numbers.get(self._probes.opposite_key(number), number)
+                if not given[other]:
+                    yield other
+                    given[other] = 1
 
     @property
     def failed(self) -> list[ProbeResult]:

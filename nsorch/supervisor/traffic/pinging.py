@@ -23,7 +23,7 @@ from nsorch.supervisor.turns import in_turns
 from nsorch.topology.kinds import check_seconds, of_kind, shown
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Callable, Iterator, Mapping
+    from collections.abc import AsyncGenerator, Callable, Iterator, Mapping, Sequence
     from ipaddress import IPv4Address, IPv6Address
 
     from nsorch.supervisor.supervisor import Supervisor
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from nsorch.supervisor.worker import Worker
 
 _OPENING = 32
-_NEIGHBOURS = 400
+_NEIGHBOURS = 800
 
 
 async def ping_all(
@@ -69,26 +69,29 @@ async def ping_all(
                 own[target.name] = address
         probes.add(source.name, target.name, address)
     sockets: dict[tuple[str, int], socket.socket] = {}
-    outcome = Outcome()
+    outcome = Outcome(len(probes))
+    results = Results(probes, outcome)
+    await results.number(anyio.lowlevel.checkpoint)
+    before = 0
+
+    def report(done: int) -> None:
+        if progress is not None:
+            progress(before + done)
+
     try:
         await _open_sockets(supervisor, probes, sockets)
-        async with contextlib.aclosing(_chunks(supervisor, probes)) as chunks:
-            async for chunk, known in chunks:
-                before = len(outcome.rtts)
-
-                def report(done: int, before: int = before) -> None:
-                    if progress is not None:
-                        progress(before + done)
-
-                outcome.extend(await ping_pairs(sockets, chunk, timeout=timeout, attempts=attempts, report=report))
+        async with contextlib.aclosing(_chunks(supervisor, probes, results)) as chunks:
+            async for numbers, known in chunks:
+                chunk = probes.select(numbers)
+                done = await ping_pairs(sockets, chunk, timeout=timeout, attempts=attempts, report=report)
+                outcome.place(numbers, done)
+                before += len(chunk)
                 if len(chunk) < len(probes):
                     await _forget(supervisor, known, sockets)
     finally:
         with anyio.CancelScope(shield=True):
             async for sock in in_turns(sockets.values()):
                 sock.close()
-    results = Results(probes, outcome)
-    await results.number(anyio.lowlevel.checkpoint)
     return Reachability(results)
 
 
@@ -124,35 +127,48 @@ def _address(supervisor: Supervisor, source: Worker, target: Worker, version: in
 
 
 # By worker: interfaces, and who they have asked for.
-Neighbours = dict["Worker", list[tuple["Side", "IPv4Address | IPv6Address"]]]
+Neighbours = dict["Worker", dict[tuple["Side", "IPv4Address | IPv6Address"], None]]
 
 
-async def _chunks(supervisor: Supervisor, probes: Probes) -> AsyncGenerator[tuple[Probes, Neighbours], None]:
-    """Parts of *probes* that fill the neighbour tables by so much, and what they fill it with.
+async def _chunks(
+    supervisor: Supervisor, probes: Probes, results: Results
+) -> AsyncGenerator[tuple[Sequence[int], Neighbours], None]:
+    """Numbers of *probes* that fill the neighbour tables by so much, and what they fill them with. A pair is asked
+    together with its opposite: who is asked for its address knows the asker's then.
 
     The kernel holds ``gc_thresh3`` neighbours of all network namespaces together, 1,024 by default, and drops none
     that is younger than 5 s; a pair on a bridge needs one at either end.
     """
     if not supervisor.bridges:
-        yield probes, {}
+        yield range(len(probes)), {}
         return
     known: Neighbours = {}
-    start = count = 0
-    async for number, probe in in_turns(enumerate(probes)):
+    numbers: list[int] = []
+    count = 0
+    async for number in in_turns(results.with_opposites()):
+        numbers.append(number)
+        probe = probes[number]
         source, target = supervisor._worker(probe.source), supervisor._worker(probe.target)
         side = supervisor._wiring.record.neighbour_of(source, probe.address)
         if side is not None:
-            known.setdefault(source, []).append((side, probe.address))
+            count += _note(known, source, side, probe.address)
             for address in source.addresses:
                 back = supervisor._wiring.record.neighbour_of(target, address.ip)
                 if back is not None and address.version == probe.address.version:
-                    known.setdefault(target, []).append((back, address.ip))
-            count += 1
-            if count == _NEIGHBOURS:
-                yield probes.part(start, number + 1), known
-                start, known, count = number + 1, {}, 0
-    if start < len(probes):
-        yield probes.part(start, len(probes)), known
+                    count += _note(known, target, back, address.ip)
+            if count >= _NEIGHBOURS:
+                yield numbers, known
+                numbers, known, count = [], {}, 0
+    if numbers:
+        yield numbers, known
+
+
+def _note(known: Neighbours, worker: Worker, side: Side, address: IPv4Address | IPv6Address) -> bool:
+    """Whether it is new."""
+    those = known.setdefault(worker, {})
+    before = len(those)
+    those[side, address] = None
+    return len(those) > before
 
 
 async def _forget(supervisor: Supervisor, known: Neighbours, sockets: Mapping[tuple[str, int], socket.socket]) -> None:
