@@ -10,6 +10,7 @@ import struct
 import subprocess
 import sys
 from functools import partial
+from ipaddress import IPv4Address
 from typing import TYPE_CHECKING
 
 import anyio
@@ -19,6 +20,7 @@ from anyio.streams.tls import TLSListener
 from conftest import needs_descriptors
 
 import nsorch
+from nsorch.supervisor.traffic.sockets import resolve
 
 if TYPE_CHECKING:
     from anyio.abc import ByteStream, SocketStream
@@ -572,3 +574,21 @@ async def test_more_direct_links_than_the_kernel_has_room_for_neighbours() -> No
     async with nsorch.Supervisor() as sup:
         await sup.deploy(topology)
         assert (await sup.ping_all([(f"c{number}", "hub") for number in range(600)])).ok
+
+
+async def test_a_name_of_many_addresses_is_looked_up_without_texts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a worker with 600 links they took 15 ms of the caller's loop."""
+
+    def text(_: IPv4Address) -> str:
+        raise AssertionError("an address was written, and read again")
+
+    async with nsorch.Supervisor() as sup:
+        hub, a = await sup.start("hub"), await sup.start("a")
+        for _ in range(3):
+            await sup.link(hub, a)
+        with monkeypatch.context() as patched:
+            patched.setattr(IPv4Address, "__str__", text)
+            found = [len(resolve(a, name, "host")) for name in ("hub", "hub.a", "HUB.A", hub)]
+        assert found == [6, 6, 6, 6]
+        with pytest.raises(socket.gaierror):
+            resolve(a, "hub.b", "host")

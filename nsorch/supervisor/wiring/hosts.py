@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from ipaddress import ip_address
 from typing import TYPE_CHECKING
 
 import anyio
@@ -12,9 +11,9 @@ from nsorch.net.hosts import HEAD, HostsEntry, render_entry
 from nsorch.supervisor.turns import in_turns
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Collection, Mapping
+    from collections.abc import Awaitable, Callable, Collection, Iterator, Mapping
     from collections.abc import Set as AbstractSet
-    from ipaddress import IPv4Address, IPv6Address
+    from ipaddress import IPv4Address, IPv4Interface, IPv6Address, IPv6Interface
 
     from nsorch.supervisor.wiring.kernel import Kernel
     from nsorch.supervisor.wiring.record import Record
@@ -98,32 +97,36 @@ class Names:
         worker = _spelt(worker, self._workers)
         if worker not in self._workers:
             return []
-        entry = self._entry(worker)
-        if entry is None:
-            return []
-        found = entry.segments.get(_spelt(segment, entry.segments), ())
-        if not segment:
-            found = (*entry.loopback, *(text for texts in entry.segments.values() for text in texts))
-        return [ip_address(text) for text in found]
+        found = list(self._by_segment(worker))
+        if segment:
+            segment = _spelt(segment, dict(found))
+            return [address.ip for each, address in found if each == segment]
+        loopback = self._routing.loopbacks_of(worker)
+        return [*(address.ip for address in loopback), *(address.ip for _, address in found)]
 
     def _entry(self, name: str) -> HostsEntry | None:
         """Of a worker that has addresses."""
-        by_segment: dict[str, tuple[str, ...]] = {}
-        for link in self._record.links_of.get(name, ()):
-            for side, other in link._both():
-                if side.worker is not None and side.worker.name == name and link._state != "planned":
-                    segment = other.bridge.name if other.bridge is not None else other.worker.name  # type: ignore[union-attr]
-                    addresses = tuple(str(address.ip) for address in side.addresses)
-                    by_segment[segment] = (*by_segment.get(segment, ()), *addresses)
-        worker = self._workers.get(name)
-        for device in () if worker is None else worker._devices.values():
-            if device.state == "up" and device.addresses:
-                addresses = tuple(str(address.ip) for address in device.addresses)
-                by_segment[device.name] = (*by_segment.get(device.name, ()), *addresses)
+        by_segment: dict[str, list[str]] = {}
+        for segment, address in self._by_segment(name):
+            by_segment.setdefault(segment, []).append(str(address.ip))
         loopback = tuple(str(address.ip) for address in self._routing.loopbacks_of(name))
         if not by_segment and not loopback:
             return None
-        return HostsEntry(name=name, loopback=loopback, segments=by_segment)
+        return HostsEntry(name=name, loopback=loopback, segments={of: tuple(its) for of, its in by_segment.items()})
+
+    def _by_segment(self, name: str) -> Iterator[tuple[str, IPv4Interface | IPv6Interface]]:
+        """What a worker has on each segment, which is another worker, a bridge, or an interface of its own."""
+        for link in self._record.links_of.get(name, ()):
+            for side, other in link._both() if link._state != "planned" else ():
+                if side.worker is not None and side.worker.name == name:
+                    segment = other.bridge.name if other.bridge is not None else other.worker.name  # type: ignore[union-attr]
+                    for address in side.addresses:
+                        yield segment, address
+        worker = self._workers.get(name)
+        for device in () if worker is None else worker._devices.values():
+            if device.state == "up":
+                for address in device.addresses:
+                    yield device.name, address
 
 
 def _spelt(name: str, known: Collection[str]) -> str:
