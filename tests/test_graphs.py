@@ -10,6 +10,7 @@ import networkx as nx
 import pytest
 from files_support import GRAPH, edge, node
 
+import nsorch
 from nsorch import Topology, TopologyError
 
 pytestmark = pytest.mark.once
@@ -60,7 +61,7 @@ def test_wrong_attributes(part: str, options: dict[str, Any], problem: str, tmp_
     assert problem in str(raised.value)
 
 
-def test_linked_segments_are_one(tmp_path: pathlib.Path) -> None:
+def test_linked_segments_are_linked_bridges(tmp_path: pathlib.Path) -> None:
     parts = [
         node("0"),
         node("1", h=1),
@@ -70,11 +71,43 @@ def test_linked_segments_are_one(tmp_path: pathlib.Path) -> None:
         edge("1", "2"),
         edge("2", "3"),
         edge("3", "3"),
+        edge("2", "1"),
+        edge("2", "2"),
     ]
     topology = graph(tmp_path / "g.graphml", *parts)
-    assert len(topology.bridges) == 1
+    topology.validate()
+    assert list(topology.bridges) == ["n1", "n2"]
+    assert topology.trunks() == [("n1", "n2")]
     assert topology.components() == [{"n0", "n3"}]
-    assert topology.notes == ("segment 2 was joined with 1", "the edge of node 3 to itself was left out")
+    assert topology.notes == (
+        "the edge of node 3 to itself was left out",
+        "the edge 2-1 was left out: the segments are linked already, frames would go round for ever",
+        "the edge of node 2 to itself was left out",
+    )
+
+
+def test_links_between_bridges_come_back(tmp_path: pathlib.Path) -> None:
+    before = Topology()
+    before.bridge("a", "10.0.0.0/24")
+    before.bridge("b")
+    before.worker("w", links=["a"])
+    before.worker("v", links=["b"])
+    before.link("a", "b", delay="20ms")
+    path = tmp_path / "g.graphml"
+    path.write_text(before.to_graphml())
+    after = Topology.load(path)
+    assert [link.delay for link in after.links if link.delay] == [0.02]
+    assert len(after.bridges) == 2
+    after.validate()
+
+
+@pytest.mark.anyio
+async def test_linked_segments_are_routed_through() -> None:
+    drawn = nx.Graph([(0, 1), (1, 2), (2, 3), (3, 4)])
+    nx.set_node_attributes(drawn, {1: 1, 2: 1}, "hyperedge")
+    async with nsorch.Supervisor() as sup:
+        await sup.deploy(Topology.from_networkx(drawn))
+        assert (await sup.ping_all()).ok
 
 
 def test_options_are_for_graphs_alone(tmp_path: pathlib.Path) -> None:

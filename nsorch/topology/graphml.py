@@ -185,19 +185,22 @@ def _build(graph: _Graph, source: str | None, options: GraphOptions) -> Topology
         if node not in segments:
             names[node] = f"n{number}"
             topology.worker(names[node], forward=True, label=label)
-        elif segments[node] == node:
+        else:  # of those that are linked, the first gives all their subnet
             names[node] = f"n{number}"
-            topology.bridge(names[node], (subnets.take(sizes[node]), f"fd6e:736f:7265:{number:x}::/64"), label=label)
-    notes = graph.notes + [
-        f"segment {node} was joined with {other}" for node, other in segments.items() if node != other
-    ]
-    names |= {node: names[other] for node, other in segments.items()}
+            subnet = (subnets.take(sizes[node]), f"fd6e:736f:7265:{number:x}::/64") if segments[node] == node else None
+            topology.bridge(names[node], subnet, label=label)
+    notes = list(graph.notes)
+    loops = _loops((a, b) for a, b, _ in graph.edges if a in segments and b in segments)
     problems: list[str] = []
     delays = _Delays(graph, options, problems)
     for a, b, data in graph.edges:
-        if names[a] == names[b]:
-            if a == b:
-                notes.append(f"the edge of node {a} to itself was left out")
+        if a == b:
+            notes.append(f"the edge of node {a} to itself was left out")
+            continue
+        if a in segments and b in segments and next(loops):
+            notes.append(
+                f"the edge {a}-{b} was left out: the segments are linked already, frames would go round for ever"
+            )
             continue
         said, source_says, target_says = said_of(data) if graph.own else ({}, {}, {})
         if options.delay is not None:
@@ -240,6 +243,17 @@ def _said(data: Mapping[str, str], prefix: str) -> dict[str, Any]:
             else:
                 found[key] = value
     return found
+
+
+def _loops(pairs: Iterable[tuple[str, str]]) -> Iterator[bool]:
+    """Of each pair that isn't one with itself, whether those before have linked the two."""
+    linked: dict[str, set[str]] = {}
+    for a, b in pairs:
+        if a != b:
+            here, there = linked.setdefault(a, {a}), linked.setdefault(b, {b})
+            yield here is there
+            here |= there
+            linked |= dict.fromkeys(there, here)
 
 
 def _segments(graph: _Graph) -> dict[str, str]:
