@@ -18,8 +18,11 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 from conftest import running
 
+import nsorch
+from nsorch.core.failures import translate
 from nsorch.core.spawner import protocol
 from nsorch.core.spawner.births import Births
+from nsorch.core.spawner.stages import StageError, failure_of
 
 PROGRAM = """
 import multiprocessing, os, signal, sys, time
@@ -284,3 +287,16 @@ def test_who_makes_namespaces_and_is_killed_before_it_tells_of_them(told: bool) 
     births.hear_one(fd)
     assert server.failed == ([] if told else [(7, errno.ESRCH)])
     assert len(server.answered) == told
+
+
+@pytest.mark.parametrize("ended", [True, False])
+def test_a_child_that_had_ended_when_its_ids_were_to_be_mapped(ended: bool) -> None:
+    """The kernel says that these aren't the caller's: what /proc has of who has ended belongs to root."""
+    child = os.posix_spawn("/bin/sleep", ["sleep", "0" if ended else "600"], os.environ)
+    if ended:
+        os.waitid(os.P_PID, child, os.WEXITED | os.WNOWAIT)
+    failure = failure_of(child, StageError("uid map", errno.EPERM))
+    os.waitpid(child, 0)
+    error = translate(failure.stage, failure.number, failure.detail, "w")
+    assert isinstance(error, nsorch.SetupError if ended else nsorch.PermissionDeniedError)
+    assert ("w: it was killed before its command ran" in str(error)) == ended

@@ -41,6 +41,8 @@ def translate(stage: str, number: int, detail: str, worker: str | None) -> Nsorc
         )
     if stage in ("command", "exec") and number in (errno.EACCES, errno.ENOEXEC):
         return SetupError(f'"{detail}" is not executable', worker=worker, stage=stage, errno=number)
+    if stage in ("start", "init") and number == errno.ESRCH:
+        return SetupError("it was killed before its command ran", worker=worker, stage=stage, errno=number)
     if stage == "pin" and number == errno.EEXIST:
         return NameInUseError(f"there is a {detail} already", worker=worker)
     if number in (errno.EMFILE, errno.ENFILE):

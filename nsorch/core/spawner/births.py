@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import os
 import select
-import signal
 import socket
 from typing import TYPE_CHECKING, NamedTuple, NoReturn
 
@@ -16,7 +15,7 @@ from .idmaps import first_ids, has_helper, map_ids, own_maps
 from .mounts import make_own
 from .protocol import Event, Mode, Own
 from .rootfs import Sources
-from .stages import StageError, stage
+from .stages import StageError, failure_of, stage
 from .steps import (
     build_root,
     close,
@@ -197,8 +196,7 @@ class Births:
                     with stage("uid map"):
                         map_ids(pid, request.id_maps, self._server.home.own_proc)
                 except StageError as exc:
-                    os.kill(pid, signal.SIGKILL)
-                    raise _told_failure(ours) or exc from None
+                    raise _told_failure(ours) or failure_of(pid, exc) from None
         finally:
             os.close(mapped)
             os.close(map_done)

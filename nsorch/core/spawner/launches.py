@@ -20,7 +20,7 @@ from .pid1 import Pid1
 from .privacy import dumps_end_sharers
 from .protocol import Event, Mode, Own
 from .script import Script, Scripts
-from .stages import StageError, stage
+from .stages import StageError, failure_of, stage
 from .steps import close, enter, go_home, kinds_of, names_of, namespaces_of
 from .syscalls import CLONE_NEWCGROUP, CLONE_NEWNS, CLONE_NEWPID, CLONE_NEWTIME, CLONE_NEWUSER
 from .writing import NoScriptError
@@ -175,8 +175,7 @@ class Launches:
             with stage("start"), contextlib.suppress(ConnectionError):  # it has failed before
                 ours.send(b"\0")
         except StageError as exc:
-            os.kill(pid, signal.SIGKILL)
-            raise script.failure() or exc from None
+            raise script.failure() or failure_of(pid, exc) from None
         launch.job, launch.apart = request.job, command.mode == Mode.INIT and is_apart(request)
         self._server.register(request, pid)
 

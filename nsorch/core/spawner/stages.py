@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import os
+import signal
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -30,3 +32,11 @@ def stage(name: str, detail: str = "") -> Iterator[None]:
         raise StageError(name, exc.errno or errno.EIO, detail) from None
     except (ValueError, OverflowError) as exc:
         raise StageError(name, errno.EINVAL, f"{detail}: {exc}" if detail else str(exc)) from None
+
+
+def failure_of(pid: int, failure: StageError) -> StageError:
+    """Why nothing came of the child *pid*, which is killed: *failure*, unless it had ended before. The kernel refuses
+    much that is asked of who has ended, with errors that tell of other reasons."""
+    ended = os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+    os.kill(pid, signal.SIGKILL)
+    return failure if ended is None else StageError("start", errno.ESRCH, "it was killed")
