@@ -6,13 +6,15 @@ import os
 import pathlib
 import subprocess
 import sys
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 import nsorch
 from nsorch.core.launch import has_capability
-from nsorch.core.spawner import script
+from nsorch.core.spawner import launches, script
+from nsorch.core.spawner.launches import Launches
 from nsorch.core.spawner.privacy import CAP_SYS_PTRACE, dumps_end_sharers
 
 SIX = ("user", "net", "mnt", "uts", "ipc", "pid")
@@ -105,3 +107,28 @@ def test_on_which_kernels_dumps_end_all_who_share_memory(
     assert dumps_end_sharers() == ends
     monkeypatch.undo()
     dumps_end_sharers.cache_clear()
+
+
+@pytest.mark.parametrize(
+    ("dumpable", "ends", "hides"),
+    [
+        ("0", True, True),
+        ("2", True, False),
+        ("1", True, False),
+        ("0", False, True),
+        ("2", False, True),
+        ("1", False, False),
+    ],
+)
+def test_who_becomes_another_user_in_our_memory(
+    dumpable: str, ends: bool, hides: bool, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "sys/fs").mkdir(parents=True)
+    (tmp_path / "sys/fs/suid_dumpable").write_text(f"{dumpable}\n")
+    monkeypatch.setattr(launches, "dumps_end_sharers", lambda: ends)
+    proc = os.open(tmp_path, os.O_PATH)
+    home = SimpleNamespace(hidden=True, own_proc=proc, namespaces=(), null=proc)
+    try:
+        assert Launches(SimpleNamespace(home=home))._hides_others() == hides  # type: ignore[arg-type]
+    finally:
+        os.close(proc)

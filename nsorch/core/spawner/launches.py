@@ -125,10 +125,12 @@ class Launches:
         )
 
     def _hides_others(self) -> bool:
-        """Whether who becomes another user stays hidden from it: the kernel sets that anew for all who share the memory
-        (commit_creds() in kernel/cred.c)."""
+        """Whether who becomes another user stays hidden from it, and ends nobody by a core dump: the kernel sets anew
+        whether the memory is dumped, for all who share it (commit_creds() in kernel/cred.c)."""
         home = self._server.home
-        return home.hidden and read("sys/fs/suid_dumpable", home.own_proc) != b"1\n"
+        dumpable = read("sys/fs/suid_dumpable", home.own_proc)
+        # "2" hides as well, but is dumped, by root.
+        return home.hidden and (dumpable == b"0\n" if dumps_end_sharers() else dumpable != b"1\n")
 
     def spawn(self, request: Spawn, joined: Joined, streams: tuple[int, int, int]) -> None:
         """Begin; what becomes of it is heard from the loop.
