@@ -172,6 +172,33 @@ def test_explanations(name: str, number: int, where: str, rootless: bool, expect
     assert expected in " ".join(catalogue.explain(TRIED[name], number, where, rootless=rootless))
 
 
+NOBODY = """
+import anyio, nsorch
+
+async def main():
+    host = await nsorch.probe()
+    print(host.ready, "isn't mapped" in host.features["user namespace"].forbidden_by)
+    try:
+        await nsorch.Supervisor().__aenter__()
+    except nsorch.PermissionDeniedError as exc:
+        print("isn't mapped" in exc.detail)
+
+anyio.run(main)
+"""
+
+
+def test_who_is_not_mapped() -> None:
+    libc = ctypes.CDLL(None, use_errno=True)
+    done = subprocess.run(
+        [sys.executable, "-c", NOBODY],
+        capture_output=True,
+        text=True,
+        check=False,
+        preexec_fn=lambda: libc.unshare(0x10000000),
+    )
+    assert done.stdout.splitlines() == ["False True", "True"], done.stderr
+
+
 def test_too_old(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("platform.release", lambda: "5.4.0-x")
     assert "5.4.0-x is too old" in catalogue.explain(TRIED["openat2"], 38, "", rootless=False)[0]

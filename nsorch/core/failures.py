@@ -69,9 +69,11 @@ def _namespaces(stage: str, number: int, kinds: str, worker: str | None) -> Nsor
         hint = f"a limit of this user namespace is reached: {settings}"
     elif number in (errno.EPERM, errno.EACCES):
         found = [f"{path.replace('/', '.')} = {value}" for path, value in _FORBIDDING if _sysctl(path) == value] or [
-            "a seccomp filter or a security module of this container or host, or user.max_user_namespaces"
+            "a seccomp filter or a security module of this container or host, a chroot, or user.max_user_namespaces"
         ]
         hint = f"forbidden by {', '.join(found)}"
+        if "user" in names and is_nobody():
+            hint = NOBODYS
     elif number == errno.EAGAIN:
         hint = "a limit of processes is reached (RLIMIT_NPROC, kernel.pid_max, kernel.threads-max, pids.max)"
         return SetupError(what, worker=worker, stage=stage, errno=number, detail=hint)
@@ -84,6 +86,20 @@ def _namespaces(stage: str, number: int, kinds: str, worker: str | None) -> Nsor
     else:
         return SetupError(what, worker=worker, stage=stage, errno=number)
     return PermissionDeniedError(what, worker=worker, stage=stage, errno=number, detail=hint)
+
+
+#: why there is no user namespace for whom :func:`is_nobody` tells of
+NOBODYS = "the user or the group of this process isn't mapped in its user namespace (user_namespaces(7))"
+
+
+def is_nobody() -> bool:
+    """Whether the caller is who doesn't exist in its user namespace."""
+    for kind, number in (("uid", os.geteuid()), ("gid", os.getegid())):
+        with open(f"/proc/self/{kind}_map") as file:
+            ranges = [tuple(map(int, line.split())) for line in file]
+        if not any(first <= number < first + count for first, _, count in ranges):
+            return True
+    return False
 
 
 _HINTS = {

@@ -10,6 +10,7 @@ import platform
 
 from attrs import frozen
 
+from nsorch.core.failures import NOBODYS, is_nobody
 from nsorch.core.launch import has_capability
 from nsorch.values import Value
 
@@ -115,6 +116,8 @@ def _denied(tried: Tried, where: str, rootless: bool) -> tuple[str, str]:
                 return f"{path.replace('/', '.')} = {value}", remedy
         if "CONFIG_USER_NS" in _disabled():
             return "the kernel was built without CONFIG_USER_NS", "use another kernel"
+        if is_nobody():
+            return NOBODYS, "map it: write uid_map and gid_map from the namespace above (unshare --map-root-user does)"
     if where.startswith("uid map") and os.geteuid() == 0 and not has_capability(_CAP_SETFCAP):
         why = "uid 0 can be mapped by who has CAP_SETFCAP alone (user_namespaces(7)), which this process hasn't got"
         return why, "run it with that capability, or as another user"
@@ -122,6 +125,8 @@ def _denied(tried: Tried, where: str, rootless: bool) -> tuple[str, str]:
         why = "a container that masks parts of /proc or /sys, or a security module, forbids this mount"
         return why, "run outside of it, or with --security-opt systempaths=unconfined (docker, podman)"
     why = "a seccomp filter or a security module of this host or container forbids it"
+    if where == "unshare user":
+        why = "a seccomp filter or a security module of this host or container, or a chroot, forbids it"
     return f"{why} ({where})" if where else why, "run outside of it, or privileged"
 
 
