@@ -29,7 +29,8 @@ class Usage(Value):
 
     :ivar user_time: seconds of CPU in user mode
     :ivar system_time: seconds of CPU in the kernel
-    :ivar max_rss: largest resident set, in bytes
+    :ivar max_rss: largest resident set, in bytes; at least the helper's, some 12 MB, which the kernel counts up to the
+        exec (setmax_mm_hiwater_rss() in fs/exec.c)
     """
 
     user_time: float
