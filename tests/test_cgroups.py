@@ -14,6 +14,7 @@ import threading
 import time
 from functools import partial
 from typing import TYPE_CHECKING
+from unittest.mock import Mock
 
 import anyio
 import pytest
@@ -471,6 +472,16 @@ async def test_what_is_asked_while_a_leaf_is_made(anyio_backend: str) -> None:
                 for ask in (worker.freeze, worker.stats, worker.thaw):
                     tasks.start_soon(ask)
             assert worker.cgroup is not None
+
+
+@needs_cgroups
+async def test_no_descriptor_is_left_for_a_kill(anyio_backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    async with nsorch.Supervisor() as sup:
+        worker = await sup.start("w", ["sleep", "600"], isolation="sandbox")
+        with monkeypatch.context() as patch:
+            patch.setattr("nsorch.core.descriptors.duplicate", Mock(side_effect=OSError(errno.EMFILE, "")))
+            worker.kill()
+        assert (await worker.wait()).signal == signal.SIGKILL
 
 
 def test_no_descriptor_is_left_for_a_leaf(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -345,8 +345,9 @@ class Cgroups:
         """SIGKILL to all that runs in its cgroup, soon."""
         leaf = self._leaves.get(worker.name)
         if leaf is not None:
-            copy = descriptors.duplicate(leaf.fd)
-            self._supervisor._start_soon(partial(_consume_later, copy, kill))
+            with contextlib.suppress(OSError):  # such as EMFILE; what the process leaves goes with the leaf then
+                copy = descriptors.duplicate(leaf.fd)
+                self._supervisor._start_soon(partial(_consume_later, copy, kill))
 
     def path(self, worker: Worker) -> str | None:
         if self._subtree is None or worker.name not in self._leaves:
