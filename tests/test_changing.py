@@ -302,3 +302,41 @@ async def test_the_default_route_is_that_of_the_first_link_to_a_gateway() -> Non
         await has()
         await sup.links["c:one-one"].up()
         await has(*one)
+
+
+async def test_an_address_that_another_program_has_added_becomes_its_own() -> None:
+    async with nsorch.Supervisor() as sup:
+        await sup.bridge("lan", "10.0.0.0/24")
+        a, b = await sup.start("a", links=["lan"]), await sup.start("b", links=["lan"])
+        await a.run(["ip", "addr", "add", "10.0.0.50/24", "dev", "eth0"])
+        await sup.wait_event(nsorch.LinkChanged, since=0)
+        await sup.links["a:eth0-lan"].set(address="10.0.0.50")  # the kernel removes it with the first of the subnet
+        assert [str(each) for each in a.interfaces["eth0"].addresses] == ["10.0.0.50/24"]
+        assert (await sup.ping_all([("b", "a")])).ok
+        assert b.addresses
+
+
+@pytest.mark.parametrize("command", [None, ["sleep", "600"]], ids=["passive", "live"])
+async def test_links_come_to_workers_in_which_others_make_interfaces(command: list[str] | None) -> None:
+    async with nsorch.Supervisor() as sup:
+        await sup.bridge("lan", "10.0.0.0/24")
+        a = await sup.start("a", command, links=["lan"])
+        await sup.start("b", links=["lan"])
+        for number in range(2):
+            await a.run(["ip", "link", "add", f"br{number}", "type", "bridge"])  # it takes the next number
+            await sup.link("a", "b")
+            await sup.link("a", "lan")
+        topology = nsorch.Topology()  # with new workers, whose interfaces' numbers are known
+        for name in ("x", "y"):
+            topology.worker(name)
+        topology.link("x", "y")
+        deployment = await sup.deploy(topology)
+        for _ in range(2):
+            await sup.link("a", "x")
+            await sup.link("y", "a")
+            await sup.link("x", "y")
+        assert (await sup.ping_all([("a", "x"), ("y", "a"), ("x", "y"), ("a", "b")])).ok
+        await deployment.remove()
+        await a.run(["ip", "link", "set", "eth4", "down"])
+        await sup.wait_event(nsorch.LinkDown, since=0)
+        assert [name for name, link in sup.links.items() if not link.is_up] == ["a:eth4-lan"]

@@ -127,8 +127,9 @@ class Engine:
 
     def _make_link(self, plan: LinkPlan, namespaces: Mapping[Netns, NetnsHandle], made: list[Request]) -> None:
         first, second = plan.a, plan.b
-        if first.netns and not second.netns:
-            # The end in the fabric is the one that can be created up, and by which the pair is undone.
+        if first.netns and (not second.netns or first.index is None):
+            # The end in the fabric is the one that can be created up, and by which the pair is undone. The kernel heeds
+            # the second's number only where the first has one (veth_newlink).
             first, second = second, first
         data = messages.create_veth(
             _veth_end(first, namespaces, up=not first.netns), _veth_end(second, namespaces, up=False)

@@ -876,7 +876,7 @@ class Worker:
         self._inodes = {NS_FILES[kind]: os.fstat(fd).st_ino for kind, fd in made.items()}
 
     def _interface_index(self) -> int:
-        """The ifindex of its next interface: nobody else makes any, or it is refused."""
+        """The ifindex of its next interface, where nobody else makes any."""
         self._indices += 1
         return self._indices
 

@@ -269,7 +269,8 @@ async def _come(wiring: Wiring, side: Side, other: Side) -> None:
 
 async def _readdress(wiring: Wiring, side: Side, segment: Segment, new: Interfaces) -> None:
     """It has the *new* ones of *segment* instead of its own, or those still."""
-    add = [address for address in new if address not in side.present]
+    # Also one that another program has added: the kernel may remove it with an old one of the same subnet.
+    add = [address for address in new if address not in side.addresses or address in side.missing]
     remove = [address for address in side.addresses if address not in new and address not in side.missing]
     change = partial(wiring.kernel.with_handle, side, wiring.kernel.engine.change_addresses, side.ifname)
     try:

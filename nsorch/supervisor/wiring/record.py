@@ -8,6 +8,7 @@ import itertools
 from typing import TYPE_CHECKING
 
 from nsorch.errors import NameInUseError, TopologyError, UnsupportedError
+from nsorch.events import State
 from nsorch.net.addresses import PointToPointPool, Segment
 from nsorch.net.mac import derive_mac, parse_mac
 from nsorch.net.plan import EVERY_VLAN, PortVlans
@@ -99,7 +100,13 @@ class Record:
         if (owner.name, name) in self._ifnames:
             raise NameInUseError(f'{where}: the worker has an interface "{name}" already', worker=worker.name)
         self._ifnames.add((owner.name, name))
-        return owner.name, owner._interface_index() if fresh else None
+        return owner.name, self._next_index(owner, fresh=fresh)
+
+    def _next_index(self, owner: Worker, *, fresh: bool) -> int | None:
+        """Known in advance where nobody else makes interfaces; the kernel chooses elsewhere."""
+        inside = map(self._wiring.watcher.is_entered, self.workers_in(owner.name))
+        alone = owner.state is State.STARTING or not any(inside)
+        return owner._interface_index() if fresh and alone else None
 
     def give_ifname_back(self, netns: str, name: str) -> None:
         self._ifnames.discard((netns, name))
@@ -292,8 +299,7 @@ class Record:
             worker=worker,
             bridge=None,
             ifname=ifname,
-            # Known in advance where nobody else makes interfaces; the kernel chooses elsewhere.
-            index=owner._interface_index() if fresh else None,
+            index=self._next_index(owner, fresh=fresh),
             mac=mac,
             mtu=end.mtu if end.mtu is not None else mtu,
         )

@@ -80,12 +80,15 @@ class Watcher:
             self._entered.add(worker.name)
             await self.hear([worker])
 
+    def is_entered(self, worker: Worker) -> bool:
+        """Whether something can be in it that changes its interfaces."""
+        return worker.spec.command is not None or worker.name in self._entered
+
     async def hear(self, workers: Iterable[Worker]) -> None:
         """From now on, what others do to the links of these; in a large lab only where something can be."""
         owners: dict[Worker, None] = {}
         async for worker in in_turns(workers):
-            inside = worker.spec.command is not None or worker.name in self._entered
-            if inside or len(self._ids) + len(owners) < _HEARD_ANYWAY:
+            if self.is_entered(worker) or len(self._ids) + len(owners) < _HEARD_ANYWAY:
                 owner = self._wiring.record.owner_of_netns(worker)
                 if owner is not None and any(self._wiring.record.links_in(owner)):
                     owners[owner] = None
