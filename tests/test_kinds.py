@@ -305,3 +305,29 @@ async def test_ports_and_hosts() -> None:
                     nsorch.TopologyError, match=rf"{call.__name__}\.(local_)?host: .* is neither an add"
                 ):
                     await call
+
+
+@pytest.mark.anyio
+async def test_objects_of_another_lab_and_of_before() -> None:
+    """Else it would be those of the same name with which something is done."""
+    async with nsorch.Supervisor() as other, nsorch.Supervisor() as sup:
+        lan, w = await sup.bridge("lan", "10.0.0.0/24"), await sup.start("w")
+        far_lan, far = await other.bridge("lan"), await other.start("w")
+        far_link = await other.link(far, far_lan)
+        old = await sup.start("v")
+        await old.remove()
+        await sup.start("v")
+        for call in (
+            lambda: sup.link(far, lan),
+            lambda: sup.link(w, far_lan),
+            lambda: sup.link(old, lan),
+            lambda: sup.start("x", links=[far_lan]),
+            lambda: sup.bridge("y", "10.1.0.0/24", gateway=far),
+            lambda: sup.pin(far),
+            lambda: sup.ping_all([("w", far)]),
+            lambda: sup.partition([far], ["v"]),
+            lambda: sup.capture([far_link]),
+        ):
+            with pytest.raises(nsorch.ClosedError, match="another supervisor's"):
+                await call()  # type: ignore[operator]
+        assert (list(sup.workers), list(sup.bridges), list(sup.links)) == (["w", "v"], ["lan"], [])

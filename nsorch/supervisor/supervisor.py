@@ -19,8 +19,9 @@ from nsorch.supervisor.cgroups import Cgroups
 from nsorch.supervisor.entry import Home, home_of
 from nsorch.supervisor.starting import Starter
 from nsorch.supervisor.turns import DYING, for_each, in_turns
-from nsorch.supervisor.wiring.network import Link
+from nsorch.supervisor.wiring.network import Bridge, Link
 from nsorch.supervisor.wiring.wiring import Wiring
+from nsorch.supervisor.worker import Worker
 from nsorch.topology import BridgeSpec, UplinkSpec, WorkerSpec
 from nsorch.topology.kinds import check_seconds, items, name_of, of_kind, shown
 
@@ -35,9 +36,8 @@ if TYPE_CHECKING:
     from nsorch.net.ping import Reachability
     from nsorch.supervisor.deployment import Deployment
     from nsorch.supervisor.traffic.capture import Capture, Direction
-    from nsorch.supervisor.wiring.network import Bridge, Interface
+    from nsorch.supervisor.wiring.network import Interface
     from nsorch.supervisor.wiring.uplinks import Uplink, Uplinks
-    from nsorch.supervisor.worker import Worker
     from nsorch.topology import (
         Dnsmasq,
         End,
@@ -313,13 +313,26 @@ class Supervisor:
 
     def _worker(self, worker: Worker | str) -> Worker:
         name = name_of("worker", worker, "a worker")
+        self._check_own(worker)
         try:
             return self._workers[name]
         except KeyError:
             raise ClosedError(f'there is no worker "{name}"') from None
 
+    def _check_own(self, *things: object) -> None:
+        """Refuse workers and bridges that aren't those which have their names here: only these would be used."""
+        for thing in things:
+            if isinstance(thing, Worker | Bridge):
+                kind, there = ("worker", self._workers) if isinstance(thing, Worker) else ("bridge", self.bridges)
+                if there.get(thing.name, thing) is not thing:
+                    raise ClosedError(
+                        f'there is another {kind} "{thing.name}": this one was removed, or is another supervisor\'s'
+                    )
+
     def _link(self, link: Link | str) -> Link:
         if isinstance(link, Link):
+            if link._wiring is not self._wiring:
+                raise ClosedError(f"the link {link.name} is another supervisor's")
             return link
         name = name_of("links", link, "a link")
         try:
@@ -434,6 +447,8 @@ class Supervisor:
         :raises WorkerExitedError: it ended before it was *ready*
         :raises ClosedError: the supervisor isn't running
         """
+        links = items("links", links, "bridges")
+        self._check_own(*links)
         spec = WorkerSpec(
             name=name,
             command=command,
@@ -526,6 +541,7 @@ class Supervisor:
         :raises AddressError: no such network
         :raises UnsupportedError: *vlan_aware*, and the kernel was built without it
         """
+        self._check_own(gateway)
         return await self._wiring.make_bridge(
             BridgeSpec(
                 name=name,
@@ -574,6 +590,7 @@ class Supervisor:
         :raises AddressError: an address is outside of the subnet, or taken
         :raises NetlinkError: the kernel refused
         """
+        self._check_own(a, b)
         return await self._wiring.make_link(
             a,
             b,
@@ -656,6 +673,7 @@ class Supervisor:
         :raises ClosedError: there is no such worker
         :raises UnsupportedError: the kernel lacks nf_tables; or a worker has the host's network namespace
         """
+        self._check_running()
         await self._wiring.partitions.partition(groups)
 
     async def heal(self) -> None:
