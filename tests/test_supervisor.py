@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import subprocess
+import sys
 
 import anyio
 import pytest
@@ -277,3 +278,32 @@ async def test_root_is_wanted_and_not_there(monkeypatch: pytest.MonkeyPatch) -> 
     with pytest.raises(nsorch.PermissionDeniedError, match=r"rootless=False.*CAP_SYS_ADMIN"):
         async with nsorch.Supervisor(rootless=False):
             pass
+
+
+FULL = """
+import anyio, errno, nsorch, os, resource, sys
+
+async def main():
+    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    for limit in (11, 12, 13, 14):
+        before = os.listdir("/proc/self/fd")
+        resource.setrlimit(resource.RLIMIT_NOFILE, (limit, hard))
+        try:
+            async with nsorch.Supervisor():
+                raise AssertionError
+        except nsorch.SetupError as exc:
+            assert exc.errno == errno.EMFILE, exc
+            assert "RLIMIT_NOFILE" in str(exc), exc
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+        assert os.listdir("/proc/self/fd") == before
+    async with nsorch.Supervisor() as sup:
+        await sup.start("w")
+
+import nsorch.core.launch
+anyio.run(main, backend=sys.argv[1])
+"""
+
+
+def test_hardly_a_descriptor_is_left(anyio_backend_name: str) -> None:
+    done = subprocess.run([sys.executable, "-c", FULL, anyio_backend_name], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr

@@ -14,6 +14,7 @@ from typing import NamedTuple
 from nsorch.errors import PermissionDeniedError, SetupError, UnsupportedError
 
 from . import descriptors, spawner
+from .failures import translate
 from .interpreter import guarded
 from .spawner import protocol
 from .subids import find_subids
@@ -84,7 +85,7 @@ def launch(rootless: bool, subids: bool | None = None) -> Launched:
     found = find_subids(subids if rootless else False)
     folder = os.path.dirname(os.path.dirname(os.path.abspath(spawner.__file__)))
     with descriptors.registering:
-        opened = [*_pair(), *_pair(), os.pidfd_open(os.getpid())]
+        opened = _open_ends()
         descriptors.own(opened)
     stub, stub_end, requests, requests_end, own_pidfd = opened
     try:
@@ -124,11 +125,26 @@ def _pidfd(pid: int) -> int:
     return fd
 
 
-def _pair() -> list[int]:
+def _open_ends() -> list[int]:
+    """Both of the stub's socket, both of the spawner's, and a pidfd of our own."""
+    opened: list[int] = []
+    try:
+        for _ in range(2):
+            _add_pair(opened)
+        opened.append(os.pidfd_open(os.getpid()))
+    except OSError as exc:
+        for fd in opened:
+            os.close(fd)
+        raise translate("launch", exc.errno or errno.EIO, "", None) from None
+    return opened
+
+
+def _add_pair(opened: list[int]) -> None:
     """A socket pair with numbers above 9: none is a standard stream that the caller closed, or a target of ours."""
     ends = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     with ends[0], ends[1]:
-        return [fcntl.fcntl(end, fcntl.F_DUPFD_CLOEXEC, 10) for end in ends]
+        # The first is among them also where there is no second.
+        opened.extend(fcntl.fcntl(end, fcntl.F_DUPFD_CLOEXEC, 10) for end in ends)
 
 
 def _adopt(fd: int) -> socket.socket:

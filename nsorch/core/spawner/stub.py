@@ -162,7 +162,8 @@ def _run_spawner(
         set_parent_death_signal(signal.SIGKILL)
         if not stub.recv(16):
             os._exit(1)
-        home, facts, fds = _settle(start, streams, null, proc)
+        with stage("start"):
+            home, facts, fds = _settle(start, streams, null, proc)
         with contextlib.suppress(BrokenPipeError):
             protocol.send(requests, (Event.READY, 0, facts), fds)
         for fd in fds:
