@@ -25,6 +25,8 @@ from hypothesis import strategies as st
 
 import nsorch
 from nsorch import Route, To, Topology, TopologyError, UnsupportedError
+from nsorch.net.messages import get_link, parse_link
+from nsorch.net.netlink import Request
 from nsorch.topology.difference import difference
 
 if TYPE_CHECKING:
@@ -415,6 +417,13 @@ async def test_the_mtu_of_a_link_follows_that_of_its_ends_and_its_bridge() -> No
         assert await mtus(sup) == await mtus(other) == expected
         await deployment.apply(lab(None, 1400))
         assert await mtus(sup) == {"a:eth0-b:eth0": [1300, 1300, 1500, None], "a:eth1-lan": [1400, 1400]}
+        with pytest.raises(TopologyError, match="a bridge has no address"):
+            await sup.link("a", nsorch.End("lan", address="10.0.0.9"))
+        port = (await sup.link("a", nsorch.End("lan", mtu=1350)))._sides[1]
+        state = await sup._wiring.kernel.in_thread(
+            lambda: parse_link(sup._wiring.kernel.engine.fabric.ask(Request(get_link(port.index), "look at", "it")))
+        )
+        assert port.mtu == state.mtu == 1350
 
 
 def hosting(hostname: str, command: str = "600", *, pid: bool = False) -> Topology:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from nsorch.errors import TopologyError
 from nsorch.topology.emulation import NO_EMULATION, Emulation
 from nsorch.topology.interface_checks import interface_checks
-from nsorch.topology.layer2 import trunk_problem
+from nsorch.topology.layer2 import port_problems, trunk_problem
 from nsorch.topology.namespaces import Host, NamespaceSet, Shared
 from nsorch.topology.profiles import directions
 from nsorch.topology.services import Frr, served_interfaces
@@ -36,7 +36,7 @@ def checks(topology: Topology) -> Iterator[str | None]:
     yield from _joins(topology)
     yield from _filters(topology)
     yield from interface_checks(topology)
-    yield from _dhcp(topology)
+    yield from _special_ends(topology)
     yield from found.addresses()
     yield from _contradictions(topology)
 
@@ -186,8 +186,8 @@ def _filters(topology: Topology) -> Iterator[str | None]:
                 yield f'workers.{name}.{path}: it has no interface "{interface}" and no link to such: it has {there}'
 
 
-def _dhcp(topology: Topology) -> Iterator[str | None]:
-    """Ends whose address others have to know beforehand."""
+def _special_ends(topology: Topology) -> Iterator[str | None]:
+    """Ends of bridges, which have no address, and those whose address others have to know beforehand."""
     ends: list[tuple[str, str, str, End | To]] = []
     for name, worker in topology.workers.items():
         ends += [(f"workers.{name}.links[{n}]", name, to.bridge, to) for n, to in enumerate(worker.links)]
@@ -200,10 +200,10 @@ def _dhcp(topology: Topology) -> Iterator[str | None]:
         ]
         yield None
     for path, name, other, end in ends:
-        if not end.dhcp:
-            continue
         if name in topology.bridges:
-            yield f"{path}.dhcp: a bridge has no address"
+            yield from port_problems(path, end)
+        elif not end.dhcp:
+            continue
         elif topology.routing != "none":
             yield f'{path}.dhcp: with routing "{topology.routing}" others have routes by its address'
         elif other in topology.bridges and topology.bridges[other].gateway == name:

@@ -26,6 +26,15 @@ def vlan_problem(path: str, end: End | To, aware: bool) -> str | None:
     return f"{path}.{key}: it isn't linked to a bridge that is vlan_aware"
 
 
+def port_problems(path: str, end: End | To) -> Iterator[str]:
+    """What *end*, which is a bridge, says that only workers' ends have."""
+    for key in ("address", "dhcp"):
+        if getattr(end, key):
+            yield f"{path}.{key}: a bridge has no address"
+    if end.mac is not None:
+        yield f"{path}.mac: the end on a bridge has none to be given"
+
+
 def trunk_problem(bridges: Sequence[BridgeSpec], *, loop: bool) -> str | None:
     """Why *bridges* can't be one segment; *loop*: those that are to be linked are on it already."""
     if loop and not all(bridge.stp for bridge in bridges):

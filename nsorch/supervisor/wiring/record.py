@@ -19,7 +19,7 @@ from nsorch.topology import End
 from nsorch.topology.checks import LEAST_MTU6, joined_names
 from nsorch.topology.emulation import NO_EMULATION
 from nsorch.topology.kinds import name_of
-from nsorch.topology.layer2 import trunk_problem, vlan_problem
+from nsorch.topology.layer2 import port_problems, trunk_problem, vlan_problem
 from nsorch.topology.namespaces import Host, NamespaceSet, New, OfWorker, Shared
 from nsorch.topology.profiles import directions
 
@@ -170,11 +170,14 @@ class Record:
                 raise TopologyError(f'{where}.subnet: the bridge "{b.worker}" has its own')
             bridge = self.bridges[b.worker]
             _check_vlans(where, b, None)
+            for end in (a, b) if a.worker in self.bridges else (b,):
+                if problems := list(port_problems(f"{where}.{end.worker}", end)):
+                    raise TopologyError(*problems)
             if a.worker in self.bridges:
                 _check_vlans(where, a, None)
                 return self._plan_trunk(self.bridges[a.worker], bridge, spec, where)
             _check_vlans(where, a, bridge)
-            side, port = self._on_bridge(a, a, bridge, where, spec.mtu), self._port(bridge, a, spec.mtu)
+            side, port = self._on_bridge(a, a, bridge, where, spec.mtu), self._port(bridge, a, b.mtu or spec.mtu)
             link = Link(self._wiring, side, port, spec.label)
             link._emulate(ways)
             return self._add(link)
@@ -213,7 +216,7 @@ class Record:
         bridges = [self.bridges.get(end.worker) for end in (a, b)]
         on = next((bridge.mtu for bridge in reversed(bridges) if bridge is not None), None)
         first, second = (
-            (spec.mtu or bridge.mtu) if bridge is not None else (end.mtu or spec.mtu or on)
+            end.mtu or spec.mtu or (on if bridge is None else bridge.mtu)
             for end, bridge in zip((a, b), bridges, strict=True)
         )
         return first, second
@@ -225,7 +228,8 @@ class Record:
         if problem := trunk_problem([bridge.spec for bridge in both], loop=b in near):
             raise TopologyError(f"{where}: {a.name} and {b.name} {problem}")
         self.merge(a, b)
-        link = Link(self._wiring, self._port(a, None, spec.mtu), self._port(b, None, spec.mtu), spec.label)
+        first, second = self.mtus_of(spec)
+        link = Link(self._wiring, self._port(a, None, first), self._port(b, None, second), spec.label)
         link._emulate(self.ways_of(spec))
         self._add(link)
         for side, other in link._both():
