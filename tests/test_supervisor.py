@@ -307,3 +307,49 @@ anyio.run(main, backend=sys.argv[1])
 def test_hardly_a_descriptor_is_left(anyio_backend_name: str) -> None:
     done = subprocess.run([sys.executable, "-c", FULL, anyio_backend_name], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+ALMOST_FULL = """
+import anyio, errno, nsorch, os, resource, sys
+
+async def main():
+    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    async with nsorch.Supervisor() as sup:
+        lan = await sup.bridge("lan", "10.0.0.0/24")
+        a = await sup.start("a", ["sleep", "600"], links=[lan])
+        await sup.start("b", links=[lan])
+        assert (await sup.ping_all()).ok
+        await (await sup.start("sandbox", isolation="sandbox")).remove()  # all is imported now
+        calls = [lambda: a.run("true"), lambda: sup.ping_all([("a", "b")]), lambda: sup.start("c", isolation="sandbox")]
+        try:
+            await a.freeze()
+            await a.thaw()
+            calls += [a.freeze, a.stats]
+        except nsorch.UnsupportedError:
+            pass
+        resource.setrlimit(resource.RLIMIT_NOFILE, (300, hard))
+        filled = []
+        try:
+            while True:
+                filled.append(os.open("/dev/null", os.O_RDONLY))
+        except OSError:
+            pass
+        for call in calls:
+            try:
+                await call()
+            except nsorch.NsorchError as exc:
+                assert exc.errno == errno.EMFILE, exc
+            else:
+                raise AssertionError
+        for fd in filled:
+            os.close(fd)
+        assert (await a.run("echo ok")).stdout == b"ok\\n"
+
+anyio.run(main, backend=sys.argv[1])
+"""
+
+
+def test_the_table_of_open_files_is_full(anyio_backend_name: str) -> None:
+    command = [sys.executable, "-c", ALMOST_FULL, anyio_backend_name]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr

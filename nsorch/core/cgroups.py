@@ -139,11 +139,19 @@ def remove_subtree(subtree: Subtree) -> None:
 
 def open_event_file(leaf: int, name: str) -> int:
     """A descriptor of ``memory.events`` or the like, or -1."""
-    with contextlib.suppress(OSError), descriptors.registering:
+    with contextlib.suppress(OSError):
+        return open_events(leaf, name)
+    return -1
+
+
+def open_events(leaf: int, name: str) -> int:
+    """
+    :raises OSError: there is no such file, or no descriptor left for it
+    """
+    with descriptors.registering:
         fd = os.open(name, os.O_RDONLY | os.O_CLOEXEC, dir_fd=leaf)
         descriptors.own([fd])
-        return fd
-    return -1
+    return fd
 
 
 def counts(fd: int) -> dict[str, int]:

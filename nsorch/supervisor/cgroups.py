@@ -8,6 +8,7 @@ worker has no use for one, and a command that begins in one takes a fork.
 from __future__ import annotations
 
 import contextlib
+import errno
 from functools import partial
 from typing import TYPE_CHECKING, TypeVar
 
@@ -16,6 +17,7 @@ import anyio
 from nsorch import events
 from nsorch.core import cgroups, descriptors
 from nsorch.core.event_files import EventFiles
+from nsorch.core.failures import translate
 from nsorch.core.spawner.subtree import kill, read, write
 from nsorch.errors import ClosedError, NsorchError, SetupError, UnsupportedError
 from nsorch.supervisor.leaf import Leaf
@@ -225,8 +227,10 @@ class Cgroups:
         leaf = await self.leaf_of(worker)
         try:
             return await self._with_copy(leaf, _read_stats)
-        except OSError:
-            raise ClosedError("the worker was removed", worker=worker.name) from None
+        except OSError as exc:
+            if leaf.leaving or leaf.closed.is_set():
+                raise ClosedError("the worker was removed", worker=worker.name) from None
+            raise cgroups.refused(exc, "read its statistics", worker.name) from None
 
     async def _with_copy(self, leaf: Leaf, func: Callable[[int], T]) -> T:
         """Run *func* in a thread, with a descriptor that nobody closes meanwhile.
@@ -240,9 +244,11 @@ class Cgroups:
             with anyio.CancelScope(shield=True):  # a call that is cancelled before its thread begins would keep it
                 result = await anyio.to_thread.run_sync(_consume, copy, func)
             return result  # noqa: RET504 - for the type checker, a scope may swallow what ends it
-        except OSError:
+        except OSError as exc:
             if leaf.leaving:
                 raise ClosedError("the worker was removed") from None
+            if exc.errno in (errno.EMFILE, errno.ENFILE):
+                raise translate("cgroup", exc.errno, "", leaf.name) from None
             raise
 
     async def freeze(self, worker: Worker) -> None:
@@ -257,7 +263,7 @@ class Cgroups:
                 frozen.add(worker.name)
                 await self._set_frozen(leaf, True)
             except BaseException:
-                with anyio.CancelScope(shield=True), contextlib.suppress(OSError, ClosedError):  # it may be gone
+                with anyio.CancelScope(shield=True), contextlib.suppress(OSError, NsorchError):  # it may be gone
                     await self._with_copy(leaf, partial(write, name="cgroup.freeze", text="0"))
                 leaf.frozen = False
                 frozen.discard(worker.name)
@@ -288,9 +294,14 @@ class Cgroups:
             now["frozen"] = numbers.get("frozen", -1)
             changed.set()
 
-        fd = -1 if leaf.closed.is_set() else cgroups.open_event_file(leaf.fd, "cgroup.events")
-        if fd < 0:
+        if leaf.closed.is_set():
             raise ClosedError("the worker was removed")
+        try:
+            fd = cgroups.open_events(leaf.fd, "cgroup.events")
+        except OSError as exc:
+            if leaf.leaving:
+                raise ClosedError("the worker was removed") from None
+            raise translate("cgroup", exc.errno or errno.EIO, "", leaf.name) from None
         try:
             self._files.add(fd, tell)
             await self._with_copy(leaf, partial(write, name="cgroup.freeze", text=str(int(wanted))))

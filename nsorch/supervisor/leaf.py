@@ -46,6 +46,11 @@ class Leaf:
         self.closed = anyio.Event()
 
     @property
+    def name(self) -> str:
+        """Of its worker."""
+        return self._worker.name
+
+    @property
     def leaving(self) -> bool:
         """It is removed with its worker, or has been."""
         return self._worker._leaving is not None

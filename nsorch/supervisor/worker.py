@@ -15,6 +15,7 @@ from anyio import TASK_STATUS_IGNORED
 from attrs import evolve
 
 from nsorch.core import descriptors
+from nsorch.core.failures import translate
 from nsorch.core.process import DEVNULL, PIPE, Process
 from nsorch.core.spawner.protocol import Mode, Spawn
 from nsorch.core.spawner.syscalls import CLONE_NEWCGROUP, CLONE_NEWNET, CLONE_NEWNS, CLONE_NEWPID, NS_FILES
@@ -926,7 +927,10 @@ def _kept(alive: Job | None) -> Iterator[int | None]:
     if alive is None:
         yield None
         return
-    pidfd = descriptors.duplicate(alive.pidfd)
+    try:
+        pidfd = descriptors.duplicate(alive.pidfd)
+    except OSError as exc:
+        raise translate("start", exc.errno or errno.EBADF, "", alive.worker) from None
     try:
         yield pidfd
     finally:

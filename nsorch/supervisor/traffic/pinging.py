@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import socket
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 import anyio
 
-from nsorch.errors import TopologyError, UnsupportedError
+from nsorch.core.failures import translate
+from nsorch.errors import NsorchError, TopologyError, UnsupportedError
 from nsorch.net.ping import (
     Outcome,
     Probes,
@@ -88,6 +90,10 @@ async def ping_all(
                 before += len(chunk)
                 if len(chunk) < len(probes):
                     await _forget(supervisor, known, sockets)
+    except OSError as exc:
+        if isinstance(exc, NsorchError):
+            raise
+        raise translate("ping", exc.errno or errno.EIO, "", None) from None
     finally:
         with anyio.CancelScope(shield=True):
             async for sock in in_turns(sockets.values()):
