@@ -443,9 +443,15 @@ async def test_who_has_joined_namespaces_follows_them() -> None:
         names = ("host", "guest", "of-guest")
         return {(await sup.workers[name].run(["readlink", "/proc/self/ns/net"])).stdout for name in names}
 
-    restarted = difference(hosting("one", pid=True), hosting("one", "601", pid=True))
-    assert told(restarted) == {"restart worker host (command)", "replace worker of-guest (namespaces)"}
     async with nsorch.Supervisor() as sup:
+        deployment = await sup.deploy(hosting("one", pid=True))
+        found = await deployment.apply(hosting("one", "601", pid=True))
+        assert told(found) == {"restart worker host (command)", "replace worker of-guest (namespaces)"}
+        await sup.workers["host"].restart()
+        await sup.workers["of-guest"].restart()  # it joins the process that there is now
+        inside = {w.name: os.stat(f"/proc/{w.pid}/ns/pid").st_ino for w in sup.workers.values() if w.pid}
+        assert inside["of-guest"] == inside["host"] != inside["alone"]
+        await deployment.remove()
         deployment = await sup.deploy(hosting("one"))
         pid = sup.workers["alone"].pid
         found = await deployment.apply(hosting("two"))

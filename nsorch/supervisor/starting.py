@@ -25,6 +25,7 @@ from nsorch.supervisor.wiring.emulating import needs_netem, require_netem
 from nsorch.supervisor.worker import Worker
 from nsorch.topology.checks import find_loop, joined_names
 from nsorch.topology.emulation import NO_EMULATION
+from nsorch.topology.namespaces import NamespaceSet, New, OfWorker, Shared
 from nsorch.topology.profiles import directions
 from nsorch.topology.sysctls import sysctl_path
 
@@ -77,6 +78,7 @@ class Starter:
         await self._supervisor._cgroups.thaw(worker)
         before, incarnation = worker._main.exit, worker._main.incarnation
         try:
+            self._join_processes(worker)
             await worker._main.execute(worker._entry, None, encode_environment(None))
             await worker._main.become_ready()
         except BaseException as exc:
@@ -166,7 +168,8 @@ class Starter:
             await self._make_and_connect(workers, bridges, partial(self._make, environment=environment), errors)
             late = await self._with_dhcp(workers)
             main = [worker for worker in workers if worker.spec.command is not None and worker not in late]
-            await self._each(main, partial(self._execute, environment=environment), errors, _EXECS_UNDER_WAY)
+            for rank in _ranks(main):
+                await self._each(rank, partial(self._execute, environment=environment), errors, _EXECS_UNDER_WAY)
         else:
             for rank in _ranks(workers):
                 commands = any(worker.spec.command is not None for worker in rank)
@@ -302,7 +305,7 @@ class Starter:
     async def _make(self, worker: Worker, *, environment: bytes) -> None:
         """Only its namespaces, to be held."""
         supervisor, spec = self._supervisor, worker.spec
-        entry = self._enter(worker)
+        entry = self._enter(worker, but=_of_processes(worker))
         worker._entry = entry
         confined = worker._confined
         make = entry.make & ~OF_PROCESSES
@@ -361,12 +364,29 @@ class Starter:
                 await end(job)
             raise
 
-    def _enter(self, worker: Worker) -> Entry:
+    def _enter(self, worker: Worker, but: Iterable[str] = ()) -> Entry:
+        """:param but: kinds that are joined later"""
         supervisor = self._supervisor
-        entry = open_sources(worker._confined.namespaces, _Held(supervisor._workers), worker.name)
+        namespaces = worker._confined.namespaces.evolve(**dict.fromkeys(but, Shared()))
+        entry = open_sources(namespaces, _Held(supervisor._workers), worker.name)
         worker._held = dict(entry.joined)  # so that they are closed whatever happens
         supervisor._home.check(entry, worker.name, has_command=worker.spec.command is not None)
         return entry
+
+    def _join_processes(self, worker: Worker) -> None:
+        """Namespaces of others' present processes."""
+        kinds = _of_processes(worker)
+        if not kinds:
+            return
+        wanted = worker._confined.namespaces
+        sources = NamespaceSet(user=wanted.user if isinstance(wanted.user, New) else Shared()).evolve(
+            **{kind: getattr(wanted, kind) for kind in kinds}
+        )
+        found = open_sources(sources, _Held(self._supervisor._workers), worker.name).joined
+        others = {kind: fd for kind, fd in found.items() if not kind & OF_PROCESSES and kind in worker._held}
+        before = [worker._held[kind] for kind in found if kind in worker._held and kind not in others]
+        worker._held.update((kind, fd) for kind, fd in found.items() if kind not in others)
+        descriptors.close([*before, *others.values()])
 
     def _setup(self, worker: Worker, entry: Entry) -> Setup:
         spec = worker.spec
@@ -381,6 +401,7 @@ class Starter:
         )
 
     async def _execute(self, worker: Worker, *, environment: bytes) -> None:
+        self._join_processes(worker)
         worker._main = MainProcess(self._supervisor, worker)
         assert worker._entry is not None
         await worker._main.execute(worker._entry, None, environment)
@@ -529,6 +550,13 @@ class Starter:
 async def _close(fds: list[int]) -> None:
     if fds:
         await anyio.to_thread.run_sync(descriptors.close, fds)
+
+
+def _of_processes(worker: Worker) -> list[str]:
+    """Kinds that it joins of another worker, which has them with its process."""
+    namespaces = worker._confined.namespaces
+    joins = [kind for kind in ("pid", "cgroup") if isinstance(getattr(namespaces, kind), OfWorker)]
+    return [] if worker.spec.command is None else joins
 
 
 def _is_wired(spec: WorkerSpec) -> bool:
