@@ -180,6 +180,9 @@ async def test_ready(marker: str) -> None:
         with pytest.raises(nsorch.WorkerExitedError, match="boom") as early:
             await sup.start("x", ["sh", "-c", "echo boom >&2; exit 3"], ready=nsorch.tcp_ready(81))
         assert (early.value.code, early.value.stderr, early.value.worker) == (3, b"boom\n", "x")
+        with pytest.raises(nsorch.WorkerExitedError, match="piped"):
+            line = "echo piped >&2; exit 3"
+            await sup.start("x", ["sh", "-c", line], ready=nsorch.tcp_ready(81), stderr=subprocess.PIPE)
         with pytest.raises(nsorch.CommandNotFoundError):
             await sup.start("x", ["sleep", marker], ready=nsorch.exec_ready(["no-such-command"]))
         with anyio.move_on_after(0.2):

@@ -246,11 +246,24 @@ class MainProcess:
 
     async def _captured(self) -> str:
         if self._tail is None:
-            return ""
+            return (await self._unread()).decode(errors="surrogateescape")
         # The end of the stream follows the exit, unless a descendant outlives it.
         with anyio.move_on_after(0.5, shield=True):
             await self._tail.ended.wait()
         return self._tail.data.decode(errors="surrogateescape")
+
+    async def _unread(self) -> bytes:
+        """What is in the pipe that its user asked for, who gets no worker to read it from."""
+        stream = None if self._streams is None or self.incarnation > 1 else self._streams.stderr
+        if stream is None:
+            return b""
+        tail = Tail(stream)
+        with (
+            anyio.move_on_after(0.5, shield=True),
+            contextlib.suppress(anyio.BusyResourceError, anyio.ClosedResourceError),  # somebody reads it already
+        ):
+            await tail.collect()
+        return tail.data
 
     # -- ending
 
