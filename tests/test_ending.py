@@ -161,3 +161,22 @@ async def test_a_block_that_ends_while_its_first_link_is_made(monkeypatch: pytes
                 tasks.start_soon(start)
                 await second.wait()
     assert [sock.fileno() for sock in opened] == [-1, -1]
+
+
+async def test_a_ping_that_nobody_answers_ends_with_the_block() -> None:
+    sup = nsorch.Supervisor(grace=0.1)
+
+    async def ping() -> None:
+        with pytest.raises(nsorch.ClosedError, match="the supervisor has ended"):
+            await sup.ping_all([("a", "b")], timeout=60, progress=lambda _: None)
+
+    with anyio.fail_after(10):
+        async with anyio.create_task_group() as tasks:
+            async with sup:
+                for name in "ab":
+                    await sup.start(name)
+                link = await sup.link("a", "b")
+                await sup.partition(["a"], ["b"])
+                tasks.start_soon(ping)
+                async with link.capture(direction="out") as packets:
+                    await packets.receive()  # the first is under way

@@ -27,7 +27,7 @@ from nsorch.topology.kinds import check_seconds, items, name_of, of_kind, shown
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
+    from collections.abc import Awaitable, Callable, Collection, Iterable, Iterator, Mapping, Sequence
     from types import TracebackType
 
     from nsorch.core.helper import Facts
@@ -282,6 +282,25 @@ class Supervisor:
                         self._scopes.discard(scope)
 
         self._tasks.start_soon(run)
+
+    @contextlib.contextmanager
+    def _until_end(self) -> Iterator[None]:
+        """What takes its time in the block is cut short where the supervisor ends.
+
+        :raises ClosedError: it was; SpawnerDiedError: because of that
+        """
+        with anyio.CancelScope() as scope:
+            if self._scopes is None:
+                scope.cancel()
+            else:
+                self._scopes.add(scope)
+            try:
+                yield
+            finally:
+                if self._scopes is not None:
+                    self._scopes.discard(scope)
+        if scope.cancelled_caught:
+            self._check_running()
 
     def _check_helper(self) -> None:
         if isinstance(self._failure, SpawnerDiedError):
@@ -708,11 +727,13 @@ class Supervisor:
         :param version: 4 or 6: ask for addresses of that family alone
         :param progress: called now and then with the number of pairs that are done
         :raises UnsupportedError: a worker has no network namespace of its own, or no such address
+        :raises ClosedError: the supervisor has ended meanwhile
         """
         from nsorch.supervisor.traffic.pinging import ping_all
 
-        with no_full_collections():
+        with no_full_collections(), self._until_end():
             return await ping_all(self, pairs, timeout=timeout, attempts=attempts, version=version, progress=progress)
+        raise AssertionError("unreachable: what the end cuts short is an error")
 
     # -- events
 
