@@ -180,3 +180,19 @@ async def test_a_ping_that_nobody_answers_ends_with_the_block() -> None:
                 tasks.start_soon(ping)
                 async with link.capture(direction="out") as packets:
                     await packets.receive()  # the first is under way
+
+
+async def test_readings_end_with_the_block() -> None:
+    sup = nsorch.Supervisor(grace=0.1)
+    begun = anyio.Event()
+
+    async def read(worker: nsorch.Worker) -> None:
+        with contextlib.suppress(nsorch.UnsupportedError):  # where there is no cgroup
+            async for _ in worker.watch_stats(60):
+                begun.set()
+        begun.set()
+
+    with anyio.fail_after(10):
+        async with anyio.create_task_group() as tasks, sup:
+            tasks.start_soon(read, await sup.start("w", ["sleep", "600"]))
+            await begun.wait()

@@ -31,8 +31,9 @@ class StatsStream(ObjectReceiveStream["WorkerStats"]):
         """Wait for the next reading. Cancelled, the next call waits for the same."""
         if self._closed:
             raise anyio.ClosedResourceError
-        await anyio.sleep_until(self._next)
         try:
+            with self._worker._supervisor._until_end():
+                await anyio.sleep_until(self._next)
             stats = await self._worker.stats()
         except ClosedError:
             raise anyio.EndOfStream from None
