@@ -223,8 +223,8 @@ def test_signals_end_it_whose_reader_has_stopped(
 
 
 def test_interrupted_while_it_is_imported(tmp_path: pathlib.Path) -> None:
-    (tmp_path / "anyio.py").write_text("import time\nprint('importing', flush=True)\ntime.sleep(60)\n")
-    command = [sys.executable, "-c", "from nsorch_command import main; main()", "doctor"]
+    (tmp_path / "click.py").write_text("import time\nprint('importing', flush=True)\ntime.sleep(60)\n")
+    command = [sys.executable, "-m", "nsorch", "doctor"]
     path = os.pathsep.join(map(str, (tmp_path, TOP)))
     with subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env={**os.environ, "PYTHONPATH": path}

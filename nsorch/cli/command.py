@@ -154,7 +154,7 @@ def import_(kind: str, file: str, output: str | None) -> None:
 
 def _guarded(act: Callable[[], int]) -> int:
     """The exit status of *act*; errors are told in a line, not a traceback."""
-    if callable(signal.getsignal(signal.SIGINT)):  # nsorch_command's
+    if callable(signal.getsignal(signal.SIGINT)):  # of the time of imports
         signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         return act()
