@@ -10,6 +10,7 @@ import attrs
 import pytest
 
 import nsorch
+from nsorch.supervisor.readiness import LeaseReady, RouteReady
 from nsorch.topology.kinds import shown
 from nsorch.values import Value
 
@@ -331,3 +332,8 @@ async def test_objects_of_another_lab_and_of_before() -> None:
             with pytest.raises(nsorch.ClosedError, match="another supervisor's"):
                 await call()  # type: ignore[operator]
         assert (list(sup.workers), list(sup.bridges), list(sup.links)) == (["w", "v"], ["lan"], [])
+
+
+@pytest.mark.parametrize("condition", [LeaseReady(None), RouteReady(None)])
+def test_conditions_of_its_own_are_taken(condition: Any) -> None:
+    assert nsorch.WorkerSpec(name="w", ready=condition).ready is condition

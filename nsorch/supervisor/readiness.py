@@ -12,8 +12,8 @@ from nsorch.core.process import DEVNULL
 from nsorch.errors import ClosedError, NotReadyError, NsorchError
 from nsorch.supervisor.traffic import sockets
 from nsorch.topology import ExecReady, TcpReady
+from nsorch.topology.ready import Condition
 from nsorch.topology.services import ServiceReady
-from nsorch.values import Value
 
 if TYPE_CHECKING:
     from ipaddress import IPv4Address, IPv6Address
@@ -26,7 +26,7 @@ _ELSEWHERE = ((socket.AF_INET, "192.0.2.1"), (socket.AF_INET6, "2001:db8::1"))
 
 
 @frozen(repr=False)
-class RouteReady(Value):
+class RouteReady(Condition):
     """When *target* has a route to the outside."""
 
     target: Any
@@ -35,7 +35,7 @@ class RouteReady(Value):
 
 
 @frozen(repr=False)
-class LeaseReady(Value):
+class LeaseReady(Condition):
     """When the worker, a DHCP client, has been given an address."""
 
     lease: Any

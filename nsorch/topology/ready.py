@@ -67,8 +67,14 @@ def _to_condition(value: Any) -> tuple[Any, ...]:
     return found
 
 
+class Condition(Value):
+    """What a start can wait for."""
+
+    __slots__ = ()
+
+
 @frozen(kw_only=True, repr=False)
-class TcpReady(Value):
+class TcpReady(Condition):
     """See :func:`tcp_ready`."""
 
     port: int = field(converter=_to_port)
@@ -78,7 +84,7 @@ class TcpReady(Value):
 
 
 @frozen(kw_only=True, repr=False)
-class ExecReady(Value):
+class ExecReady(Condition):
     """See :func:`exec_ready`."""
 
     command: tuple[str, ...] = field(converter=_to_condition)
@@ -105,5 +111,5 @@ def exec_ready(command: Sequence[str], *, timeout: float = 30.0, interval: float
 
 
 def ready(instance: Any, attribute: Attribute[Any], value: Any) -> None:  # noqa: ARG001
-    if not isinstance(value, TcpReady | ExecReady | None):
+    if not isinstance(value, Condition | None):
         raise TopologyError(f"ready: {shown(value)} is neither nsorch.tcp_ready(…) nor nsorch.exec_ready(…)")
