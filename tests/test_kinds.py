@@ -336,4 +336,4 @@ async def test_objects_of_another_lab_and_of_before() -> None:
 
 @pytest.mark.parametrize("condition", [LeaseReady(None), RouteReady(None)])
 def test_conditions_of_its_own_are_taken(condition: Any) -> None:
-    assert nsorch.WorkerSpec(name="w", ready=condition).ready is condition
+    assert nsorch.WorkerSpec(name="w", command=["x"], ready=condition).ready is condition
