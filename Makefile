@@ -12,6 +12,7 @@ demo: $(VENV)/installed
 
 # Root runs them on asyncio, an ordinary user on trio: a plain pytest runs both backends.
 test: $(VENV)/tests
+	@$(BIN)/python -m compileall -q nsorch tests
 	@if [ "$$(id -u)" != 0 ]; then exec $(BIN)/python -m pytest -q; fi; status=0; \
 	$(BIN)/python -m pytest -q --one-backend || status=$$?; sh tests/as_user.sh || status=$$?; exit $$status
 

@@ -21,6 +21,7 @@ chmod -R a+rX,u+w "$room"
 "$python" -m venv --without-pip "$room/venv"
 "$top/.venv/bin/python" -m pip --disable-pip-version-check -q --python "$room/venv/bin/python" install \
     "$top[test]"
+"$room/venv/bin/python" -m compileall -q "$room/work/nsorch" "$room/work/tests"
 echo "as an ordinary user (uid 65534):"
 cd "$room/work"
 chown 65534 "$room/work"

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import gc
+import os
+import pathlib
+import shutil
 import subprocess
 import sys
 
@@ -95,3 +98,24 @@ async def test_while_workers_start_and_go_no_full_collection_is_made() -> None:
             gc.unfreeze()
     assert 0 in found or 1 in found
     assert found.count(2) <= 3  # between the steps; else some ten
+
+
+@pytest.mark.parametrize("kept", [True, False])
+def test_modules_of_the_helper_are_compiled_once_where_those_of_the_application_are(
+    kept: bool, tmp_path: pathlib.Path
+) -> None:
+    package = pathlib.Path(nsorch.__file__).parent
+    shutil.copytree(package, tmp_path / "nsorch", ignore=shutil.ignore_patterns("__pycache__"))
+    program = """if True:
+        import anyio, nsorch
+
+        async def main():
+            async with nsorch.Supervisor():
+                pass
+
+        anyio.run(main)
+    """
+    environment = {key: value for key, value in os.environ.items() if key != "PYTHONDONTWRITEBYTECODE"}
+    options = [] if kept else ["-B"]
+    subprocess.run([sys.executable, *options, "-c", program], cwd=tmp_path, env=environment, check=True)
+    assert any(tmp_path.glob("nsorch/core/spawner/__pycache__/server.*")) is kept

@@ -22,7 +22,7 @@ from .subids import find_subids
 _CAP_SYS_ADMIN = 21
 _NS_GET_USERNS = 0xB701  # linux/nsfs.h
 _SIGNALS = sorted(signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP})
-_OPTIONS = ("-I", "-S", "-B", "-X", "utf8")
+_OPTIONS = ("-I", "-S", "-X", "utf8")
 _BOOT = "import sys; sys.path.insert(0, sys.argv[1]); from spawner.stub import main; main(3, *map(int, sys.argv[2:]))"
 
 
@@ -84,6 +84,8 @@ def launch(rootless: bool, subids: bool | None = None) -> Launched:
         )
     found = find_subids(subids if rootless else False)
     folder = os.path.dirname(os.path.dirname(os.path.abspath(spawner.__file__)))
+    # Its modules are compiled once, as the application's are: each time would take 50 ms.
+    options = (*_OPTIONS, *(("-B",) if sys.dont_write_bytecode else ()))
     with descriptors.registering:
         opened = _open_ends()
         descriptors.own(opened)
@@ -96,7 +98,7 @@ def launch(rootless: bool, subids: bool | None = None) -> Launched:
                     actions.append((os.POSIX_SPAWN_DUP2, program.mount, 4))
                 pid = os.posix_spawn(
                     program.path,
-                    [sys.executable, *_OPTIONS, "-c", _BOOT, folder, *(("4",) if program.mount >= 0 else ())],
+                    [sys.executable, *options, "-c", _BOOT, folder, *(("4",) if program.mount >= 0 else ())],
                     os.environ,
                     file_actions=actions,
                     setsigmask=(),
