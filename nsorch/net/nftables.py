@@ -118,23 +118,23 @@ class Table(Value):
         parts = [_text(1, self.name), _text(2, chain), _nested(4, *expressions)]
         return _message(_NEWRULE, _CREATE | _APPEND, *parts, family=self.family)
 
-    def add_set(self, name: str, *, number: int, key: Kind, value: Kind | None = None, timeout: float) -> bytes:
-        """A set, or with *value* a map, that rules fill; what isn't renewed is forgotten after *timeout* seconds."""
+    def add_set(
+        self, name: str, *, number: int, key: Kind, value: Kind | None = None, timeout: float | None = None
+    ) -> bytes:
+        """A set, or with *value* a map.
+
+        :param timeout: rules fill it, and what isn't renewed is forgotten after so many seconds; without, it has what
+            :meth:`add_members` or :meth:`add_entries` give it
+        """
         map_, expires, evaluated = 8, 0x10, 0x20
-        flags = expires | evaluated | (0 if value is None else map_)
+        flags = (0 if timeout is None else expires | evaluated) | (0 if value is None else map_)
         parts = [_text(1, self.name), _text(2, name), _u32(3, flags), _u32(4, key.number), _u32(5, key.size)]
         if value is not None:
             parts += [_u32(6, value.number), _u32(7, value.size)]
-        parts += [_u32(10, number), attribute(11, struct.pack(">Q", int(timeout * 1000)))]
+        parts.append(_u32(10, number))
+        if timeout is not None:
+            parts.append(attribute(11, struct.pack(">Q", int(timeout * 1000))))
         return _message(_NEWSET, _CREATE, *parts, family=self.family)
-
-    def add_fixed_set(self, name: str, *, number: int, key: Kind, value: Kind | None = None) -> bytes:
-        """A set that :meth:`add_members` fills, or with *value* a map for :meth:`add_entries`."""
-        map_ = 0 if value is None else 8
-        parts = [_text(1, self.name), _text(2, name), _u32(3, map_), _u32(4, key.number), _u32(5, key.size)]
-        if value is not None:
-            parts += [_u32(6, value.number), _u32(7, value.size)]
-        return _message(_NEWSET, _CREATE, *parts, _u32(10, number), family=self.family)
 
     def add_members(self, name: str, *, number: int, members: Iterable[bytes]) -> bytes:
         """Some thousands at most: an attribute has 64 KiB.

@@ -52,7 +52,7 @@ def _partition(plan: PartitionPlan) -> Iterator[Request]:
     for number, (name, kind, match, members) in enumerate(sets):
         if not members:
             continue
-        yield Request(_TABLE.add_fixed_set(name, number=number, key=kind), "add", f"the set {name}")
+        yield Request(_TABLE.add_set(name, number=number, key=kind), "add", f"the set {name}")
         ordered = sorted(members)
         for start in range(0, len(ordered), _AT_ONCE):
             some = ordered[start : start + _AT_ONCE]

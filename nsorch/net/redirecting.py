@@ -46,7 +46,7 @@ class Redirector:
         self._netlink.commit(
             [
                 Request(_TABLE.add(), "add", "neighbours"),
-                Request(_TABLE.add_fixed_set(_MAP, number=0, key=key, value=value), "add", "the map of neighbours"),
+                Request(_TABLE.add_set(_MAP, number=0, key=key, value=value), "add", "the map of neighbours"),
                 Request(chain, "add", "chain prerouting"),
                 Request(_TABLE.add_rule(_CHAIN, rule), "add", "the rule for neighbours"),
             ]

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Literal, Self
 import anyio
 from anyio.abc import ObjectReceiveStream
 
-from nsorch.core.spawner.syscalls import CLONE_NEWNET
 from nsorch.errors import TopologyError
 from nsorch.net import pcapng
 from nsorch.net.packets import Packet, StampProbe, Tap, compile_filter
@@ -177,8 +176,7 @@ class Capture(ObjectReceiveStream[Packet]):
             sock = await side.worker.open_socket(socket.AF_PACKET, socket.SOCK_RAW)
         else:
             end = f"{side} ({other})"
-            fabric = self._supervisor._home.descriptors[CLONE_NEWNET]
-            sock = await self._supervisor._helper.open_socket(fabric, socket.AF_PACKET, socket.SOCK_RAW, 0)
+            sock = await self._supervisor._wiring.open_in_fabric(socket.AF_PACKET, socket.SOCK_RAW, 0)
         try:
             return Tap(sock, side.ifname, end, snaplen=self._snaplen, instructions=instructions)
         except BaseException:

@@ -303,11 +303,7 @@ async def follow_default(wiring: Wiring, worker: Worker, before: Sequence[RouteP
         except (ClosedError, SpawnerDiedError):
             pass  # it is removed meanwhile, or the lab ends
         except NetlinkError as exc:
-            wiring.publish(
-                events.NetError(
-                    worker=worker.name, operation=exc.operation or "route", errno=exc.errno or 0, detail=str(exc)
-                )
-            )
+            wiring.report(exc.operation, exc, worker=worker)
 
 
 def _routes(wiring: Wiring, worker: Worker, link: Link) -> list[RoutePlan]:

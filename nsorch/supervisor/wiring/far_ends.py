@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 
 import anyio
 
-from nsorch import events
 from nsorch.errors import NsorchError
 from nsorch.net import interfaces as net
 from nsorch.net.wireguard import Peer, WireGuardSocket
@@ -66,13 +65,7 @@ class FarEnds:
                     except NsorchError as exc:
                         if device in new:
                             raise
-                        self._report(device, exc)
-
-    def _report(self, device: Device, exc: NsorchError) -> None:
-        operation = f"set the far ends of {device.name}"
-        self._wiring.publish(
-            events.NetError(worker=device.worker.name, operation=operation, errno=exc.errno or 0, detail=str(exc))
-        )
+                        self._wiring.report(f"set the far ends of {device.name}", exc, worker=device.worker)
 
     async def _tell(self, device: Device, before: dict[Any, Peer | None]) -> None:
         gone = [key for key in before if key not in device.known]

@@ -5,7 +5,6 @@ The rules of a worker follow what they name: when a worker that ports lead to ge
 
 from __future__ import annotations
 
-import errno
 import socket
 from functools import partial
 from importlib import import_module
@@ -14,9 +13,9 @@ from typing import TYPE_CHECKING
 import anyio
 from attrs import evolve
 
-from nsorch import events
 from nsorch.errors import ClosedError, NetlinkError, NsorchError, SetupError, TopologyError, UnsupportedError
 from nsorch.net.netlink import NETLINK_NETFILTER, Netlink
+from nsorch.supervisor.wiring.kernel import MISSING
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -31,8 +30,6 @@ if TYPE_CHECKING:
     from nsorch.topology import WorkerSpec
 
 _NOTHING: Plans = (None, None)
-# What the kernel says of an expression, a chain or a protocol that it doesn't have.
-_MISSING = (errno.ENOENT, errno.EOPNOTSUPP, errno.EPROTONOSUPPORT, errno.EAFNOSUPPORT)
 _MODULES = "nf_tables, nft_chain_nat, nft_nat, nft_masq, nft_ct, nft_reject_inet; for prefixes nft_compat, ip6t_NPT"
 
 
@@ -103,11 +100,7 @@ class Filters:
                 except ClosedError:
                     continue  # it has just been removed
                 except NsorchError as exc:
-                    self._supervisor._bus.publish(
-                        events.NetError(
-                            worker=worker.name, operation="change the rules", errno=exc.errno or 0, detail=str(exc)
-                        )
-                    )
+                    self._wiring.report("change the rules", exc, worker=worker)
 
     def drop(self, worker: Worker) -> None:
         """Its network namespace ends, and the rules with it."""
@@ -150,7 +143,7 @@ class Filters:
             try:
                 sock = await worker._open_socket(socket.AF_NETLINK, socket.SOCK_RAW, NETLINK_NETFILTER)
             except SetupError as exc:
-                if exc.errno in _MISSING:
+                if exc.errno in MISSING:
                     raise _unsupported("a firewall or NAT", worker.name, exc) from exc
                 raise
             with sock:
@@ -162,7 +155,7 @@ def commit(worker: str, requests: Sequence[Request], sock: socket.socket) -> Non
     try:
         Netlink(sock, worker).commit(requests)
     except NetlinkError as exc:
-        if exc.errno in _MISSING:
+        if exc.errno in MISSING:
             raise _unsupported(f"{exc.operation} {exc.object}", worker, exc) from exc
         raise
 

@@ -24,8 +24,8 @@ if TYPE_CHECKING:
     from nsorch.supervisor.wiring.network import Side
     from nsorch.supervisor.worker import Worker
 
-# What the kernel says of a protocol, a family or an expression that it doesn't have.
-_MISSING = (errno.ENOENT, errno.EOPNOTSUPP, errno.EPROTONOSUPPORT, errno.EAFNOSUPPORT)
+#: what the kernel says of a protocol, a family, a chain or an expression that it doesn't have
+MISSING = (errno.ENOENT, errno.EOPNOTSUPP, errno.EPROTONOSUPPORT, errno.EAFNOSUPPORT)
 
 
 class Kernel:
@@ -82,7 +82,7 @@ class Kernel:
                         self._netfilter = await self._open_socket(socket.AF_NETLINK, socket.SOCK_RAW, NETLINK_NETFILTER)
                         self._redirector = await self.in_thread(_redirector, self._netfilter)
                     except (NetlinkError, SetupError) as exc:
-                        if exc.errno not in _MISSING:
+                        if exc.errno not in MISSING:
                             raise
             return self._redirector
 

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING
 import anyio
 from attrs import define
 
-from nsorch import events
 from nsorch.core.process import PIPE
 from nsorch.core.programs import find
 from nsorch.errors import AddressError, ClosedError, NsorchError, UnsupportedError
@@ -176,7 +175,7 @@ class Leases:
         if not lease.bound:
             lease.failure = exc
             return
-        self._wiring.publish(events.NetError(operation="dhcp", errno=exc.errno or 0, detail=str(exc)))
+        self._wiring.report("dhcp", exc)
 
     async def _set(self, lease: Lease, told: Told) -> None:
         side = lease.side

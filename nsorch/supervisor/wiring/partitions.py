@@ -73,9 +73,7 @@ class Partitions:
             try:
                 await self._apply()
             except NsorchError as exc:
-                self._wiring.publish(
-                    events.NetError(operation="change the partition", errno=exc.errno or 0, detail=str(exc))
-                )
+                self._wiring.report("change the partition", exc)
 
     def drop(self, worker: Worker) -> None:
         """Its network namespace ends."""

@@ -15,9 +15,10 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Sequence
 
     from nsorch.net.engine import Engine
+    from nsorch.net.redirecting import Redirector
     from nsorch.supervisor.wiring.kernel import Kernel
     from nsorch.supervisor.wiring.network import Bridge, Side
-    from nsorch.supervisor.wiring.segments import News, Part
+    from nsorch.supervisor.wiring.segments import News
 
 # So many ends are told of at a time.
 _TOLD = 200
@@ -44,10 +45,8 @@ async def _tell(kernel: Kernel, bridge: Bridge) -> None:
             for start in range(0, len(new), _TOLD):
                 some = new[start : start + _TOLD]
                 told = news(part, some, answers=bridge._answers)
-                await kernel.in_thread(_announce, kernel.engine, part, told)
-                if told.asked and (redirector := await kernel.redirector()) is not None:
-                    await kernel.in_thread(kernel.engine.join_group, told.asking, bridge._parts.group)
-                    await kernel.in_thread(redirector.add, bridge._parts.group, told.asked)
+                redirector = await kernel.redirector() if told.asked else None
+                await kernel.in_thread(_announce, kernel.engine, redirector, bridge._parts.group, told)
                 part.told.update(side for side, _ in some)
     await _correct(kernel, bridge, gateway)
     if gateway is not None:
@@ -76,11 +75,14 @@ async def at(kernel: Kernel, side: Side, func: Callable[..., None], *args: Any) 
             raise
 
 
-def _announce(engine: Engine, part: Part, told: News) -> None:
+def _announce(engine: Engine, redirector: Redirector | None, group: int, told: News) -> None:
     """In the thread."""
     engine.forward(RTM_NEWNEIGH, told.forwarding)
-    engine.tell_neighbours(None, RTM_NEWNEIGH, part.index, told.neighbours)
+    engine.tell_neighbours(None, RTM_NEWNEIGH, told.part.index, told.neighbours)
     engine.answer_arp(told.answering)
+    if redirector is not None:
+        engine.join_group(told.asking, group)
+        redirector.add(group, told.asked)
 
 
 async def _introduce(kernel: Kernel, bridge: Bridge, gateway: Side) -> None:

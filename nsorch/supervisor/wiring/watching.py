@@ -269,7 +269,7 @@ class Watcher:
             if places and self._listener is not None:
                 return await self._in_thread(ask)  # type: ignore[no-any-return]
         except NetlinkError as exc:
-            self._tell_failure(exc)
+            self._wiring.report(exc.operation, exc)
         return []
 
     def _begin(self, func: Callable[..., Awaitable[None]], *args: Any) -> None:
@@ -281,14 +281,9 @@ class Watcher:
             except (ClosedError, SpawnerDiedError):
                 pass  # the worker was removed meanwhile, or the lab ends
             except NsorchError as exc:
-                self._tell_failure(exc)
+                self._wiring.report(getattr(exc, "operation", "watch"), exc)
 
         self._supervisor._start_soon(run)
-
-    def _tell_failure(self, exc: NsorchError) -> None:
-        self._supervisor._bus.publish(
-            events.NetError(operation=getattr(exc, "operation", "watch"), errno=exc.errno or 0, detail=str(exc))
-        )
 
     def _note_state(self, link: Link, side: Side, state: LinkState) -> None:
         changes: dict[str, str] = {}

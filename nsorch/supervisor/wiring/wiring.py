@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     from socket import socket
 
     from nsorch.core.helper import Facts
+    from nsorch.errors import NsorchError
     from nsorch.supervisor.supervisor import Supervisor
     from nsorch.supervisor.traffic.capture import Capture
     from nsorch.supervisor.wiring.devices import Device
@@ -70,7 +71,7 @@ class Wiring:
 
     def __init__(self, supervisor: Supervisor) -> None:
         self._supervisor = supervisor
-        self.kernel = Kernel(supervisor._check_running, self._open_in_fabric)
+        self.kernel = Kernel(supervisor._check_running, self.open_in_fabric)
         self.record = Record(supervisor, self)
         self.routing = Routing(self.kernel)
         self.watcher = Watcher(supervisor, self)
@@ -89,7 +90,8 @@ class Wiring:
         self.names.open(facts.descriptors.get("hosts", -1))
         self.watcher.open()
 
-    async def _open_in_fabric(self, family: int, kind: int, protocol: int) -> socket:
+    async def open_in_fabric(self, family: int, kind: int, protocol: int) -> socket:
+        """A non-blocking socket there, which the caller owns. Cancelled, none is left open."""
         fabric = self._supervisor._home.descriptors[CLONE_NEWNET]
         return await self._supervisor._helper.open_socket(fabric, family, kind, protocol)
 
@@ -408,6 +410,11 @@ class Wiring:
     def publish(self, event: events.Event) -> None:
         self._supervisor._bus.publish(event)
 
+    def report(self, operation: str, exc: NsorchError, *, worker: Worker | None = None) -> None:
+        """Publish the failure of what nobody waits for."""
+        name = None if worker is None else worker.name
+        self.publish(events.NetError(worker=name, operation=operation, errno=exc.errno or 0, detail=str(exc)))
+
     async def ensure(self, bridges: Sequence[Bridge]) -> None:
         """All their parts exist and are up."""
         await self._orders.carry_out(Order(batch=Batch(), bridges=bridges))
@@ -456,11 +463,13 @@ class Wiring:
                 async with link._lock:  # changes that are under way are ended first
                     pass
         self.watcher.leave(links)
-        staying = {
-            side.worker: default_of(self, side.worker)
-            async for side in in_turns(side for link in links for side in link._sides)
+        staying = dict.fromkeys(
+            side.worker
+            for link in links
+            for side in link._sides
             if side.worker is not None and side.netns not in dying and not side.worker._leaving
-        }
+        )
+        defaults = {worker: default_of(self, worker) async for worker in in_turns(staying)}
         made = [link for link in links if link._state in ("up", "down")]
         if made and not self._supervisor._helper.died:
             if by == "nsorch":
@@ -479,7 +488,7 @@ class Wiring:
             self.names.stale.update(side.worker.name for side in link._sides if side.worker is not None)
             if link._announced:
                 self._supervisor._bus.publish(events.LinkRemoved(link=link.name, ends=link.ends, by=by))
-        async for worker, before in in_turns(staying.items()):
+        async for worker, before in in_turns(defaults.items()):
             await follow_default(self, worker, before)
         await self.settle()
 
