@@ -94,6 +94,7 @@ class Netlink:
         errors = []
         try:
             self._sock.send(datagram)
+            os.sched_yield()  # else the event loop may wait until the scheduler's next tick
             while pending:
                 for kind, flags, sequence, body in self._receive():
                     if kind == NLMSG_ERROR and (done := pending.pop(sequence, None)) is not None:

@@ -141,6 +141,7 @@ class Server:
             if received is None:
                 return False
             self._serve_request(*received)
+            os.sched_yield()  # to the application, which may have to wait on this processor
         return True
 
     def _serve_request(self, message: tuple[Any, ...], fds: list[int]) -> None:
