@@ -16,7 +16,7 @@ from nsorch.net.messages import NLM_F_ACK, NLM_F_DUMP_INTR, NLMSG_DONE, NLMSG_ER
 from nsorch.values import Value
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Container, Iterator, Sequence
 
     from nsorch.net.messages import Field
 
@@ -34,6 +34,8 @@ _DATAGRAM_MESSAGES = 32
 _COPIES = 128
 # Longer datagrams need more than the kernel's usual net.core.wmem_default.
 _USUAL_SEND_BUFFER = 64 * 1024
+#: the kernel's datagrams have 32 KiB; what is larger than 128 KiB is mapped and unmapped each time
+_MOST_RECEIVED = 64 * 1024
 _TIMEOUT = struct.pack("@ll", 30, 0)
 
 
@@ -81,29 +83,41 @@ class Netlink:
         _raise_all(self.transact(requests))
 
     def _send(self, requests: Sequence[Request]) -> list[NetlinkError]:
-        pending: dict[int, Request] = {}
+        first = self._sequence + 1 & 0x7FFFFFFF
+        last = self._sequence = first + len(requests) - 1
         datagram = bytearray()
-        for request in requests:
-            self._sequence = self._sequence + 1 & 0xFFFFFFFF
-            pending[self._sequence] = request
+        for sequence, request in enumerate(requests, first):
             at = len(datagram)
             datagram += request.data
-            flags = _FLAGS.unpack_from(datagram, at + 6)[0]
-            _FLAGS.pack_into(datagram, at + 6, flags | NLM_F_ACK)
-            _SEQUENCE.pack_into(datagram, at + 8, self._sequence)
+            _SEQUENCE.pack_into(datagram, at + 8, sequence)
+        _ask_for_ack(datagram, at)
+        return self._carry_out(datagram, range(first, last + 1), (last,), lambda number: requests[number])
+
+    def _carry_out(
+        self, datagram: bytes | bytearray, sequence: range, ends: Container[int], request: Callable[[int], Request]
+    ) -> list[NetlinkError]:
+        """Send a datagram of messages of which the last asks for an acknowledgement: that is enough, because the kernel
+        answers in order, and for each that failed.
+
+        :param sequence: their numbers
+        :param ends: those of them after whose answer none follows
+        :param request: what the nth is
+        :raises NetlinkError: the socket itself failed
+        """
         errors = []
+        over = False
         try:
             self._sock.send(datagram)
             os.sched_yield()  # else the event loop may wait until the scheduler's next tick
-            while pending:
-                for kind, flags, sequence, body in self._receive():
-                    if kind == NLMSG_ERROR and (done := pending.pop(sequence, None)) is not None:
-                        number = -_SEQUENCE_SIGNED.unpack_from(body)[0]
-                        if number:
-                            errors.append(self._error(done, number, _explanation(flags, body)))
+            while not over:
+                for kind, flags, number, body in self._receive():
+                    if kind == NLMSG_ERROR and number in sequence:
+                        if failure := -_SEQUENCE_SIGNED.unpack_from(body)[0]:
+                            failed = request(number - sequence.start)
+                            errors.append(self._error(failed, failure, _explanation(flags, body)))
+                        over |= number in ends
         except OSError as exc:
-            request = next(iter(pending.values()))
-            raise self._error(request, _number(exc), "the netlink socket failed") from exc
+            raise self._error(request(0), _number(exc), "the netlink socket failed") from exc
         return errors
 
     def commit(self, requests: Sequence[Request]) -> None:
@@ -120,28 +134,14 @@ class Netlink:
         for number, data in enumerate([edges[0], *(request.data for request in requests), edges[1]]):
             at = len(datagram)
             datagram += data
-            if number == len(requests):  # one is enough: the kernel answers in order, and for each that failed
-                _FLAGS.pack_into(datagram, at + 6, _FLAGS.unpack_from(datagram, at + 6)[0] | NLM_F_ACK)
+            if number == len(requests):
+                _ask_for_ack(datagram, at)
             _SEQUENCE.pack_into(datagram, at + 8, first + number)
+        if len(datagram) > _USUAL_SEND_BUFFER:
+            self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 2 * len(datagram))
         whole = Request(b"", "commit", "rules")
-        errors: list[NetlinkError] = []
-        try:
-            if len(datagram) > _USUAL_SEND_BUFFER:
-                self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 2 * len(datagram))
-            self._sock.send(datagram)
-            over = False
-            while not over:
-                for kind, flags, sequence, body in self._receive():
-                    if kind == NLMSG_ERROR and first <= sequence <= last:
-                        number = -_SEQUENCE_SIGNED.unpack_from(body)[0]
-                        if number:
-                            inside = first < sequence < last
-                            request = requests[sequence - first - 1] if inside else whole
-                            errors.append(self._error(request, number, _explanation(flags, body)))
-                        over |= sequence in (first, last - 1)
-        except OSError as exc:
-            raise self._error(whole, _number(exc), "the netlink socket failed") from exc
-        _raise_all(errors)
+        about = [whole, *requests, whole]
+        _raise_all(self._carry_out(datagram, range(first, last + 1), (first, last - 1), about.__getitem__))
 
     def send_copies(
         self, template: bytes, fields: Sequence[Field], operation: str, name: Callable[[int], str]
@@ -162,24 +162,13 @@ class Netlink:
     ) -> list[NetlinkError]:
         first = self._sequence + 1 & 0x7FFFFFFF
         last = self._sequence = first + len(fields[0].values) // fields[0].size - 1
-        errors = []
-
-        def request(sequence: int) -> Request:
-            return Request(b"", operation, name(start + sequence - first))
-
-        try:
-            self._sock.send(messages.copies(template, fields, first))
-            over = False
-            while not over:
-                for kind, flags, sequence, body in self._receive():
-                    if kind == NLMSG_ERROR and first <= sequence <= last:
-                        number = -_SEQUENCE_SIGNED.unpack_from(body)[0]
-                        if number:
-                            errors.append(self._error(request(sequence), number, _explanation(flags, body)))
-                        over |= sequence == last
-        except OSError as exc:
-            raise self._error(request(first), _number(exc), "the netlink socket failed") from exc
-        return errors
+        datagram = messages.copies(template, fields, first)
+        return self._carry_out(
+            datagram,
+            range(first, last + 1),
+            (last,),
+            lambda number: Request(b"", operation, name(start + number)),
+        )
 
     def dump(self, request: Request, kind: int) -> list[bytes]:
         """All messages of *kind* that answer a dump request, without their headers; again if it was disturbed."""
@@ -231,7 +220,7 @@ class Netlink:
 
     def _receive(self) -> Iterator[tuple[int, int, int, bytes]]:
         """(type, flags, sequence number, body) of each message of the next datagram."""
-        data = self._sock.recv(256 * 1024)
+        data = self._sock.recv(_MOST_RECEIVED)
         at = 0
         while at + _HEADER.size <= len(data):
             length, kind, flags, sequence, _ = _HEADER.unpack_from(data, at)
@@ -245,6 +234,11 @@ class Netlink:
 
 
 _SEQUENCE_SIGNED = struct.Struct("=i")
+
+
+def _ask_for_ack(datagram: bytearray, at: int) -> None:
+    """Of the message that begins *at* there."""
+    _FLAGS.pack_into(datagram, at + 6, _FLAGS.unpack_from(datagram, at + 6)[0] | NLM_F_ACK)
 
 
 def _raise_all(errors: Sequence[NetlinkError]) -> None:
