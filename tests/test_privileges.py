@@ -365,7 +365,7 @@ _DENIED = """if True:
     print("tiocsti", call(NUMBERS["ioctl"], 0, 0x5412, b"x"))
     print("tiocsti-high", call(NUMBERS["ioctl"], 0, ctypes.c_ulong(1 << 32 | 0x5412), b"x"))
     print("fionread", call(NUMBERS["ioctl"], 0, 0x541B, ctypes.byref(ctypes.c_int())))
-    for family in (socket.AF_UNIX, 40):
+    for family in (socket.AF_UNIX, 38, 40):
         try: socket.socket(family, socket.SOCK_STREAM).close(); print("socket", family, "ok")
         except OSError as e: print("socket", family, errno.errorcode[e.errno])
     print("personality", call(NUMBERS["personality"], 0x0400000), call(NUMBERS["personality"], 0xffffffff))
@@ -403,6 +403,7 @@ async def test_default_profile() -> None:
             "tiocsti-high EPERM",
             "fionread ENOTTY",
             "socket 1 ok",
+            "socket 38 EPERM",
             "socket 40 EPERM",
             "personality EPERM ok",
             "unknown ENOSYS",

@@ -483,6 +483,20 @@ async def test_users_that_are_none(rootfs: pathlib.Path) -> None:
                 await sup.start("w", rootfs=rootfs, user=f"0:{name}")
 
 
+async def test_users_are_read_from_files_alone(rootfs: pathlib.Path) -> None:
+    """What else an image has in their place isn't opened: a device would be the host's."""
+    (rootfs / "etc/passwd").unlink()
+    os.mkfifo(rootfs / "etc/passwd")
+    fifo = os.open(rootfs / "etc/passwd", os.O_RDWR)
+    try:
+        os.write(fifo, b"mallory:x:0:0::/:/bin/sh\n")
+        async with nsorch.Supervisor() as sup:
+            with pytest.raises(nsorch.SetupError, match='no user "mallory"'):
+                await sup.start("w", rootfs=rootfs, user="mallory")
+    finally:
+        os.close(fifo)
+
+
 async def test_socket_is_no_mount_point(rootfs: pathlib.Path) -> None:
     """A file where a directory is wanted is refused, and named."""
     with socket.socket(socket.AF_UNIX) as sock:

@@ -48,6 +48,7 @@ _PRIVILEGED = {
         (
             *("mount", "umount", "umount2", "pivot_root", "mount_setattr", "open_tree", "move_mount"),
             *("fsopen", "fsconfig", "fsmount", "fspick", "setns", "unshare", "sethostname", "setdomainname"),
+            *("open_tree_attr", "lsm_get_self_attr", "lsm_set_self_attr", "lsm_list_modules"),
             *("swapon", "swapoff", "quotactl", "quotactl_fd", "fanotify_init", "lookup_dcookie", "clone3"),
         ),
         ("SYS_ADMIN",),
@@ -79,7 +80,7 @@ _NEW_NAMESPACES = 0x7E020000  # CLONE_NEW*, as clone(2) knows them
 #: of personality(2): Linux, 32 bits, and no address space randomisation for either; the last asks
 _PERSONALITIES = (0, 0x0008, 0x20000, 0x20008, 0xFFFFFFFF)
 _TIOCSTI, _TIOCLINUX = 0x5412, 0x541C
-_AF_VSOCK = 40
+_AF_ALG, _AF_VSOCK = 38, 40
 
 
 class _Comparison(ctypes.Structure):
@@ -149,7 +150,7 @@ def default_profile(capabilities: frozenset[str]) -> bytes:
             rules.add(_ALLOW, "personality", (0, _MASKED_EQ, 0xFFFFFFFF, value))
         for comparison in _other_than(1, _TIOCSTI, _TIOCLINUX):
             rules.add(_ALLOW, "ioctl", comparison)
-        for comparison in _other_than(0, _AF_VSOCK, _AF_VSOCK):
+        for comparison in _other_than(0, _AF_ALG, _AF_VSOCK):
             rules.add(_ALLOW, "socket", comparison)
         return _prelude(max(number for _, number in calls)) + rules.export()
 

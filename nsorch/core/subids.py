@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import os
 import pwd
+from typing import TYPE_CHECKING
 
 from nsorch.errors import UnsupportedError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 #: (first id inside, first outside, count) of the uids, of the gids
 IdMaps = tuple[tuple[tuple[int, int, int], ...], ...]
 _PROGRAMS = ("newuidmap", "newgidmap")
 _FILES = ("/etc/subuid", "/etc/subgid")
+_END = (1 << 32) - 1  # of ids; the last one means none (credentials(7))
+_MOST_RANGES = 340  # UID_GID_MAP_MAX_EXTENTS
 
 
 class SubIds:
@@ -39,7 +45,7 @@ def find_subids(wanted: bool | None) -> SubIds:
     import shutil
 
     programs = tuple(found for name in _PROGRAMS if (found := shutil.which(name, path=path)))
-    ranges = [_ranges(file, own[0]) for file in _FILES]
+    ranges = [ranges_in(file, own[0]) for file in _FILES]
     if len(programs) == len(_PROGRAMS) and all(ranges):
         return SubIds(tuple(_map(number, found) for number, found in zip(own, ranges, strict=True)), programs)
     if wanted:
@@ -51,16 +57,17 @@ def find_subids(wanted: bool | None) -> SubIds:
     return single
 
 
-def _ranges(file: str, uid: int) -> list[tuple[int, int]]:
+def ranges_in(file: str, uid: int) -> list[tuple[int, int]]:
+    """(first id, count) of each line ``name or uid:first:count`` that is about *uid*; others may be anything."""
     try:
         names = {str(uid), pwd.getpwuid(uid).pw_name}
     except KeyError:  # newuidmap refuses who has no name
         return []
     found = []
     try:
-        with open(file) as lines:
+        with open(file, errors="surrogateescape") as lines:
             for line in lines:
-                owner, _, rest = line.strip().partition(":")
+                owner, _, rest = line.rstrip("\n").partition(":")
                 first, _, count = rest.partition(":")
                 if owner in names and first.isdecimal() and count.isdecimal() and int(count):
                     found.append((int(first), int(count)))
@@ -72,5 +79,17 @@ def _ranges(file: str, uid: int) -> list[tuple[int, int]]:
 def _map(own: int, ranges: list[tuple[int, int]]) -> tuple[tuple[int, int, int], ...]:
     mapped = [(0, own, 1)]
     for first, count in ranges:
-        mapped.append((mapped[-1][0] + mapped[-1][2], first, count))
-    return tuple(mapped)
+        for start, end in _unmapped(first, min(first + count, _END), mapped):
+            mapped.append((mapped[-1][0] + mapped[-1][2], start, end - start))
+    return tuple(mapped[:_MOST_RANGES])
+
+
+def _unmapped(first: int, end: int, mapped: list[tuple[int, int, int]]) -> Iterator[tuple[int, int]]:
+    """The parts of a range that no other has: a caller may be named twice, and the kernel refuses ranges that
+    overlap."""
+    for _, start, count in sorted(mapped, key=lambda ids: ids[1]):
+        if first < min(start, end):
+            yield first, min(start, end)
+        first = max(first, start + count)
+    if first < end:
+        yield first, end

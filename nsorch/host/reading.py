@@ -13,6 +13,7 @@ from attrs import evolve
 
 from nsorch.core.programs import find
 from nsorch.core.spawner import cgroups
+from nsorch.core.subids import ranges_in
 from nsorch.host.catalogue import is_recent
 from nsorch.host.values import Feature
 
@@ -162,11 +163,13 @@ def _id_maps() -> Iterator[Feature]:
     for kind in ("uid", "gid"):
         program = shutil.which(f"new{kind}map")
         privileged = program is not None and _is_privileged(program)
-        ranges = _ranges(f"/etc/sub{kind}")
+        ranges = ranges_in(f"/etc/sub{kind}", os.geteuid())
         if program is None:
             why, remedy = f"new{kind}map is not installed", "apt-get install uidmap"
         elif not privileged:
             why, remedy = f"{program} is neither set-user-id nor has the capability", f"chmod u+s {program}"
+        elif _has_no_new_privs():
+            why, remedy = "no_new_privs is set for this process: set-user-id programs give it nothing", _NO_NEW_PRIVS
         elif not ranges:
             user = _user_name()
             why = f"/etc/sub{kind} has no range for {user}"
@@ -184,6 +187,14 @@ def _id_maps() -> Iterator[Feature]:
         )
 
 
+_NO_NEW_PRIVS = "start it without, such as with NoNewPrivileges=no in the unit"
+
+
+def _has_no_new_privs() -> bool:
+    with open("/proc/self/status") as file:
+        return "NoNewPrivs:\t1" in file.read()
+
+
 def _is_privileged(path: str) -> bool:
     if os.stat(path).st_mode & 0o4000:
         return True
@@ -198,14 +209,3 @@ def _user_name() -> str:
         return pwd.getpwuid(os.geteuid()).pw_name
     except KeyError:
         return str(os.geteuid())
-
-
-def _ranges(path: str) -> list[tuple[int, int]]:
-    """Of this user: lines of ``name or uid:first:count``, see subuid(5)."""
-    names = {_user_name(), str(os.geteuid())}
-    try:
-        with open(path) as file:
-            rows = [line.strip().split(":") for line in file]
-    except OSError:
-        return []
-    return [(int(row[1]), int(row[2])) for row in rows if len(row) == 3 and row[0] in names and row[1].isdigit()]

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import grp
 import os
 import pwd
+import stat
 from typing import TYPE_CHECKING
 
 from nsorch.core.spawner.mountapi import RESOLVE_IN_ROOT, openat2
@@ -97,13 +99,32 @@ class _Files:
             except OSError:  # the spawner will say so, of the whole
                 continue
             try:
-                with open(openat2(folder, path, os.O_RDONLY | os.O_NONBLOCK, RESOLVE_IN_ROOT), "rb") as file:
-                    return file.read(1 << 20)
+                return _read_file(folder, path)
             except OSError:
                 continue
             finally:
                 os.close(folder)
         return b""
+
+
+def _read_file(folder: int, path: bytes) -> bytes:
+    """Nothing else is even opened: an image may have a device of the host's there, which that would set going.
+
+    :raises OSError: it is no file
+    """
+    found = openat2(folder, path, os.O_PATH, RESOLVE_IN_ROOT)
+    try:
+        if not stat.S_ISREG(os.fstat(found).st_mode):
+            raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
+        with open(f"/proc/self/fd/{found}", "rb", opener=_without_waiting) as file:
+            return file.read(1 << 20)
+    finally:
+        os.close(found)
+
+
+def _without_waiting(path: str, flags: int) -> int:
+    """Who has a lease on it isn't waited for."""
+    return os.open(path, flags | os.O_NONBLOCK | os.O_CLOEXEC)
 
 
 def is_id(text: str) -> bool:

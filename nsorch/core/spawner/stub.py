@@ -136,16 +136,29 @@ def _map_home(pid: int, start: Start, proc: int) -> None:
         return
     for number, (program, ranges) in enumerate(zip(start.programs, start.id_maps, strict=True)):
         words = [str(word) for ids in ranges for word in ids]
-        child = os.posix_spawn(program, [program, str(pid), *words], os.environ, setsigmask=())
-        if os.waitpid(child, 0)[1] == 0:
+        refusal = _run_mapper(program, [program, str(pid), *words])
+        if refusal is None:
             continue
         if start.insists:
-            raise StageError("uid map", errno.EPERM, f"{program} refuses {' '.join(words)}")
+            raise StageError("uid map", errno.EPERM, f"{program} refuses {' '.join(words)}: {refusal}")
         with stage("uid map"):
             if number == 0:
                 map_ids(pid, own, proc, deny_setgroups=True)
                 return
             map_gids(pid, own[1], proc)
+
+
+def _run_mapper(program: str, argv: list[str]) -> str | None:
+    """What *program* says against it; None where it did it."""
+    ours, theirs = os.pipe()
+    with open(ours, "rb") as said:
+        try:
+            outputs = [(os.POSIX_SPAWN_DUP2, theirs, number) for number in (1, 2)]
+            child = os.posix_spawn(program, argv, os.environ, file_actions=outputs, setsigmask=())
+        finally:
+            os.close(theirs)
+        refusal = said.read().decode(errors="replace").strip()
+    return refusal if os.waitpid(child, 0)[1] else None
 
 
 def _run_spawner(
