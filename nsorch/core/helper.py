@@ -83,7 +83,7 @@ class Job:
         self.frozen: Container[str | None] = ()  #: workers whose processes can't do their part of a kill
         self._channel = channel
         self._request: Request | None = None
-        self._changed = anyio.Event()
+        self._changed: anyio.Event | None = None  # of those who wait
 
     @property
     def ended(self) -> bool:
@@ -95,7 +95,7 @@ class Job:
         :raises NsorchError: the failure
         """
         while self.held is None and not self.ended:
-            await self._changed.wait()
+            await self._change()
         if self.failure is not None:
             raise self.failure
         return self.held or ()
@@ -106,7 +106,7 @@ class Job:
         :raises NsorchError: the failure
         """
         while not self.pid and not self.ended:
-            await self._changed.wait()
+            await self._change()
         if self.failure is not None:
             raise self.failure
         if not self.pid:
@@ -115,7 +115,7 @@ class Job:
     async def end(self) -> None:
         """Wait for the exit, or the failure; raises nothing of them."""
         while not self.ended:
-            await self._changed.wait()
+            await self._change()
 
     def signal(self, number: int) -> None:
         """Send a signal to the command; does nothing once it has ended."""
@@ -155,9 +155,15 @@ class Job:
         if fds and self.on_create is not None:
             self.on_create(self.held)
 
+    async def _change(self) -> None:
+        if self._changed is None:
+            self._changed = anyio.Event()
+        await self._changed.wait()
+
     def changed(self) -> None:
-        self._changed.set()
-        self._changed = anyio.Event()
+        if self._changed is not None:
+            self._changed.set()
+            self._changed = None
 
 
 @attrs.frozen(repr=False)

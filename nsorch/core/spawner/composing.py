@@ -35,6 +35,7 @@ from .writing import Writer
 from .written_roots import confining, facts_of, file_system, restricting
 
 if TYPE_CHECKING:
+    from .confinement import User
     from .pid1 import Pid1
     from .protocol import Command, Spawn
     from .steps import Home, Joined
@@ -74,15 +75,14 @@ def compose(
     _enter_directory(script, command)
     for number, fd in enumerate(streams):  # all are above 2: none is overwritten before it is duplicated
         script.duplicate(fd, number)
-    for number in IGNORED:
-        script.call(("signals", ""), SIGACTION, number, ctypes.addressof(_DEFAULT_ACTION), 0, 8)
+    script.add(_without_handlers())
     _await(script, told)
     confined = is_confined(command)
-    variables = script.keep(_block(command.env))
     if command.guarded:  # see :func:`.command.check_program`
         for program in programs:
             script.call(("exec", os.fsdecode(program)), *_open_strictly(script, program, _PATH))
     if command.mode == Mode.INIT and not confined:
+        variables = script.keep(_block(command.env))
         pid1.add_to(script, command, programs, variables, request.job, told, apart=is_apart(request))
         return script
     if command.mode == Mode.INIT:
@@ -90,17 +90,54 @@ def compose(
         pid1.adopt(script, request.job, told, gate[0], apart=is_apart(request))
         script.skip_zero(fork, len(script))
         _await(script, gate[1])
-    if command.session:
+    permitted = _permitted(request) if confined else 0
+    script.add(
+        _ending(
+            command.argv,
+            command.env,
+            tuple(programs),
+            command.confinement,
+            command.user,
+            permitted,
+            session=command.session,
+        )
+    )
+    return script
+
+
+@functools.cache
+def _without_handlers() -> Script:
+    script = Script()
+    for number in IGNORED:
+        script.call(("signals", ""), SIGACTION, number, ctypes.addressof(_DEFAULT_ACTION), 0, 8)
+    return script
+
+
+@functools.lru_cache(maxsize=16)
+def _ending(
+    argv: tuple[bytes, ...],
+    env: bytes,
+    programs: tuple[bytes, ...],
+    confinement: bytes,
+    user: User | None,
+    permitted: int,
+    *,
+    session: bool,
+) -> Script:
+    """The part that becomes the command. Thousands of workers have the same."""
+    script = Script()
+    confined = bool(confinement) or user is not None
+    if session:
         script.call(("session", ""), SETSID)
     if confined:
-        script.add(confining(command.confinement, command.user, _permitted(request)))
+        script.add(confining(confinement, user, permitted))
     script.call(("signals", ""), SIGPROCMASK, signal.SIG_SETMASK, ctypes.addressof(_NO_SIGNALS), 0, 8)
     if confined:
-        script.add(restricting(command.confinement))
-    argv = script.texts(command.argv)
+        script.add(restricting(confinement))
+    arguments, variables = script.texts(argv), script.keep(_block(env))
     for number, program in enumerate(programs, 1):
         failure = FATAL if number == len(programs) else OR_NEXT_PROGRAM
-        script.call(("exec", ""), EXECVE, script.text(program), argv, variables, failure=failure)
+        script.call(("exec", ""), EXECVE, script.text(program), arguments, variables, failure=failure)
     return script
 
 
