@@ -7,6 +7,7 @@ import io
 import json
 import os
 import pathlib
+import shutil
 import stat
 import tarfile
 import tempfile
@@ -185,6 +186,62 @@ def saved(layers: list[str], *more: tuple[tarfile.TarInfo, bytes]) -> bytes:
     return tarball(entry("manifest.json", about), entry("c.json", config), *more)
 
 
+def sparse(size: int, parts: str, contents: bytes = b"") -> tuple[tarfile.TarInfo, bytes]:
+    """As GNU tar writes it: the map comes before the contents."""
+    headers = {
+        "GNU.sparse.major": "1",
+        "GNU.sparse.minor": "0",
+        "GNU.sparse.name": "s",
+        "GNU.sparse.realsize": str(size),
+    }
+    return entry("GNUSparseFile.0/s", parts.encode() + bytes(-len(parts) % 512) + contents, pax_headers=headers)
+
+
+def old_sparse() -> bytes:
+    """The header of an older form, whose map goes on in the blocks after it."""
+    header = bytearray(raw_header(type=tarfile.GNUTYPE_SPARSE))
+    header[482] = 1
+    header[148:156] = b" " * 8
+    header[148:156] = b"%06o\0 " % sum(header)
+    return bytes(header)
+
+
+def packed(folder: pathlib.Path, *more: tuple[tarfile.TarInfo, bytes]) -> bytes:
+    """An image without its blobs."""
+    layout = Layout(folder)
+    layout.add(layout.manifest(tarball(entry("secret", b"s")))).write()
+    files = [entry(name, (folder / name).read_bytes()) for name in ("oci-layout", "index.json")]
+    return tarball(*files, *more)
+
+
+def test_images_that_are_packed_with_links_to_others(room: pathlib.Path) -> None:
+    (room / "x.tar").write_bytes(packed(room / "other", link("blobs", str(room / "other" / "blobs"))))
+    with pytest.raises(nsorch.ImageError, match="sha256:[0-9a-f]*' leads outside"):
+        unpack(room / "x.tar", room / "out" / "rootfs")
+    index = room / "other" / "index.json"
+    (room / "x.tar").write_bytes(tarball(entry("oci-layout", b"{}"), link("index.json", str(index))))
+    with pytest.raises(nsorch.ImageError, match="'index.json' leads outside"):
+        unpack(room / "x.tar", room / "out" / "rootfs")
+    assert os.listdir(room / "out") == []
+
+
+def test_holes_take_no_time(room: pathlib.Path) -> None:
+    """Of 60 GB, which nobody writes, nor waits for."""
+    size = 60 << 30
+    for parts in (f"2\n4096\n3\n{size - 2}\n2\n", f"3\n4096\n3\n{size - 2}\n2\n{size}\n0\n"):
+        (room / "x.tar").write_bytes(tarball(sparse(size, parts, b"abcde"), entry("after", b"x")))
+        done = unpack(room / "x.tar", room / "out" / "rootfs")
+        file = room / "out" / "rootfs" / "s"
+        assert (done.size, file.stat().st_size) == (size + 1, size)
+        assert file.stat().st_blocks * 512 <= 1 << 20
+        with open(file, "rb") as opened:
+            assert opened.read(5000).strip(b"\0") == b"abc"
+            assert os.pread(opened.fileno(), 9, size - 3) == b"\0de"
+        shutil.rmtree(room / "out" / "rootfs")
+    with pytest.raises(nsorch.ImageError, match="larger than"):
+        unpack(room / "x.tar", room / "out" / "rootfs", max_size=size - 1)
+
+
 BROKEN: dict[str, tuple[bytes, str]] = {
     "cut in an entry": (tarball(entry("a", b"a" * 5000))[:2048], "damaged|cut off"),
     "cut between entries": (tarball(entry("a", b"a" * 512))[:1024], "end mark"),
@@ -198,6 +255,12 @@ BROKEN: dict[str, tuple[bytes, str]] = {
     "huge pax header": (raw_header(type=tarfile.XHDTYPE, size=1 << 33) + ZEROS, "has a header of"),
     "endless long names": (raw_header(type=tarfile.GNUTYPE_LONGNAME, size=0) * 5000 + ZEROS, "damaged"),
     "huge file": (raw_header(size=1 << 40) + ZEROS, "larger than"),
+    "a map whose parts overlap": (tarball(sparse(9, "2\n0\n5\n4\n5\n", b"x" * 10)), "parts overlap"),
+    "a map with negative parts": (tarball(sparse(9, "1\n5\n-5\n")), "parts overlap|damaged"),
+    "a map beyond its end": (tarball(sparse(9, "1\n5\n5\n", b"x" * 5)), "beyond its end"),
+    "an endless map": (tarball(sparse(9, "9999999\n" + "0\n" * 3_000_000)), "has a map of more than"),
+    "a map without its contents": (tarball(sparse(9, "1\n0\n9\n"))[:2048], "damaged|cut off|end mark"),
+    "an endless map of GNU's": (old_sparse() + (bytes(504) + b"\1" + bytes(7)) * 2100, "has a map of more than"),
     "an image's archive": (tarball(entry("oci-layout", b"{}"), entry("index.json", b"{}")), "no list of manifests"),
     "a saved image outside": (saved(["../../secret"]), "'../../secret' leads outside"),
     "a saved image by an absolute path": (saved(["/etc/passwd"]), "'/etc/passwd' leads outside"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import lzma
 import tarfile
 import zlib
@@ -13,7 +14,8 @@ from nsorch.errors import ImageError
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-# Of one header: long names, extended attributes. GNU tar and Go's reader have limits like this.
+# Of one header: long names, extended attributes, the map of a sparse file. GNU tar and Go's reader have limits like
+# this.
 _MOST_HEADER = 1 << 20
 _HEADERS = (
     tarfile.XHDTYPE,
@@ -43,9 +45,44 @@ class _Entry(tarfile.TarInfo):
             raise ImageError(f"entry {self.name[:80]!r} has a header of {self.size} bytes", entry=self.name)
         return super()._proc_member(archive)  # type: ignore[misc]
 
+    def _proc_sparse(self, archive: tarfile.TarFile) -> Any:
+        with self._reading_a_map(archive):
+            return super()._proc_sparse(archive)  # type: ignore[misc]
+
+    def _proc_gnusparse_10(self, entry: tarfile.TarInfo, headers: Any, archive: tarfile.TarFile) -> Any:
+        with self._reading_a_map(archive):
+            return super()._proc_gnusparse_10(entry, headers, archive)  # type: ignore[misc]
+
+    @contextlib.contextmanager
+    def _reading_a_map(self, archive: Any) -> Iterator[None]:
+        """It lies in the archive, as long as it says, and a few bytes of it are a hundred of memory."""
+        stream = archive.fileobj
+        archive.fileobj = _Bounded(stream, self.name)
+        try:
+            yield
+        finally:
+            archive.fileobj = stream
+
+
+class _Bounded:
+    def __init__(self, stream: Any, entry: str) -> None:
+        self.tell = stream.tell
+        self._stream = stream
+        self._left = _MOST_HEADER
+        self._entry = entry
+
+    def read(self, size: int) -> Any:
+        self._left -= size
+        if self._left < 0:
+            raise ImageError(
+                f"entry {self._entry[:80]!r} has a map of more than {_MOST_HEADER} bytes", entry=self._entry
+            )
+        return self._stream.read(size)
+
 
 def entries(stream: Any) -> Iterator[tuple[tarfile.TarInfo, IO[bytes] | None]]:
-    """Each entry, with its contents where it is a file; to be read before the next is asked for.
+    """Each entry, with its contents where it is a file, for a sparse one its :func:`extents` without the holes; to be
+    read before the next is asked for.
 
     :raises ImageError: the archive is damaged
     """
@@ -53,8 +90,36 @@ def entries(stream: Any) -> Iterator[tuple[tarfile.TarInfo, IO[bytes] | None]]:
         archive = tarfile.open(fileobj=stream, mode="r|", tarinfo=_Entry, bufsize=1 << 16)  # noqa: SIM115
         with archive:
             while (info := archive.next()) is not None:
-                yield info, archive.extractfile(info) if info.isreg() else None
+                yield info, archive.extractfile(_dense(info)) if info.isreg() else None
                 archive.members.clear()  # type: ignore[attr-defined]  # it would keep them all
+
+
+def _dense(entry: tarfile.TarInfo) -> tarfile.TarInfo:
+    """Where what the archive has of it lies: there holes take no time, however long they say they are."""
+    if not entry.issparse():
+        return entry
+    dense: Any = copy.copy(entry)
+    dense.size, dense.sparse = sum(length for _, length in extents(entry)), None
+    return dense  # type: ignore[no-any-return]
+
+
+def extents(entry: tarfile.TarInfo) -> list[tuple[int, int]]:
+    """(offset, length) of what a file has in the archive; the rest is holes.
+
+    :raises ImageError: they overlap, or lie outside of it
+    """
+    if not entry.issparse():
+        return [(0, entry.size)]
+    parts: Any = entry.sparse
+    found = [(offset, length) for offset, length in parts if length]
+    end = 0
+    for offset, length in found:
+        if offset < end or length < 0:
+            raise ImageError(f"entry {entry.name!r} has a map whose parts overlap", entry=entry.name)
+        end = offset + length
+    if end > entry.size:
+        raise ImageError(f"entry {entry.name!r} has a map that goes beyond its end", entry=entry.name)
+    return found
 
 
 @contextlib.contextmanager

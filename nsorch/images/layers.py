@@ -16,7 +16,7 @@ from typing import IO, TYPE_CHECKING, Any
 from urllib.parse import unquote_to_bytes
 
 from nsorch.errors import ImageError
-from nsorch.images.archive import entries
+from nsorch.images.archive import entries, extents
 from nsorch.images.tree import split
 
 if TYPE_CHECKING:
@@ -184,18 +184,12 @@ class Applier:
             raise ImageError(f"entry {info.name!r}: the image is larger than {self._max_size} bytes", entry=info.name)
         fd = os.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600, dir_fd=folder)
         with open(fd, "wb", buffering=0) as file:
-            if info.issparse():
-                file.truncate(info.size)
-            written = 0
-            while chunk := contents.read(_CHUNK):
-                if info.issparse() and not any(chunk):
-                    file.seek(len(chunk), os.SEEK_CUR)
-                else:
-                    file.write(chunk)
-                written += len(chunk)
-            if written != info.size:
-                raise ImageError(f"entry {info.name!r} is cut off", entry=info.name)
-        self.size += written
+            for offset, length in extents(info):
+                file.seek(offset)
+                if not _copy(contents, file, length):
+                    raise ImageError(f"entry {info.name!r} is cut off", entry=info.name)
+            file.truncate(info.size)
+        self.size += info.size
 
     def _make_node(self, info: tarfile.TarInfo, folder: int, name: str) -> bool:
         if info.isfifo():
@@ -281,6 +275,14 @@ def _with_implied(
     folders: dict[Parts, tarfile.TarInfo | None], implied: Iterable[Parts]
 ) -> Iterable[tuple[Parts, tarfile.TarInfo | None]]:
     return {**dict.fromkeys((*implied, ())), **folders}.items()
+
+
+def _copy(source: IO[bytes], target: IO[bytes], length: int) -> bool:
+    """Whether there was so much."""
+    while length and (chunk := source.read(min(_CHUNK, length))):
+        target.write(chunk)
+        length -= len(chunk)
+    return not length
 
 
 def _is_file(folder: int, name: str) -> bool:

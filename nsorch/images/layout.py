@@ -58,10 +58,14 @@ class Image(Value):
 
 
 class Layout:
-    """:param path: of the directory."""
+    """
+    :param path: of the directory
+    :param packed: it comes from an archive, whose symbolic links lead nowhere outside
+    """
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, path: str, *, packed: bool = False) -> None:
         self._path = path
+        self._packed = packed
         self._flat = not os.path.exists(f"{path}/index.json")  # what ``dir:`` leaves has its blobs beside the manifest
 
     @classmethod
@@ -80,13 +84,16 @@ class Layout:
         path = f"{self._path}/{name}" if self._flat else f"{self._path}/blobs/{algorithm}/{name}"
         if self._flat and not os.path.lexists(path):
             path += ".manifest.json"  # one of several, see ``skopeo copy --all``
-        with open_file(path, digest) as file:
+        with self._open(path, digest) as file:
             if size is not None and (actual := os.fstat(file.fileno()).st_size) != size:
                 raise ImageError(f"blob {digest} has {actual} bytes instead of {size}")
             if hashlib.file_digest(file, algorithm).hexdigest() != name:
                 raise ImageError(f"blob {digest} is damaged: its contents have another digest")
             file.seek(0)
             yield file
+
+    def _open(self, path: str, what: str) -> io.BufferedReader:
+        return open_inside(self._path, path, what) if self._packed else open_file(path, what)
 
     @contextlib.contextmanager
     def layer(self, layer: Layer) -> Iterator[io.BufferedReader]:
@@ -112,14 +119,14 @@ class Layout:
         if self._flat:
             if tag is not None:
                 raise ImageError(f'there is no tag "{tag}": the directory holds one image without a name')
-            with open_file(f"{self._path}/manifest.json", "manifest.json") as file:
+            with self._open(f"{self._path}/manifest.json", "manifest.json") as file:
                 data = file.read(_MOST_JSON)
                 file.seek(0)
                 manifest = parse(file, "manifest.json")
             digest = f"sha256:{hashlib.sha256(data).hexdigest()}"
             several = _list(manifest, "manifests", "manifest.json") if "manifests" in manifest else None
         else:
-            with open_file(f"{self._path}/index.json", "index.json") as file:
+            with self._open(f"{self._path}/index.json", "index.json") as file:
                 index = parse(file, "index.json")
             several = _named(_list(index, "manifests", "index.json"), tag)
         if several is not None:
@@ -222,6 +229,17 @@ def open_file(path: str, what: str) -> io.BufferedReader:
         os.close(fd)
         raise ImageError(f"{what} is no file")
     return open(fd, "rb")
+
+
+def open_inside(folder: str, path: str, what: str) -> io.BufferedReader:
+    """As :func:`open_file`, through symbolic links that stay below *folder*.
+
+    :raises ImageError: one leads outside
+    """
+    found, top = os.path.realpath(path), os.path.realpath(folder)
+    if os.path.commonpath([found, top]) != top:
+        raise ImageError(f"{what!r} leads outside")
+    return open_file(found, what)
 
 
 def parse(file: IO[bytes], what: str, kind: type = dict) -> Any:

@@ -13,7 +13,7 @@ import re
 from typing import TYPE_CHECKING, Any
 
 from nsorch.errors import ImageError
-from nsorch.images.layout import Image, Layer, Layout, check_platform, open_file, parse, read_config
+from nsorch.images.layout import Image, Layer, Layout, check_platform, open_inside, parse, read_config
 
 if TYPE_CHECKING:
     import io
@@ -47,10 +47,7 @@ class Saved:
 
     def _open(self, name: str) -> io.BufferedReader:
         """Links are followed: of layers that are the same, older ones have one."""
-        found, top = os.path.realpath(os.path.join(self._path, name)), os.path.realpath(self._path)
-        if os.path.commonpath([found, top]) != top:
-            raise ImageError(f"{name!r} leads outside")
-        return open_file(found, name)
+        return open_inside(self._path, os.path.join(self._path, name), name)
 
     @contextlib.contextmanager
     def layer(self, layer: Layer) -> Iterator[io.BufferedReader]:
@@ -110,5 +107,5 @@ def find(path: str) -> Layout | Saved | None:
 def find_packed(path: str) -> Layout | Saved | None:
     """The image in a directory that may be a root file system instead."""
     if all(os.path.isfile(f"{path}/{name}") for name in ("oci-layout", "index.json")):
-        return Layout(path)
+        return Layout(path, packed=True)
     return Saved(path) if Saved(path).is_one() else None
