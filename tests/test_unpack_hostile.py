@@ -258,7 +258,7 @@ BROKEN: dict[str, tuple[bytes, str]] = {
     "a map whose parts overlap": (tarball(sparse(9, "2\n0\n5\n4\n5\n", b"x" * 10)), "parts overlap"),
     "a map with negative parts": (tarball(sparse(9, "1\n5\n-5\n")), "parts overlap|damaged"),
     "a map beyond its end": (tarball(sparse(9, "1\n5\n5\n", b"x" * 5)), "beyond its end"),
-    "an endless map": (tarball(sparse(9, "9999999\n" + "0\n" * 3_000_000)), "has a map of more than"),
+    "an endless map": (tarball(sparse(9, "9999999\n" + "0\n" * 600_000)), "has a map of more than"),
     "a map without its contents": (tarball(sparse(9, "1\n0\n9\n"))[:2048], "damaged|cut off|end mark"),
     "an endless map of GNU's": (old_sparse() + (bytes(504) + b"\1" + bytes(7)) * 2100, "has a map of more than"),
     "an image's archive": (tarball(entry("oci-layout", b"{}"), entry("index.json", b"{}")), "no list of manifests"),

@@ -409,6 +409,32 @@ async def test_a_restart_overtakes_a_start_that_waits() -> None:
             tasks.cancel_scope.cancel()
 
 
+@pytest.mark.parametrize("as_file", [False, True])
+async def test_a_restart_gets_no_other_file_by_an_old_number(tmp_path: pathlib.Path, as_file: bool) -> None:
+    """A descriptor that was given and closed: what has its number now isn't for the worker."""
+    log = open(tmp_path / "log", "wb", buffering=0)  # noqa: SIM115
+    async with nsorch.Supervisor() as sup:
+        worker = await sup.start("w", ["sh", "-c", "echo said"], stdout=log if as_file else log.fileno())
+        await worker.wait()
+        await worker.restart()
+        await worker.wait()
+        number = log.fileno()
+        log.close()
+        other = os.open(tmp_path / "secret", os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC)
+        if other != number:
+            os.dup2(other, number)
+            os.close(other)
+        try:
+            with pytest.raises(nsorch.SetupError, match="stdout: the descriptor given at its start was closed"):
+                await worker.restart()
+        finally:
+            os.close(number)
+        with pytest.raises(nsorch.SetupError, match="stdout: the descriptor"):
+            await worker.restart()
+    assert (tmp_path / "log").read_text() == "said\n" * 2
+    assert (tmp_path / "secret").read_text() == ""
+
+
 async def test_restart_that_fails() -> None:
     async with nsorch.Supervisor() as sup:
         worker = await sup.start("w", ["sh", "-c", "exit 3"])

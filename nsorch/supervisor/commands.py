@@ -14,7 +14,7 @@ import anyio
 from nsorch.core.failures import translate
 from nsorch.core.process import Streams
 from nsorch.core.spawner.protocol import Command
-from nsorch.errors import TopologyError
+from nsorch.errors import SetupError, TopologyError
 from nsorch.supervisor.confining import check_mapped
 from nsorch.supervisor.opening import open_file
 from nsorch.supervisor.users import find_user
@@ -157,6 +157,39 @@ class OpenedStreams:
     def close(self) -> None:
         """Close the ends that stay here."""
         self._streams.close()
+
+
+Files = tuple[tuple[object, tuple[int, int] | None], ...]
+
+
+def files_behind(stdin: object, stdout: object, stderr: object) -> Files:
+    """Each as it was given, and the file that it is of if it is a descriptor or an object with one, but for the
+    application's own standard streams: their numbers are names."""
+    return tuple((source, _file_behind(source)) for source in (stdin, stdout, stderr))
+
+
+def _file_behind(source: Any) -> tuple[int, int] | None:
+    try:
+        fd = source.fileno() if hasattr(source, "fileno") else source
+        if isinstance(fd, int) and fd > 2:
+            status = os.fstat(fd)
+            return status.st_dev, status.st_ino
+    except (OSError, ValueError):  # closed
+        pass
+    return None
+
+
+def check_same_files(before: Files, now: Files, worker: str) -> None:
+    """
+    :raises SetupError: the number of one that was closed is another file's, which is nobody's gift to the worker
+    """
+    for name, (source, file), (again, found) in zip(("stdin", "stdout", "stderr"), before, now, strict=True):
+        if source == again and file is not None and file != found:
+            raise SetupError(
+                f"{name}: the descriptor given at its start was closed since: give a path, or keep it open",
+                worker=worker,
+                stage="streams",
+            )
 
 
 async def open_streams(stdin: object, stdout: object, stderr: object, *, worker: str) -> OpenedStreams:

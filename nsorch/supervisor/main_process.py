@@ -17,7 +17,14 @@ from nsorch.core.spawner.syscalls import CLONE_NEWCGROUP, CLONE_NEWPID, NS_FILES
 from nsorch.core.streams import Tail
 from nsorch.errors import ClosedError, NotReadyError, WorkerExitedError
 from nsorch.events import Exit, State, Usage
-from nsorch.supervisor.commands import build_command, encode_environment, environment_of, open_streams
+from nsorch.supervisor.commands import (
+    build_command,
+    check_same_files,
+    encode_environment,
+    environment_of,
+    files_behind,
+    open_streams,
+)
 from nsorch.supervisor.confining import has_own_proc
 from nsorch.supervisor.entry import OF_PROCESSES
 from nsorch.supervisor.readiness import wait_until_ready
@@ -28,7 +35,7 @@ if TYPE_CHECKING:
     from anyio.abc import ByteReceiveStream, ByteSendStream
 
     from nsorch.core.helper import Job
-    from nsorch.supervisor.commands import OpenedStreams
+    from nsorch.supervisor.commands import Files, OpenedStreams
     from nsorch.supervisor.entry import Entry
     from nsorch.supervisor.supervisor import Supervisor
     from nsorch.supervisor.worker import Worker
@@ -51,6 +58,7 @@ class MainProcess:
     __slots__ = (
         "_changed",
         "_due",
+        "_files",
         "_job",
         "_stopping",
         "_streams",
@@ -71,6 +79,7 @@ class MainProcess:
         self._job: Job | None = None
         self._stopping = False
         self._due: float | None = None  # grace of a stop that waits for the exec
+        self._files: Files = ()  # of the latest incarnation
         self._tail: Tail | None = None
         self._changed: anyio.Event | None = None
         self.was_ready = False  #: any incarnation of it
@@ -128,6 +137,9 @@ class MainProcess:
         forks = spec.init or line.user is not None or line.confinement or line.guarded or confined.own.guarded
         if forks and has_own_proc(confined.namespaces, rootless=confined.rootless):
             proc = 1 if self.incarnation == 0 else 2
+        files = files_behind(spec.stdin, spec.stdout, spec.stderr)
+        if self._files:
+            check_same_files(self._files, files, worker.name)
         capture = self._ready is not None and spec.stderr is None
         streams = await open_streams(
             DEVNULL if spec.stdin is None else spec.stdin,
@@ -181,6 +193,7 @@ class MainProcess:
             raise
         finally:
             streams.sent()
+        self._files = files
         self._keep(streams, capture=capture)
 
     def _keep(self, streams: OpenedStreams, *, capture: bool) -> None:
