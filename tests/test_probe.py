@@ -292,3 +292,30 @@ def test_the_place_with_most_controllers_is_best() -> None:
     marked = place("/a", "memory", marked=True)
     assert cgroups.best([place("/a/b", "memory"), marked]) == marked
     assert cgroups.best([]) is None
+
+
+@pytest.mark.parametrize(("point", "named"), [("/proc", "needs a /proc"), ("/dev", "needs the null device")])
+async def test_what_nothing_works_without(point: str, named: str) -> None:
+    """In a bare chroot, say: the supervisor and the doctor name it."""
+    program = """if True:
+        import anyio, nsorch
+        async def tried(function):
+            try:
+                await function()
+            except nsorch.UnsupportedError as exc:
+                print(exc)
+        async def main():
+            await tried(lambda: nsorch.probe(rootless=True))
+            await tried(lambda: nsorch.Supervisor(rootless=True).__aenter__())
+            await tried(nsorch.probe)
+        anyio.run(main)
+    """
+    line = f'mount -t tmpfs none {point} && exec "$0" -c "$1"'
+    env = {**os.environ, "PYTHONPATH": str(pathlib.Path(nsorch.__file__).parent.parent)}
+    async with nsorch.Supervisor() as sup:
+        worker = await sup.start("w", ["sleep", "600"])
+        done = await worker.run(["sh", "-c", line, sys.executable, program], env=env, check=False)
+    assert done.stderr.decode() == ""
+    said = done.stdout.decode().splitlines()
+    assert len(said) == 3
+    assert all(named in each for each in said)

@@ -21,6 +21,7 @@ from .subids import find_subids
 
 _CAP_SYS_ADMIN = 21
 _NS_GET_USERNS = 0xB701  # linux/nsfs.h
+_NULL = os.makedev(1, 3)
 _SIGNALS = sorted(signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP})
 _OPTIONS = ("-I", "-S", "-X", "utf8")
 _BOOT = "import sys; sys.path.insert(0, sys.argv[1]); from spawner.stub import main; main(3, *map(int, sys.argv[2:]))"
@@ -36,8 +37,24 @@ class Launched(NamedTuple):
 
 
 def may_administer() -> bool:
-    """Whether this process can make namespaces without a user namespace of its own: it has CAP_SYS_ADMIN here."""
+    """Whether this process can make namespaces without a user namespace of its own: it has CAP_SYS_ADMIN here.
+
+    :raises UnsupportedError: see :func:`check_files`
+    """
+    check_files()
     return has_capability(_CAP_SYS_ADMIN) and all(map(_is_own, ("net", "uts", "ipc")))
+
+
+def check_files() -> None:
+    """
+    :raises UnsupportedError: what nsorch can't do without is missing, as in a bare chroot
+    """
+    if not os.path.exists("/proc/self/status"):
+        raise UnsupportedError("nsorch needs a /proc: mount -t proc proc /proc", stage="launch")
+    with contextlib.suppress(OSError):
+        if os.stat("/dev/null").st_rdev == _NULL:
+            return
+    raise UnsupportedError("nsorch needs the null device: mknod -m 666 /dev/null c 1 3", stage="launch")
 
 
 def has_capability(number: int) -> bool:
@@ -69,8 +86,9 @@ def launch(rootless: bool, subids: bool | None = None) -> Launched:
     :param subids: see :func:`nsorch.core.subids.find_subids`
     :raises SetupError: it can't be started
     :raises PermissionDeniedError: it takes a user namespace
-    :raises UnsupportedError: there is no interpreter, or no such ids as *subids* insists on
+    :raises UnsupportedError: there is no interpreter, or no such ids as *subids* insists on; or see :func:`check_files`
     """
+    check_files()
     if not rootless and not may_administer():
         raise PermissionDeniedError(
             "work without a user namespace (rootless=False)",

@@ -9,7 +9,7 @@ import subprocess
 import sys
 
 from nsorch.core import spawner
-from nsorch.core.launch import may_administer
+from nsorch.core.launch import check_files, may_administer
 from nsorch.errors import SetupError
 from nsorch.host.capacity import capacities
 from nsorch.host.catalogue import TRIED, explain
@@ -21,6 +21,7 @@ _BOOT = "import sys; sys.path.insert(0, sys.argv.pop(1)); from spawner.tries imp
 
 def examine(rootless: bool | None) -> HostReport:
     """See :func:`nsorch.probe`."""
+    check_files()
     below = not may_administer() if rootless is None else rootless
     tried = _try(below)
     features = [kernel()]
