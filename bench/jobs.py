@@ -188,17 +188,17 @@ def _star(n: int, shape: str) -> nsorch.Topology:
 
 async def star(n: int, shape: str) -> dict[str, float]:
     """Seconds to deploy a star with a gateway, and until its last interface is gone from the fabric; of another one,
-    those of first pings: of all to the gateway, and of *n* random pairs; how late a 1 ms ticker is through all of it;
-    the memory.
+    those of first pings: of all to the gateway, and of *n* random pairs; how late a 1 ms ticker is through all that
+    happens to this one; the memory.
 
-    Taken down before anything was sent, as the C program's is: what the kernel frees late after that (sockets,
-    neighbours) keeps the interfaces for some 0.3 s.
+    The first one is taken down before anything was sent, as the C program's is: what the kernel frees late after that
+    (sockets, neighbours) keeps the interfaces for some 0.3 s.
     """
     topology = _star(n, shape)
     choose = random.Random(n)
     names = list(topology.workers)
     pairs = [tuple(choose.sample(names, 2)) for _ in range(n)]
-    async with ticker() as late, nsorch.Supervisor() as sup:
+    async with nsorch.Supervisor() as sup:
         await sup.start("first")  # what is imported and set up once isn't the star's
         stub = (await sup.wait_event(nsorch.SupervisorStarted, since=0)).pid
         helpers = [pid for pid in descendants(stub) if parent_of(pid) == stub]
@@ -206,16 +206,18 @@ async def star(n: int, shape: str) -> dict[str, float]:
         deployment = await sup.deploy(topology)
         created = time.perf_counter()
         await deployment.remove()
-        while await anyio.to_thread.run_sync(_ports, helpers[0]):
-            await anyio.sleep(0.005)
+        await _none_left(helpers[0])
         gone = time.perf_counter()
-        await sup.deploy(topology)
-        ready = time.perf_counter()
-        to_gateway = await sup.ping_all([(name, "w0") for name in names[1:]])
-        asked = time.perf_counter()
-        at_random = await sup.ping_all(pairs)
-        answered = time.perf_counter()
-        size = await anyio.to_thread.run_sync(lambda: sum(map(proportional_size, [os.getpid(), stub, *helpers])))
+        async with ticker() as late:
+            deployment = await sup.deploy(topology)
+            ready = time.perf_counter()
+            to_gateway = await sup.ping_all([(name, "w0") for name in names[1:]])
+            asked = time.perf_counter()
+            at_random = await sup.ping_all(pairs)
+            answered = time.perf_counter()
+            size = await anyio.to_thread.run_sync(lambda: sum(map(proportional_size, [os.getpid(), stub, *helpers])))
+            await deployment.remove()
+            await _none_left(helpers[0])
     assert to_gateway.ok
     assert at_random.ok, f"{len(at_random.failed)} pairs did not answer"
     return {
@@ -226,6 +228,12 @@ async def star(n: int, shape: str) -> dict[str, float]:
         "late": percentile(late, 0.99),
         "bytes": size,
     }
+
+
+async def _none_left(fabric: int) -> None:
+    """Wait until the kernel has freed all ends of workers' links."""
+    while await anyio.to_thread.run_sync(_ports, fabric):
+        await anyio.sleep(0.005)
 
 
 def _ports(pid: int) -> bool:
