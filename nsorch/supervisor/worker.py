@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import os
 import signal
 import socket
@@ -15,21 +14,12 @@ from anyio import TASK_STATUS_IGNORED
 from attrs import evolve
 
 from nsorch.core import descriptors
-from nsorch.core.failures import translate
 from nsorch.core.process import DEVNULL, PIPE, Process
-from nsorch.core.spawner.protocol import Mode, Spawn
-from nsorch.core.spawner.syscalls import CLONE_NEWCGROUP, CLONE_NEWNET, CLONE_NEWNS, CLONE_NEWPID, NS_FILES
+from nsorch.core.spawner.syscalls import CLONE_NEWNET, NS_FILES
 from nsorch.errors import ClosedError, NsorchError, TopologyError, UnsupportedError
 from nsorch.events import State, WorkerExited, WorkerReady, WorkerRemoved, WorkerSetupFailed, WorkerStarted
-from nsorch.supervisor.commands import (
-    build_command,
-    check_command,
-    check_run,
-    encode_environment,
-    environment_of,
-    open_streams,
-)
-from nsorch.supervisor.main_process import end
+from nsorch.supervisor import entering
+from nsorch.supervisor.commands import check_command, check_run
 from nsorch.supervisor.statistics import StatsStream
 from nsorch.supervisor.traffic import sockets
 from nsorch.supervisor.traffic.tun import open_tun
@@ -40,7 +30,7 @@ from nsorch.topology.specs import to_routes
 if TYPE_CHECKING:
     import ssl
     import subprocess
-    from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
     from ipaddress import IPv4Address, IPv4Interface, IPv6Address, IPv6Interface
 
     import httpx
@@ -48,7 +38,6 @@ if TYPE_CHECKING:
     from anyio.streams.stapled import MultiListener
     from anyio.streams.tls import TLSStream
 
-    from nsorch.core.helper import Job
     from nsorch.core.usage import WorkerStats
     from nsorch.events import Exit
     from nsorch.supervisor.confining import Confined
@@ -62,8 +51,6 @@ if TYPE_CHECKING:
     from nsorch.topology.filters import Firewall, Nat
 
     IPAddress = IPv4Address | IPv6Address
-
-_LAG = 1.0  # seconds at most from the end of a pid namespace to that of its process
 
 
 class Worker:
@@ -230,21 +217,9 @@ class Worker:
             user=user,
             confined=confined,
         )
-        output: dict[str, bytes | None] = {"stdout": None, "stderr": None}
-
-        async def collect(name: str, stream: ByteReceiveStream) -> None:
-            output[name] = b"".join([chunk async for chunk in stream])
-
         async with process:
             with anyio.move_on_after(timeout) as scope:
-                async with anyio.create_task_group() as tasks:
-                    if process.stdout is not None:
-                        tasks.start_soon(collect, "stdout", process.stdout)
-                    if process.stderr is not None:
-                        tasks.start_soon(collect, "stderr", process.stderr)
-                    if input is not None:
-                        tasks.start_soon(_feed, process, input)
-                    await process.wait()
+                output = await entering.communicate(process, input)
             if scope.cancelled_caught:
                 raise TimeoutError(f"{self.name}: {command!r} took longer than {timeout} s")
             code = process.returncode
@@ -255,8 +230,8 @@ class Worker:
             self._supervisor._check_helper()  # with which it was killed
         arguments: Any = command
         if check and code != 0:
-            raise CalledProcessError(code, arguments, output["stdout"], output["stderr"])
-        return CompletedProcess(arguments, code, output["stdout"], output["stderr"])
+            raise CalledProcessError(code, arguments, *output)
+        return CompletedProcess(arguments, code, *output)
 
     async def popen(
         self,
@@ -296,105 +271,8 @@ class Worker:
         )
         if self.incarnation <= 1:  # later, its namespaces are there also while a restart is under way
             await self._settled()
-        while True:
-            alive = None if self._main is None else self._main.alive
-            try:
-                with _kept(alive) as pidfd:
-                    return await self._start_command(
-                        pidfd,
-                        arguments,
-                        (stdin, stdout, stderr),
-                        env=env,
-                        cwd=cwd,
-                        user=user,
-                        session=start_new_session,
-                        confined=confined,
-                    )
-            except NsorchError as exc:
-                if exc.errno not in (errno.ESRCH, errno.ENOMEM):  # who forks where PID 1 is gone hears ENOMEM
-                    raise
-                self._check_here()  # it was killed with the worker
-                if alive is None or not await _is_over(alive):
-                    raise
-
-    async def _start_command(
-        self,
-        pidfd: int | None,
-        command: Sequence[str | bytes | os.PathLike[str]],
-        sources: tuple[object, object, object],
-        *,
-        env: Mapping[str, str] | None,
-        cwd: str | os.PathLike[str] | None,
-        user: str | int | None,
-        session: bool,
-        confined: bool,
-    ) -> Process:
-        supervisor = self._supervisor
-        supervisor._check_running()
-        self._check_here()
-        await supervisor._wiring.watcher.enter(self)
-        entry = self._entry
-        assert entry is not None
-        make, proc, mode = 0, 0, Mode.RUNNER
-        held = dict(self._held)
-        if pidfd is None:
-            make, mode = CLONE_NEWPID, Mode.INIT
-            # Its own mounts must see what the command mounts, if it may, but not its /proc.
-            proc = 3 if CLONE_NEWNS in held and (self._confined.may_mount or not confined) else 4
-            held.pop(CLONE_NEWPID, None)  # another worker's, which a fresh one can't be below of
-        elif entry.make & CLONE_NEWPID:
-            held[CLONE_NEWPID] = pidfd
-        if entry.make & CLONE_NEWCGROUP:
-            if pidfd is None:
-                make |= CLONE_NEWCGROUP
-            else:
-                held[CLONE_NEWCGROUP] = pidfd
-        host = entry.host & ~make
-        joins = supervisor._home.joins(held, host, entry.above)
-        line = await build_command(
-            command,
-            env=encode_environment(environment_of(self._spec, self._confined) if env is None else env),
-            cwd=self._spec.cwd if cwd is None else cwd,
-            user=user,
-            mode=mode,
-            session=session,
-            worker=self.name,
-            confined=self._confined,
-            unconfined=not confined,
-        )
-        streams = await open_streams(*sources, worker=self.name)
-        job: Job | None = None
-        try:
-            self._check_here()  # else what it joins may be closed by now
-            with supervisor._cgroups.entering(self) as leaf:
-                job = supervisor._helper.spawn(
-                    lambda number: Spawn(
-                        number,
-                        make,
-                        tuple(kind for kind, _ in joins),
-                        0,
-                        None,
-                        (),
-                        False,
-                        False,
-                        self._confined.own_of(make, proc, leaf),
-                        line._replace(streams=streams.numbers),
-                        None,
-                        cgroup=leaf >= 0,
-                    ),
-                    [*(fd for _, fd in joins), *streams.fds, *([leaf] if leaf >= 0 else ())],
-                    worker=self.name,
-                    outside=supervisor._home.outside(host),
-                )
-                await job.started()
-        except BaseException:
-            streams.close()
-            if job is not None:
-                await end(job)
-            raise
-        finally:
-            streams.sent()
-        return Process(job, streams)
+        options = entering.Options(env=env, cwd=cwd, user=user, session=start_new_session, confined=confined)
+        return await entering.start(self, arguments, (stdin, stdout, stderr), options)
 
     async def open_socket(self, family: int, type: int, proto: int = 0) -> socket.socket:  # noqa: A002 - socket's word
         """A non-blocking socket in its network namespace, which the caller owns. While that isn't made yet it waits for
@@ -919,34 +797,3 @@ class Worker:
             self._close_netlink()
         taken = [kind for kind in self._held if kind not in but]
         return [self._held.pop(kind) for kind in taken]
-
-
-@contextlib.contextmanager
-def _kept(alive: Job | None) -> Iterator[int | None]:
-    """A descriptor of its process that stays open also when that ends."""
-    if alive is None:
-        yield None
-        return
-    try:
-        pidfd = descriptors.duplicate(alive.pidfd)
-    except OSError as exc:
-        raise translate("start", exc.errno or errno.EBADF, "", alive.worker) from None
-    try:
-        yield pidfd
-    finally:
-        descriptors.close([pidfd])
-
-
-async def _is_over(job: Job) -> bool:
-    """Whether a process has ended, and with it the pid namespace: it is the last whom the kernel lets go from there."""
-    with anyio.move_on_after(_LAG):
-        await job.end()
-    return job.ended
-
-
-async def _feed(process: Process, data: bytes) -> None:
-    assert process.stdin is not None
-    async with process.stdin:
-        # It may end, or close its end, without reading everything.
-        with contextlib.suppress(anyio.BrokenResourceError):
-            await process.stdin.send(data)
