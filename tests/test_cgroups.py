@@ -502,3 +502,28 @@ def test_no_descriptor_is_left_for_a_leaf(tmp_path: pathlib.Path, monkeypatch: p
     cgroups.remove_leaves(subtree, ["other"])
     assert os.listdir(tmp_path) == []
     os.close(folder)
+
+
+@needs_cgroups
+async def test_one_subtree_for_all() -> None:
+    """Also where it has no controllers, and while none has a leaf: others may be about to make theirs."""
+    async with nsorch.Supervisor(cgroups=True) as sup:
+        first = await sup.start("w0")
+        (subtree,) = subtrees(os.getpid())
+        await first.remove()
+        async with anyio.create_task_group() as tasks:
+            for number in range(10):
+                tasks.start_soon(sup.start, f"w{number}")
+        assert subtrees(os.getpid()) == [subtree]
+        assert {pathlib.Path(w.cgroup or "").parent for w in sup.workers.values()} == {subtree}
+
+
+def test_a_leaf_that_somebody_else_removes(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "cgroup.events").write_text("populated 1")
+    folder = os.open(tmp_path, os.O_RDONLY)
+    try:
+        monkeypatch.setattr(os, "pread", Mock(side_effect=OSError(errno.ENODEV, "")))
+        monkeypatch.setattr(spawner_subtree.select, "poll", Mock)
+        spawner_subtree._wait_until_empty(folder)
+    finally:
+        os.close(folder)

@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import collections
 import contextlib
+import os
+import pathlib
 import random
+import signal
+import socket
 
 import anyio
 import pytest
@@ -143,6 +147,76 @@ async def test_removed_twice_and_the_name_is_taken_again() -> None:
             assert worker.state is nsorch.State.RUNNING
             assert list(sup.links) == ["a:eth0-lan"]
             await worker.run(["true"])
+
+
+async def test_linked_is_who_has_the_name_when_the_link_is_made(tmp_path: pathlib.Path) -> None:
+    for name in ("a", "b"):
+        os.mkfifo(tmp_path / name)  # a start waits for somebody to read it
+    async with nsorch.Supervisor() as sup, anyio.create_task_group() as tasks:
+
+        async def start(name: str) -> None:
+            await sup.start(name, ["sleep", "600"], stdout=tmp_path / name)
+
+        async def link_what_was_removed(worker: nsorch.Worker) -> None:
+            with pytest.raises(ClosedError, match='another worker "a"'):
+                await sup.link(worker, "b")
+
+        before = await sup.start("a")
+        tasks.start_soon(start, "b")
+        await sup.wait_event("WorkerRequested", worker="b", since=0)
+        tasks.start_soon(sup.link, "a", "b")
+        tasks.start_soon(link_what_was_removed, before)
+        await anyio.wait_all_tasks_blocked()
+        await before.remove()
+        tasks.start_soon(start, "a")
+        await sup.wait_event("WorkerRequested", worker="a", since=sup.snapshot().seq)
+        for name in ("b", "a"):
+            os.close(os.open(tmp_path / name, os.O_RDONLY | os.O_NONBLOCK))
+            await sup.wait_event("WorkerStarted", worker=name, since=0)
+    assert not tasks.cancel_scope.cancel_called
+
+
+async def test_removed_while_it_is_linked() -> None:
+    """Until the kernel has done its part nobody else gets the numbers of its descriptors."""
+    async with nsorch.Supervisor() as sup:
+        for links in ([], [await sup.bridge("lan", "10.0.0.0/24")]):
+            worker = await sup.start("a", links=links)
+            async with sup._wiring.kernel.handles([worker]) as handles:
+                (handle,) = handles.values()
+                await worker.remove()
+                assert os.fstat(handle.fd).st_ino == worker.namespaces["net"]
+                assert handle.sock.getsockname()
+
+
+async def test_removed_while_its_sockets_are_asked_for() -> None:
+    """Requests that still wait for the helper, too."""
+    async with nsorch.Supervisor() as sup:
+        started = await sup.wait_event(nsorch.SupervisorStarted, since=0)
+        with open(f"/proc/{started.pid}/task/{started.pid}/children") as file:
+            spawner = int(file.read())
+        worker = await sup.start("a")
+
+        async def open_one() -> None:
+            with contextlib.suppress(ClosedError):
+                (await worker.open_socket(socket.AF_INET, socket.SOCK_DGRAM)).close()
+
+        os.kill(spawner, signal.SIGSTOP)
+        async with anyio.create_task_group() as tasks:
+            for _ in range(500):
+                tasks.start_soon(open_one)
+            await anyio.wait_all_tasks_blocked()
+            await worker.remove()
+            os.kill(spawner, signal.SIGCONT)
+        async with anyio.create_task_group() as tasks:  # nor do those that are given up matter
+            worker = await sup.start("a")
+            os.kill(spawner, signal.SIGSTOP)
+            for _ in range(500):
+                tasks.start_soon(open_one)
+            await anyio.wait_all_tasks_blocked()
+            tasks.cancel_scope.cancel()
+        await worker.remove()
+        os.kill(spawner, signal.SIGCONT)
+        await sup.start("a", ["true"])
 
 
 async def test_its_link_is_removed_by_another_and_the_name_is_taken_again() -> None:

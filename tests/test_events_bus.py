@@ -251,9 +251,9 @@ def test_wrong_options_are_refused_before_entering(options, error, words):
         make_bus().subscribe(**options)
 
 
-def test_a_ring_holds_something():
+def test_a_ring_of_less_than_nothing():
     with pytest.raises(ValueError, match="ring"):
-        ev.Bus(ring=0)
+        ev.Bus(ring=-1)
 
 
 @pytest.mark.anyio

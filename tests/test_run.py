@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import pathlib
 import subprocess
 
 import anyio
@@ -9,11 +11,13 @@ import pytest
 from conftest import running, shown
 
 import nsorch
+from nsorch.core import descriptors
+from nsorch.core.streams import PipeReceiveStream, Tail, make_pipe
 
 pytestmark = pytest.mark.anyio
 
 
-@pytest.fixture(params=["live", "passive", "no-pid-namespace", "no-init"])
+@pytest.fixture(params=["live", "passive", "no-pid-namespace", "no-pid-namespace-but-user", "no-init"])
 def kind(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
@@ -21,7 +25,7 @@ def kind(request: pytest.FixtureRequest) -> str:
 async def start(sup: nsorch.Supervisor, kind: str) -> nsorch.Worker:
     if kind == "passive":
         return await sup.start("w")
-    namespaces = ["net", "mnt"] if kind == "no-pid-namespace" else None
+    namespaces = {"no-pid-namespace": ["net", "mnt"], "no-pid-namespace-but-user": ["net", "user"]}.get(kind)
     return await sup.start("w", ["sleep", "600"], namespaces=namespaces, init=kind != "no-init")
 
 
@@ -115,3 +119,28 @@ async def test_bad_arguments() -> None:
                 await worker.run(["true"], **{name.partition(".")[0]: value})  # type: ignore[arg-type]
         assert (await worker.run(["cat"], input=bytearray(b"x"), timeout=float("inf"))).stdout == b"x"
         assert (await worker.run(iter(["echo", "x"]))).stdout == b"x\n"  # type: ignore[arg-type]
+
+
+async def test_timeout_of_the_start(tmp_path: pathlib.Path) -> None:
+    """Nobody reads the fifo, so that the command can't begin."""
+    os.mkfifo(tmp_path / "out")
+    async with supervisor() as sup:
+        worker = await sup.start("w")
+        with anyio.fail_after(5), pytest.raises(TimeoutError, match="took longer than 0.1 s"):
+            await worker.run(["true"], stdout=tmp_path / "out", timeout=0.1)
+        assert (await worker.run(["echo", "fine"])).stdout == b"fine\n"
+
+
+async def test_the_end_of_a_stream_that_is_closed() -> None:
+    """As that of a worker that is removed or restarted, which may be read for the error that it doesn't come to."""
+    ours, theirs = make_pipe()
+    stream = PipeReceiveStream(ours)
+    tail = Tail(stream)
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(tail.collect)
+        os.write(theirs, b"last words")
+        await anyio.wait_all_tasks_blocked()
+        stream.close()
+        await tail.ended.wait()
+    assert tail.data == b"last words"
+    descriptors.close([theirs])

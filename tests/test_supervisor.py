@@ -113,6 +113,63 @@ async def test_critical(marker: str) -> None:
         await worker.stop()
 
 
+async def test_critical_with_a_command_in_it() -> None:
+    """The kernel kills the command first, and the block hears of it first."""
+    for _ in range(5):
+        with pytest.raises(nsorch.WorkerExitedError, match="critical"):
+            async with nsorch.Supervisor() as sup:
+                worker = await sup.start("w", ["sleep", "0.05"], critical=True)
+                await worker.run(["sleep", "600"])
+
+
+async def test_wait_during_a_restart() -> None:
+    async with nsorch.Supervisor() as sup, anyio.create_task_group() as tasks:
+        worker = await sup.start("w", ["sleep", "600"])
+        tasks.start_soon(worker.restart, ["sh", "-c", "exit 3"])
+        await sup.wait_event("WorkerExited", since=0)
+        assert worker.pid is None
+        await sup.wait()
+        assert (worker.incarnation, worker.state) == (2, State.EXITED)
+
+
+async def test_stop_of_what_does_not_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    sup = nsorch.Supervisor()
+    with pytest.raises(nsorch.ClosedError, match="isn't running yet"):
+        await sup.stop()
+    monkeypatch.setattr(sys, "executable", None)
+    with pytest.raises(nsorch.UnsupportedError):
+        async with sup:
+            pass
+    with anyio.fail_after(5):
+        await sup.stop()
+    monkeypatch.undo()
+    sup, asked = nsorch.Supervisor(), anyio.Event()
+
+    async def ask() -> None:  # while it is being entered
+        with pytest.raises(nsorch.ClosedError, match="isn't running yet"):
+            await sup.stop()
+        asked.set()
+
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(ask)
+        async with sup:
+            assert asked.is_set()
+
+
+async def test_no_history() -> None:
+    """Who comes late learns the state."""
+    async with nsorch.Supervisor(history=0) as sup:
+        await sup.start("w")
+        async with sup.events(since=0) as events:
+            gap, snapshot = await events.receive(), await events.receive()
+            await sup.workers["w"].remove()
+            assert (await events.receive()).kind == "WorkerRemoved"
+    assert isinstance(gap, nsorch.Gap)
+    assert (gap.first, gap.last) == (1, 3)
+    assert isinstance(snapshot, nsorch.Snapshot)
+    assert snapshot.workers["w"].state is State.IDLE
+
+
 async def test_stop_ends_everything(marker: str) -> None:
     async with nsorch.Supervisor() as sup:
         worker = await sup.start("w", ["sleep", marker])
@@ -309,6 +366,35 @@ anyio.run(main, backend=sys.argv[1])
 
 def test_hardly_a_descriptor_is_left(anyio_backend_name: str) -> None:
     done = subprocess.run([sys.executable, "-c", FULL, anyio_backend_name], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+SMALL_FILES = """
+import anyio, nsorch, resource, sys
+
+async def main():
+    resource.setrlimit(resource.RLIMIT_FSIZE, (50, resource.RLIM_INFINITY))
+    try:
+        async with nsorch.Supervisor():
+            raise AssertionError
+    except nsorch.SetupError as exc:
+        assert "RLIMIT_FSIZE" in str(exc), exc
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, resource.RLIM_INFINITY))
+    async with nsorch.Supervisor() as sup:
+        await sup.bridge("lan", "10.0.0.0/24")
+        try:
+            await sup.start_all([nsorch.WorkerSpec(name="w%d" % n, links=["lan"]) for n in range(100)])
+        except* nsorch.SetupError as exc:
+            assert "RLIMIT_FSIZE" in str(exc.exceptions[0]), exc
+        await sup.start("w", links=["lan"])
+
+anyio.run(main, backend=sys.argv[1])
+"""
+
+
+def test_files_may_not_be_large(anyio_backend_name: str) -> None:
+    command = [sys.executable, "-c", SMALL_FILES, anyio_backend_name]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
 
 

@@ -622,6 +622,50 @@ async def test_what_a_command_leaves_in_the_host_pid_namespace(marker: str) -> N
         assert not running(marker)
 
 
+async def test_what_a_command_leaves_in_the_pid_namespace_of_others(marker: str) -> None:
+    """Whoever has another user namespace can mount nothing to look for it, and has other numbers there than outside."""
+    line = f"sleep {marker} & sleep {marker} & exit 3"
+    async with nsorch.Supervisor() as sup, nsorch.Supervisor() as other:
+        await other.start("elsewhere", ["sleep", marker])  # which nothing here may kill
+        host = await sup.start("host", ["sleep", "600"])
+        walled = await sup.start("walled", ["sleep", "600"], namespaces=["user", "pid"])
+        for namespaces in (["user"], {"pid": host, "user": True}, {"pid": walled}):
+            worker = await sup.start("w", ["sh", "-c", line], namespaces=namespaces)
+            with anyio.fail_after(10):
+                assert (await worker.wait()).code == 3
+            with pytest.raises(TimeoutError):
+                await worker.run(["sh", "-c", f"setsid sleep {marker} & sleep {marker}"], timeout=0.1)
+            await worker.restart(["sh", "-c", f"setsid sleep {marker} & sleep {marker}"])
+            worker.kill()
+            await worker.wait()
+            assert len(running(marker)) == 1
+            await worker.remove()
+
+
+async def test_inherited_streams_are_those_of_the_call(tmp_path: pathlib.Path) -> None:
+    """The application may have others since the helper was started."""
+    async with nsorch.Supervisor() as sup:
+        worker = await sup.start("w")
+        before = os.dup(1)
+        try:
+            with open(tmp_path / "out", "wb") as file:
+                os.dup2(file.fileno(), 1)
+            await (await sup.start("x", ["echo", "started"])).wait()
+            await worker.run(["echo", "run"], stdout=None)
+        finally:
+            os.dup2(before, 1)
+            os.close(before)
+        assert (tmp_path / "out").read_bytes() == b"started\nrun\n"
+
+
+async def test_wait_while_it_is_being_started() -> None:
+    async with nsorch.Supervisor() as sup, anyio.create_task_group() as tasks:
+        lan = await sup.bridge("lan", "10.0.0.0/24")
+        tasks.start_soon(partial(sup.start, "w", ["sh", "-c", "exit 3"], links=[lan]))
+        await sup.wait_event("WorkerRequested", since=0)
+        assert (await sup.workers["w"].wait()).code == 3
+
+
 async def test_ready_at_a_name_of_the_lab(monkeypatch: pytest.MonkeyPatch) -> None:
     def ask(*_: object) -> None:
         raise AssertionError("the caller's resolver, for which its loop stands still")

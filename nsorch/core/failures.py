@@ -116,6 +116,7 @@ _HINTS = {
 }
 # Of other errors, where what the kernel says doesn't tell enough.
 _REASONS = {
+    ("hosts file", errno.EFBIG): "the limit of the size of files (RLIMIT_FSIZE) is too low",
     ("bind", errno.EINVAL): "in a user namespace, what is mounted below it can't be left out (recursive=False)",
     ("mount point", errno.ENOENT): "none is made in the host's own files",
     ("mount point", errno.EROFS): "it is missing, and what it would be in is read-only",

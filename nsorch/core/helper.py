@@ -19,12 +19,15 @@ from . import descriptors
 from .channel import Channel, Request
 from .failures import translate
 from .launch import launch, reap
+from .lending import lent
+from .process import standard_stream
 from .spawner.protocol import Event
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Container, Sequence
 
     from .launch import Launched
+    from .process import Inherited
     from .spawner import protocol
 
 # The kernel frees what thousands of processes held in a fraction of this; then the stub is killed, too.
@@ -185,6 +188,7 @@ class Helper:
         self._jobs: dict[int, Job] = {}
         self._sockets: dict[int, _SocketRequest] = {}
         self._launched: Launched | None = None
+        self.streams: Inherited = ()  #: the standard streams that it has
         self._spawner: Channel | None = None
         self._stub: Channel | None = None
         self._ready = anyio.Event()
@@ -199,6 +203,7 @@ class Helper:
 
     def launch(self, rootless: bool, subids: bool | None = None) -> None:
         """Start both, see :func:`nsorch.core.launch.launch`."""
+        self.streams = tuple(map(standard_stream, range(3)))
         launched = self._launched = launch(rootless, subids)
         self._stub = Channel(launched.stub, self._deliver_stub, self._lose)
         self._spawner = Channel(launched.spawner, self._deliver, self._lose)
@@ -286,19 +291,24 @@ class Helper:
         assert self._spawner is not None
         if self.died:
             raise self._gone(None)
-        number = next(self._numbers)
-        request = self._sockets[number] = _SocketRequest()
-        self._spawner.send(Request((operation, number, *arguments), (netns,)))
-        try:
-            await request.done.wait()
-        except BaseException:
-            request.abandoned = True
-            if request.fd >= 0:  # the answer and the cancellation came at one time
-                descriptors.close([request.fd])
-            raise
-        if request.failure is not None:
-            raise request.failure
-        return request.fd
+        number, answer = next(self._numbers), _SocketRequest()
+        with lent(netns, operation) as fd:
+            self._sockets[number] = answer
+            request = Request((operation, number, *arguments), (fd,))
+            self._spawner.send(request)
+            try:
+                await answer.done.wait()
+            except BaseException:
+                answer.abandoned = True
+                if not request.sent:
+                    request.withdrawn = True
+                    self._sockets.pop(number, None)
+                if answer.fd >= 0:  # the answer and the cancellation came at one time
+                    descriptors.close([answer.fd])
+                raise
+        if answer.failure is not None:
+            raise answer.failure
+        return answer.fd
 
     async def pin(self, path: bytes, target: bytes, worker: str) -> None:
         """Have the symbolic link *path* to *target* made, or removed if *target* is empty; it doesn't outlive the stub.
@@ -411,7 +421,10 @@ class Helper:
             job.finish(exit=RawExit(*values))
         elif event == Event.FAILED:
             del self._jobs[number]
-            job.finish(failure=translate(values[0], values[1], values[2], job.worker))
+            if job.pid:  # what it is about had begun, and was killed
+                job.finish(exit=_KILLED)
+            else:
+                job.finish(failure=translate(values[0], values[1], values[2], job.worker))
         else:  # DONE
             del self._jobs[number]
             job.hold(fds)

@@ -24,6 +24,19 @@ if TYPE_CHECKING:
 PIPE, STDOUT, DEVNULL = -1, -2, -3
 
 
+#: of each standard stream what it is, see :func:`standard_stream`
+Inherited = tuple[tuple[int, int] | None, ...]
+
+
+def standard_stream(number: int) -> tuple[int, int] | None:
+    """Device and inode of what this process has as standard stream *number*; None where it has none to hand on."""
+    try:
+        found = os.fstat(number)
+        return (found.st_dev, found.st_ino) if os.get_inheritable(number) else None
+    except OSError:
+        return None
+
+
 class Ends(Protocol):
     """The ends of a command's standard streams that stay here."""
 
@@ -102,7 +115,8 @@ class Process(AbstractProcess):
 class Streams:
     """Standard streams of a command to be started: what the helper gets, and the ends that stay here."""
 
-    def __init__(self) -> None:
+    def __init__(self, inherited: Inherited) -> None:
+        self._inherited = inherited
         self.sources: list[int] = []
         self.fds: list[int] = []  #: descriptors for the request, in the order of their numbers in *sources*
         self.stdin: PipeSendStream | None = None
@@ -111,13 +125,15 @@ class Streams:
         self._ours: list[int] = []  #: those of fds to be closed when they are sent
 
     @classmethod
-    def make(cls, stdin: object, stdout: object, stderr: object) -> Streams:
+    def make(cls, sources: tuple[object, object, object], inherited: Inherited) -> Streams:
         """Make the pipes that are asked for.
 
+        :param inherited: the standard streams that the helper has
         :raises TypeError: something that is no stream
         :raises OSError: a descriptor that isn't open
         """
-        streams = cls()
+        streams = cls(inherited)
+        stdin, stdout, stderr = sources
         try:
             streams._add_input(stdin)
             streams.stdout = streams._add_output(stdout)
@@ -161,7 +177,7 @@ class Streams:
 
     def _add_other(self, source: object) -> None:
         if source is None:
-            self.sources.append(Stream.INHERIT)
+            self._add_inherited(len(self.sources))
         elif source == DEVNULL:
             self.sources.append(Stream.NULL)
         elif isinstance(source, int) and source >= 0:
@@ -170,6 +186,13 @@ class Streams:
             self._add_copy(source.fileno())
         else:
             raise TypeError(f"a standard stream is PIPE, DEVNULL, None, a descriptor or a file, not {source!r}")
+
+    def _add_inherited(self, number: int) -> None:
+        """The application may have another one since the helper was started."""
+        if standard_stream(number) in (None, self._inherited[number]):
+            self.sources.append(Stream.INHERIT)
+        else:
+            self._add_copy(number)
 
     def sent(self) -> None:
         """The command has its ends, or never will: close ours."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import contextlib
 import os
 
 import anyio
@@ -117,16 +118,20 @@ class Tail:
         self.ended = anyio.Event()
 
     async def collect(self) -> None:
-        """Read until the end of the stream."""
+        """Read until the end of the stream, or until it is closed."""
         try:
-            async with self._stream:
-                async for chunk in self._stream:
-                    self._chunks.append(chunk)
-                    self._size += len(chunk)
-                    while self._size - len(self._chunks[0]) >= self.limit:
-                        self._size -= len(self._chunks.popleft())
+            with contextlib.suppress(anyio.ClosedResourceError):
+                async with self._stream:
+                    async for chunk in self._stream:
+                        self._keep(chunk)
         finally:
             self.ended.set()
+
+    def _keep(self, chunk: bytes) -> None:
+        self._chunks.append(chunk)
+        self._size += len(chunk)
+        while self._size - len(self._chunks[0]) >= self.limit:
+            self._size -= len(self._chunks.popleft())
 
     @property
     def data(self) -> bytes:

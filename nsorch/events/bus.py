@@ -38,7 +38,7 @@ class Bus:
 
     Not for several threads: all calls come from the thread of one event loop, or from before or after it.
 
-    :param ring: number of latest events kept for replay
+    :param ring: number of latest events kept for replay, from 0
     :param clock: gives the wall clock (seconds) and the monotonic clock (nanoseconds)
     :param log: called with each event after its subscribers have it; must not raise; None for no log
     """
@@ -50,8 +50,8 @@ class Bus:
         clock: Callable[[], tuple[float, int]] = _now,
         log: Callable[[Event], None] | None = log_event,
     ) -> None:
-        if ring < 1:
-            raise ValueError(f"ring: {ring} is not a positive number of events")
+        if ring < 0:
+            raise ValueError(f"ring: {ring} is not a number of events from 0")
         if log is log_event:
             prepare_logging()
         self._clock = clock
@@ -114,9 +114,9 @@ class Bus:
         object.__setattr__(event, "mono", mono)
 
         self._table.apply(event)
-        if len(self._ring) == self._ring_size:
-            self._ring_table.apply(self._ring.popleft())
         self._ring.append(event)
+        if len(self._ring) > self._ring_size:
+            self._ring_table.apply(self._ring.popleft())
         own = self._followers.get(event.worker, {}) if event.worker is not None else {}
         for stream in chain(self._followers[None], own):
             stream.offer(event)

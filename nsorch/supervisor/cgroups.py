@@ -47,6 +47,8 @@ class Cgroups:
         self._supervisor = supervisor
         self._always = always
         self._subtree: Subtree | None = None
+        self._moved = False  # our own processes, for the sake of the subtree
+        self._users = 0  # who make or remove leaves: meanwhile it stays
         self._files: EventFiles | None = None
         self._making: anyio.Lock | None = None  # made in the loop
         self._leaves: dict[str, Leaf] = {}
@@ -85,6 +87,10 @@ class Cgroups:
             if any(worker.spec.limits is not None or self._always for worker in wanted):
                 raise
             return  # a cgroup namespace can do without: its root is our own cgroup then
+        with self._using():
+            await self._make(subtree, wanted)
+
+    async def _make(self, subtree: Subtree, wanted: Sequence[Worker]) -> None:
         await descriptors.make_room(_DESCRIPTORS * len(wanted))
         made: dict[str, int] = {}
 
@@ -130,7 +136,7 @@ class Cgroups:
         if self._making is None:
             self._making = anyio.Lock()
         async with self._making:
-            if self._subtree is not None and (self._subtree.controllers or not move or self._leaves):
+            if self._subtree is not None and not (move and self._may_get_more(self._subtree)):
                 return self._subtree
             with anyio.CancelScope(shield=True):
                 if self._subtree is not None:  # one without controllers, in which nothing is
@@ -143,13 +149,25 @@ class Cgroups:
                 except BaseException:
                     await anyio.to_thread.run_sync(cgroups.remove_subtree, made)
                     raise
-                self._subtree = made
+                self._subtree, self._moved = made, move
             if self._files is None:
                 self._files = EventFiles()
                 self._supervisor._start_soon(self._files.run)
             return made
 
     # -- what is started in a worker
+
+    def _may_get_more(self, subtree: Subtree) -> bool:
+        """Whether another one may have controllers, and nothing is in this one."""
+        return not (subtree.controllers or self._moved or self._leaves or self._users)
+
+    @contextlib.contextmanager
+    def _using(self) -> Iterator[None]:
+        self._users += 1
+        try:
+            yield
+        finally:
+            self._users -= 1
 
     @contextlib.contextmanager
     def entering(self, worker: Worker) -> Iterator[int]:
@@ -191,19 +209,25 @@ class Cgroups:
         while (leaf := self._leaves.get(worker.name)) is None:
             await worker._settled()  # its start may make one
             subtree = await self._root_for(worker.name, limits, move=move)
-            assert self._making is not None
-            async with self._making:
-                self._check_alive(worker)
-                if worker.name not in self._leaves:
-                    over = self._coming[worker] = anyio.Event()
-                    try:
-                        leaf = await self._move_to_leaf(worker, subtree)
-                    finally:
-                        del self._coming[worker]
-                        over.set()
+            with self._using():
+                await self._make_one(worker, subtree)
         return leaf
 
-    async def _move_to_leaf(self, worker: Worker, subtree: Subtree) -> Leaf:
+    async def _make_one(self, worker: Worker, subtree: Subtree) -> None:
+        """Unless somebody else has, meanwhile."""
+        assert self._making is not None
+        async with self._making:
+            self._check_alive(worker)
+            if worker.name in self._leaves:
+                return
+            over = self._coming[worker] = anyio.Event()
+            try:
+                await self._move_to_leaf(worker, subtree)
+            finally:
+                del self._coming[worker]
+                over.set()
+
+    async def _move_to_leaf(self, worker: Worker, subtree: Subtree) -> None:
         with anyio.CancelScope(shield=True):
             fd = await anyio.to_thread.run_sync(cgroups.make_leaf, subtree, worker.name, {})
             if self._closed:
@@ -211,9 +235,8 @@ class Cgroups:
                 self._check_open()
             # From here on what is started begins in it.
             await self._until_idle(worker)
-            leaf = self._adopt(worker, fd)
+            self._adopt(worker, fd)
             await self._supervisor._helper.adopt(fd, worker.name)
-        return leaf
 
     def _check_open(self) -> None:
         if self._closed:
@@ -378,7 +401,8 @@ class Cgroups:
         if not names or self._subtree is None:
             return
         fds = self._forget(names)
-        await anyio.to_thread.run_sync(cgroups.remove_leaves, self._subtree, names)
+        with self._using():
+            await anyio.to_thread.run_sync(cgroups.remove_leaves, self._subtree, names)
         await anyio.to_thread.run_sync(descriptors.close, fds)
 
     def _forget(self, names: Iterable[str]) -> list[int]:

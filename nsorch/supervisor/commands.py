@@ -26,6 +26,7 @@ from nsorch.topology.specs import check_stream
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from nsorch.core.process import Inherited
     from nsorch.core.streams import PipeReceiveStream, PipeSendStream
     from nsorch.supervisor.confining import Confined
     from nsorch.topology.specs import WorkerSpec
@@ -192,9 +193,12 @@ def check_same_files(before: Files, now: Files, worker: str) -> None:
             )
 
 
-async def open_streams(stdin: object, stdout: object, stderr: object, *, worker: str) -> OpenedStreams:
+async def open_streams(
+    stdin: object, stdout: object, stderr: object, *, inherited: Inherited, worker: str
+) -> OpenedStreams:
     """Make pipes, and open the files that are given by path: for appending, in a thread.
 
+    :param inherited: the standard streams that the helper has
     :raises NsorchError: of stage ``"streams"``: a file can't be opened, or a descriptor isn't open
     """
     files: list[int] = []
@@ -208,7 +212,7 @@ async def open_streams(stdin: object, stdout: object, stderr: object, *, worker:
                 sources.append(fd)
             else:
                 sources.append(source)
-        return OpenedStreams(Streams.make(*sources), files)
+        return OpenedStreams(Streams.make((sources[0], sources[1], sources[2]), inherited), files)
     except BaseException as exc:
         for fd in files:
             os.close(fd)

@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING
 import anyio
 from attrs import frozen
 
-from nsorch.core import descriptors
-from nsorch.core.failures import translate
+from nsorch.core.lending import lent
 from nsorch.core.process import Process
 from nsorch.core.spawner.protocol import Mode, Spawn
 from nsorch.core.spawner.syscalls import CLONE_NEWCGROUP, CLONE_NEWNS, CLONE_NEWPID
@@ -28,6 +27,8 @@ if TYPE_CHECKING:
     from nsorch.core.helper import Job
     from nsorch.supervisor.worker import Worker
 
+# Seconds from the end of a command to that of the process that took it along, as we hear of them.
+_CRITICAL_LAG = 0.1
 _LAG = 1.0  # seconds at most from the end of a pid namespace to that of its process
 
 
@@ -83,6 +84,16 @@ async def communicate(process: Process, data: bytes | None) -> tuple[bytes | Non
     return output[0], output[1]
 
 
+async def await_critical(worker: Worker) -> None:
+    """A command was killed, maybe with a process whose end cancels the block: that comes before the command's own
+    failure."""
+    alive = None if worker._main is None else worker._main.alive
+    if worker.spec.critical and alive is not None:
+        with anyio.move_on_after(_CRITICAL_LAG):
+            await alive.end()
+        await anyio.lowlevel.checkpoint()
+
+
 async def _start_beside(
     worker: Worker,
     pidfd: int | None,
@@ -123,7 +134,7 @@ async def _start_beside(
         confined=worker._confined,
         unconfined=not options.confined,
     )
-    streams = await open_streams(*sources, worker=worker.name)
+    streams = await open_streams(*sources, inherited=supervisor._helper.streams, worker=worker.name)
     job: Job | None = None
     try:
         worker._check_here()  # else what it joins may be closed by now
@@ -164,14 +175,8 @@ def _kept(alive: Job | None) -> Iterator[int | None]:
     if alive is None:
         yield None
         return
-    try:
-        pidfd = descriptors.duplicate(alive.pidfd)
-    except OSError as exc:
-        raise translate("start", exc.errno or errno.EBADF, "", alive.worker) from None
-    try:
+    with lent(alive.pidfd, "start", alive.worker) as pidfd:
         yield pidfd
-    finally:
-        descriptors.close([pidfd])
 
 
 async def _is_over(job: Job) -> bool:

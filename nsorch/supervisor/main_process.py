@@ -145,6 +145,7 @@ class MainProcess:
             DEVNULL if spec.stdin is None else spec.stdin,
             spec.stdout,
             PIPE if capture else spec.stderr,
+            inherited=supervisor._helper.streams,
             worker=worker.name,
         )
         before, first = self.exit, setup or Setup()

@@ -142,6 +142,7 @@ class Supervisor:
             self._tasks.cancel_scope.shield = True
             await self._let_go()
             self._phase = "closed"
+            self._stopped.set()
             self._bus.close()
             await self._tasks.__aexit__(None, None, None)
             raise
@@ -196,7 +197,7 @@ class Supervisor:
 
         Cancelled, it goes on stopping all the same; leaving the block waits for that.
         """
-        if self._phase == "new":
+        if self._phase in ("new", "starting"):
             raise ClosedError("the supervisor isn't running yet")
         if self._phase == "running":
             self._tasks.start_soon(self._shut_down, True)
@@ -206,7 +207,7 @@ class Supervisor:
     async def wait(self) -> None:
         """Wait until no worker has a process, also of those started meanwhile. Cancelled, it changes nothing."""
         await anyio.lowlevel.checkpoint()
-        while running := [worker for worker in self._workers.values() if worker.pid is not None]:
+        while running := [worker for worker in self._workers.values() if worker._has_process]:
             for worker in running:
                 with contextlib.suppress(ClosedError):  # it was removed meanwhile
                     await worker.wait()
@@ -309,9 +310,8 @@ class Supervisor:
     def _check_running(self) -> None:
         self._check_helper()
         if self._phase != "running":
-            raise ClosedError(
-                "the supervisor isn't running yet" if self._phase == "new" else "the supervisor has ended"
-            )
+            soon = self._phase in ("new", "starting")
+            raise ClosedError("the supervisor isn't running yet" if soon else "the supervisor has ended")
 
     # -- the record
 

@@ -200,34 +200,34 @@ class Worker:
         :param user: as in :meth:`nsorch.Supervisor.start`; the worker's if None
         :param confined: see :meth:`popen`
         :raises subprocess.CalledProcessError: the exit status isn't 0
-        :raises TimeoutError: it took longer than *timeout*
+        :raises TimeoutError: it took longer than *timeout*, with its start
         :raises TopologyError: an option is of a wrong kind; nothing was started
         :raises CommandNotFoundError: there is no such command
         :raises ClosedError: the worker is gone
         """
         check_run(input=input, timeout=timeout)
         of_kind("check", check, "true or false", bool)
-        process = await self.popen(
-            command,
-            stdin=PIPE if input is not None else stdin,
-            stdout=stdout,
-            stderr=stderr,
-            env=env,
-            cwd=cwd,
-            user=user,
-            confined=confined,
-        )
-        async with process:
-            with anyio.move_on_after(timeout) as scope:
+        code = None
+        with anyio.move_on_after(timeout):
+            async with await self.popen(
+                command,
+                stdin=PIPE if input is not None else stdin,
+                stdout=stdout,
+                stderr=stderr,
+                env=env,
+                cwd=cwd,
+                user=user,
+                confined=confined,
+            ) as process:
                 output = await entering.communicate(process, input)
-            if scope.cancelled_caught:
-                raise TimeoutError(f"{self.name}: {command!r} took longer than {timeout} s")
-            code = process.returncode
+                code = process.returncode
+        if code is None:
+            raise TimeoutError(f"{self.name}: {command!r} took longer than {timeout} s")
         from subprocess import CalledProcessError, CompletedProcess
 
-        assert code is not None
         if code == -signal.SIGKILL:
             self._supervisor._check_helper()  # with which it was killed
+            await entering.await_critical(self)
         arguments: Any = command
         if check and code != 0:
             raise CalledProcessError(code, arguments, *output)
@@ -474,12 +474,15 @@ class Worker:
     # -- its main process
 
     async def wait(self) -> Exit:
-        """Wait until its process has ended and no restart will follow; any number of tasks may. Cancelled, it changes
-        nothing.
+        """Wait until its process has ended and no restart will follow; any number of tasks may. While the worker is
+        being started it waits for that. Cancelled, it changes nothing.
 
         :raises ClosedError: it has no process, and never had one
         """
         await anyio.lowlevel.checkpoint()
+        if self._main is None and self._spec.command is not None:
+            await self._settled()
+            self._check_here()
         if self._main is None:
             raise ClosedError("the worker is passive: it has no process to wait for", worker=self.name)
         return await self._main.wait()
@@ -730,6 +733,11 @@ class Worker:
     @property
     def _restarting(self) -> bool:
         return self._turn is not None and self._turn.locked()
+
+    @property
+    def _has_process(self) -> bool:
+        """Or will have, as a restart is under way."""
+        return self._main is not None and (self._main.alive is not None or self._restarting)
 
     def _check_here(self) -> None:
         if self._leaving or self._state is State.REMOVED:

@@ -96,13 +96,14 @@ def _reap_ended(main: int) -> int | None:
 def _kill_descendants(main: int, host_proc: int) -> int:
     """Kill until no child is left: the children of what dies become children of this subreaper."""
     status = 9
+    numbers = _children
     try:
         folder = new_mount(b"proc")
-    except OSError:  # the pid namespace isn't ours: it is the host's
-        folder = os.dup(host_proc)
+    except OSError:  # we have no rights in the pid namespace, or none to mount
+        folder, numbers = os.dup(host_proc), _children_from_above
     try:
         while True:
-            for pid in _children(folder):
+            for pid in numbers(folder):
                 # Ours, and only we reap it: the number can't be another's.
                 os.kill(pid, signal.SIGKILL)
             pid, ended = os.waitpid(-1, 0)
@@ -122,12 +123,25 @@ def _children(folder: int) -> list[int]:
         return _children_by_parent(folder)
 
 
+def _children_from_above(folder: int) -> list[int]:
+    """Where *folder* is the /proc of a pid namespace above ours, in which they have other numbers, too."""
+    level = len(_numbers(folder, "thread-self"))
+    return [_numbers(folder, str(pid))[level - 1] for pid in _children(folder)]
+
+
+def _numbers(folder: int, name: str) -> list[int]:
+    """Those that a process has in the pid namespace of *folder*, in the next one below, and so on."""
+    with open(os.open(f"{name}/status", os.O_RDONLY, dir_fd=folder)) as file:
+        return [int(word) for word in file.read().partition("\nNSpid:")[2].partition("\n")[0].split()]
+
+
 def _children_by_parent(folder: int) -> list[int]:
     found = []
+    parent = int(os.readlink("self", dir_fd=folder))
     for name in os.listdir(folder):
         if name.isdigit():
             with contextlib.suppress(OSError), open(os.open(f"{name}/stat", os.O_RDONLY, dir_fd=folder)) as file:
                 # pid (comm) state ppid …, and comm may hold anything
-                if int(file.read().rpartition(")")[2].split()[1]) == os.getpid():
+                if int(file.read().rpartition(")")[2].split()[1]) == parent:
                     found.append(int(name))
     return found

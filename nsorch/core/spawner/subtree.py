@@ -168,8 +168,9 @@ def _wait_until_empty(leaf: int) -> None:
         poll = select.poll()
         poll.register(events, select.POLLPRI)
         deadline = time.monotonic() + _PATIENCE
-        while b"populated 0" not in os.pread(events, 4096, 0) and (left := deadline - time.monotonic()) > 0:
-            poll.poll(left * 1000)
+        with contextlib.suppress(OSError):  # somebody else has removed it
+            while b"populated 0" not in os.pread(events, 4096, 0) and (left := deadline - time.monotonic()) > 0:
+                poll.poll(left * 1000)
     finally:
         os.close(events)
 

@@ -11,7 +11,7 @@ from nsorch.errors import ClosedError
 from nsorch.supervisor.turns import in_turns
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Collection, Iterable
 
     from nsorch.supervisor.wiring.network import Link
     from nsorch.supervisor.wiring.wiring import Wiring
@@ -24,8 +24,9 @@ _AT_ONCE = 48
 class Connecting:
     """Makes the planned links of *workers*, each as soon as its ends are there."""
 
-    def __init__(self, wiring: Wiring, links_left: dict[Worker, int]) -> None:
+    def __init__(self, wiring: Wiring, planned: Collection[Link], links_left: dict[Worker, int]) -> None:
         self._wiring = wiring
+        self._planned = planned
         self._unmade = set(links_left)
         self._links_left = links_left
         self._complete: list[Worker] = []
@@ -41,7 +42,7 @@ class Connecting:
             own = [link for link in wiring.record.links_of.get(worker.name, ()) if link._state == "planned"]
             planned.update(dict.fromkeys(own))
             left[worker] = len(own)
-        connecting = cls(wiring, left)
+        connecting = cls(wiring, planned, left)
         async for link in in_turns(planned):
             link._on_removal.append(connecting.removed)
         return connecting
@@ -52,7 +53,7 @@ class Connecting:
         if not self._links_left[worker]:
             self._complete.append(worker)
         for link in dict.fromkeys(self._wiring.record.links_of.get(worker.name, ())):
-            if link._state == "planned" and not any(side.worker in self._unmade for side in link._sides):
+            if link in self._planned and not any(side.worker in self._unmade for side in link._sides):
                 self._ready.append(link)
         self._changed.set()
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from typing import TYPE_CHECKING
 
 import anyio
 
+from nsorch.core.failures import translate
 from nsorch.net.hosts import HEAD, HostsEntry, render_entry
 from nsorch.supervisor.turns import in_turns
 
@@ -40,12 +42,20 @@ class HostsFile:
             self._texts[name] = render_entry(entry)
 
     def write(self) -> None:
-        """Let nobody :meth:`note` anything meanwhile."""
+        """Let nobody :meth:`note` anything meanwhile.
+
+        :raises SetupError: there is no room for it
+        """
         if self._fd >= 0:
             text = (HEAD + "".join(self._texts.values())).encode()
-            # One write, and the end last: who reads meanwhile finds whole lines.
-            os.pwrite(self._fd, text, 0)
-            os.ftruncate(self._fd, len(text))
+            try:
+                # One write, and the end last: who reads meanwhile finds whole lines.
+                written = os.pwrite(self._fd, text, 0)
+                os.ftruncate(self._fd, len(text))
+                if written < len(text):  # another one gives the reason
+                    os.pwrite(self._fd, text[written:], written)
+            except OSError as exc:
+                raise translate("hosts file", exc.errno or errno.EIO, "", None) from None
 
 
 class Names:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import anyio
 
+from nsorch.core.lending import lent
 from nsorch.core.spawner.syscalls import CLONE_NEWNET
 from nsorch.errors import ClosedError, NetlinkError, NsorchError, SetupError
 from nsorch.net.engine import Engine, NetnsHandle
@@ -18,7 +19,7 @@ from nsorch.supervisor.thread import Thread
 from nsorch.supervisor.wiring.planning import netns_key
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
+    from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Sequence
 
     from nsorch.net.redirecting import Redirector
     from nsorch.supervisor.wiring.network import Side
@@ -110,28 +111,24 @@ class Kernel:
         """Call *func* with a handle of *worker*'s network namespace."""
         with anyio.CancelScope(shield=True):
             sock = await worker._open_socket(socket.AF_NETLINK, socket.SOCK_RAW, socket.NETLINK_ROUTE)
-            with sock:
-                if CLONE_NEWNET not in worker._held:
-                    raise ClosedError("the worker was removed", worker=worker.name)
-                handle = NetnsHandle(fd=netns_of(worker), sock=sock, name=worker.name)
+            with sock, lent(netns_of(worker), "netlink", worker.name) as netns:
+                handle = NetnsHandle(fd=netns, sock=sock, name=worker.name)
                 return await self.in_thread(lambda: func(handle, *args, **options))
 
     @contextlib.asynccontextmanager
     async def handles(self, workers: Iterable[Worker]) -> AsyncIterator[dict[int, NetnsHandle]]:
         """By the keys of their network namespaces; what is opened for it is closed."""
-        opened: list[socket.socket] = []
-        try:
-            handles: dict[int, NetnsHandle] = {}
+        handles: dict[int, NetnsHandle] = {}
+        with contextlib.ExitStack() as opened:
             for worker in workers:
-                sock = worker._netlink
-                if sock is None:
+                if worker._netlink is not None:
+                    sock = opened.enter_context(_copied(worker._netlink))
+                else:
                     sock = await worker._open_socket(socket.AF_NETLINK, socket.SOCK_RAW, socket.NETLINK_ROUTE)
-                    opened.append(sock)
-                handles[netns_key(worker)] = NetnsHandle(fd=netns_of(worker), sock=sock, name=worker.name)
+                    opened.enter_context(sock)
+                netns = opened.enter_context(lent(netns_of(worker), "netlink", worker.name))
+                handles[netns_key(worker)] = NetnsHandle(fd=netns, sock=sock, name=worker.name)
             yield handles
-        finally:
-            for sock in opened:
-                sock.close()
 
     async def delete_in_fabric(self, indices: Sequence[int]) -> None:
         """Together with what others want deleted meanwhile."""
@@ -158,3 +155,14 @@ def netns_of(worker: Worker) -> int:
         return worker._held[CLONE_NEWNET]
     except KeyError:
         raise ClosedError("the worker was removed", worker=worker.name) from None
+
+
+@contextlib.contextmanager
+def _copied(sock: socket.socket) -> Iterator[socket.socket]:
+    """The same, whoever closes *sock* meanwhile."""
+    with lent(sock.fileno(), "netlink") as fd:
+        copy = socket.socket(sock.family, sock.type, sock.proto, fileno=fd)
+        try:
+            yield copy
+        finally:
+            copy.detach()

@@ -224,15 +224,15 @@ class Wiring:
         self._supervisor._check_running()
         first, second = _ends(a, b)
         spec = LinkSpec(a=first, b=second, subnet=subnet, mtu=mtu, label=label, **emulation)
-        for end in (spec.a, spec.b):
-            if end.worker in self._supervisor._workers:
-                await self._supervisor._workers[end.worker]._settled()
+        await self._settled(spec)
         for end in (spec.a, spec.b):
             if end.dhcp:
                 self.leases.check(end.worker)
         if needs_netem(*self.record.ways_of(spec)):
             await require_netem(self.kernel, [f"links.{spec.a.worker}-{spec.b.worker}"])
+            await self._settled(spec)
         self._supervisor._check_running()
+        self._supervisor._check_own(a, b)  # they may have been removed meanwhile
         led = {bridge for bridge in self.record.bridges.values() if bridge.gateway is not None}
         link = self.record.plan_link(spec)
         workers = [side.worker for side in link._sides if side.worker is not None]
@@ -245,6 +245,12 @@ class Wiring:
                 await self.remove_links([link])
             raise
         return link
+
+    async def _settled(self, spec: LinkSpec) -> None:
+        """Wait while one of its ends is being started, also one that has taken the name of another meanwhile."""
+        workers = self._supervisor._workers
+        while starting := [workers[end.worker] for end in (spec.a, spec.b) if _is_starting(workers.get(end.worker))]:
+            await starting[0]._settled()
 
     async def _follow_gateway(self, bridges: Iterable[Bridge]) -> None:
         """Workers on *bridges*, which are of a segment with a gateway now, get it as their default route."""
@@ -581,6 +587,10 @@ class Wiring:
         through = [group for group in groups if any(hop.dev == side.ifname for hop in group.nexthops)]
         if through:
             await kernel.with_handle(side, kernel.engine.add_groups, through)
+
+
+def _is_starting(worker: Worker | None) -> bool:
+    return worker is not None and worker.state is events.State.STARTING
 
 
 def _short(mtus: Iterable[int | None]) -> bool:
