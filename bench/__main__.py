@@ -28,7 +28,8 @@ def machine() -> dict[str, str | int]:
 def _rows(text: str) -> list[int]:
     rows = [int(word) for word in text.split(",")]
     if unknown := [row for row in rows if row not in ROWS]:
-        raise ValueError(unknown)
+        known = ", ".join(map(str, sorted(ROWS)))
+        raise argparse.ArgumentTypeError(f"there is no row {unknown[0]}, only {known}")
     return rows
 
 
