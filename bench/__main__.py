@@ -12,7 +12,8 @@ import tempfile
 
 from .figure import Figure, render
 from .floor import Floor, FloorMissingError
-from .rows import ROWS, Setting
+from .rows import ROWS
+from .setting import Setting
 
 
 def machine() -> dict[str, str | int]:

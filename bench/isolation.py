@@ -21,7 +21,7 @@ from .jobs import measure
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from .rows import Setting
+    from .setting import Setting
 
 ROW = 18
 _BUSYBOX = "/bin/busybox"

@@ -17,35 +17,15 @@ from .isolation import isolation_row
 from .jobs import measure
 from .networks import ROUTERS
 from .peers import peers
-from .processes import settle
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from .floor import Floor
+    from .setting import Setting
+
 
 _BACKENDS = ("asyncio", "trio")
 _GIB = 1 << 30
-
-
-@frozen(kw_only=True)
-class Setting:
-    """How much to do.
-
-    :ivar n: workers
-    :ivar pairs: interleaved runs of either side
-    :ivar floor: the C program, or why there is none
-    :ivar settled: whether each run waits until the kernel has freed what the last one left
-    """
-
-    n: int
-    pairs: int
-    floor: Floor | str
-    settled: bool = True
-
-    def settle(self) -> None:
-        if self.settled:
-            settle()
 
 
 @frozen(kw_only=True)

@@ -16,7 +16,8 @@ import nsorch
 from nsorch import Topology
 from nsorch.core.spawner.syscalls import CLONE_NEWNET
 from nsorch.net import messages
-from nsorch.net.engine import Engine, NetnsHandle
+from nsorch.net.engine import Engine
+from nsorch.net.netlink import NetnsHandle
 from nsorch.net.plan import NextHop, RouteGroup
 
 if TYPE_CHECKING:

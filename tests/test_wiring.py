@@ -20,7 +20,7 @@ from nsorch.net.netlink import Netlink, Request
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from nsorch.net.engine import NetnsHandle
+    from nsorch.net.netlink import NetnsHandle
 
 pytestmark = pytest.mark.anyio
 TOPOLOGIES = pathlib.Path(__file__).parent.parent.parent / "shared" / "topologies"

@@ -26,7 +26,7 @@ from nsorch.net.messages import (
     RTM_NEWROUTE,
     VethEnd,
 )
-from nsorch.net.netlink import Netlink, Request
+from nsorch.net.netlink import Netlink, NetnsHandle, Request
 from nsorch.net.shaping import Shaper
 from nsorch.net.solicited import await_joined
 from nsorch.values import Value
@@ -57,15 +57,6 @@ _LOOPBACK = 1
 # The group that links join to be deleted together: nobody else's number. So many hold the kernel's lock for some 0.1 s.
 _DYING, _DELETED_AT_ONCE = 0x6E736F72, 512
 _HOST_4, _HOST_6 = IPv4Network("0.0.0.0/32"), IPv6Network("::/128")
-
-
-@frozen(kw_only=True, repr=False)
-class NetnsHandle(Value):
-    """A network namespace: its descriptor, a NETLINK_ROUTE socket opened inside, and a name for errors."""
-
-    fd: int
-    sock: socket.socket
-    name: str
 
 
 class Engine:

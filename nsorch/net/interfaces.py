@@ -19,8 +19,8 @@ from nsorch.net.solicited import await_joined
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-    from nsorch.net.engine import NetnsHandle
     from nsorch.net.messages import LinkState
+    from nsorch.net.netlink import NetnsHandle
     from nsorch.net.plan import InterfacePlan, IPAddress, IPInterface
 
 _CARRIER_DEADLINE = 5.0

@@ -48,6 +48,15 @@ class Request(Value):
     object: str
 
 
+@frozen(kw_only=True, repr=False)
+class NetnsHandle(Value):
+    """A network namespace: its descriptor, a NETLINK_ROUTE socket opened inside, and a name for errors."""
+
+    fd: int
+    sock: socket.socket
+    name: str
+
+
 class Netlink:
     """Around a NETLINK_ROUTE or NETLINK_NETFILTER socket, which stays its owner's. Blocks: for a thread of its own."""
 

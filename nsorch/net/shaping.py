@@ -13,7 +13,7 @@ from nsorch.net import messages, qdiscs
 from nsorch.net.netlink import Netlink, Request
 
 if TYPE_CHECKING:
-    from nsorch.net.engine import NetnsHandle
+    from nsorch.net.netlink import NetnsHandle
     from nsorch.net.qdiscs import QdiscPlan
 
 _LOOPBACK = 1

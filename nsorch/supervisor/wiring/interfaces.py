@@ -27,8 +27,8 @@ if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Mapping, Sequence
 
     from nsorch.net.addresses import Segment
-    from nsorch.net.engine import NetnsHandle
     from nsorch.net.messages import LinkState
+    from nsorch.net.netlink import NetnsHandle
     from nsorch.supervisor.supervisor import Supervisor
     from nsorch.supervisor.wiring.network import Interface
     from nsorch.supervisor.wiring.wiring import Wiring

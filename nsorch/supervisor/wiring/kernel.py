@@ -13,8 +13,8 @@ import anyio
 from nsorch.core.lending import lent
 from nsorch.core.spawner.syscalls import CLONE_NEWNET
 from nsorch.errors import ClosedError, NetlinkError, NsorchError, SetupError
-from nsorch.net.engine import Engine, NetnsHandle
-from nsorch.net.netlink import NETLINK_NETFILTER
+from nsorch.net.engine import Engine
+from nsorch.net.netlink import NETLINK_NETFILTER, NetnsHandle
 from nsorch.supervisor.thread import Thread
 from nsorch.supervisor.wiring.planning import netns_key
 

@@ -14,7 +14,7 @@ from nsorch.topology import Bond, Vrf
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
 
-    from nsorch.net.engine import NetnsHandle
+    from nsorch.net.netlink import NetnsHandle
     from nsorch.supervisor.wiring.devices import Device
     from nsorch.supervisor.wiring.interfaces import Interfaces
     from nsorch.supervisor.wiring.network import Link, Side

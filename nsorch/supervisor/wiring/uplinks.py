@@ -35,7 +35,7 @@ from nsorch.values import Value
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from nsorch.net.engine import NetnsHandle
+    from nsorch.net.netlink import NetnsHandle
     from nsorch.supervisor.supervisor import Supervisor
     from nsorch.topology.uplinks import UplinkSpec
 
