@@ -10,6 +10,8 @@ from __future__ import annotations
 import functools
 import json
 import os
+import platform
+import re
 import shutil
 import subprocess
 import sys
@@ -18,6 +20,11 @@ import pytest
 
 #: set by tests/vm/guest.sh. There, what is missing fails.
 IN_VM = "NSORCH_VM" in os.environ
+#: Linux before 6.2 renames no interface that is up
+renames_live = pytest.mark.skipif(
+    tuple(map(int, re.findall(r"\d+", platform.release())[:2])) < (6, 2),
+    reason="needs Linux 6.2: renames of what is up",
+)
 _PATH = os.environ["PATH"] + ":/usr/sbin:/sbin:/usr/lib/frr"
 
 # Asks in a network namespace of its own for a link or a qdisc of the kind: the error of a kernel that doesn't know it

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import anyio
 import pytest
+from kernel_support import renames_live
 
 import nsorch
 from nsorch.supervisor.wiring import watching
@@ -317,6 +318,7 @@ async def test_up_where_another_program_removed_the_address() -> None:
         assert b"default via 10.0.0.1" in (await worker.run(["ip", "route"])).stdout
 
 
+@renames_live
 async def test_any_interface_may_be_renamed_and_several_swap_their_names() -> None:
     async with nsorch.Supervisor() as sup:
         await sup.bridge("lan", ("10.0.0.0/24", "fd00::/64"), gateway="a")
