@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from nsorch.core.process import Process
 from nsorch.errors import (
@@ -29,29 +28,19 @@ from nsorch.events import (
     Event,
     Exit,
     Gap,
-    InterfaceCreated,
-    InterfaceRemoved,
     LinkChanged,
     LinkCreated,
     LinkDown,
     LinkRemoved,
     LinkUp,
-    NetError,
-    NetworkHealed,
-    NetworkPartitioned,
     Snapshot,
     State,
     SupervisorStarted,
     SupervisorStopped,
     SupervisorStopping,
     Usage,
-    WorkerBackoff,
     WorkerExited,
     WorkerFailed,
-    WorkerFrozen,
-    WorkerHealthy,
-    WorkerLimitHit,
-    WorkerOomKilled,
     WorkerReady,
     WorkerRemoved,
     WorkerRequested,
@@ -60,59 +49,20 @@ from nsorch.events import (
     WorkerStarted,
     WorkerStatus,
     WorkerStopping,
-    WorkerThawed,
-    WorkerUnhealthy,
 )
-from nsorch.supervisor.deployment import Deployment
+from nsorch.later import later
 from nsorch.supervisor.supervisor import Supervisor
-from nsorch.supervisor.traffic.tun import TunDevice
 from nsorch.supervisor.wiring.network import Bridge, Interface, Link
 from nsorch.supervisor.worker import Worker
 from nsorch.topology import (
-    PROFILES,
-    Bind,
-    Bond,
     BridgeSpec,
-    Capabilities,
-    CapabilityChange,
-    Change,
-    Difference,
-    Dnsmasq,
-    Dummy,
     Emulation,
     End,
-    ExecReady,
-    Frr,
-    GilbertElliott,
-    InterfaceSpec,
-    IoLimits,
-    Ipvlan,
-    Limits,
     LinkSpec,
-    Macvlan,
-    Overlay,
     Pid,
-    Profile,
     Route,
-    Tayga,
-    TcpReady,
-    Tmpfs,
     To,
-    Topology,
-    Trace,
-    Tun,
-    UplinkSpec,
-    Vlan,
-    Vrf,
-    Vxlan,
-    WireGuard,
-    WireGuardPeer,
     WorkerSpec,
-    bind,
-    exec_ready,
-    overlay,
-    tcp_ready,
-    tmpfs,
 )
 
 if TYPE_CHECKING:
@@ -126,14 +76,43 @@ if TYPE_CHECKING:
         PressureShare,
         WorkerStats,
     )
+    from nsorch.events.rare import (
+        InterfaceCreated,
+        InterfaceRemoved,
+        NetError,
+        NetworkHealed,
+        NetworkPartitioned,
+        WorkerBackoff,
+        WorkerFrozen,
+        WorkerHealthy,
+        WorkerLimitHit,
+        WorkerOomKilled,
+        WorkerThawed,
+        WorkerUnhealthy,
+    )
     from nsorch.host import Capacity, Feature, HostReport, probe
     from nsorch.images import ImageConfig, Unpacked, unpack
     from nsorch.net.packets import Packet
     from nsorch.net.ping import ProbeResult, Reachability
+    from nsorch.supervisor.deployment import Deployment
     from nsorch.supervisor.traffic.capture import Capture
+    from nsorch.supervisor.traffic.tun import TunDevice
     from nsorch.supervisor.wiring.uplinks import Uplink
+    from nsorch.topology.bursts import GilbertElliott
+    from nsorch.topology.difference import Change, Difference
     from nsorch.topology.filters import Firewall, Forward, Nat, Rule
     from nsorch.topology.home import home_router
+    from nsorch.topology.interfaces import Bond, Dummy, InterfaceSpec, Ipvlan, Macvlan, Tun, Vlan, Vrf
+    from nsorch.topology.limits import IoLimits, Limits
+    from nsorch.topology.model import Topology
+    from nsorch.topology.mounts import Bind, Overlay, Tmpfs, bind, overlay, tmpfs
+    from nsorch.topology.privileges import Capabilities, CapabilityChange
+    from nsorch.topology.profiles import PROFILES, Profile
+    from nsorch.topology.ready import ExecReady, TcpReady, exec_ready, tcp_ready
+    from nsorch.topology.services import Dnsmasq, Frr, Tayga
+    from nsorch.topology.traces import Trace
+    from nsorch.topology.tunnels import Vxlan, WireGuard, WireGuardPeer
+    from nsorch.topology.uplinks import UplinkSpec
 
 __version__ = "0.1.0"
 
@@ -147,6 +126,18 @@ _LATER = {
     "Pressure": "nsorch.core.usage",
     "PressureShare": "nsorch.core.usage",
     "WorkerStats": "nsorch.core.usage",
+    "InterfaceCreated": "nsorch.events.rare",
+    "InterfaceRemoved": "nsorch.events.rare",
+    "NetError": "nsorch.events.rare",
+    "NetworkHealed": "nsorch.events.rare",
+    "NetworkPartitioned": "nsorch.events.rare",
+    "WorkerBackoff": "nsorch.events.rare",
+    "WorkerFrozen": "nsorch.events.rare",
+    "WorkerHealthy": "nsorch.events.rare",
+    "WorkerLimitHit": "nsorch.events.rare",
+    "WorkerOomKilled": "nsorch.events.rare",
+    "WorkerThawed": "nsorch.events.rare",
+    "WorkerUnhealthy": "nsorch.events.rare",
     "Capacity": "nsorch.host",
     "Feature": "nsorch.host",
     "HostReport": "nsorch.host",
@@ -157,13 +148,51 @@ _LATER = {
     "Packet": "nsorch.net.packets",
     "ProbeResult": "nsorch.net.ping",
     "Reachability": "nsorch.net.ping",
+    "Deployment": "nsorch.supervisor.deployment",
     "Capture": "nsorch.supervisor.traffic.capture",
+    "TunDevice": "nsorch.supervisor.traffic.tun",
     "Uplink": "nsorch.supervisor.wiring.uplinks",
+    "GilbertElliott": "nsorch.topology.bursts",
+    "Change": "nsorch.topology.difference",
+    "Difference": "nsorch.topology.difference",
     "Firewall": "nsorch.topology.filters",
     "Forward": "nsorch.topology.filters",
     "Nat": "nsorch.topology.filters",
     "Rule": "nsorch.topology.filters",
     "home_router": "nsorch.topology.home",
+    "Bond": "nsorch.topology.interfaces",
+    "Dummy": "nsorch.topology.interfaces",
+    "InterfaceSpec": "nsorch.topology.interfaces",
+    "Ipvlan": "nsorch.topology.interfaces",
+    "Macvlan": "nsorch.topology.interfaces",
+    "Tun": "nsorch.topology.interfaces",
+    "Vlan": "nsorch.topology.interfaces",
+    "Vrf": "nsorch.topology.interfaces",
+    "IoLimits": "nsorch.topology.limits",
+    "Limits": "nsorch.topology.limits",
+    "Topology": "nsorch.topology.model",
+    "Bind": "nsorch.topology.mounts",
+    "Overlay": "nsorch.topology.mounts",
+    "Tmpfs": "nsorch.topology.mounts",
+    "bind": "nsorch.topology.mounts",
+    "overlay": "nsorch.topology.mounts",
+    "tmpfs": "nsorch.topology.mounts",
+    "Capabilities": "nsorch.topology.privileges",
+    "CapabilityChange": "nsorch.topology.privileges",
+    "PROFILES": "nsorch.topology.profiles",
+    "Profile": "nsorch.topology.profiles",
+    "ExecReady": "nsorch.topology.ready",
+    "TcpReady": "nsorch.topology.ready",
+    "exec_ready": "nsorch.topology.ready",
+    "tcp_ready": "nsorch.topology.ready",
+    "Dnsmasq": "nsorch.topology.services",
+    "Frr": "nsorch.topology.services",
+    "Tayga": "nsorch.topology.services",
+    "Trace": "nsorch.topology.traces",
+    "Vxlan": "nsorch.topology.tunnels",
+    "WireGuard": "nsorch.topology.tunnels",
+    "WireGuardPeer": "nsorch.topology.tunnels",
+    "UplinkSpec": "nsorch.topology.uplinks",
 }
 
 __all__ = [
@@ -299,14 +328,5 @@ __all__ = [
     "unpack",
 ]
 
-
 if not TYPE_CHECKING:  # type checkers would take any name for one that exists
-
-    def __getattr__(name: str) -> Any:
-        if name not in _LATER:
-            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-        value = globals()[name] = getattr(importlib.import_module(_LATER[name]), name)
-        return value
-
-    def __dir__() -> list[str]:
-        return sorted({*globals(), *__all__})
+    __getattr__, __dir__ = later(globals(), _LATER)

@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 
 import nsorch.events.log
 from nsorch import events as ev
-from nsorch.events.types import EVENT_TYPES
+from nsorch.events.filter import make_filter
+from nsorch.events.rare import EVERY_TYPE
 
 pytestmark = pytest.mark.once
 
@@ -85,8 +86,8 @@ EXAMPLES = [
 
 
 def test_every_type_has_an_example():
-    assert {type(event) for event, _ in EXAMPLES} == set(EVENT_TYPES)
-    assert {cls.__name__ for cls in EVENT_TYPES} <= set(ev.__all__)
+    assert {type(event) for event, _ in EXAMPLES} == set(EVERY_TYPE)
+    assert {cls.__name__ for cls in EVERY_TYPE} <= set(ev.__all__)
 
 
 @pytest.mark.parametrize(("event", "fields"), EXAMPLES, ids=lambda value: getattr(value, "kind", ""))
@@ -109,6 +110,16 @@ def test_events_are_frozen_slotted_values(event):
     assert hash(twin) == hash(event)
     assert attrs.evolve(event, incarnation=7) != event
     assert repr(event).startswith(f"{event.kind}(seq=0")
+
+
+@pytest.mark.parametrize("event", [event for event, _ in EXAMPLES], ids=lambda event: event.kind)
+def test_every_kind_can_be_asked_for(event):
+    assert make_filter(event.kind, None) == make_filter(type(event), None)
+    assert make_filter(event.kind, None).kinds == {type(event)}
+
+
+def test_the_base_stands_for_all():
+    assert make_filter("Event", None).kinds == make_filter(ev.Event, None).kinds == set(EVERY_TYPE)
 
 
 def test_events_of_different_types_differ():

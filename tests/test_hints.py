@@ -17,8 +17,9 @@ import nsorch
 pytestmark = pytest.mark.once
 
 ALONE = """
-import sys, nsorch
-sys.exit("nsorch.topology.filters" in sys.modules)
+import sys, typing, nsorch
+assert "nsorch.topology.filters" not in sys.modules
+assert typing.get_type_hints(nsorch.WorkerSpec)["nat"] == nsorch.Nat | None
 """
 
 
@@ -37,8 +38,12 @@ def test_hints_are_right() -> None:
     hints = typing.get_type_hints(nsorch.WorkerSpec)
     assert hints["links"] == tuple[nsorch.To, ...]
     assert hints["env"] == Mapping[str, str] | None
+    assert hints["mounts"] == tuple[nsorch.Bind | nsorch.Tmpfs, ...]
+    assert hints["interfaces"] == tuple[nsorch.InterfaceSpec, ...]
+    assert hints["service"] == nsorch.Dnsmasq | nsorch.Frr | nsorch.Tayga | None
+    assert typing.get_type_hints(nsorch.LinkSpec)["gilbert_elliott"] == nsorch.GilbertElliott | None
     assert typing.get_type_hints(nsorch.Vlan)["address"] == tuple[IPv4Interface | IPv6Interface, ...]
 
 
-def test_hints_import_nothing_more() -> None:
+def test_hints_are_imported_when_somebody_asks() -> None:
     assert subprocess.run([sys.executable, "-c", ALONE], check=False).returncode == 0

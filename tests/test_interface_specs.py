@@ -17,7 +17,7 @@ import nsorch
 from nsorch import AddressError, Bond, Dummy, Ipvlan, Macvlan, Topology, TopologyError, Tun, Vlan, Vrf, Vxlan, WireGuard
 from nsorch.net import interfaces as net
 from nsorch.net import messages
-from nsorch.net.plan import InterfacePlan
+from nsorch.net.interfaces import InterfacePlan
 from nsorch.net.wireguard import Peer, _attributes, set_device
 from nsorch.topology.difference import difference
 

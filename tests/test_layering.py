@@ -7,10 +7,13 @@ import ast
 import pathlib
 import subprocess
 import sys
+from typing import Any
 
 import pytest
 
 import nsorch
+import nsorch.events
+import nsorch.topology
 
 pytestmark = pytest.mark.once
 
@@ -18,6 +21,7 @@ TOP = pathlib.Path(nsorch.__file__).parent
 ALLOWED: dict[str, set[str]] = {
     "errors": set(),
     "values": set(),
+    "later": set(),
     "core": {"errors"},
     "net": {"errors"},
     "topology": {"errors"},
@@ -58,7 +62,7 @@ def test_imports(path: pathlib.Path) -> None:
             assert names <= {f"nsorch.{public}" for public in (*nsorch.__all__, "__version__")}
         return
     used = {name.split(".")[1] for name in imported(path) if name.startswith("nsorch.")}
-    assert used - {layer, "values"} <= ALLOWED[layer]  # which all may use
+    assert used - {layer, "values", "later"} <= ALLOWED[layer]  # which all may use
     if "spawner" in path.relative_to(TOP).parts:
         outside = {name for name in imported(path) if not name.startswith("nsorch.core.spawner")}
         assert {name.split(".")[0] for name in outside} <= set(sys.stdlib_module_names)
@@ -70,19 +74,29 @@ def test_heavy_packages_are_imported_when_needed() -> None:
         nsorch.Supervisor(); nsorch.Topology().worker("w")
         print(*{"cattrs", "click", "rich", "networkx", "yaml", "pyroute2"} & sys.modules.keys())
     """
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    done = subprocess.run([sys.executable, "-c", program], cwd=TOP.parent, capture_output=True, text=True, check=True)
     assert done.stdout == "\n"
 
 
+# A program that uses none of it doesn't wait for it.
+OF_FEW = (
+    *("core.seccomp", "core.usage", "events.rare", "host", "images", "net.filters"),
+    *("net.interfaces", "net.nftables", "net.packets", "net.partition", "net.ping", "net.qdiscs", "net.shaping"),
+    *("net.wireguard", "services", "supervisor.confining", "supervisor.deployment", "supervisor.readiness"),
+    *("supervisor.statistics", "supervisor.traffic", "supervisor.users", "supervisor.wiring.devices"),
+    *("supervisor.wiring.filter_plans", "supervisor.wiring.interfaces", "supervisor.wiring.leases"),
+    *("supervisor.wiring.partitions", "supervisor.wiring.routers", "supervisor.wiring.services"),
+    *("supervisor.wiring.tunnels", "supervisor.wiring.uplinks", "topology.bursts", "topology.checks"),
+    *("topology.difference", "topology.filters", "topology.home", "topology.interfaces", "topology.limits"),
+    *("topology.model", "topology.mounts", "topology.presets", "topology.privileges", "topology.profiles"),
+    *("topology.ready", "topology.services", "topology.traces", "topology.tunnels", "topology.uplinks"),
+)
+
+
 def test_what_few_use_is_imported_when_it_is_used() -> None:
-    program = """if True:
+    program = f"""if True:
         import nsorch, sys
-        later = [f"nsorch.{name}" for name in (
-            "core.usage", "host", "images", "net.filters", "net.nftables", "net.packets", "net.partition", "net.ping",
-            "supervisor.traffic.capture", "supervisor.wiring.filter_plans", "supervisor.wiring.routers", "supervisor.wiring.uplinks",
-            "topology.filters", "topology.home",
-        )]
-        print(*sys.modules.keys() & set(later))
+        print(*sys.modules.keys() & {{f"nsorch.{{name}}" for name in {OF_FEW}}})
         assert set(nsorch.__all__) <= set(dir(nsorch))
         print(*(name for name in nsorch.__all__ if not getattr(nsorch, name)))
         try:
@@ -90,15 +104,52 @@ def test_what_few_use_is_imported_when_it_is_used() -> None:
         except AttributeError as exc:
             print(exc)
     """
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    done = subprocess.run([sys.executable, "-c", program], cwd=TOP.parent, capture_output=True, text=True, check=True)
     assert done.stdout == "\n\nmodule 'nsorch' has no attribute 'nothing'\n"
 
 
-def test_type_checkers_know_each_name_and_no_other() -> None:
-    body = ast.parse((TOP / "__init__.py").read_text()).body
+def test_what_few_use_can_be_imported_in_any_order() -> None:
+    program = f"""if True:
+        import importlib, nsorch, os
+        for name in {OF_FEW}:
+            if not os.fork():
+                importlib.import_module(f"nsorch.{{name}}")
+                os._exit(0)
+            assert os.wait()[1] == 0, name
+    """
+    subprocess.run([sys.executable, "-c", program], cwd=TOP.parent, check=True)
+
+
+def test_a_plain_program_imports_nothing_of_nsorch_in_its_loop(anyio_backend_name: str) -> None:
+    program = f"""if True:
+        import anyio, nsorch, sys
+
+        async def main():
+            before = set(sys.modules)
+            async with nsorch.Supervisor() as sup, sup.events() as events:
+                lan = await sup.bridge("lan", subnet="10.0.0.0/24")
+                spec = nsorch.WorkerSpec(name="a", command=["sleep", "60"], links=[lan])
+                a, b = await sup.start("b", links=[lan]), *await sup.start_all([spec])
+                link = await sup.link(a, nsorch.End(b, address="10.1.0.2"), subnet="10.1.0.0/30")
+                await b.run(["true"])
+                await link.set(mtu=1400)
+                await link.remove()
+                await events.receive()
+            print(*(name for name in sys.modules.keys() - before if name.split(".")[0] in ("nsorch", "anyio", "attr")))
+
+        anyio.run(main, backend={anyio_backend_name!r})
+    """
+    done = subprocess.run([sys.executable, "-c", program], cwd=TOP.parent, capture_output=True, text=True, check=True)
+    assert done.stdout == "\n"
+
+
+@pytest.mark.parametrize("package", [nsorch, nsorch.topology, nsorch.events])
+def test_type_checkers_know_each_name_and_no_other(package: Any) -> None:
+    body = ast.parse(pathlib.Path(package.__file__).read_text()).body
     assert not [node for node in body if isinstance(node, ast.FunctionDef)]  # __getattr__ has a type for any name
     checking = next(node for node in body if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING")
     seen = {
         alias.name: node.module for node in checking.body if isinstance(node, ast.ImportFrom) for alias in node.names
     }
-    assert seen == nsorch._LATER
+    assert seen == package._LATER
+    assert set(seen) <= set(package.__all__)

@@ -250,7 +250,7 @@ async def test_more_workers_than_a_kernel_bridge_has_ports() -> None:
 
 def test_parts_are_a_tree_in_which_each_knows_the_way() -> None:
     numbers = iter(range(1, 10**6))
-    parts = Parts(lambda: next(numbers))
+    parts = Parts(numbers)
     for _ in range(45_000):
         parts.plug()
     assert len(parts.all) == 45

@@ -10,8 +10,8 @@ from kernel_support import missing_in_kernel
 
 import nsorch
 from nsorch import Emulation, GilbertElliott, Trace
-from nsorch.topology.emulation import PROFILE_NAMES, changed
-from nsorch.topology.profiles import PROFILES, directions
+from nsorch.topology.emulation import PROFILE_NAMES, changed, directions
+from nsorch.topology.profiles import PROFILES
 
 
 def test_steps() -> None:

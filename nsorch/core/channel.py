@@ -8,9 +8,6 @@ import errno
 from typing import TYPE_CHECKING, Any
 
 import anyio
-import attrs
-
-from nsorch.values import Value
 
 from . import descriptors
 from .spawner import protocol
@@ -23,14 +20,16 @@ if TYPE_CHECKING:
 _BURST = 12
 
 
-@attrs.define(eq=False, repr=False)
-class Request(Value):
+class Request:
     """A message to be sent; its descriptors are borrowed until then."""
 
-    message: tuple[Any, ...]
-    fds: tuple[int, ...]
-    sent: bool = False
-    withdrawn: bool = False
+    __slots__ = ("fds", "message", "sent", "withdrawn")
+
+    def __init__(self, message: tuple[Any, ...], fds: tuple[int, ...]) -> None:
+        self.message = message
+        self.fds = fds
+        self.sent = False
+        self.withdrawn = False
 
 
 class Channel:

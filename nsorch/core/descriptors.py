@@ -13,7 +13,7 @@ import resource
 import threading
 from typing import TYPE_CHECKING
 
-import anyio.to_thread
+import anyio
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

@@ -7,13 +7,11 @@ import errno
 import itertools
 import signal
 import socket
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import anyio
-import attrs
 
 from nsorch.errors import ClosedError, NsorchError, SpawnerDiedError
-from nsorch.values import Value
 
 from . import descriptors
 from .channel import Channel, Request
@@ -34,8 +32,7 @@ if TYPE_CHECKING:
 _STOP_DEADLINE = 5.0
 
 
-@attrs.frozen(repr=False)
-class RawExit(Value):
+class RawExit(NamedTuple):
     """A wait status, and what the process and its reaped descendants used (seconds, bytes)."""
 
     status: int
@@ -169,8 +166,7 @@ class Job:
             self._changed = None
 
 
-@attrs.frozen(repr=False)
-class Facts(Value):
+class Facts(NamedTuple):
     """What the spawner said of itself when it was ready."""
 
     descriptors: dict[str, int]  #: "home net" (the fabric), "host net", "rtnetlink", "hosts", …

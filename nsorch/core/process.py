@@ -19,6 +19,15 @@ if TYPE_CHECKING:
 
     from nsorch.core.helper import Job
 
+    class Ends(Protocol):
+        """The ends of a command's standard streams that stay here."""
+
+        stdin: PipeSendStream | None
+        stdout: PipeReceiveStream | None
+        stderr: PipeReceiveStream | None
+
+        def close(self) -> None: ...
+
 
 #: as the module subprocess has them, whose import takes as long as a fifth of all others
 PIPE, STDOUT, DEVNULL = -1, -2, -3
@@ -35,16 +44,6 @@ def standard_stream(number: int) -> tuple[int, int] | None:
         return (found.st_dev, found.st_ino) if os.get_inheritable(number) else None
     except OSError:
         return None
-
-
-class Ends(Protocol):
-    """The ends of a command's standard streams that stay here."""
-
-    stdin: PipeSendStream | None
-    stdout: PipeReceiveStream | None
-    stderr: PipeReceiveStream | None
-
-    def close(self) -> None: ...
 
 
 class Process(AbstractProcess):

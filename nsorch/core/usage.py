@@ -13,7 +13,7 @@ from nsorch.core.spawner.subtree import read
 from nsorch.values import Value
 
 
-@frozen(kw_only=True, repr=False)
+@frozen(kw_only=True, eq=False, repr=False)
 class PressureShare(Value):
     """How much of the time somebody waited.
 
@@ -27,7 +27,7 @@ class PressureShare(Value):
     total: float
 
 
-@frozen(kw_only=True, repr=False)
+@frozen(kw_only=True, eq=False, repr=False)
 class Pressure(Value):
     """Waiting for a resource (PSI).
 
@@ -39,7 +39,7 @@ class Pressure(Value):
     full: PressureShare | None = None
 
 
-@frozen(kw_only=True, repr=False)
+@frozen(kw_only=True, eq=False, repr=False)
 class CpuStats(Value):
     """
     :ivar usage: seconds of CPU, of which *user* in user mode and *system* in the kernel
@@ -56,7 +56,7 @@ class CpuStats(Value):
     pressure: Pressure | None = None
 
 
-@frozen(kw_only=True, repr=False)
+@frozen(kw_only=True, eq=False, repr=False)
 class MemoryStats(Value):
     """Bytes.
 
@@ -78,7 +78,7 @@ class MemoryStats(Value):
     pressure: Pressure | None = None
 
 
-@frozen(kw_only=True, repr=False)
+@frozen(kw_only=True, eq=False, repr=False)
 class PidsStats(Value):
     """
     :ivar current: processes and threads; *peak* the most there were, or None before Linux 6.1
@@ -92,7 +92,7 @@ class PidsStats(Value):
     refused: int = 0
 
 
-@frozen(kw_only=True, repr=False)
+@frozen(kw_only=True, eq=False, repr=False)
 class DeviceStats(Value):
     """Of one block device: bytes and operations, read, written and discarded."""
 
@@ -104,7 +104,7 @@ class DeviceStats(Value):
     discards: int = 0
 
 
-@frozen(kw_only=True, repr=False)
+@frozen(kw_only=True, eq=False, repr=False)
 class IoStats(Value):
     """:ivar devices: by ``major:minor``."""
 
@@ -112,7 +112,7 @@ class IoStats(Value):
     pressure: Pressure | None = None
 
 
-@frozen(kw_only=True, repr=False)
+@frozen(kw_only=True, eq=False, repr=False)
 class WorkerStats(Value):
     """What all processes of a worker have used, since its cgroup exists. A part without its controller is None.
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from nsorch.events.bus import Bus, Subscription
 from nsorch.events.log import log_event
 from nsorch.events.stream import EventStream
@@ -10,27 +12,17 @@ from nsorch.events.types import (
     BridgeRemoved,
     Event,
     Gap,
-    InterfaceCreated,
-    InterfaceRemoved,
     LinkChanged,
     LinkCreated,
     LinkDown,
     LinkRemoved,
     LinkUp,
-    NetError,
-    NetworkHealed,
-    NetworkPartitioned,
     Snapshot,
     SupervisorStarted,
     SupervisorStopped,
     SupervisorStopping,
-    WorkerBackoff,
     WorkerExited,
     WorkerFailed,
-    WorkerFrozen,
-    WorkerHealthy,
-    WorkerLimitHit,
-    WorkerOomKilled,
     WorkerReady,
     WorkerRemoved,
     WorkerRequested,
@@ -38,10 +30,40 @@ from nsorch.events.types import (
     WorkerSpawned,
     WorkerStarted,
     WorkerStopping,
-    WorkerThawed,
-    WorkerUnhealthy,
 )
 from nsorch.events.values import Exit, State, Usage, WorkerStatus
+from nsorch.later import later
+
+if TYPE_CHECKING:
+    from nsorch.events.rare import (
+        InterfaceCreated,
+        InterfaceRemoved,
+        NetError,
+        NetworkHealed,
+        NetworkPartitioned,
+        WorkerBackoff,
+        WorkerFrozen,
+        WorkerHealthy,
+        WorkerLimitHit,
+        WorkerOomKilled,
+        WorkerThawed,
+        WorkerUnhealthy,
+    )
+
+_LATER = {
+    "InterfaceCreated": "nsorch.events.rare",
+    "InterfaceRemoved": "nsorch.events.rare",
+    "NetError": "nsorch.events.rare",
+    "NetworkHealed": "nsorch.events.rare",
+    "NetworkPartitioned": "nsorch.events.rare",
+    "WorkerBackoff": "nsorch.events.rare",
+    "WorkerFrozen": "nsorch.events.rare",
+    "WorkerHealthy": "nsorch.events.rare",
+    "WorkerLimitHit": "nsorch.events.rare",
+    "WorkerOomKilled": "nsorch.events.rare",
+    "WorkerThawed": "nsorch.events.rare",
+    "WorkerUnhealthy": "nsorch.events.rare",
+}
 
 __all__ = [
     "BridgeCreated",
@@ -87,3 +109,6 @@ __all__ = [
     "WorkerUnhealthy",
     "log_event",
 ]
+
+if not TYPE_CHECKING:  # type checkers would take any name for one that exists
+    __getattr__, __dir__ = later(globals(), _LATER)

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
-from attrs import frozen
+from typing import TYPE_CHECKING, NamedTuple
 
 from nsorch.events.types import EVENT_TYPES, Event, Gap, LinkChanged, LinkDown, LinkRemoved, LinkUp
-from nsorch.values import Value
 
 if TYPE_CHECKING:
     from collections.abc import Collection
@@ -18,12 +15,10 @@ if TYPE_CHECKING:
 
 # What a published Gap may stand for.
 _MISSED = {Gap, LinkUp, LinkDown, LinkChanged, LinkRemoved}
-_ALL: tuple[type[Event], ...] = (Event, *EVENT_TYPES)
-_BY_NAME: dict[str, type[Event]] = {cls.__name__: cls for cls in _ALL}
+_BY_NAME: dict[str, type[Event]] = {cls.__name__: cls for cls in EVENT_TYPES}
 
 
-@frozen(kw_only=True, repr=False)
-class Filter(Value):
+class Filter(NamedTuple):
     """A subscriber's choice.
 
     :ivar kinds: classes wanted, or None for all
@@ -62,11 +57,23 @@ def make_filter(kinds: Kinds, workers: Names) -> Filter:
 
 def _classes(kind: Kind) -> list[type[Event]]:
     if isinstance(kind, str):
-        if kind not in _BY_NAME:
-            raise ValueError(f"kinds: no event is named {kind!r}; there are {', '.join(sorted(_BY_NAME))}")
-        base = _BY_NAME[kind]
+        base = _BY_NAME[kind] if kind in _BY_NAME else _rare(kind)
     elif isinstance(kind, type) and issubclass(kind, Event):
         base = kind
     else:
         raise TypeError(f"kinds: {kind!r} is neither an event class nor the name of one")
-    return [cls for cls in EVENT_TYPES if issubclass(cls, base)]
+    if base in EVENT_TYPES:
+        return [base]
+    from nsorch.events.rare import EVERY_TYPE
+
+    return [cls for cls in EVERY_TYPE if issubclass(cls, base)]
+
+
+def _rare(name: str) -> type[Event]:
+    from nsorch.events.rare import EVERY_TYPE
+
+    every: tuple[type[Event], ...] = (Event, *EVERY_TYPE)
+    names = {cls.__name__: cls for cls in every}
+    if name not in names:
+        raise ValueError(f"kinds: no event is named {name!r}; there are {', '.join(sorted(names))}")
+    return names[name]

@@ -7,15 +7,13 @@ import sys
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
-from nsorch.events.types import NetError, WorkerFailed, WorkerSetupFailed, WorkerUnhealthy
-
 if TYPE_CHECKING:
     import logging
 
     from nsorch.events.types import Event
 
 _INFO, _WARNING = 20, 30  # of logging, whose import takes as long as that of all event types
-_WARNINGS = frozenset({WorkerSetupFailed, WorkerFailed, WorkerUnhealthy, NetError})
+_WARNINGS = frozenset({"WorkerSetupFailed", "WorkerFailed", "WorkerUnhealthy", "NetError"})
 _failure_told = False
 
 
@@ -38,7 +36,7 @@ def log_event(event: Event) -> None:
     """
     global _failure_told
     try:
-        level = _WARNING if type(event) in _WARNINGS else _INFO
+        level = _WARNING if event.kind in _WARNINGS else _INFO
         # Who has configured structlog has imported it.
         structlog = sys.modules.get("structlog")
         if structlog is not None and structlog.is_configured():

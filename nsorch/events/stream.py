@@ -6,7 +6,6 @@ from collections import deque
 from typing import TYPE_CHECKING
 
 import anyio
-import anyio.lowlevel
 from anyio.abc import ObjectReceiveStream
 
 from nsorch.events.types import TERMINAL_TYPES, Event, Gap

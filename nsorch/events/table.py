@@ -12,15 +12,15 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 # WorkerReady isn't here: what it means depends on whether there is a process.
-_STATES: Mapping[type[t.Event], State] = {
-    t.WorkerRequested: State.STARTING,
-    t.WorkerSpawned: State.STARTING,
-    t.WorkerSetupFailed: State.FAILED,
-    t.WorkerStarted: State.RUNNING,
-    t.WorkerStopping: State.STOPPING,
-    t.WorkerExited: State.EXITED,
-    t.WorkerBackoff: State.BACKOFF,
-    t.WorkerFailed: State.FAILED,
+_STATES: Mapping[str, State] = {
+    "WorkerRequested": State.STARTING,
+    "WorkerSpawned": State.STARTING,
+    "WorkerSetupFailed": State.FAILED,
+    "WorkerStarted": State.RUNNING,
+    "WorkerStopping": State.STOPPING,
+    "WorkerExited": State.EXITED,
+    "WorkerBackoff": State.BACKOFF,
+    "WorkerFailed": State.FAILED,
 }
 
 
@@ -50,7 +50,7 @@ class StateTable:
         if isinstance(event, t.WorkerReady):
             # A process that is ready was started before; without one the worker is passive.
             state = State.IDLE if old.pid is None and old.state is State.STARTING else old.state
-        elif (known := _STATES.get(type(event))) is not None:
+        elif (known := _STATES.get(event.kind)) is not None:
             state = known
             ended = old.state is State.EXITED and old.incarnation == event.incarnation
             if ended and isinstance(event, t.WorkerSetupFailed):  # it wasn't ready yet

@@ -1,4 +1,4 @@
-"""What can be told: one frozen class for each kind of event."""
+"""What can be told of any lab: one frozen class for each kind of event."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ T = TypeVar("T")
 
 # Event has one comparison and one repr for all: generating them per class would triple the import's cost.
 @dataclass_transform(frozen_default=True, kw_only_default=True, eq_default=False, field_specifiers=(field,))
-def _event(cls: type[T]) -> type[T]:
+def event_type(cls: type[T]) -> type[T]:
     return frozen(kw_only=True, weakref_slot=False, eq=False, repr=False)(cls)
 
 
@@ -31,7 +31,7 @@ def _plain(value: Any) -> Any:
     return value.to_dict() if isinstance(value, WorkerStatus) else value
 
 
-@_event
+@event_type
 class Event:
     """Base of all events, with the envelope. The bus fills in ``seq``, ``time`` and ``mono`` on publishing.
 
@@ -78,7 +78,7 @@ class Event:
         return f"{self.kind}({', '.join(f'{name}={value!r}' for name, value in shown.items())})"
 
 
-@_event
+@event_type
 class SupervisorStarted(Event):
     """:ivar pid: of the spawner, as the host sees it."""
 
@@ -86,24 +86,24 @@ class SupervisorStarted(Event):
     pid: int
 
 
-@_event
+@event_type
 class SupervisorStopping(Event):
     """:ivar reason: why, if it isn't the block's normal end; else ``""``."""
 
     reason: str = ""
 
 
-@_event
+@event_type
 class SupervisorStopped(Event):
     """The last event of a supervisor."""
 
 
-@_event
+@event_type
 class WorkerRequested(Event):
     """The first event of a worker: its name is taken."""
 
 
-@_event
+@event_type
 class WorkerSpawned(Event):
     """A process exists; its command runs only after :class:`WorkerStarted`.
 
@@ -115,7 +115,7 @@ class WorkerSpawned(Event):
     namespaces: Mapping[str, int] = field(factory=dict, converter=_frozen_copy)
 
 
-@_event
+@event_type
 class WorkerSetupFailed(Event):
     """nsorch's own preparation failed; the command didn't run."""
 
@@ -124,14 +124,14 @@ class WorkerSetupFailed(Event):
     detail: str = ""
 
 
-@_event
+@event_type
 class WorkerStarted(Event):
     """The exec of the command is confirmed."""
 
     pid: int
 
 
-@_event
+@event_type
 class WorkerReady(Event):
     """The ``ready`` condition holds; or a passive worker has its namespaces.
 
@@ -141,19 +141,7 @@ class WorkerReady(Event):
     namespaces: Mapping[str, int] = field(factory=dict, converter=_frozen_copy)
 
 
-@_event
-class WorkerUnhealthy(Event):
-    """A probe of the worker failed."""
-
-    detail: str = ""
-
-
-@_event
-class WorkerHealthy(Event):
-    """A worker that was unhealthy answers again."""
-
-
-@_event
+@event_type
 class WorkerStopping(Event):
     """The worker was asked to end.
 
@@ -165,7 +153,7 @@ class WorkerStopping(Event):
     deadline: float
 
 
-@_event
+@event_type
 class WorkerExited(Event):
     """The process ended and was reaped. Exactly one for each :class:`WorkerSpawned`."""
 
@@ -178,81 +166,35 @@ class WorkerExited(Event):
         return data | self.exit.to_dict()
 
 
-@_event
-class WorkerBackoff(Event):
-    """:ivar delay: seconds until the next start; :ivar attempt: number of that start, from 1."""
-
-    delay: float
-    attempt: int
-
-
-@_event
+@event_type
 class WorkerFailed(Event):
     """nsorch gave up on the worker; no restart will follow."""
 
     reason: str
 
 
-@_event
-class WorkerFrozen(Event):
-    """None of its processes runs, until :class:`WorkerThawed`."""
-
-
-@_event
-class WorkerThawed(Event):
-    """Its processes go on."""
-
-
-@_event
-class WorkerOomKilled(Event):
-    """Processes of the worker were killed because its memory, or the host's, was used up. Where one of them was its
-    main process, it comes before :class:`WorkerExited`.
-
-    :ivar count: how many since the last such event
-    :ivar total: how many in all
-    """
-
-    count: int
-    total: int
-
-
-@_event
-class WorkerLimitHit(Event):
-    """A limit of the worker was hit; at most one a second for each of its files.
-
-    :ivar limit: ``"memory"`` (something had to be reclaimed, or killed), ``"memory_high"``, ``"swap"``, or ``"pids"``
-        (a fork was refused)
-    :ivar count: how often since the last such event
-    :ivar total: how often in all
-    """
-
-    limit: str
-    count: int
-    total: int
-
-
-@_event
+@event_type
 class WorkerRemoved(Event):
     """The last event of a worker: its namespaces, descriptors and cgroup are released, its name is free."""
 
 
-@_event
+@event_type
 class BridgeCreated(Event):
     bridge: str
 
 
-@_event
+@event_type
 class BridgeRemoved(Event):
     bridge: str
 
 
-@_event
+@event_type
 class LinkCreated(Event):
     link: str
     ends: tuple[str, ...]
 
 
-@_event
+@event_type
 class LinkUp(Event):
     """Both ends have carrier.
 
@@ -264,7 +206,7 @@ class LinkUp(Event):
     by: str = "nsorch"
 
 
-@_event
+@event_type
 class LinkDown(Event):
     """An end has no carrier. :ivar by: as of :class:`LinkUp`."""
 
@@ -273,7 +215,7 @@ class LinkDown(Event):
     by: str = "nsorch"
 
 
-@_event
+@event_type
 class LinkChanged(Event):
     """:ivar changes: pairs of an option's name and its new value; :ivar by: as of :class:`LinkUp`."""
 
@@ -282,19 +224,7 @@ class LinkChanged(Event):
     by: str = "nsorch"
 
 
-@_event
-class NetworkPartitioned(Event):
-    """:ivar groups: names of workers; those of one don't hear those of another"""
-
-    groups: tuple[tuple[str, ...], ...]
-
-
-@_event
-class NetworkHealed(Event):
-    """The opposite of :class:`NetworkPartitioned`."""
-
-
-@_event
+@event_type
 class LinkRemoved(Event):
     """:ivar by: as of :class:`LinkUp`."""
 
@@ -303,38 +233,7 @@ class LinkRemoved(Event):
     by: str = "nsorch"
 
 
-@_event
-class InterfaceCreated(Event):
-    """An interface of the worker that is no end of a link is up, and has its addresses.
-
-    :ivar type: its kind, such as ``"vlan"``
-    """
-
-    interface: str
-    type: str
-
-
-@_event
-class InterfaceRemoved(Event):
-    """:ivar type: as :class:`InterfaceCreated` has it."""
-
-    interface: str
-    type: str
-
-
-@_event
-class NetError(Event):
-    """A network operation failed after the call that asked for it had returned.
-
-    :ivar detail: the kernel's own text (extended ack), or ``""``
-    """
-
-    operation: str
-    errno: int
-    detail: str = ""
-
-
-@_event
+@event_type
 class Gap(Event):
     """Stands, in one subscriber's stream, for one run of events that it didn't get. It has no ``seq`` of its own (0).
 
@@ -349,13 +248,14 @@ class Gap(Event):
     last: int
 
 
-@_event
+@event_type
 class Snapshot(Event):
     """The state of every worker that isn't removed, after the event numbered ``seq``."""
 
     workers: Mapping[str, WorkerStatus] = field(factory=dict, converter=_frozen_copy)
 
 
+#: see also :mod:`nsorch.events.rare`
 EVENT_TYPES: tuple[type[Event], ...] = (
     SupervisorStarted,
     SupervisorStopping,
@@ -365,16 +265,9 @@ EVENT_TYPES: tuple[type[Event], ...] = (
     WorkerSetupFailed,
     WorkerStarted,
     WorkerReady,
-    WorkerUnhealthy,
-    WorkerHealthy,
     WorkerStopping,
     WorkerExited,
-    WorkerBackoff,
     WorkerFailed,
-    WorkerFrozen,
-    WorkerThawed,
-    WorkerOomKilled,
-    WorkerLimitHit,
     WorkerRemoved,
     BridgeCreated,
     BridgeRemoved,
@@ -383,11 +276,6 @@ EVENT_TYPES: tuple[type[Event], ...] = (
     LinkDown,
     LinkChanged,
     LinkRemoved,
-    InterfaceCreated,
-    InterfaceRemoved,
-    NetworkPartitioned,
-    NetworkHealed,
-    NetError,
     Gap,
     Snapshot,
 )

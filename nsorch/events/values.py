@@ -23,7 +23,7 @@ class State(enum.Enum):
     REMOVED = "removed"
 
 
-@frozen(kw_only=True, weakref_slot=False, repr=False)
+@frozen(kw_only=True, weakref_slot=False, eq=False, repr=False)
 class Usage(Value):
     """What a process and its waited-for descendants used (``getrusage(2)``).
 
@@ -41,7 +41,7 @@ class Usage(Value):
         return {"user_time": self.user_time, "system_time": self.system_time, "max_rss": self.max_rss}
 
 
-@frozen(kw_only=True, weakref_slot=False, repr=False)
+@frozen(kw_only=True, weakref_slot=False, eq=False, repr=False)
 class Exit(Value):
     """How a process ended: by itself with a ``code``, or by a ``signal``; exactly one of the two is given.
 
@@ -71,7 +71,7 @@ class Exit(Value):
         return {"code": self.code, "signal": self.signal, "expected": self.expected, "usage": usage}
 
 
-@frozen(kw_only=True, weakref_slot=False, repr=False)
+@frozen(kw_only=True, weakref_slot=False, eq=False, repr=False)
 class WorkerStatus(Value):
     """What the bus knows of one worker.
 

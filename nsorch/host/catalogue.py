@@ -15,7 +15,7 @@ from nsorch.core.launch import has_capability
 from nsorch.values import Value
 
 
-@frozen(repr=False)
+@frozen(eq=False, repr=False)
 class Tried(Value):
     """:ivar config: the kernel's build option, :ivar module: its module, each ``""`` where it has none."""
 

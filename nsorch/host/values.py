@@ -15,7 +15,7 @@ def _frozen_copy(values: Mapping[str, Any]) -> Mapping[str, Any]:
     return MappingProxyType(dict(values))
 
 
-@frozen(kw_only=True, repr=False)
+@frozen(kw_only=True, eq=False, repr=False)
 class Feature(Value):
     """Something that a lab may use.
 
@@ -40,7 +40,7 @@ class Feature(Value):
     remedy: str = ""
 
 
-@frozen(kw_only=True, repr=False)
+@frozen(kw_only=True, eq=False, repr=False)
 class Capacity(Value):
     """How much of something there is.
 
@@ -64,7 +64,7 @@ class Capacity(Value):
     remedy: str = ""
 
 
-@frozen(kw_only=True, repr=False)
+@frozen(kw_only=True, eq=False, repr=False)
 class HostReport(Value):
     """What :func:`nsorch.probe` found.
 

@@ -36,7 +36,7 @@ _INDEXES = (
 )
 
 
-@frozen(kw_only=True, repr=False)
+@frozen(kw_only=True, eq=False, repr=False)
 class Layer(Value):
     """:ivar path: where it lies, if it isn't found by its digest
     :ivar diff_id: the digest without compression, or ``""``
@@ -48,7 +48,7 @@ class Layer(Value):
     diff_id: str = ""
 
 
-@frozen(kw_only=True, repr=False)
+@frozen(kw_only=True, eq=False, repr=False)
 class Image(Value):
     """:ivar digest: of its manifest, or ``""``"""
 

@@ -28,7 +28,7 @@ _MACHINES = {
 }
 
 
-@frozen(repr=False)
+@frozen(eq=False, repr=False)
 class Platform(Value):
     os: str
     architecture: str

@@ -15,7 +15,7 @@ def _frozen_copy(values: Mapping[str, str]) -> Mapping[str, str]:
     return MappingProxyType(dict(values))
 
 
-@frozen(kw_only=True, repr=False)
+@frozen(kw_only=True, eq=False, repr=False)
 class ImageConfig(Value):
     """How an image wants to be run; empty where it doesn't say.
 
@@ -44,7 +44,7 @@ class ImageConfig(Value):
         }
 
 
-@frozen(kw_only=True, repr=False)
+@frozen(kw_only=True, eq=False, repr=False)
 class Unpacked(Value):
     """What :func:`nsorch.unpack` did.
 

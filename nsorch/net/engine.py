@@ -5,13 +5,12 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import functools
 import struct
 import time
 from functools import partial
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address
 from typing import TYPE_CHECKING
-
-from attrs import frozen
 
 from nsorch.errors import NetlinkError
 from nsorch.net import messages
@@ -27,9 +26,7 @@ from nsorch.net.messages import (
     VethEnd,
 )
 from nsorch.net.netlink import Netlink, NetnsHandle, Request
-from nsorch.net.shaping import Shaper
 from nsorch.net.solicited import await_joined
-from nsorch.values import Value
 
 if TYPE_CHECKING:
     import socket
@@ -49,6 +46,7 @@ if TYPE_CHECKING:
         RouteGroup,
         RoutePlan,
     )
+    from nsorch.net.shaping import Shaper
 
 _CARRIER_DEADLINE = 5.0
 # The kernel joins groups one after the other: where so many namespaces have, all have.
@@ -59,19 +57,28 @@ _DYING, _DELETED_AT_ONCE = 0x6E736F72, 512
 _HOST_4, _HOST_6 = IPv4Network("0.0.0.0/32"), IPv6Network("::/128")
 
 
+_Undo = tuple[Netlink, Request]
+
+
 class Engine:
     """:param fabric: a NETLINK_ROUTE socket of the fabric; it stays its owner's"""
 
     def __init__(self, fabric: socket.socket) -> None:
         self.fabric = Netlink(fabric)
-        self.shaper = Shaper(self.fabric)
+
+    @functools.cached_property
+    def shaper(self) -> Shaper:
+        """Imported with the first link that is emulated."""
+        from nsorch.net.shaping import Shaper
+
+        return Shaper(self.fabric)
 
     def execute(self, batch: Batch, namespaces: Mapping[Netns, NetnsHandle]) -> None:
         """Make all of *batch*; returns when every end has carrier.
 
         :raises NetlinkError: the first; what was made is undone
         """
-        made: list[Request] = []
+        made: list[_Undo] = []
         try:
             for bridge in batch.bridges:
                 self._make_bridge(bridge, made)
@@ -102,7 +109,7 @@ class Engine:
             self._undo(made, exc)
             raise
 
-    def _make_bridge(self, plan: BridgePlan, made: list[Request]) -> None:
+    def _make_bridge(self, plan: BridgePlan, made: list[_Undo]) -> None:
         data = messages.create_bridge(
             plan.ifname,
             index=plan.index,
@@ -114,9 +121,9 @@ class Engine:
             multicast_snooping=plan.multicast_snooping,
         )
         self.fabric.execute([Request(data, "create bridge", plan.name)])
-        made.append(Request(messages.delete_link(plan.index), "remove bridge", plan.name))
+        made.append((self.fabric, Request(messages.delete_link(plan.index), "remove bridge", plan.name)))
 
-    def _make_link(self, plan: LinkPlan, namespaces: Mapping[Netns, NetnsHandle], made: list[Request]) -> None:
+    def _make_link(self, plan: LinkPlan, namespaces: Mapping[Netns, NetnsHandle], made: list[_Undo]) -> None:
         first, second = plan.a, plan.b
         if first.netns and (not second.netns or first.index is None):
             # The end in the fabric is the one that can be created up, and by which the pair is undone. The kernel heeds
@@ -133,17 +140,15 @@ class Engine:
         for end in (first, second):
             if end.vlans and end.index:
                 requests.append(_port_vlans(RTM_NEWLINK, end.index, end.vlans))
-            if not end.netns and end.index is not None:
+            if not end.netns and end.index is not None and end.qdisc is not None:
                 requests += self.shaper.requests(end.index, end.qdisc, end.ifname)
         self.fabric.execute(requests)
         if not first.netns and first.index is not None:
-            made.append(Request(messages.delete_link(first.index), "remove link", plan.name))
+            made.append((self.fabric, Request(messages.delete_link(first.index), "remove link", plan.name)))
         elif first.netns:
-            made.append(
-                _DeleteInNetns(
-                    messages.delete_link(name=first.ifname), "remove link", plan.name, namespaces[first.netns]
-                )
-            )
+            handle = namespaces[first.netns]
+            request = Request(messages.delete_link(name=first.ifname), "remove link", plan.name)
+            made.append((Netlink(handle.sock, handle.name), request))
 
     def _configure(
         self, handle: NetnsHandle, ends: Sequence[EndPlan], node: NodePlan | None, routes: Sequence[RoutePlan]
@@ -164,7 +169,8 @@ class Engine:
             requests.append(Request(messages.set_link(index, up=True), "set up", end.ifname))
             requests += [_add(index, address, end.ifname) for address in end.all_addresses]
             requests += [_neighbour(index, ip, mac) for ip, mac in end.neighbours]
-            requests += self.shaper.requests(index, end.qdisc, end.ifname)
+            if end.qdisc is not None:
+                requests += self.shaper.requests(index, end.qdisc, end.ifname)
         for route in routes:
             for hop in route.nexthops:
                 if hop.dev not in indices:
@@ -205,11 +211,8 @@ class Engine:
                         break
                     time.sleep(0.001)
 
-    def _undo(self, made: list[Request], failure: NetlinkError) -> None:
-        for request in reversed(made):
-            netlink = self.fabric
-            if isinstance(request, _DeleteInNetns):
-                netlink = Netlink(request.handle.sock, request.handle.name)
+    def _undo(self, made: list[_Undo], failure: NetlinkError) -> None:
+        for netlink, request in reversed(made):
             with contextlib.suppress(NetlinkError):
                 for error in netlink.transact([request]):
                     if error.errno != errno.ENODEV:
@@ -458,11 +461,6 @@ class Engine:
                 if route is not None:
                     found[route[0]] = (*found.get(route[0], ()), *route[1])  # IPv6 has equal paths one by one
         return found
-
-
-@frozen(repr=False)
-class _DeleteInNetns(Request, Value):
-    handle: NetnsHandle
 
 
 def _raise_first(errors: Sequence[NetlinkError]) -> None:

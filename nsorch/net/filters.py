@@ -36,7 +36,7 @@ _INBOUND, _OUTBOUND, _PEERS, _PORTS = "inbound", "outbound", "peers", "ports"
 Expressions = list[bytes]
 
 
-@frozen(kw_only=True, repr=False)
+@frozen(kw_only=True, eq=False, repr=False)
 class ForwardPlan(Value):
     """New connections to the ports *first* to *last* of the outside go to *address*, and to *port* there if given."""
 
@@ -47,13 +47,13 @@ class ForwardPlan(Value):
     port: int | None = None
 
 
-@frozen(kw_only=True, repr=False)
+@frozen(kw_only=True, eq=False, repr=False)
 class PrefixPlan(Value):
     inside: IPv6Network
     outside: IPv6Network
 
 
-@frozen(kw_only=True, repr=False)
+@frozen(kw_only=True, eq=False, repr=False)
 class NatPlan(Value):
     """:ivar outside: names of interfaces
     :ivar addresses: of these interfaces, as far as known
@@ -70,7 +70,7 @@ class NatPlan(Value):
     timeout: float = 300.0
 
 
-@frozen(kw_only=True, repr=False)
+@frozen(kw_only=True, eq=False, repr=False)
 class RulePlan(Value):
     """What is empty or None matches everything; of several networks one has to match."""
 
@@ -84,7 +84,7 @@ class RulePlan(Value):
     outgoing: str | None = None
 
 
-@frozen(kw_only=True, repr=False)
+@frozen(kw_only=True, eq=False, repr=False)
 class FirewallPlan(Value):
     """:ivar input: what happens to packets to the namespace itself that no rule speaks of"""
 

@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
-from attrs import field, frozen
-
-from nsorch.values import Value
+from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -14,8 +10,7 @@ if TYPE_CHECKING:
 HEAD = "127.0.0.1 localhost\n::1 localhost ip6-localhost ip6-loopback\n"
 
 
-@frozen(kw_only=True, repr=False)
-class HostsEntry(Value):
+class HostsEntry(NamedTuple):
     """A worker.
 
     :ivar loopback: its own addresses, which its name stands for first
@@ -23,8 +18,8 @@ class HostsEntry(Value):
     """
 
     name: str
-    loopback: tuple[str, ...] = ()
-    segments: Mapping[str, tuple[str, ...]] = field(factory=dict)
+    loopback: tuple[str, ...]
+    segments: Mapping[str, tuple[str, ...]]
 
 
 def render_entry(entry: HostsEntry) -> str:

@@ -8,6 +8,8 @@ import errno
 import time
 from typing import TYPE_CHECKING, Any
 
+from attrs import frozen
+
 from nsorch.errors import NetlinkError
 from nsorch.net import messages
 from nsorch.net.engine import Engine
@@ -15,19 +17,46 @@ from nsorch.net.mac import link_local as link_local_address
 from nsorch.net.messages import RTM_DELADDR, RTM_DELNEIGH, RTM_NEWADDR, RTM_NEWLINK, RTM_NEWNEIGH
 from nsorch.net.netlink import Netlink, Request
 from nsorch.net.solicited import await_joined
+from nsorch.values import Value
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
     from nsorch.net.messages import LinkState
     from nsorch.net.netlink import NetnsHandle
-    from nsorch.net.plan import InterfacePlan, IPAddress, IPInterface
+    from nsorch.net.plan import IPAddress, IPInterface
 
 _CARRIER_DEADLINE = 5.0
 _CREATE_EXCLUSIVE = 0x400 | 0x200
 _PROBE = "nsorch-probe"
 #: kernels without the option of the last one ignore what asks for it
 VLAN_FILTERING = "bridge VLAN filtering"
+
+
+@frozen(kw_only=True, eq=False, repr=False)
+class InterfacePlan(Value):
+    """An interface in a network namespace that is no end of a veth pair.
+
+    :ivar kind: as the kernel calls it
+    :ivar data: its own attributes, as pyroute2 names them
+    :ivar index: ifindex to be given, or None to let the kernel choose
+    :ivar parent: the interface that it is above
+    :ivar ports: interfaces that become ports of it
+    :ivar carrier: whether it has any without a program's doing, and is waited for
+    :ivar link_local: whether it has a link-local address with IPv6 ones
+    """
+
+    ifname: str
+    kind: str
+    data: tuple[tuple[str, Any], ...] = ()
+    index: int | None = None
+    parent: str | None = None
+    ports: tuple[str, ...] = ()
+    mac: bytes | None = None
+    mtu: int | None = None
+    addresses: tuple[IPInterface, ...] = ()
+    carrier: bool = True
+    link_local: bool = True
 
 
 def create(plan: InterfacePlan, parent: int | None) -> bytes:

@@ -7,7 +7,7 @@ from ipaddress import IPv6Interface
 
 from nsorch.errors import AddressError
 
-_MAC = re.compile(r"[0-9a-fA-F]{2}(:[0-9a-fA-F]{2}){5}")
+_MAC = r"[0-9a-fA-F]{2}(:[0-9a-fA-F]{2}){5}"
 
 
 def derive_mac(worker: str, interface: str) -> bytes:
@@ -20,7 +20,7 @@ def derive_mac(worker: str, interface: str) -> bytes:
 
 def parse_mac(text: str) -> bytes:
     """:raises AddressError: not six bytes, or a multicast address"""
-    if not _MAC.fullmatch(text):
+    if not re.fullmatch(_MAC, text):
         raise AddressError(f'"{text}" is not a MAC address such as 02:00:00:00:00:01')
     mac = bytes.fromhex(text.replace(":", ""))
     if mac[0] & 1 or not any(mac):

@@ -9,11 +9,7 @@ from __future__ import annotations
 import socket
 import struct
 import sys
-from typing import TYPE_CHECKING
-
-from attrs import frozen
-
-from nsorch.values import Value
+from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -58,8 +54,7 @@ _RTA_METRICS, _RTAX_HOPLIMIT, _RTA_TABLE, _TABLE_UNSPECIFIED = 8, 10, 15, 0
 _TABLE_MAIN, _PROTOCOL_STATIC, _SCOPE_LINK, _UNICAST = 254, 4, 253, 1
 
 
-@frozen(kw_only=True, repr=False)
-class VethEnd(Value):
+class VethEnd(NamedTuple):
     """One end of a veth pair, as it is to be created.
 
     :ivar netns: descriptor of its network namespace, or None for that of the socket
@@ -67,7 +62,7 @@ class VethEnd(Value):
     """
 
     ifname: str
-    index: int = 0
+    index: int = 0  # type: ignore[assignment]  # a tuple has a method of this name
     netns: int | None = None
     mac: bytes | None = None
     mtu: int | None = None
@@ -261,8 +256,7 @@ def address(kind: int, index: int, value: IPv4Interface | IPv6Interface) -> byte
     return message(kind, _CREATE_EXCLUSIVE if kind == RTM_NEWADDR else 0, body)
 
 
-@frozen(repr=False)
-class Field(Value):
+class Field(NamedTuple):
     """What differs from copy to copy of a message: *size* bytes at *offset*, *values* one behind the other."""
 
     offset: int
@@ -457,12 +451,11 @@ def attributes(data: bytes, start: int) -> dict[int, bytes]:
     return found
 
 
-@frozen(kw_only=True, repr=False)
-class LinkState(Value):
+class LinkState(NamedTuple):
     """What the kernel says of an interface; *carrier*: IFF_LOWER_UP; *running*: IFF_RUNNING, carrier as
     the rest of the kernel knows it."""
 
-    index: int
+    index: int  # type: ignore[assignment]  # a tuple has a method of this name
     name: str
     mac: bytes
     mtu: int

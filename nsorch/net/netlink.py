@@ -6,14 +6,11 @@ import errno
 import os
 import socket
 import struct
-from typing import TYPE_CHECKING
-
-from attrs import frozen
+from typing import TYPE_CHECKING, NamedTuple
 
 from nsorch.errors import NetlinkError
 from nsorch.net import messages
 from nsorch.net.messages import NLM_F_ACK, NLM_F_DUMP_INTR, NLMSG_DONE, NLMSG_ERROR, attributes
-from nsorch.values import Value
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Container, Iterator, Sequence
@@ -39,8 +36,7 @@ _MOST_RECEIVED = 64 * 1024
 _TIMEOUT = struct.pack("@ll", 30, 0)
 
 
-@frozen(repr=False)
-class Request(Value):
+class Request(NamedTuple):
     """A packed message, and what it is about, for the error."""
 
     data: bytes
@@ -48,8 +44,7 @@ class Request(Value):
     object: str
 
 
-@frozen(kw_only=True, repr=False)
-class NetnsHandle(Value):
+class NetnsHandle(NamedTuple):
     """A network namespace: its descriptor, a NETLINK_ROUTE socket opened inside, and a name for errors."""
 
     fd: int

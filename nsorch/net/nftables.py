@@ -65,7 +65,7 @@ def _message(kind: int, flags: int, *attributes: bytes, family: int = INET) -> b
     return message(_SUBSYSTEM << 8 | kind, flags, struct.pack(">BBH", family, 0, 0) + b"".join(attributes))
 
 
-@frozen(repr=False)
+@frozen(eq=False, repr=False)
 class Kind(Value):
     """Of keys or values of a set: some fields of four bytes each."""
 
@@ -89,7 +89,7 @@ def batch_edge(kind: int) -> bytes:
     return message(kind, 0, struct.pack(">BBH", 0, 0, _SUBSYSTEM))
 
 
-@frozen(repr=False)
+@frozen(eq=False, repr=False)
 class Table(Value):
     """:ivar family: INET, IPV4, IPV6 or BRIDGE
     :ivar owned: it goes with the socket that has made it, and only that can change it (Linux 5.12)

@@ -34,7 +34,7 @@ _BUFFER = 4 * 1024 * 1024
 Instructions = Sequence[tuple[int, int, int, int]]
 
 
-@frozen(repr=False)
+@frozen(eq=False, repr=False)
 class Packet(Value):
     """A frame, from its Ethernet header on.
 

@@ -21,7 +21,7 @@ _FIRST = -400
 _AT_ONCE = 1000
 
 
-@frozen(kw_only=True, repr=False)
+@frozen(kw_only=True, eq=False, repr=False)
 class PartitionPlan(Value):
     """Whom not to hear. Hardware addresses are those of neighbours, whatever they send or forward; the others come
     through routers, too."""

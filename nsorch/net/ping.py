@@ -34,7 +34,7 @@ _ARPREQ, _SIOCDARP = struct.Struct("=H2x4s8x16xi16x16s"), 0x8953
 _SLICE = 0.0005
 
 
-@frozen(repr=False)
+@frozen(eq=False, repr=False)
 class Probe(Value):
     """To be asked: *source* is a key of the sockets, *target* a name for the result."""
 
@@ -43,7 +43,7 @@ class Probe(Value):
     address: IPv4Address | IPv6Address
 
 
-@frozen(kw_only=True, repr=False)
+@frozen(kw_only=True, eq=False, repr=False)
 class ProbeResult(Value):
     """*rtt* in seconds, or None with the reason in *error*."""
 
@@ -196,7 +196,7 @@ class Results(Mapping[tuple[str, str], ProbeResult]):
         return len(self._numbers)
 
 
-@frozen(repr=False)
+@frozen(eq=False, repr=False)
 class Reachability(Value):
     """Who reaches whom: the result of each (source, target)."""
 

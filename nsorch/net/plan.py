@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 from ipaddress import IPv4Address, IPv4Interface, IPv4Network, IPv6Address, IPv6Interface, IPv6Network
-from typing import TYPE_CHECKING, Any
-
-from attrs import frozen
+from typing import TYPE_CHECKING, NamedTuple
 
 from nsorch.net.mac import link_local
-from nsorch.values import Value
 
 if TYPE_CHECKING:
     from nsorch.net.qdiscs import QdiscPlan
@@ -23,8 +20,7 @@ IPAddress = IPv4Address | IPv6Address
 KERNEL_MTU = 1500  #: of what is made without one
 
 
-@frozen(kw_only=True, repr=False)
-class BridgePlan(Value):
+class BridgePlan(NamedTuple):
     """A bridge in the fabric; *name* is for errors.
 
     :ivar forward_delay: seconds, with the spanning tree protocol; None without
@@ -33,7 +29,7 @@ class BridgePlan(Value):
 
     name: str
     ifname: str
-    index: int
+    index: int  # type: ignore[assignment]  # a tuple has a method of this name
     mtu: int | None = None
     mac: bytes | None = None
     vlan_aware: bool = False
@@ -42,8 +38,7 @@ class BridgePlan(Value):
     multicast_snooping: bool = False
 
 
-@frozen(repr=False)
-class PortVlans(Value):
+class PortVlans(NamedTuple):
     """VLANs of a bridge's port.
 
     :ivar pvid: of its untagged frames
@@ -62,8 +57,7 @@ class PortVlans(Value):
 EVERY_VLAN = PortVlans(1, tuple(range(2, 4095)))
 
 
-@frozen(kw_only=True, repr=False)
-class EndPlan(Value):
+class EndPlan(NamedTuple):
     """One end of a link.
 
     :ivar index: ifindex to be given, or None to let the kernel choose
@@ -78,7 +72,7 @@ class EndPlan(Value):
 
     netns: Netns
     ifname: str
-    index: int | None = None
+    index: int | None = None  # type: ignore[assignment]  # a tuple has a method of this name
     mac: bytes | None = None
     mtu: int | None = None
     addresses: tuple[IPInterface, ...] = ()
@@ -94,49 +88,20 @@ class EndPlan(Value):
         return self.addresses if not self.ipv6 or self.mac is None else (*self.addresses, link_local(self.mac))
 
 
-@frozen(kw_only=True, repr=False)
-class LinkPlan(Value):
+class LinkPlan(NamedTuple):
     name: str
     a: EndPlan
     b: EndPlan
 
 
-@frozen(kw_only=True, repr=False)
-class InterfacePlan(Value):
-    """An interface in a network namespace that is no end of a veth pair.
-
-    :ivar kind: as the kernel calls it
-    :ivar data: its own attributes, as pyroute2 names them
-    :ivar index: ifindex to be given, or None to let the kernel choose
-    :ivar parent: the interface that it is above
-    :ivar ports: interfaces that become ports of it
-    :ivar carrier: whether it has any without a program's doing, and is waited for
-    :ivar link_local: whether it has a link-local address with IPv6 ones
-    """
-
-    ifname: str
-    kind: str
-    data: tuple[tuple[str, Any], ...] = ()
-    index: int | None = None
-    parent: str | None = None
-    ports: tuple[str, ...] = ()
-    mac: bytes | None = None
-    mtu: int | None = None
-    addresses: tuple[IPInterface, ...] = ()
-    carrier: bool = True
-    link_local: bool = True
-
-
-@frozen(kw_only=True, repr=False)
-class NextHop(Value):
+class NextHop(NamedTuple):
     """Through interface *dev*, by gateway *via* unless the destination is on the link."""
 
     via: IPAddress | None
     dev: str
 
 
-@frozen(kw_only=True, repr=False)
-class RoutePlan(Value):
+class RoutePlan(NamedTuple):
     """Several next hops are of equal cost.
 
     :ivar table: the main one if None
@@ -149,8 +114,7 @@ class RoutePlan(Value):
     table: int | None = None
 
 
-@frozen(repr=False)
-class RouteGroup(Value):
+class RouteGroup(NamedTuple):
     """Routes to many hosts over the same next hops: a few bytes each, where a network has half a million of them.
 
     :ivar nexthops: several are of equal cost
@@ -165,8 +129,7 @@ class RouteGroup(Value):
     hop_limit: int | None = None
 
 
-@frozen(kw_only=True, repr=False)
-class NodePlan(Value):
+class NodePlan(NamedTuple):
     """What a network namespace gets besides its ends of links. *name* is for errors."""
 
     netns: Netns
@@ -176,8 +139,7 @@ class NodePlan(Value):
     groups: tuple[RouteGroup, ...] = ()
 
 
-@frozen(kw_only=True, repr=False)
-class Batch(Value):
+class Batch(NamedTuple):
     """To be made together, or not at all.
 
     :ivar raised: ifindices of bridges, and of links between them, that are set up last: a port that joins a bridge

@@ -47,7 +47,7 @@ QUEUE = 1000
 _UNLIMITED = 1_000_000
 
 
-@frozen(kw_only=True, repr=False)
+@frozen(kw_only=True, eq=False, repr=False)
 class LossStates(Value):
     """Gilbert and Elliott's: probabilities of changing to bad and to good, and of loss in either."""
 
@@ -57,7 +57,7 @@ class LossStates(Value):
     good: float
 
 
-@frozen(kw_only=True, repr=False)
+@frozen(kw_only=True, eq=False, repr=False)
 class QdiscPlan(Value):
     """What packets go through that an interface sends.
 

@@ -46,9 +46,9 @@ class Shaper:
                 raise NetlinkError("look for", "netem", errno=(numbers or [0])[0] or 0)
         return self._netem
 
-    def requests(self, index: int, plan: QdiscPlan | None, ifname: str) -> list[Request]:
+    def requests(self, index: int, plan: QdiscPlan, ifname: str) -> list[Request]:
         """For a new interface."""
-        if plan is None or plan.is_nothing:
+        if plan.is_nothing:
             return []
         return [self._request(index, plan, ifname, table=plan.distribution != "uniform")]
 

@@ -27,7 +27,7 @@ _IFNAME, _PUBLIC_KEY = 2, 4
 _REMOVE, _REPLACE_ALLOWED = 1, 2
 
 
-@frozen(kw_only=True, repr=False)
+@frozen(kw_only=True, eq=False, repr=False)
 class Peer(Value):
     """Keys in Base64; *keepalive* in seconds."""
 

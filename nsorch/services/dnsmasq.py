@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 _MOST = 254
 
 
-@frozen(kw_only=True, repr=False)
+@frozen(kw_only=True, eq=False, repr=False)
 class Served(Value):
     """An interface to serve on."""
 

@@ -27,7 +27,7 @@ _PRIVATE_NUMBERS = 4_200_000_000  # the first of RFC 6996
 _PIECE = 64_000
 
 
-@frozen(kw_only=True, repr=False)
+@frozen(kw_only=True, eq=False, repr=False)
 class Port(Value):
     """An interface of a router.
 
@@ -40,7 +40,7 @@ class Port(Value):
     peers: tuple[IPv4Address | IPv6Address, ...] = ()
 
 
-@frozen(kw_only=True, repr=False)
+@frozen(kw_only=True, eq=False, repr=False)
 class Router(Value):
     """:ivar number: of its autonomous system, or None for one made of *place*, which no two of a lab share"""
 

@@ -21,7 +21,6 @@ from nsorch.core.failures import translate
 from nsorch.core.spawner.subtree import kill, read, write
 from nsorch.errors import ClosedError, NsorchError, SetupError, UnsupportedError
 from nsorch.supervisor.leaf import Leaf
-from nsorch.topology.limits import NO_LIMITS, UNLIMITED, IoLimits
 from nsorch.topology.namespaces import New
 
 if TYPE_CHECKING:
@@ -29,7 +28,7 @@ if TYPE_CHECKING:
 
     from nsorch.core.spawner.subtree import Subtree
     from nsorch.core.usage import WorkerStats
-    from nsorch.supervisor.confining import Confined
+    from nsorch.supervisor.confined import Confined
     from nsorch.supervisor.supervisor import Supervisor
     from nsorch.supervisor.worker import Worker
     from nsorch.topology import WorkerSpec
@@ -69,7 +68,7 @@ class Cgroups:
                 self._check(subtree, spec.limits, spec.name)
 
     def _check(self, subtree: Subtree, limits: Limits | None, worker: str) -> None:
-        for controller, limit in (limits or NO_LIMITS).controllers().items():
+        for controller, limit in ({} if limits is None else limits.controllers()).items():
             if controller not in subtree.controllers:
                 raise cgroups.missing(controller, limit, worker)
 
@@ -346,6 +345,8 @@ class Cgroups:
             before = leaf.limits
 
             def change(fd: int) -> None:
+                from nsorch.topology.limits import UNLIMITED, IoLimits
+
                 old, new = _files(before, worker.name), _files(limits, worker.name)
                 reset = {name: UNLIMITED[name] for name in old if name in UNLIMITED and name not in new}
                 if "cpuset.cpus" in reset:  # it can't be emptied while something runs there: all that there are
@@ -372,7 +373,7 @@ class Cgroups:
             await self._until_idle(worker)
         except BaseException:
             with anyio.CancelScope(shield=True), contextlib.suppress(SetupError, ClosedError):
-                await self._with_copy(leaf, partial(set_to, files={"memory.max": UNLIMITED["memory.max"]}))
+                await self._with_copy(leaf, partial(set_to, files={"memory.max": "max"}))
             raise
 
     def kill(self, worker: Worker) -> None:

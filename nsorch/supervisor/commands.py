@@ -15,12 +15,10 @@ from nsorch.core.failures import translate
 from nsorch.core.process import Streams
 from nsorch.core.spawner.protocol import Command
 from nsorch.errors import SetupError, TopologyError
-from nsorch.supervisor.confining import check_mapped
+from nsorch.supervisor.confined import check_mapped
 from nsorch.supervisor.opening import open_file
-from nsorch.supervisor.users import find_user
-from nsorch.topology.kinds import is_text, items, of_kind, shown, to_path
-from nsorch.topology.privileges import to_user
-from nsorch.topology.ready import to_command
+from nsorch.topology.few import to_user
+from nsorch.topology.kinds import is_text, items, of_kind, shown, to_command, to_path
 from nsorch.topology.specs import check_stream
 
 if TYPE_CHECKING:
@@ -28,7 +26,7 @@ if TYPE_CHECKING:
 
     from nsorch.core.process import Inherited
     from nsorch.core.streams import PipeReceiveStream, PipeSendStream
-    from nsorch.supervisor.confining import Confined
+    from nsorch.supervisor.confined import Confined
     from nsorch.topology.specs import WorkerSpec
 
 Argument = str | bytes | os.PathLike[str]
@@ -61,6 +59,8 @@ async def build_command(
     directory = default if cwd is None else os.path.join(default, os.fsencode(cwd))
     become = confined.unconfined_user if unconfined else confined.user
     if user is not None:
+        from nsorch.supervisor.users import find_user
+
         become = await anyio.to_thread.run_sync(find_user, user, (), confined.rootfs, worker)
         check_mapped(become, confined.mapped, worker)
     return Command(

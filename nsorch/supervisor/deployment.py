@@ -18,9 +18,10 @@ from nsorch.supervisor.wiring.given import given_in
 from nsorch.supervisor.wiring.routes import ShortestPaths
 from nsorch.topology import To, Topology
 from nsorch.topology.checks import checks, emulations
-from nsorch.topology.difference import RESTARTED, as_link, difference, links_of
+from nsorch.topology.difference import RESTARTED, difference, links_of
+from nsorch.topology.emulation import directions
 from nsorch.topology.kinds import of_kind
-from nsorch.topology.profiles import directions
+from nsorch.topology.specs import as_link
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Container, Mapping, Sequence
@@ -30,7 +31,8 @@ if TYPE_CHECKING:
     from nsorch.supervisor.wiring.network import Bridge, Link, Side
     from nsorch.supervisor.worker import Worker
     from nsorch.topology import BridgeSpec, LinkSpec, WorkerSpec
-    from nsorch.topology.difference import Difference, LinkKey
+    from nsorch.topology.difference import Difference
+    from nsorch.topology.specs import LinkKey
 
 
 class Deployment:
@@ -197,7 +199,8 @@ class Deployment:
     async def _adapt(self, worker: Worker, described: WorkerSpec) -> None:
         """What it is given while it runs."""
         wiring = self._supervisor._wiring
-        await wiring.interfaces.adapt(worker, described.all_interfaces)
+        if described.all_interfaces or worker._devices:
+            await wiring.interfaces.adapt(worker, described.all_interfaces)
         if worker in self._left_routes:
             with anyio.CancelScope(shield=True):
                 await set_routes(wiring, worker, self._left_routes[worker])
@@ -240,7 +243,7 @@ async def _check(supervisor: Supervisor, topology: Topology) -> None:
     if problems:
         raise TopologyError(*problems)
     supervisor._check_running()
-    await supervisor._wiring.interfaces.require(topology.workers.values(), topology.bridges.values())
+    await supervisor._wiring.require(topology.workers.values(), topology.bridges.values())
     paths = [
         path
         async for path, a, b, both in in_turns(emulations(topology))

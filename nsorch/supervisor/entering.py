@@ -32,7 +32,7 @@ _CRITICAL_LAG = 0.1
 _LAG = 1.0  # seconds at most from the end of a pid namespace to that of its process
 
 
-@frozen(kw_only=True, repr=False)
+@frozen(kw_only=True, eq=False, repr=False)
 class Options(Value):
     """See :meth:`nsorch.Worker.popen`."""
 

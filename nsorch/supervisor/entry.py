@@ -6,9 +6,7 @@ import contextlib
 import errno
 import fcntl
 import os
-from typing import TYPE_CHECKING, Protocol
-
-from attrs import field, frozen
+from typing import TYPE_CHECKING, NamedTuple
 
 from nsorch.core import descriptors
 from nsorch.core.failures import translate
@@ -24,28 +22,27 @@ from nsorch.core.spawner.syscalls import (
 )
 from nsorch.errors import SetupError, TopologyError, UnsupportedError
 from nsorch.topology.namespaces import AtPath, Host, New, OfDescriptor, OfPid, OfWorker
-from nsorch.values import Value
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping
+    from typing import Protocol
 
     from nsorch.topology.namespaces import NamespaceSet, Source
+
+    class Held(Protocol):
+        """What other workers hold: descriptors by CLONE_NEW*, with a pidfd for ``pid``."""
+
+        def __contains__(self, name: object) -> bool: ...
+
+        def __getitem__(self, name: str) -> Mapping[int, int]: ...
+
 
 KINDS = {name: kind for kind, name in NS_FILES.items()}
 _NS_GET_USERNS, _NS_GET_NSTYPE = 0xB701, 0xB703  # linux/nsfs.h
 _HOSTS_OWN = CLONE_NEWNET | CLONE_NEWUTS | CLONE_NEWIPC
 
 
-class Held(Protocol):
-    """What other workers hold: descriptors by CLONE_NEW*, with a pidfd for ``pid``."""
-
-    def __contains__(self, name: object) -> bool: ...
-
-    def __getitem__(self, name: str) -> Mapping[int, int]: ...
-
-
-@frozen(kw_only=True, repr=False)
-class Entry(Value):
+class Entry(NamedTuple):
     """How to get into a worker's namespaces for the first time.
 
     :ivar make: CLONE_NEW* of those to make, with pid if a command is to get one
@@ -54,8 +51,8 @@ class Entry(Value):
     """
 
     make: int
-    joined: Mapping[int, int] = field(factory=dict)
-    host: int = 0
+    joined: Mapping[int, int]
+    host: int
 
     @property
     def above(self) -> Collection[int]:
@@ -130,8 +127,7 @@ def _open(source: Source, name: str, kind: int, worker: str) -> int:
     return fd
 
 
-@frozen(kw_only=True, repr=False)
-class Home(Value):
+class Home(NamedTuple):
     """What the spawner said of the namespaces that it returns to.
 
     :ivar descriptors: of its own namespaces, by CLONE_NEW*

@@ -5,10 +5,9 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import anyio
-from attrs import frozen
 
 from nsorch import events
 from nsorch.core.process import DEVNULL, PIPE
@@ -25,11 +24,8 @@ from nsorch.supervisor.commands import (
     files_behind,
     open_streams,
 )
-from nsorch.supervisor.confining import has_own_proc
+from nsorch.supervisor.confined import has_own_proc
 from nsorch.supervisor.entry import OF_PROCESSES
-from nsorch.supervisor.readiness import wait_until_ready
-from nsorch.topology.services import ready_of
-from nsorch.values import Value
 
 if TYPE_CHECKING:
     from anyio.abc import ByteReceiveStream, ByteSendStream
@@ -37,14 +33,13 @@ if TYPE_CHECKING:
     from nsorch.core.helper import Job
     from nsorch.supervisor.commands import Files, OpenedStreams
     from nsorch.supervisor.entry import Entry
+    from nsorch.supervisor.readiness import ServiceReady
     from nsorch.supervisor.supervisor import Supervisor
     from nsorch.supervisor.worker import Worker
     from nsorch.topology import ExecReady, TcpReady
-    from nsorch.topology.services import ServiceReady
 
 
-@frozen(kw_only=True, repr=False)
-class Setup(Value):
+class Setup(NamedTuple):
     """What the first process to enter a worker's new namespaces does there."""
 
     hostname: str | None = None
@@ -103,7 +98,11 @@ class MainProcess:
     @property
     def _ready(self) -> TcpReady | ExecReady | ServiceReady | None:
         spec = self._worker.spec
-        return spec.ready if spec.service is None else ready_of(spec.service)
+        if spec.service is None:
+            return spec.ready
+        from nsorch.supervisor.readiness import ready_of
+
+        return ready_of(spec.service)
 
     # -- beginning
 
@@ -114,7 +113,7 @@ class MainProcess:
         :raises NsorchError: no process is left, and no namespaces where they were to be made
         """
         spec, supervisor, worker = self._worker.spec, self._supervisor, self._worker
-        command = supervisor._wiring.services.command(worker)
+        command = supervisor._wiring.command_of(worker)
         confined = worker._confined
         make = entry.make if setup is not None else entry.make & OF_PROCESSES
         hold = make & ~OF_PROCESSES
@@ -224,6 +223,8 @@ class MainProcess:
         if ready is None:
             return
         try:
+            from nsorch.supervisor.readiness import wait_until_ready
+
             holds = await wait_until_ready(self._worker, ready, job)
             if self._stopping:  # it goes: nobody is to rely on it
                 holds = False

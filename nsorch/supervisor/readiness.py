@@ -11,21 +11,33 @@ from attrs import frozen
 from nsorch.core.process import DEVNULL
 from nsorch.errors import ClosedError, NotReadyError, NsorchError
 from nsorch.supervisor.traffic import sockets
-from nsorch.topology import ExecReady, TcpReady
-from nsorch.topology.ready import Condition
-from nsorch.topology.services import ServiceReady
+from nsorch.topology.conditions import Condition
+from nsorch.topology.ready import ExecReady, TcpReady
 
 if TYPE_CHECKING:
     from ipaddress import IPv4Address, IPv6Address
 
     from nsorch.core.helper import Job
     from nsorch.supervisor.worker import Worker
+    from nsorch.topology import Service
 
 # Addresses of documentation, that any way to the outside leads to.
 _ELSEWHERE = ((socket.AF_INET, "192.0.2.1"), (socket.AF_INET6, "2001:db8::1"))
 
 
-@frozen(repr=False)
+@frozen(eq=False, repr=False)
+class ServiceReady(Condition):
+    """What the worker's service itself calls ready."""
+
+    timeout: float
+    interval: float = 0.1
+
+
+def ready_of(service: Service) -> ServiceReady:
+    return ServiceReady(getattr(service, "timeout", 30.0))
+
+
+@frozen(eq=False, repr=False)
 class RouteReady(Condition):
     """When *target* has a route to the outside."""
 
@@ -34,7 +46,7 @@ class RouteReady(Condition):
     interval: float = 0.02
 
 
-@frozen(repr=False)
+@frozen(eq=False, repr=False)
 class LeaseReady(Condition):
     """When the worker, a DHCP client, has been given an address."""
 

@@ -16,17 +16,16 @@ from nsorch.core.spawner.syscalls import CLONE_NEWCGROUP, CLONE_NEWNET, CLONE_NE
 from nsorch.errors import ClosedError, NameInUseError, NsorchError, SpawnerDiedError, TopologyError
 from nsorch.events import State
 from nsorch.supervisor.commands import build_command, encode_environment, environment_of
-from nsorch.supervisor.confining import check_uppers, confined_of, reconfined
+from nsorch.supervisor.confined import check_uppers, confined_of, reconfined
 from nsorch.supervisor.entry import OF_PROCESSES, open_sources
 from nsorch.supervisor.main_process import MainProcess, Setup, end
 from nsorch.supervisor.turns import DYING, for_each, in_turns
 from nsorch.supervisor.wiring.connecting import Connecting
 from nsorch.supervisor.wiring.emulating import needs_netem, require_netem
 from nsorch.supervisor.worker import Worker
-from nsorch.topology.checks import find_loop, joined_names
-from nsorch.topology.emulation import NO_EMULATION
+from nsorch.topology.emulation import NO_EMULATION, directions
+from nsorch.topology.joins import find_loop, joined_names
 from nsorch.topology.namespaces import NamespaceSet, New, OfWorker, Shared
-from nsorch.topology.profiles import directions
 from nsorch.topology.sysctls import sysctl_path
 
 if TYPE_CHECKING:
@@ -161,7 +160,8 @@ class Starter:
         await self._admit(specs, workers)
         if plan is not None:
             await plan()
-        await self._supervisor._wiring.interfaces.plan(workers)
+        if self._supervisor._wiring.has_interfaces:
+            await self._supervisor._wiring.interfaces.plan(workers)
         linked = plan is not None or any(_is_wired(spec) for spec in specs)
         environment = encode_environment(None)  # of all who give none
         if linked:
@@ -207,7 +207,8 @@ class Starter:
         if not errors:
             try:
                 await self._supervisor._wiring.finish(workers, bridges)
-                await self._supervisor._wiring.interfaces.make_all(workers)
+                if self._supervisor._wiring.has_interfaces:
+                    await self._supervisor._wiring.interfaces.make_all(workers)
                 if uplinked := [worker for worker in workers if worker.spec.uplink is not None]:
                     await self._supervisor._ensure_uplinks().make_all(uplinked)
             except Exception as exc:
@@ -257,7 +258,7 @@ class Starter:
             if any(to.dhcp for to in spec.links):
                 supervisor._wiring.leases.check(spec.name)
             confined.append(await confined_of(spec, supervisor._facts, rootless=supervisor.rootless))
-        await supervisor._wiring.interfaces.require(specs, ())
+        await supervisor._wiring.require(specs, ())
         await require_netem(
             supervisor._wiring.kernel,
             [
@@ -277,16 +278,19 @@ class Starter:
             workers.append(worker)
             supervisor._bus.publish(events.WorkerRequested(worker=spec.name))
         async for worker in in_turns(workers):  # when all are known: one may join the namespaces of another
-            supervisor._wiring.interfaces.reserve(worker)
+            if worker.spec.all_interfaces:
+                supervisor._wiring.interfaces.reserve(worker)
             supervisor._wiring.record.admit(worker)
-            supervisor._wiring.services.admit(worker)
+            if worker.spec.service is not None:
+                supervisor._wiring.services.admit(worker)
         await supervisor._cgroups.make(workers)
 
     async def require(self, specs: Sequence[WorkerSpec]) -> None:
         """:raises UnsupportedError: this host lacks what they need; names the worker"""
         supervisor = self._supervisor
         async for spec in in_turns(specs):
-            supervisor._wiring.services.check(spec)
+            if spec.service is not None:
+                supervisor._wiring.services.check(spec)
             if spec.uplink is not None:
                 supervisor._ensure_uplinks().check(spec.name, spec.uplink)
         await supervisor._cgroups.admit(specs)
@@ -315,7 +319,7 @@ class Starter:
         if spec.command is not None and not confined.root:
             given = environment_of(spec, confined)
             check = await build_command(
-                supervisor._wiring.services.command(worker),
+                supervisor._wiring.command_of(worker),
                 env=environment if given is None else encode_environment(given),
                 cwd=spec.cwd,
                 user=None,

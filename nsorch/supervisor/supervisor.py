@@ -22,7 +22,7 @@ from nsorch.supervisor.turns import DYING, for_each, in_turns
 from nsorch.supervisor.wiring.network import Bridge, Link
 from nsorch.supervisor.wiring.wiring import Wiring
 from nsorch.supervisor.worker import Worker
-from nsorch.topology import BridgeSpec, UplinkSpec, WorkerSpec
+from nsorch.topology import BridgeSpec, WorkerSpec
 from nsorch.topology.kinds import check_seconds, items, name_of, of_kind, shown
 
 if TYPE_CHECKING:
@@ -49,6 +49,7 @@ if TYPE_CHECKING:
         TcpReady,
         To,
         Topology,
+        UplinkSpec,
     )
     from nsorch.topology.filters import Firewall, Nat
     from nsorch.topology.limits import Limits
@@ -752,6 +753,8 @@ class Supervisor:
         :raises SetupError: pasta failed; says what it said
         """
         self._check_running()
+        from nsorch.topology.uplinks import UplinkSpec
+
         spec = UplinkSpec(method=method, name=name)
         return await self._ensure_uplinks().make(self._worker(worker), spec.name, spec.method)
 

@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING
 
 from nsorch.core.spawner.mountapi import RESOLVE_IN_ROOT, openat2
 from nsorch.errors import SetupError
-from nsorch.topology.mounts import Overlay
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
+
+    from nsorch.topology import Overlay
 
 #: uid, gid, supplementary groups
 User = tuple[int, int, tuple[int, ...]]
@@ -59,10 +60,10 @@ class _Files:
     """passwd(5) and group(5) of a root file system, read without following a link out of it."""
 
     def __init__(self, rootfs: str | Overlay) -> None:
-        if isinstance(rootfs, Overlay):
-            self._layers = [*([] if rootfs.upper is None else [rootfs.upper]), *rootfs.lower]
-        else:
+        if isinstance(rootfs, str):
             self._layers = [rootfs]
+        else:
+            self._layers = [*([] if rootfs.upper is None else [rootfs.upper]), *rootfs.lower]
 
     def user(self, name: str, worker: str) -> User:
         column = 2 if is_id(name) else 0

@@ -20,9 +20,6 @@ from nsorch.errors import ClosedError, NsorchError, TopologyError, UnsupportedEr
 from nsorch.events import State, WorkerExited, WorkerReady, WorkerRemoved, WorkerSetupFailed, WorkerStarted
 from nsorch.supervisor import entering
 from nsorch.supervisor.commands import check_command, check_run
-from nsorch.supervisor.statistics import StatsStream
-from nsorch.supervisor.traffic import sockets
-from nsorch.supervisor.traffic.tun import open_tun
 from nsorch.supervisor.wiring.changing import set_routes, take_routes
 from nsorch.topology.kinds import check_seconds, name_of, of_kind, shown
 from nsorch.topology.specs import to_routes
@@ -40,9 +37,10 @@ if TYPE_CHECKING:
 
     from nsorch.core.usage import WorkerStats
     from nsorch.events import Exit
-    from nsorch.supervisor.confining import Confined
+    from nsorch.supervisor.confined import Confined
     from nsorch.supervisor.entry import Entry
     from nsorch.supervisor.main_process import MainProcess
+    from nsorch.supervisor.statistics import StatsStream
     from nsorch.supervisor.supervisor import Supervisor
     from nsorch.supervisor.traffic.tun import TunDevice
     from nsorch.supervisor.wiring.devices import Device
@@ -357,6 +355,8 @@ class Worker:
         :raises ClosedError: the worker is gone
         """
         await self._settled()
+        from nsorch.supervisor.traffic.tun import open_tun
+
         return await open_tun(self, name, mode, address, mac, mtu)
 
     async def connect_tcp(
@@ -389,6 +389,8 @@ class Worker:
             from ssl import SSLContext
 
             of_kind("ssl_context", ssl_context, "an ssl.SSLContext", SSLContext)
+        from nsorch.supervisor.traffic import sockets
+
         stream = await sockets.connect_tcp(
             self, host, port, local_host=local_host, happy_eyeballs_delay=happy_eyeballs_delay
         )
@@ -414,6 +416,8 @@ class Worker:
         :raises OSError: the port is taken, or the address isn't its own
         :raises ClosedError: the worker is gone
         """
+        from nsorch.supervisor.traffic import sockets
+
         return await sockets.create_tcp_listener(self, local_host, local_port, backlog=backlog, reuse_port=reuse_port)
 
     async def create_udp_socket(
@@ -430,6 +434,8 @@ class Worker:
         :raises OSError: the port is taken, or the address isn't its own
         :raises ClosedError: the worker is gone
         """
+        from nsorch.supervisor.traffic import sockets
+
         return await sockets.create_udp_socket(self, local_host, local_port, family=family, reuse_port=reuse_port)
 
     async def create_connected_udp_socket(
@@ -440,6 +446,8 @@ class Worker:
         :raises OSError: there is no way there; :class:`socket.gaierror` where the lab has no such name
         :raises ClosedError: the worker is gone
         """
+        from nsorch.supervisor.traffic import sockets
+
         return await sockets.create_connected_udp_socket(self, host, port, local_host=local_host)
 
     async def serve(
@@ -456,6 +464,8 @@ class Worker:
         :raises OSError: the port is taken
         :raises ClosedError: the worker is gone
         """
+        from nsorch.supervisor.traffic import sockets
+
         await sockets.serve(self, handler, port, local_host=local_host, task_status=task_status)
 
     def http_client(self, *, http1: bool = True, http2: bool = False, **options: Any) -> httpx.AsyncClient:
@@ -673,6 +683,8 @@ class Worker:
 
         :raises ValueError: *interval* is not above 0
         """
+        from nsorch.supervisor.statistics import StatsStream
+
         return StatsStream(self, interval)
 
     async def freeze(self) -> None:

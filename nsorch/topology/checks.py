@@ -3,28 +3,23 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from nsorch.errors import TopologyError
-from nsorch.topology.emulation import NO_EMULATION, Emulation
+from nsorch.topology.emulation import NO_EMULATION, Emulation, directions
 from nsorch.topology.interface_checks import interface_checks
-from nsorch.topology.layer2 import port_problems, trunk_problem
+from nsorch.topology.joins import find_loop, joined_names
+from nsorch.topology.layer2 import LEAST_MTU6, port_problems, trunk_problem
 from nsorch.topology.namespaces import Host, NamespaceSet, Shared
-from nsorch.topology.profiles import directions
-from nsorch.topology.services import Frr, served_interfaces
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator
     from ipaddress import IPv4Address, IPv4Interface, IPv4Network, IPv6Address, IPv6Interface, IPv6Network
 
     from nsorch.topology.model import Topology
-    from nsorch.topology.specs import End, To, WorkerSpec
+    from nsorch.topology.specs import End, To
 
     Given = list[tuple[str, tuple[IPv4Interface | IPv6Interface, ...]]]
-
-
-LEAST_MTU6 = 1280  # of IPv6: RFC 8200, section 5
 
 
 def checks(topology: Topology) -> Iterator[str | None]:
@@ -61,13 +56,6 @@ def _contradictions(topology: Topology) -> Iterator[str | None]:
         except TopologyError as exc:
             for problem in exc.problems:
                 yield f"{path}.{problem.removeprefix('ends[0].') if path.startswith('workers') else problem}"
-
-
-def joined_names(worker: WorkerSpec, *kinds: str) -> set[str]:
-    """Of the workers whose namespaces it joins, of any kind unless given."""
-    if not isinstance(worker.namespaces, Mapping | NamespaceSet):  # a collection of kinds is all new ones
-        return set()
-    return NamespaceSet.parse(worker.namespaces, passive=worker.command is None).joined(*kinds)
 
 
 class _Ends:
@@ -165,12 +153,13 @@ def _filters(topology: Topology) -> Iterator[str | None]:
     for name, worker in topology.workers.items():
         yield None
         nat, firewall = worker.nat, worker.firewall
-        if isinstance(worker.service, Frr) and topology.routing != "none":
-            yield f'workers.{name}.service.frr: with routing "{topology.routing}" the routes are set already'
         if nat is None and firewall is None and worker.service is None:
             continue
         from nsorch.topology.filters import filter_names, interface_names, outside_problem
+        from nsorch.topology.services import Frr, served_interfaces
 
+        if isinstance(worker.service, Frr) and topology.routing != "none":
+            yield f'workers.{name}.service.frr: with routing "{topology.routing}" the routes are set already'
         if interfaces is None:
             interfaces = _interfaces(topology)
         if problem := outside_problem(nat, firewall):
@@ -245,27 +234,6 @@ def _joins(topology: Topology) -> Iterator[str | None]:
     for name in joined:
         if loop := find_loop(name, joined, done):
             yield f"workers.{name}.namespaces: a loop of joined namespaces: {' → '.join(loop)}"
-
-
-def find_loop(start: str, joined: Mapping[str, Collection[str]], done: set[str]) -> list[str]:
-    """The first loop among those that *start* joins, and these join in turn; empty if there is none.
-
-    :param done: those that were looked at, and are from here on
-    """
-    path: dict[str, Iterator[str]] = {start: iter(sorted(joined.get(start, ())))}
-    while path and start not in done:
-        name = next(reversed(path))
-        other = next(path[name], None)
-        if other is None:
-            del path[name]
-            done.add(name)
-        elif other in path:
-            done.update(path)
-            names = list(path)
-            return [*names[names.index(other) :], other]
-        elif other not in done:
-            path[other] = iter(sorted(joined.get(other, ())))
-    return []
 
 
 def _too_short(path: str, mtu: int | None, subnets: Collection[IPv4Network | IPv6Network]) -> str | None:

@@ -1,4 +1,4 @@
-"""From what people write to checked values: the converters that several kinds of spec share."""
+"""From what people write to checked values: the converters and validators that several kinds of spec share."""
 
 from __future__ import annotations
 
@@ -12,6 +12,8 @@ from nsorch.topology.names import interface_problem, name_problem
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
+
+    from attrs import Attribute
 
 T = TypeVar("T")
 
@@ -159,3 +161,29 @@ def vlan_subnets(value: Any) -> Mapping[int, tuple[IPv4Network | IPv6Network, ..
         except ValueError as exc:
             raise TopologyError(f"vlans: {exc}") from None
     return found
+
+
+Validator = Any  # of attrs, which mypy knows by its own types
+
+
+def within(first: int, last: int) -> Validator:
+    """Of attrs: a whole number, or None where that is the default."""
+
+    def validate(instance: Any, attribute: Attribute[Any], value: Any) -> None:  # noqa: ARG001
+        try:
+            if value is not None or attribute.default is not None:
+                whole_number(value, first, last)
+        except ValueError as exc:
+            raise TopologyError(f"{attribute.name}: {exc}") from None
+
+    return validate
+
+
+def among(choices: Sequence[str]) -> Validator:
+    """Of attrs: one of these, or None where that is the default."""
+
+    def validate(instance: Any, attribute: Attribute[Any], value: Any) -> None:  # noqa: ARG001
+        if value not in choices and (value is not None or attribute.default is not None):
+            raise TopologyError(f"{attribute.name}: {shown(value)} is none of {', '.join(choices)}")
+
+    return validate

@@ -7,12 +7,11 @@ from typing import TYPE_CHECKING, Literal, TypeVar
 
 from attrs import evolve, field, fields, frozen
 
-from nsorch.topology.checks import LEAST_MTU6, joined_names
 from nsorch.topology.emulation import EMULATION_KEYS
-from nsorch.topology.layer2 import linked_bridges
+from nsorch.topology.joins import joined_names
+from nsorch.topology.layer2 import LEAST_MTU6, linked_bridges
 from nsorch.topology.namespaces import New
-from nsorch.topology.presets import isolation_of
-from nsorch.topology.specs import BridgeSpec, End, LinkSpec, To, WorkerSpec
+from nsorch.topology.specs import BridgeSpec, LinkKey, LinkSpec, To, WorkerSpec, as_link
 from nsorch.values import Value
 
 if TYPE_CHECKING:
@@ -21,8 +20,6 @@ if TYPE_CHECKING:
     from nsorch.topology.model import Topology
 
 Action = Literal["add", "remove", "replace", "restart", "set"]
-#: workers and interfaces of both ends, as given, and which of several alike
-LinkKey = tuple[str, str | None, str, str | None, int]
 
 Spec = TypeVar("Spec", BridgeSpec, WorkerSpec)
 
@@ -36,7 +33,7 @@ _FREE = {"label", "limits", "links", "routes", "interfaces", "nat", "firewall", 
 _SETTABLE = {"mtu", *EMULATION_KEYS}
 
 
-@frozen(kw_only=True, repr=False)
+@frozen(kw_only=True, eq=False, repr=False)
 class Change(Value):
     """
     :ivar action: ``"set"`` changes what exists, ``"restart"`` begins another incarnation, ``"replace"`` removes it and
@@ -55,7 +52,7 @@ class Change(Value):
         return f"{self.action} {self.kind} {self.name}" + (f" ({', '.join(self.details)})" if self.details else "")
 
 
-@frozen(kw_only=True, repr=False)
+@frozen(kw_only=True, eq=False, repr=False)
 class Difference(Value):
     """From one topology to another. Empty (false) where nothing has to be done."""
 
@@ -110,15 +107,6 @@ def links_of(topology: Topology) -> Iterator[tuple[LinkKey, LinkSpec | To]]:
         ends = spec.a.worker, spec.a.name, spec.b.worker, spec.b.name
         number = count[ends] = count.get(ends, -1) + 1
         yield (*ends, number), spec
-
-
-def as_link(key: LinkKey, spec: LinkSpec | To) -> LinkSpec:
-    """A worker's own link as any other."""
-    if isinstance(spec, LinkSpec):
-        return spec
-    end = End(key[0], name=spec.name, address=spec.address or None, mac=spec.mac, mtu=spec.mtu)
-    other = {attribute.name for attribute in fields(End)} - {"worker", "name", "address", "mac", "mtu"}
-    return LinkSpec(a=evolve(end, **{name: getattr(spec, name) for name in other}), b=End(spec.bridge))
 
 
 def difference(old: Topology, new: Topology) -> Difference:
@@ -262,4 +250,6 @@ def _with_guests(changes: Iterable[Change], new: Topology) -> list[Change]:
 
 def _maps_its_user(spec: WorkerSpec) -> bool:
     """Whether its user namespace has, for good, the ids of its user alone."""
+    from nsorch.topology.presets import isolation_of
+
     return isinstance(isolation_of(spec).namespaces.user, New) and not (spec.uid_map and spec.gid_map)

@@ -1,18 +1,22 @@
-"""What a link does to packets, as frozen values that have been checked."""
+"""What a link does to packets, as frozen values that have been checked; and what each of its directions comes to."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from operator import attrgetter
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from attrs import Factory, evolve, field, fields, frozen
+from attrs import evolve, field, fields, frozen
 
+from nsorch import topology  # noqa: TC001 - for typing.get_type_hints: what few have is imported with the first
 from nsorch.errors import TopologyError
 from nsorch.topology.converters import checked
 from nsorch.topology.kinds import shown
 from nsorch.topology.units import count, duration, fraction, rate
 from nsorch.values import Value
+
+if TYPE_CHECKING:
+    from nsorch.topology.profiles import Profile
 
 #: of the jitter; its standard deviation is the jitter, but for "uniform", which stays within it
 DISTRIBUTIONS = ("uniform", "normal", "pareto", "paretonormal")
@@ -92,71 +96,15 @@ def _to_profile(value: Any) -> str | None:
     return checked("profile", lambda given: _choice(given, PROFILE_NAMES), value)
 
 
-def _share(name: str, value: Any) -> float:
-    try:
-        return fraction(value)
-    except ValueError as exc:
-        raise TopologyError(f"gilbert_elliott.{name}: {exc}") from None
+def _to_gilbert_elliott(value: Any) -> topology.GilbertElliott | None:
+    if value is None:
+        return None
+    from nsorch.topology.bursts import to_gilbert_elliott
+
+    return to_gilbert_elliott(value)
 
 
-def _to_p(value: Any) -> float:
-    return _share("p", value)
-
-
-def _to_r(value: Any) -> float:
-    return _share("r", value)
-
-
-def _to_bad(value: Any) -> float:
-    return _share("bad", value)
-
-
-def _to_good(value: Any) -> float:
-    return _share("good", value)
-
-
-@frozen(repr=False)
-class GilbertElliott(Value):
-    """Loss in bursts: the link is in a good or a bad state, and changes between them from packet to packet.
-
-    All are fractions, or such as ``"1%"``; see tc-netem(8), ``loss gemodel``.
-
-    :ivar p: how likely a good link gets bad
-    :ivar r: how likely a bad link gets good; 1 - p if not given
-    :ivar bad: loss in the bad state
-    :ivar good: loss in the good state
-    """
-
-    p: float = field(converter=_to_p)
-    r: float = field(default=Factory(lambda self: 1 - self.p, takes_self=True), converter=_to_r)
-    bad: float = field(default=1.0, kw_only=True, converter=_to_bad)
-    good: float = field(default=0.0, kw_only=True, converter=_to_good)
-
-    @property
-    def mean(self) -> float:
-        """Loss in the long run."""
-        if not self.p:
-            return self.good
-        return (self.r * self.good + self.p * self.bad) / (self.p + self.r)
-
-
-GILBERT_ELLIOTT_KEYS = tuple(item.name for item in fields(GilbertElliott))
-
-
-def _to_gilbert_elliott(value: Any) -> GilbertElliott | None:
-    if value is None or isinstance(value, GilbertElliott):
-        return value
-    if not isinstance(value, Mapping):
-        raise TopologyError(f"gilbert_elliott: {shown(value)} is not {{ p = …, r = …, bad = …, good = … }}")
-    for key in value:
-        if key not in GILBERT_ELLIOTT_KEYS:
-            raise TopologyError(f"gilbert_elliott.{key}: unknown key; there are {', '.join(GILBERT_ELLIOTT_KEYS)}")
-    if "p" not in value:
-        raise TopologyError("gilbert_elliott.p: is missing")
-    return GilbertElliott(**value)
-
-
-@frozen(kw_only=True, repr=False)
+@frozen(kw_only=True, eq=False, repr=False)
 class Emulation(Value):
     """What a link does to packets. None is what was not said, 0 is nothing.
 
@@ -179,7 +127,7 @@ class Emulation(Value):
     distribution: str | None = field(default=None, converter=_to_distribution)
     loss: float | None = field(default=None, converter=_to_loss)
     loss_correlation: float | None = field(default=None, converter=_to_loss_correlation)
-    gilbert_elliott: GilbertElliott | None = field(default=None, converter=_to_gilbert_elliott)
+    gilbert_elliott: topology.GilbertElliott | None = field(default=None, converter=_to_gilbert_elliott)
     duplicate: float | None = field(default=None, converter=_to_duplicate)
     corrupt: float | None = field(default=None, converter=_to_corrupt)
     reorder: float | None = field(default=None, converter=_to_reorder)
@@ -193,7 +141,8 @@ class Emulation(Value):
 
     @property
     def emulation(self) -> Emulation:
-        return self
+        """Without what else a link or an end of one has."""
+        return self if type(self) is Emulation else Emulation(**{key: getattr(self, key) for key in EMULATION_KEYS})
 
 
 EMULATION_KEYS = tuple(item.name for item in fields(Emulation))
@@ -208,15 +157,6 @@ _NEEDS = {
     "reorder": ("delay",),
     "limit": ("rate", "delay"),
 }
-
-
-@frozen(kw_only=True, repr=False)
-class Emulated(Emulation):
-    """Something that has an emulation among other things."""
-
-    @property
-    def emulation(self) -> Emulation:
-        return Emulation(**{key: getattr(self, key) for key in EMULATION_KEYS})
 
 
 def given(emulation: Emulation) -> dict[str, Any]:
@@ -254,3 +194,40 @@ def contradictions(emulation: Emulation) -> Iterator[tuple[str, str]]:
     for key, needed in _NEEDS.items():
         if getattr(emulation, key) and not any(getattr(emulation, other) for other in needed):
             yield key, f"means nothing without {' or '.join(needed)}"
+
+
+def directions(a: Emulation, b: Emulation, both: Emulation = NO_EMULATION) -> tuple[Emulation, Emulation]:
+    """What the packets go through that end *a* sends, and those that end *b* sends.
+
+    What an end says counts for what it sends, and goes before what is said for *both*; but delays add up. A profile
+    counts for what else isn't said: the end that names it is the subscriber's, and *a* where the link does.
+
+    :raises TopologyError: it contradicts itself; the path is the key, below ``ends[n]`` if that end said it
+    """
+    if not (both.active or a.active or b.active):
+        return NO_EMULATION, NO_EMULATION
+    name, subscriber = both.profile, 0
+    for number, end in enumerate((a, b)):
+        if end.profile is not None:
+            name, subscriber = end.profile, number
+    profile = None if name is None else _profile(name)
+    made = []
+    wrong: dict[str, None] = {}
+    for number, end in enumerate((a, b)):
+        base = NO_EMULATION if profile is None else profile.up if number == subscriber else profile.down
+        way = evolve(overlay(overlay(base, both), end), profile=None)
+        if end.delay is not None and both.delay is not None:
+            way = evolve(way, delay=end.delay + both.delay)
+        for key, problem in contradictions(way):
+            where = f"ends[{number}]." if getattr(end, key) is not None else ""
+            wrong[f"{where}{key}: {problem}"] = None
+        made.append(way)
+    if wrong:
+        raise TopologyError(*wrong)
+    return made[0], made[1]
+
+
+def _profile(name: str) -> Profile:
+    from nsorch.topology.profiles import PROFILES  # which are made of emulations
+
+    return PROFILES[name]

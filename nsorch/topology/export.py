@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 from attrs import frozen
 
 from nsorch.errors import UnsupportedError
-from nsorch.topology.emulation import GILBERT_ELLIOTT_KEYS, NO_EMULATION, given
+from nsorch.topology.bursts import GILBERT_ELLIOTT_KEYS
+from nsorch.topology.emulation import NO_EMULATION, given
 from nsorch.values import Value
 
 if TYPE_CHECKING:
@@ -33,7 +34,7 @@ CREATOR = "nsorch"
 _GRAPHML = "http://graphml.graphdrawing.org/xmlns"
 
 
-@frozen(repr=False)
+@frozen(eq=False, repr=False)
 class _Edge(Value):
     a: str
     b: str

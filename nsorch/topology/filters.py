@@ -75,7 +75,7 @@ def _split_target(text: str) -> tuple[str, int | None]:
     return host, int(port) if port else None
 
 
-@frozen(repr=False)
+@frozen(eq=False, repr=False)
 class Forward(Value):
     """New connections to a port of the outside go inside: ``nsorch.Forward(80, to="web:8080")``.
 
@@ -151,7 +151,7 @@ def _timeout(value: Any) -> float:
     return seconds
 
 
-@frozen(repr=False)
+@frozen(eq=False, repr=False)
 class Nat(Value):
     """Address translation by a worker: ``nsorch.Nat("up0", kind="full-cone", forwards=[nsorch.Forward(80, to="a")])``.
 
@@ -218,7 +218,7 @@ def _optional_ports(value: Any) -> tuple[int, int] | None:
     return None if value is None else _ports(value)
 
 
-@frozen(repr=False)
+@frozen(eq=False, repr=False)
 class Rule(Value):
     """What happens to packets that all of it matches: ``nsorch.Rule("accept", protocol="tcp", port=22)``.
 
@@ -251,7 +251,7 @@ def _rules(value: Any) -> tuple[Rule, ...]:
     return read_many("rules", Rule, value)
 
 
-@frozen(repr=False)
+@frozen(eq=False, repr=False)
 class Firewall(Value):
     """Which packets a worker lets pass: ``nsorch.Firewall("home", outside="up0", rules=[…])``.
 

@@ -12,7 +12,8 @@ from xml.etree import ElementTree as ET
 from attrs import field, frozen
 
 from nsorch.errors import TopologyError
-from nsorch.topology.emulation import EMULATION_KEYS, GILBERT_ELLIOTT_KEYS
+from nsorch.topology.bursts import GILBERT_ELLIOTT_KEYS
+from nsorch.topology.emulation import EMULATION_KEYS
 from nsorch.topology.export import CREATOR, SOURCE, TARGET
 from nsorch.topology.kinds import shown
 from nsorch.topology.model import Topology
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
 _NAMESPACE = "{http://graphml.graphdrawing.org/xmlns}"
 
 
-@frozen(repr=False)
+@frozen(eq=False, repr=False)
 class _Graph(Value):
     name: str
     nodes: Mapping[str, Mapping[str, str]]
@@ -41,7 +42,7 @@ EARTH_RADIUS = 6371.0  # km, the mean of WGS 84
 SPEED = 200_000.0  # km/s: light in fibre
 
 
-@frozen(kw_only=True, repr=False)
+@frozen(kw_only=True, eq=False, repr=False)
 class GraphOptions(Value):
     """What to make of a graph's attributes.
 

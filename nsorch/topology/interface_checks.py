@@ -5,9 +5,7 @@ from __future__ import annotations
 import itertools
 from typing import TYPE_CHECKING
 
-from nsorch.topology.interfaces import Bond, Vrf
 from nsorch.topology.layer2 import vlan_problem
-from nsorch.topology.tunnels import Vxlan, WireGuard
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -55,6 +53,8 @@ def _link_names(worker: WorkerSpec, given: list[str | None]) -> Iterator[str]:
 
 
 def _needs(name: str, worker: WorkerSpec, known: set[str]) -> Iterator[str | None]:
+    from nsorch.topology.interfaces import Bond, Vrf
+
     known |= {interface.name for interface in worker.interfaces}
     for number, interface in enumerate(worker.interfaces):
         path = f"workers.{name}.interfaces[{number}].{'ports' if isinstance(interface, Bond | Vrf) else 'parent'}"
@@ -63,6 +63,8 @@ def _needs(name: str, worker: WorkerSpec, known: set[str]) -> Iterator[str | Non
 
 
 def _far_ends(name: str, worker: WorkerSpec, topology: Topology) -> Iterator[str | None]:
+    from nsorch.topology.tunnels import Vxlan, WireGuard
+
     for number, interface in enumerate(worker.interfaces):
         if not isinstance(interface, Vxlan | WireGuard):
             continue

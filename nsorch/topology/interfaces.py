@@ -6,17 +6,18 @@ from collections.abc import Sequence
 from ipaddress import IPv4Interface, IPv6Interface
 from typing import Any, ClassVar
 
-from attrs import Attribute, field, frozen
+from attrs import field, frozen
 
 from nsorch.errors import TopologyError
 from nsorch.topology.converters import (
     addresses,
+    among,
     checked,
     one_or_many,
     to_mac,
     to_mtu,
     valid_interface_name,
-    whole_number,
+    within,
 )
 from nsorch.topology.kinds import shown
 from nsorch.topology.units import duration
@@ -29,31 +30,6 @@ BOND_MODES = ("balance-rr", "active-backup", "balance-xor", "broadcast", "802.3a
 HASH_POLICIES = ("layer2", "layer3+4", "layer2+3", "encap2+3", "encap3+4", "vlan+srcmac")
 LACP_RATES = ("slow", "fast")
 TUN_MODES = ("tun", "tap")
-
-Validator = Any  # of attrs, which mypy knows by its own types
-
-
-def within(first: int, last: int) -> Validator:
-    """Of attrs: a whole number, or None where that is the default."""
-
-    def validate(instance: Any, attribute: Attribute[Any], value: Any) -> None:  # noqa: ARG001
-        try:
-            if value is not None or attribute.default is not None:
-                whole_number(value, first, last)
-        except ValueError as exc:
-            raise TopologyError(f"{attribute.name}: {exc}") from None
-
-    return validate
-
-
-def among(choices: Sequence[str]) -> Validator:
-    """Of attrs: one of these, or None where that is the default."""
-
-    def validate(instance: Any, attribute: Attribute[Any], value: Any) -> None:  # noqa: ARG001
-        if value not in choices and (value is not None or attribute.default is not None):
-            raise TopologyError(f"{attribute.name}: {shown(value)} is none of {', '.join(choices)}")
-
-    return validate
 
 
 def _interface(path: str, value: Any) -> str:
@@ -88,7 +64,7 @@ def _miimon(value: Any) -> float:
     return seconds
 
 
-@frozen(repr=False)
+@frozen(eq=False, repr=False)
 class InterfaceSpec(Value):
     """What all have.
 
@@ -115,7 +91,7 @@ class InterfaceSpec(Value):
             raise TopologyError(f"mac: {why}")
 
 
-@frozen(kw_only=True, repr=False)
+@frozen(kw_only=True, eq=False, repr=False)
 class _Above(InterfaceSpec):
     """On top of another: an end of a link, or an interface before it."""
 
@@ -126,7 +102,7 @@ class _Above(InterfaceSpec):
         return (self.parent,)
 
 
-@frozen(kw_only=True, repr=False)
+@frozen(kw_only=True, eq=False, repr=False)
 class Vlan(_Above):
     """A sub-interface for the frames of *parent* that are tagged with VLAN *id* (IEEE 802.1Q).
 
@@ -144,7 +120,7 @@ class Vlan(_Above):
         return self.protocol == "802.1q"
 
 
-@frozen(kw_only=True, repr=False)
+@frozen(kw_only=True, eq=False, repr=False)
 class Macvlan(_Above):
     """Another interface on the wire of *parent*, with a hardware address of its own.
 
@@ -156,7 +132,7 @@ class Macvlan(_Above):
     mode: str = field(default="bridge", validator=among(MACVLAN_MODES))
 
 
-@frozen(kw_only=True, repr=False)
+@frozen(kw_only=True, eq=False, repr=False)
 class Ipvlan(_Above):
     """Another interface on the wire of *parent*, that shares its hardware address.
 
@@ -170,14 +146,14 @@ class Ipvlan(_Above):
         self._refuse_mac("an ipvlan interface has its parent's")
 
 
-@frozen(kw_only=True, repr=False)
+@frozen(kw_only=True, eq=False, repr=False)
 class Dummy(InterfaceSpec):
     """Swallows what is sent to it: for addresses of a worker itself."""
 
     kind = "dummy"
 
 
-@frozen(kw_only=True, repr=False)
+@frozen(kw_only=True, eq=False, repr=False)
 class Vrf(InterfaceSpec):
     """A routing table of its own for its *ports*. Routes through them are put there.
 
@@ -197,7 +173,7 @@ class Vrf(InterfaceSpec):
             raise TopologyError(f"table: {self.table} is the kernel's own default, main or local table")
 
 
-@frozen(kw_only=True, repr=False)
+@frozen(kw_only=True, eq=False, repr=False)
 class Bond(InterfaceSpec):
     """Several *ports* as one interface; they lose their addresses to it.
 
@@ -221,7 +197,7 @@ class Bond(InterfaceSpec):
             raise TopologyError(f"lacp_rate: only for mode 802.3ad, not {self.mode}")
 
 
-@frozen(kw_only=True, repr=False)
+@frozen(kw_only=True, eq=False, repr=False)
 class Tun(InterfaceSpec):
     """A network interface whose packets a program reads and writes: one in the worker, which opens ``/dev/net/tun``,
     or this one, by :meth:`nsorch.Worker.open_tun`.

@@ -102,6 +102,20 @@ def is_text(value: str | bytes) -> bool:
         return False
 
 
+def to_command(value: Any) -> tuple[Any, ...] | None:
+    if value is None:
+        return None
+    arguments = tuple(items("command", value, "strings"))
+    if not arguments or not all(isinstance(item, str | bytes | os.PathLike) for item in arguments):
+        raise TopologyError(f"command: {shown(value)} is not a list of strings, the program first")
+    if not os.fspath(arguments[0]):
+        raise TopologyError("command: the program has no name")
+    for item in arguments:
+        if not is_text(os.fspath(item)):
+            raise TopologyError(f"command: {shown(item)} can't be an argument: a null character, or no Unicode")
+    return arguments
+
+
 # Validators of attrs: each names the field.
 
 

@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING
 
 from attrs import evolve
 
-from nsorch.topology.interfaces import Vlan
 from nsorch.topology.routing import connected
 
 if TYPE_CHECKING:
@@ -14,6 +13,9 @@ if TYPE_CHECKING:
 
     from nsorch.topology.model import Topology
     from nsorch.topology.specs import BridgeSpec, End, To, WorkerSpec
+
+
+LEAST_MTU6 = 1280  # of IPv6: RFC 8200, section 5
 
 
 def vlan_problem(path: str, end: End | To, aware: bool) -> str | None:
@@ -98,5 +100,11 @@ def _segments(bridge: BridgeSpec, end: End | To, worker: WorkerSpec) -> Iterator
         return
     if end.pvid is not None:
         yield f"{bridge.name} {end.pvid}"
-    used = {interface.id for interface in worker.interfaces if isinstance(interface, Vlan) and interface.is_of_bridges}
+    used = _vlans_of(worker) if worker.interfaces else ()
     yield from (f"{bridge.name} {vlan}" for vlan in end.tagged if vlan in used)
+
+
+def _vlans_of(worker: WorkerSpec) -> set[int]:
+    from nsorch.topology.interfaces import Vlan
+
+    return {interface.id for interface in worker.interfaces if isinstance(interface, Vlan) and interface.is_of_bridges}

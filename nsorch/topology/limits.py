@@ -99,7 +99,7 @@ def _to_wiops(value: Any) -> int | None:
     return _operations("io.wiops", value)
 
 
-@frozen(kw_only=True, repr=False)
+@frozen(kw_only=True, eq=False, repr=False)
 class IoLimits(Value):
     """Of one block device.
 
@@ -148,7 +148,7 @@ def _io_limits(path: str, value: Any) -> IoLimits:
     return IoLimits(**found)
 
 
-@frozen(kw_only=True, repr=False)
+@frozen(kw_only=True, eq=False, repr=False)
 class Limits(Value):
     """What all processes of a worker may use together: ``nsorch.Limits(memory="512MiB", cpus=1.5)``.
 

@@ -11,10 +11,9 @@ from attrs import evolve
 
 from nsorch.errors import NameInUseError, TopologyError
 from nsorch.topology.checks import checks, emulations
-from nsorch.topology.emulation import NO_EMULATION
+from nsorch.topology.emulation import NO_EMULATION, directions
 from nsorch.topology.kinds import shown
 from nsorch.topology.layer2 import wires
-from nsorch.topology.profiles import directions
 from nsorch.topology.routing import connected
 from nsorch.topology.specs import BridgeSpec, LinkSpec, To, WorkerSpec
 

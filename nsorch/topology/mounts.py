@@ -69,7 +69,7 @@ def _to_upper_size(value: Any) -> int | None:
         raise TopologyError(f"rootfs.{exc.problems[0]}") from None
 
 
-@frozen(kw_only=True, repr=False)
+@frozen(kw_only=True, eq=False, repr=False)
 class Overlay(Value):
     """See :func:`overlay`."""
 
@@ -129,7 +129,7 @@ def _to_dst(value: Any) -> str:
     return path
 
 
-@frozen(kw_only=True, repr=False)
+@frozen(kw_only=True, eq=False, repr=False)
 class Bind(Value):
     """See :func:`bind`."""
 
@@ -147,7 +147,7 @@ class Bind(Value):
 PROPAGATIONS = ("private", "shared")
 
 
-@frozen(kw_only=True, repr=False)
+@frozen(kw_only=True, eq=False, repr=False)
 class Tmpfs(Value):
     """See :func:`tmpfs`."""
 

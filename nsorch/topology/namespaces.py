@@ -17,43 +17,46 @@ if TYPE_CHECKING:
     from typing import Any
 
 
-@frozen(repr=False)
 class New(Value):
     """Its own."""
 
+    __slots__ = ()
 
-@frozen(repr=False)
+
 class Shared(Value):
     """None of its own: the supervisor's for mnt, pid and user, the host's for net, uts and ipc."""
 
+    __slots__ = ()
 
-@frozen(repr=False)
+
 class Host(Value):
     """The host's, also where that isn't what one shares."""
 
+    __slots__ = ()
 
-@frozen(repr=False)
+
+@frozen(eq=False, repr=False)
 class OfWorker(Value):
     """That of another worker."""
 
     name: str
 
 
-@frozen(repr=False)
+@frozen(eq=False, repr=False)
 class OfPid(Value):
     """That of a process, by its pid as the host sees it."""
 
     pid: int
 
 
-@frozen(repr=False)
+@frozen(eq=False, repr=False)
 class AtPath(Value):
     """The one at a path such as ``/run/netns/blue``."""
 
     path: str
 
 
-@frozen(repr=False)
+@frozen(eq=False, repr=False)
 class OfDescriptor(Value):
     """The one that a descriptor of the application refers to."""
 
@@ -63,25 +66,28 @@ class OfDescriptor(Value):
 Source = New | Shared | Host | OfWorker | OfPid | AtPath | OfDescriptor
 
 
-@frozen(repr=False)
+@frozen(eq=False, repr=False)
 class Pid(Value):
     """Names the namespaces of process *number*: ``namespaces={"net": nsorch.Pid(1)}``."""
 
     number: int
 
 
-@frozen(kw_only=True, repr=False)
+_SHARED = Shared()
+
+
+@frozen(kw_only=True, eq=False, repr=False)
 class NamespaceSet(Value):
     """A source for each kind."""
 
-    net: Source = Shared()
-    mnt: Source = Shared()
-    uts: Source = Shared()
-    ipc: Source = Shared()
-    pid: Source = Shared()
-    user: Source = Shared()
-    cgroup: Source = Shared()
-    time: Source = Shared()
+    net: Source = _SHARED
+    mnt: Source = _SHARED
+    uts: Source = _SHARED
+    ipc: Source = _SHARED
+    pid: Source = _SHARED
+    user: Source = _SHARED
+    cgroup: Source = _SHARED
+    time: Source = _SHARED
 
     def evolve(self, **sources: Source) -> NamespaceSet:
         """The same but for the kinds that are given."""

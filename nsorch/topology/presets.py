@@ -16,8 +16,6 @@ from nsorch.values import Value
 if TYPE_CHECKING:
     from nsorch.topology.specs import WorkerSpec
 
-PRESETS = ("network", "container", "sandbox")
-
 #: of a container's root: enough for package managers and servers, nothing of the host's
 CONTAINER_CAPABILITIES = frozenset(
     (
@@ -46,7 +44,7 @@ _PRIVATE = (Tmpfs(dst="/tmp"), Tmpfs(dst="/run", mode=0o755))  # noqa: S108 - in
 NOBODY = 65534
 
 
-@frozen(kw_only=True, repr=False)
+@frozen(kw_only=True, eq=False, repr=False)
 class Isolation(Value):
     """What holds for a worker once its preset and its own fields are put together.
 
@@ -183,26 +181,3 @@ def _namespaces(spec: WorkerSpec) -> NamespaceSet:
 
 def _mentions(spec: WorkerSpec, kind: str) -> bool:
     return isinstance(spec.namespaces, Mapping) and kind in spec.namespaces
-
-
-def is_plain(spec: WorkerSpec) -> bool:
-    """Whether none of the fields asks for more than the usual namespaces: thousands of workers are like that."""
-    return (
-        spec.isolation == "network"
-        and spec.rootfs is None
-        and not spec.mounts
-        and spec.capabilities is None
-        and spec.seccomp is None
-        and not spec.rlimits
-        and spec.oom_score_adj is None
-        and not spec.time_offsets
-        and not spec.masked
-        and not spec.readonly_paths
-        and not spec.readonly_root
-        and not spec.no_new_privs
-        and spec.cgroup_namespace is None
-        and spec.domainname is None
-        and not spec.uid_map
-        and not spec.gid_map
-        and not spec.groups
-    )

@@ -118,7 +118,7 @@ def _to_drop(value: Any) -> frozenset[str]:
     return _names("drop", value)
 
 
-@frozen(kw_only=True, repr=False)
+@frozen(kw_only=True, eq=False, repr=False)
 class Capabilities(Value):
     """The five sets of capabilities(7), by names such as ``"NET_ADMIN"``, or ``"all"``; as they are before the exec,
     whose rules then apply: a command of uid 0 gets its bounding set, another one its ambient set.
@@ -152,7 +152,7 @@ class Capabilities(Value):
         return frozenset().union(*(getattr(self, name) for name in CAPABILITY_SETS))
 
 
-@frozen(repr=False)
+@frozen(eq=False, repr=False)
 class CapabilityChange(Value):
     """What a preset gives, and more or less of it: ``["+NET_RAW", "-CHOWN"]``, ``["-all", "+NET_RAW"]``."""
 

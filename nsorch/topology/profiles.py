@@ -1,21 +1,20 @@
-"""Access links by name, with where their figures are from; and what each direction of a link comes to."""
+"""Access links by name, with where their figures are from."""
 
 from __future__ import annotations
 
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
-from attrs import evolve, frozen
+from attrs import frozen
 
-from nsorch.errors import TopologyError
-from nsorch.topology.emulation import NO_EMULATION, PROFILE_NAMES, Emulation, contradictions, overlay
+from nsorch.topology.emulation import PROFILE_NAMES, Emulation
 from nsorch.values import Value
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
 
-@frozen(kw_only=True, repr=False)
+@frozen(kw_only=True, eq=False, repr=False)
 class Profile(Value):
     """An access link, of which one end is the subscriber's.
 
@@ -87,34 +86,3 @@ PROFILES: Mapping[str, Profile] = MappingProxyType(
     }
 )
 assert tuple(PROFILES) == PROFILE_NAMES
-
-
-def directions(a: Emulation, b: Emulation, both: Emulation = NO_EMULATION) -> tuple[Emulation, Emulation]:
-    """What the packets go through that end *a* sends, and those that end *b* sends.
-
-    What an end says counts for what it sends, and goes before what is said for *both*; but delays add up. A profile
-    counts for what else isn't said: the end that names it is the subscriber's, and *a* where the link does.
-
-    :raises TopologyError: it contradicts itself; the path is the key, below ``ends[n]`` if that end said it
-    """
-    if not (both.active or a.active or b.active):
-        return NO_EMULATION, NO_EMULATION
-    name, subscriber = both.profile, 0
-    for number, end in enumerate((a, b)):
-        if end.profile is not None:
-            name, subscriber = end.profile, number
-    profile = None if name is None else PROFILES[name]
-    made = []
-    wrong: dict[str, None] = {}
-    for number, end in enumerate((a, b)):
-        base = NO_EMULATION if profile is None else profile.up if number == subscriber else profile.down
-        way = evolve(overlay(overlay(base, both), end), profile=None)
-        if end.delay is not None and both.delay is not None:
-            way = evolve(way, delay=end.delay + both.delay)
-        for key, problem in contradictions(way):
-            where = f"ends[{number}]." if getattr(end, key) is not None else ""
-            wrong[f"{where}{key}: {problem}"] = None
-        made.append(way)
-    if wrong:
-        raise TopologyError(*wrong)
-    return made[0], made[1]

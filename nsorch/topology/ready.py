@@ -1,34 +1,16 @@
-"""When a worker is ready, and what a command is, as values that have been checked."""
+"""When a worker is ready, as values that have been checked."""
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from attrs import field, frozen
 
 from nsorch.errors import TopologyError
-from nsorch.topology.kinds import check_port, is_text, items, shown
+from nsorch.topology.conditions import Condition
+from nsorch.topology.kinds import check_port, is_text, shown, to_command
 from nsorch.topology.units import duration
-from nsorch.values import Value
-
-if TYPE_CHECKING:
-    from attrs import Attribute
-
-
-def to_command(value: Any) -> tuple[Any, ...] | None:
-    if value is None:
-        return None
-    arguments = tuple(items("command", value, "strings"))
-    if not arguments or not all(isinstance(item, str | bytes | os.PathLike) for item in arguments):
-        raise TopologyError(f"command: {shown(value)} is not a list of strings, the program first")
-    if not os.fspath(arguments[0]):
-        raise TopologyError("command: the program has no name")
-    for item in arguments:
-        if not is_text(os.fspath(item)):
-            raise TopologyError(f"command: {shown(item)} can't be an argument: a null character, or no Unicode")
-    return arguments
 
 
 def _to_port(value: Any) -> int:
@@ -67,13 +49,7 @@ def _to_condition(value: Any) -> tuple[Any, ...]:
     return found
 
 
-class Condition(Value):
-    """What a start can wait for."""
-
-    __slots__ = ()
-
-
-@frozen(kw_only=True, repr=False)
+@frozen(kw_only=True, eq=False, repr=False)
 class TcpReady(Condition):
     """See :func:`tcp_ready`."""
 
@@ -83,7 +59,7 @@ class TcpReady(Condition):
     interval: float = field(default=0.02, converter=_to_interval)
 
 
-@frozen(kw_only=True, repr=False)
+@frozen(kw_only=True, eq=False, repr=False)
 class ExecReady(Condition):
     """See :func:`exec_ready`."""
 
@@ -108,8 +84,3 @@ def exec_ready(command: Sequence[str], *, timeout: float = 30.0, interval: float
     :param interval: seconds between two tries
     """
     return ExecReady(command=command, timeout=timeout, interval=interval)
-
-
-def ready(instance: Any, attribute: Attribute[Any], value: Any) -> None:  # noqa: ARG001
-    if not isinstance(value, Condition | None):
-        raise TopologyError(f"ready: {shown(value)} is neither nsorch.tcp_ready(…) nor nsorch.exec_ready(…)")

@@ -13,7 +13,7 @@ from nsorch.topology.limits import IO_KEYS
 from nsorch.topology.model import METRICS, ROUTING
 from nsorch.topology.mounts import MOUNT_KEYS, PROPAGATIONS
 from nsorch.topology.namespaces import KINDS
-from nsorch.topology.presets import PRESETS
+from nsorch.topology.plain import PRESETS
 from nsorch.topology.privileges import CAPABILITIES, CAPABILITY_SETS, CLOCKS, RLIMIT_NAMES, RLIMITS
 from nsorch.topology.services import ROUTING_PROTOCOLS
 from nsorch.topology.specs import ARP

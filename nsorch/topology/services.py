@@ -10,15 +10,19 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 from attrs import field, fields_dict, frozen
 
 from nsorch.errors import TopologyError
-from nsorch.topology.interfaces import Tun
 from nsorch.topology.kinds import flag, shown
 from nsorch.topology.names import name_problem
+from nsorch.topology.namespaces import New
 from nsorch.topology.units import duration
 from nsorch.topology.values import below, interfaces, many, read
 from nsorch.values import Value
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+    from nsorch.topology.interfaces import Tun
+    from nsorch.topology.namespaces import NamespaceSet
+    from nsorch.topology.specs import WorkerSpec
 
 RoutingProtocol = Literal["ospf", "bgp"]
 ROUTING_PROTOCOLS = get_args(RoutingProtocol)
@@ -73,7 +77,7 @@ def _servers(value: Any) -> tuple[IPv4Address | IPv6Address, ...]:
         raise TopologyError(f"servers: {exc}") from None
 
 
-@frozen(repr=False)
+@frozen(eq=False, repr=False)
 class Dnsmasq(Value):
     """DHCP, DNS and router advertisements by dnsmasq (Debian: dnsmasq-base): ``service=nsorch.Dnsmasq("home")``.
 
@@ -141,7 +145,7 @@ def _timeout(value: Any) -> float:
     return _seconds("timeout", value)
 
 
-@frozen(repr=False)
+@frozen(eq=False, repr=False)
 class Frr(Value):
     """Dynamic routing by FRR (Debian: frr): ``service=nsorch.Frr("ospf")``. It implies ``forward``.
 
@@ -191,7 +195,7 @@ def _pool(value: Any) -> IPv4Network:
     return network
 
 
-@frozen(repr=False)
+@frozen(eq=False, repr=False)
 class Tayga(Value):
     """NAT64 by tayga (Debian: tayga): ``service=nsorch.Tayga("64:ff9b::/96")``. It implies ``forward``.
 
@@ -209,18 +213,6 @@ class Tayga(Value):
 
 
 Service = Dnsmasq | Frr | Tayga
-
-
-@frozen(repr=False)
-class ServiceReady(Value):
-    """What the worker's service itself calls ready."""
-
-    timeout: float
-    interval: float = 0.1
-
-
-def ready_of(service: Service) -> ServiceReady:
-    return ServiceReady(service.timeout if isinstance(service, Frr) else 30.0)
 
 
 SERVICES: dict[str, type[Service]] = {"dnsmasq": Dnsmasq, "frr": Frr, "tayga": Tayga}
@@ -265,9 +257,33 @@ def _plain(key: str, value: Any) -> Any:
     return value
 
 
+def check_worker(spec: WorkerSpec, service: Service, namespaces: NamespaceSet) -> None:
+    """
+    :raises TopologyError: the service can't run in it
+    """
+    if isinstance(service, Frr) and not (isinstance(namespaces.net, New) and isinstance(namespaces.mnt, New)):
+        raise TopologyError("service: only in network and mount namespaces of its own")
+    if isinstance(service, Tayga) and not isinstance(namespaces.net, New):
+        raise TopologyError("service: only in a network namespace of its own")
+    if forwards(service) and spec.rootfs is not None:  # Python launches it
+        _, package = PROGRAMS[type(service)]
+        raise TopologyError(f"service: {package} is the host's, which the worker's rootfs hides")
+
+
+def own_routes(service: Service) -> tuple[tuple[IPv4Network | IPv6Network, str], ...]:
+    """Networks that are behind its own interface, with the name of that."""
+    if not isinstance(service, Tayga):
+        return ()
+    return (service.prefix, TAYGA_INTERFACE), (service.pool, TAYGA_INTERFACE)
+
+
 def own_interfaces(service: Service | None) -> tuple[Tun, ...]:
     """That a worker has for its service, besides those of its description."""
-    return (Tun(TAYGA_INTERFACE),) if isinstance(service, Tayga) else ()
+    if not isinstance(service, Tayga):
+        return ()
+    from nsorch.topology.interfaces import Tun
+
+    return (Tun(TAYGA_INTERFACE),)
 
 
 def forwards(service: Service | None) -> bool:

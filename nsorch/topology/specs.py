@@ -7,9 +7,11 @@ from collections.abc import Mapping
 from ipaddress import IPv4Interface, IPv4Network, IPv6Interface, IPv6Network, ip_address, ip_network
 from typing import TYPE_CHECKING, Any
 
-from attrs import Attribute, field, frozen
+from attrs import Attribute, evolve, field, fields, frozen
 
+from nsorch import topology  # noqa: TC001 - for typing.get_type_hints: what few have is imported with the first
 from nsorch.errors import AddressError, TopologyError
+from nsorch.topology.conditions import ready
 from nsorch.topology.converters import (
     addresses,
     checked,
@@ -21,53 +23,43 @@ from nsorch.topology.converters import (
     to_vlans,
     valid_name,
     vlan_subnets,
+    within,
 )
-from nsorch.topology.emulation import Emulated
-from nsorch.topology.interface_files import to_interfaces
-from nsorch.topology.interfaces import InterfaceSpec, order_problems, within
-from nsorch.topology.kinds import flag, is_text, items, shown, string, to_path
-from nsorch.topology.limits import Limits, to_limits
-from nsorch.topology.mounts import Mount, Overlay, to_masked, to_mounts, to_readonly_paths, to_rootfs
-from nsorch.topology.names import interface_problem
-from nsorch.topology.namespaces import NamespaceSet, New, to_namespaces
-from nsorch.topology.presets import PRESETS, is_plain, isolation_of
-from nsorch.topology.privileges import (
-    Capabilities,
-    CapabilityChange,
-    IdRange,
+from nsorch.topology.emulation import Emulation
+from nsorch.topology.few import (
     to_capabilities,
     to_cgroup_namespace,
+    to_firewall,
     to_gid_map,
     to_groups,
+    to_interfaces,
+    to_limits,
+    to_masked,
+    to_mounts,
+    to_nat,
     to_no_new_privs,
+    to_readonly_paths,
     to_readonly_root,
     to_rlimits,
+    to_rootfs,
     to_score,
     to_seccomp,
+    to_service,
     to_time_offsets,
     to_uid_map,
+    to_uplink,
     to_user,
 )
-from nsorch.topology.ready import ExecReady, TcpReady, ready, to_command
-from nsorch.topology.services import (
-    PROGRAMS,
-    TAYGA_INTERFACE,
-    Frr,
-    Service,
-    Tayga,
-    forwards,
-    own_interfaces,
-    to_service,
-)
+from nsorch.topology.kinds import flag, is_text, items, shown, string, to_command, to_path
+from nsorch.topology.names import interface_problem
+from nsorch.topology.namespaces import NamespaceSet, New, to_namespaces
+from nsorch.topology.plain import PRESETS, is_plain
 from nsorch.topology.sysctls import sysctl_problems
 from nsorch.topology.units import duration
-from nsorch.topology.uplinks import UplinkSpec, to_uplink
 from nsorch.values import Value
 
 if TYPE_CHECKING:
-    from nsorch.topology.filters import Firewall, Nat
-else:  # for typing.get_type_hints: what few workers have is imported with the first
-    Firewall = Nat = Any
+    from types import ModuleType
 
 
 def _to_gateway(value: Any) -> str | None:
@@ -88,13 +80,12 @@ def _dhcp(instance: Any, attribute: Attribute[bool], value: Any) -> None:
         raise TopologyError("dhcp: it has an IPv4 address already")
 
 
-@frozen(kw_only=True, repr=False)
-class _Plugged(Emulated):
+class _Plugged:
     """What may be on a bridge."""
 
-    vlan: int | None = field(default=None, validator=within(1, 4094))
-    tagged: tuple[int, ...] = field(default=(), converter=to_vlans)
-    dhcp: bool = field(default=False, validator=_dhcp)
+    __slots__ = ()
+    vlan: int | None
+    tagged: tuple[int, ...]
 
     @property
     def pvid(self) -> int | None:
@@ -102,8 +93,8 @@ class _Plugged(Emulated):
         return 1 if self.vlan is None and not self.tagged else self.vlan
 
 
-@frozen(repr=False)
-class End(_Plugged):
+@frozen(eq=False, repr=False)
+class End(_Plugged, Emulation):
     """One end of a link: ``nsorch.End(worker, name="up0", address="10.0.0.1", mac=…, mtu=…)``.
 
     :ivar worker: name of a worker, or of a bridge
@@ -115,6 +106,9 @@ class End(_Plugged):
     :ivar dhcp: its IPv4 address comes from a DHCP server on the link
     """
 
+    vlan: int | None = field(kw_only=True, default=None, validator=within(1, 4094))
+    tagged: tuple[int, ...] = field(kw_only=True, default=(), converter=to_vlans)
+    dhcp: bool = field(kw_only=True, default=False, validator=_dhcp)
     worker: str = field(converter=_to_worker)
     name: str | None = field(kw_only=True, default=None, converter=to_interface_name)
     address: tuple[IPv4Interface | IPv6Interface, ...] = field(kw_only=True, default=(), converter=addresses)
@@ -128,10 +122,13 @@ class End(_Plugged):
         return End(worker, name=name if colon else None)
 
 
-@frozen(repr=False)
-class To(_Plugged):
+@frozen(eq=False, repr=False)
+class To(_Plugged, Emulation):
     """A link to a bridge, in a worker's ``links``: ``nsorch.To(lan, address=…, name=…)``; the rest as :class:`End`."""
 
+    vlan: int | None = field(kw_only=True, default=None, validator=within(1, 4094))
+    tagged: tuple[int, ...] = field(kw_only=True, default=(), converter=to_vlans)
+    dhcp: bool = field(kw_only=True, default=False, validator=_dhcp)
     bridge: str = field(converter=_to_bridge)
     name: str | None = field(kw_only=True, default=None, converter=to_interface_name)
     address: tuple[IPv4Interface | IPv6Interface, ...] = field(kw_only=True, default=(), converter=addresses)
@@ -139,7 +136,7 @@ class To(_Plugged):
     mtu: int | None = field(kw_only=True, default=None, converter=to_mtu)
 
 
-@frozen(kw_only=True, repr=False)
+@frozen(kw_only=True, eq=False, repr=False)
 class Route(Value):
     """To network *to*, by gateway *via* or through interface *dev*; ``"default"`` is 0.0.0.0/0 or ::/0 as *via* is."""
 
@@ -252,26 +249,7 @@ def check_stream(path: str, value: Any) -> None:
         raise TopologyError(f"{path}: {shown(value)} is neither a descriptor nor a path nor a file")
 
 
-# Few workers have one: what checks it is imported with the first.
-
-
-def _nat(value: Any) -> Nat | None:
-    if value is None:
-        return None
-    from nsorch.topology.filters import to_nat
-
-    return to_nat(value)
-
-
-def _firewall(value: Any) -> Firewall | None:
-    if value is None:
-        return None
-    from nsorch.topology.filters import to_firewall
-
-    return to_firewall(value)
-
-
-@frozen(kw_only=True, repr=False)
+@frozen(kw_only=True, eq=False, repr=False)
 class WorkerSpec(Value):
     """Description of a worker; the fields of :meth:`nsorch.Supervisor.start`."""
 
@@ -284,25 +262,27 @@ class WorkerSpec(Value):
     user: str | int | None = field(default=None, converter=to_user)
     groups: tuple[str | int, ...] = field(default=(), converter=to_groups)
     isolation: str = field(default="network", validator=string)
-    rootfs: str | Overlay | None = field(default=None, converter=to_rootfs)
-    mounts: tuple[Mount, ...] = field(default=(), converter=to_mounts)
+    rootfs: str | topology.Overlay | None = field(default=None, converter=to_rootfs)
+    mounts: tuple[topology.Mount, ...] = field(default=(), converter=to_mounts)
     readonly_root: bool | None = field(default=None, converter=to_readonly_root)
     masked: tuple[str, ...] | None = field(default=None, converter=to_masked)
     readonly_paths: tuple[str, ...] | None = field(default=None, converter=to_readonly_paths)
-    capabilities: Capabilities | CapabilityChange | None = field(default=None, converter=to_capabilities)
+    capabilities: topology.Capabilities | topology.CapabilityChange | None = field(
+        default=None, converter=to_capabilities
+    )
     no_new_privs: bool | None = field(default=None, converter=to_no_new_privs)
     seccomp: str | bytes | int | None = field(default=None, converter=to_seccomp)
     rlimits: Mapping[str, tuple[int, int]] = field(factory=dict, converter=to_rlimits)
     oom_score_adj: int | None = field(default=None, converter=to_score)
-    limits: Limits | None = field(default=None, converter=to_limits)
+    limits: topology.Limits | None = field(default=None, converter=to_limits)
     cgroup_namespace: bool | None = field(default=None, converter=to_cgroup_namespace)
     time_offsets: Mapping[str, float] = field(factory=dict, converter=to_time_offsets)
-    uid_map: tuple[IdRange, ...] = field(default=(), converter=to_uid_map)
-    gid_map: tuple[IdRange, ...] = field(default=(), converter=to_gid_map)
+    uid_map: tuple[topology.IdRange, ...] = field(default=(), converter=to_uid_map)
+    gid_map: tuple[topology.IdRange, ...] = field(default=(), converter=to_gid_map)
     domainname: str | None = field(default=None, validator=_host_name)
     hostname: str | None = field(default=None, validator=_host_name)
     init: bool = field(default=True, validator=flag)
-    ready: TcpReady | ExecReady | None = field(default=None, validator=ready)
+    ready: topology.TcpReady | topology.ExecReady | None = field(default=None, validator=ready)
     critical: bool = field(default=False, validator=flag)
     stdin: Any = field(default=None, validator=_stream)
     stdout: Any = field(default=None, validator=_stream)
@@ -310,22 +290,17 @@ class WorkerSpec(Value):
     sysctls: Mapping[str, str | int] = field(factory=dict, converter=_sysctls)
     routes: tuple[Route, ...] = field(default=(), converter=to_routes)
     forward: bool = field(default=False, validator=flag)
-    nat: Nat | None = field(default=None, converter=_nat)
-    firewall: Firewall | None = field(default=None, converter=_firewall)
-    interfaces: tuple[InterfaceSpec, ...] = field(default=(), converter=to_interfaces)
-    service: Service | None = field(default=None, converter=to_service)
-    uplink: UplinkSpec | None = field(default=None, converter=to_uplink)
+    nat: topology.Nat | None = field(default=None, converter=to_nat)
+    firewall: topology.Firewall | None = field(default=None, converter=to_firewall)
+    interfaces: tuple[topology.InterfaceSpec, ...] = field(default=(), converter=to_interfaces)
+    service: topology.Service | None = field(default=None, converter=to_service)
+    uplink: topology.UplinkSpec | None = field(default=None, converter=to_uplink)
     label: str | None = field(default=None, validator=string)
 
     def __attrs_post_init__(self) -> None:
         if self.service is not None:
-            program = (PROGRAMS[type(self.service)][0],)
-            if self.command not in (None, program):
-                raise TopologyError(f"workers.{self.name}.command: its service gives it one")
-            object.__setattr__(self, "command", program)  # its arguments are made of its links, later
-            if self.ready is not None:
-                raise TopologyError(f"workers.{self.name}.ready: its service says when it is ready")
-        if self.nat is not None or forwards(self.service):
+            object.__setattr__(self, "command", _program(self))  # its arguments are made of its links, later
+        if self.nat is not None or (self.service is not None and _services().forwards(self.service)):
             object.__setattr__(self, "forward", True)
         try:
             namespaces = NamespaceSet.parse(self.namespaces, passive=self.command is None)
@@ -336,58 +311,75 @@ class WorkerSpec(Value):
             if self.isolation not in PRESETS:
                 raise TopologyError(f'isolation: "{self.isolation}" is none of {", ".join(PRESETS)}')
             if not is_plain(self):
+                from nsorch.topology.presets import isolation_of
+
                 isolation_of(self)
+            for key in ("nat", "firewall", "uplink"):
+                if getattr(self, key) is not None and not isinstance(namespaces.net, New):
+                    raise TopologyError(f"{key}: only in a network namespace of its own")
+            if self.service is not None:
+                _services().check_worker(self, self.service, namespaces)
+            if self.ready is not None and self.command is None:
+                raise TopologyError("ready: a worker without a command is never ready")
+            _check_interface_names(self)
         except TopologyError as exc:
             raise TopologyError(*(f"workers.{self.name}.{problem}" for problem in exc.problems)) from None
-        for key in ("nat", "firewall", "uplink"):
-            if getattr(self, key) is not None and not isinstance(namespaces.net, New):
-                raise TopologyError(f"workers.{self.name}.{key}: only in a network namespace of its own")
-        if isinstance(self.service, Frr) and not (isinstance(namespaces.net, New) and isinstance(namespaces.mnt, New)):
-            raise TopologyError(f"workers.{self.name}.service: only in network and mount namespaces of its own")
-        if isinstance(self.service, Tayga) and not isinstance(namespaces.net, New):
-            raise TopologyError(f"workers.{self.name}.service: only in a network namespace of its own")
-        if forwards(self.service) and self.rootfs is not None:  # Python launches it
-            _, package = PROGRAMS[type(self.service)]
-            raise TopologyError(
-                f"workers.{self.name}.service: {package} is the host's, which the worker's rootfs hides"
-            )
-        if self.ready is not None and self.command is None:
-            raise TopologyError(f"workers.{self.name}.ready: a worker without a command is never ready")
-        taken: set[str] = set()
-        for number, to in enumerate(self.links):
-            if to.name is not None and to.name in taken:
-                raise TopologyError(f'workers.{self.name}.links[{number}].name: "{to.name}" is used twice')
-            taken.add(to.name or "")
-        if self.interfaces:
-            problems = order_problems(self.interfaces)
-            problems += [
-                f'interfaces[{number}].name: "{interface.name}" is a link\'s already'
-                for number, interface in enumerate(self.interfaces)
-                if interface.name in taken
-            ]
-            if problems:
-                raise TopologyError(*(f"workers.{self.name}.{problem}" for problem in problems))
-        taken.update(interface.name for interface in self.interfaces)
-        if self.uplink is not None and self.uplink.name in taken:
-            raise TopologyError(f'workers.{self.name}.uplink.name: "{self.uplink.name}" is another interface already')
-        if self.uplink is not None and any(to.dhcp for to in self.links):
-            raise TopologyError(f"workers.{self.name}.uplink: a link with dhcp gives it a default route already")
-        for interface in own_interfaces(self.service):
-            if interface.name in taken:
-                raise TopologyError(f'workers.{self.name}.service: "{interface.name}" is the name of its own interface')
 
     @property
-    def all_interfaces(self) -> tuple[InterfaceSpec, ...]:
+    def all_interfaces(self) -> tuple[topology.InterfaceSpec, ...]:
         """With that of its service."""
-        return (*self.interfaces, *own_interfaces(self.service))
+        own = () if self.service is None else _services().own_interfaces(self.service)
+        return (*self.interfaces, *own)
 
     @property
     def all_routes(self) -> tuple[Route, ...]:
         """With those of its service."""
-        if not isinstance(self.service, Tayga):
-            return self.routes
-        own = (self.service.prefix, self.service.pool)
-        return (*self.routes, *(Route(to=network, dev=TAYGA_INTERFACE) for network in own))
+        own = () if self.service is None else _services().own_routes(self.service)
+        return (*self.routes, *(Route(to=network, dev=dev) for network, dev in own))
+
+
+def _services() -> ModuleType:
+    """Imported with the first."""
+    from nsorch.topology import services
+
+    return services
+
+
+def _program(spec: WorkerSpec) -> tuple[str, ...]:
+    """Of its service, alone."""
+    program = (_services().PROGRAMS[type(spec.service)][0],)
+    if spec.command not in (None, program):
+        raise TopologyError(f"workers.{spec.name}.command: its service gives it one")
+    if spec.ready is not None:
+        raise TopologyError(f"workers.{spec.name}.ready: its service says when it is ready")
+    return program
+
+
+def _check_interface_names(spec: WorkerSpec) -> None:
+    taken: set[str] = set()
+    for number, to in enumerate(spec.links):
+        if to.name is not None and to.name in taken:
+            raise TopologyError(f'links[{number}].name: "{to.name}" is used twice')
+        taken.add(to.name or "")
+    if spec.interfaces:
+        from nsorch.topology.interfaces import order_problems
+
+        problems = order_problems(spec.interfaces)
+        problems += [
+            f'interfaces[{number}].name: "{interface.name}" is a link\'s already'
+            for number, interface in enumerate(spec.interfaces)
+            if interface.name in taken
+        ]
+        if problems:
+            raise TopologyError(*problems)
+    taken.update(interface.name for interface in spec.interfaces)
+    if spec.uplink is not None and spec.uplink.name in taken:
+        raise TopologyError(f'uplink.name: "{spec.uplink.name}" is another interface already')
+    if spec.uplink is not None and any(to.dhcp for to in spec.links):
+        raise TopologyError("uplink: a link with dhcp gives it a default route already")
+    for interface in spec.all_interfaces[len(spec.interfaces) :]:
+        if interface.name in taken:
+            raise TopologyError(f'service: "{interface.name}" is the name of its own interface')
 
 
 #: who answers ARP on a bridge: the bridge itself where it has many ports, always, or never
@@ -408,7 +400,7 @@ def _ageing(value: Any) -> float | None:
     return seconds
 
 
-@frozen(kw_only=True, repr=False)
+@frozen(kw_only=True, eq=False, repr=False)
 class BridgeSpec(Value):
     """Description of a bridge; the fields of :meth:`nsorch.Supervisor.bridge`."""
 
@@ -461,8 +453,8 @@ def to_end(path: str, value: Any) -> End:
         raise TopologyError(*(f"{path}: {problem.removeprefix('worker: ')}" for problem in exc.problems)) from None
 
 
-@frozen(kw_only=True, repr=False)
-class LinkSpec(Emulated):
+@frozen(kw_only=True, eq=False, repr=False)
+class LinkSpec(Emulation):
     """Description of a link; the fields of :meth:`nsorch.Supervisor.link`."""
 
     a: End = field(converter=_to_a)
@@ -475,3 +467,16 @@ class LinkSpec(Emulated):
     def __attrs_post_init__(self) -> None:
         if self.a.worker == self.b.worker:
             raise TopologyError(f"links: {self.a.worker} is linked to itself")
+
+
+#: workers and interfaces of both ends, as given, and which of several alike
+LinkKey = tuple[str, str | None, str, str | None, int]
+
+
+def as_link(key: LinkKey, spec: LinkSpec | To) -> LinkSpec:
+    """A worker's own link as any other."""
+    if isinstance(spec, LinkSpec):
+        return spec
+    end = End(key[0], name=spec.name, address=spec.address or None, mac=spec.mac, mtu=spec.mtu)
+    other = {attribute.name for attribute in fields(End)} - {"worker", "name", "address", "mac", "mtu"}
+    return LinkSpec(a=evolve(end, **{name: getattr(spec, name) for name in other}), b=End(spec.bridge))

@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any
 from attrs import evolve
 
 from nsorch.errors import NsorchError, TopologyError
+from nsorch.topology.bursts import GILBERT_ELLIOTT_KEYS
 from nsorch.topology.dangling import dangling
-from nsorch.topology.emulation import EMULATION_KEYS, GILBERT_ELLIOTT_KEYS, Emulation, given
+from nsorch.topology.emulation import EMULATION_KEYS, Emulation, given
 from nsorch.topology.filters import to_plain
 from nsorch.topology.interface_files import INTERFACES, interface_to_dict, keys_of, required_of
 from nsorch.topology.isolation import ISOLATION_KEYS, OWN_KEYS, TEXT_KEYS, check_tables, isolation_to_dict

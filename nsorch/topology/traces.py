@@ -21,7 +21,7 @@ _PACKET = 1500 * 8
 _INTERVAL = 0.001
 
 
-@frozen(repr=False)
+@frozen(eq=False, repr=False)
 class Step(Value):
     """From *time* on, in seconds since the beginning, what *emulation* says; what it doesn't say stays."""
 
@@ -70,7 +70,7 @@ def _to_interval(value: Any) -> float:
     return seconds
 
 
-@frozen(repr=False)
+@frozen(eq=False, repr=False)
 class Trace(Value):
     """Steps in the order of their times: ``Trace([(0, {"rate": "5mbit"}), (2.5, {"rate": "1mbit", "loss": "1%"})])``.
 

@@ -11,8 +11,8 @@ from typing import Any
 from attrs import Attribute, field, fields, frozen
 
 from nsorch.errors import AddressError, TopologyError
-from nsorch.topology.converters import allowed_networks, one_or_many, valid_interface_name, valid_name
-from nsorch.topology.interfaces import InterfaceSpec, within
+from nsorch.topology.converters import allowed_networks, one_or_many, valid_interface_name, valid_name, within
+from nsorch.topology.interfaces import InterfaceSpec
 from nsorch.topology.kinds import shown
 from nsorch.values import Value
 
@@ -48,7 +48,7 @@ def _remotes(value: Any) -> tuple[str | IPAddress, ...]:
     return tuple(found)
 
 
-@frozen(kw_only=True, repr=False)
+@frozen(kw_only=True, eq=False, repr=False)
 class Vxlan(InterfaceSpec):
     """One end of an overlay network: frames travel in UDP (RFC 7348).
 
@@ -121,7 +121,7 @@ def _key(instance: Any, attribute: Attribute[Any], value: Any) -> None:  # noqa:
     raise TopologyError(f"{attribute.name}: a key is 32 bytes in Base64")  # which isn't shown: it may be secret
 
 
-@frozen(kw_only=True, repr=False)
+@frozen(kw_only=True, eq=False, repr=False)
 class WireGuardPeer(Value):
     """Another end of a :class:`WireGuard` tunnel.
 
@@ -177,7 +177,7 @@ def _peer(number: int, item: Any) -> WireGuardPeer:
         raise AddressError(f"peers[{number}].{exc}") from None
 
 
-@frozen(kw_only=True, repr=False)
+@frozen(kw_only=True, eq=False, repr=False)
 class WireGuard(InterfaceSpec):
     """A WireGuard tunnel. Its key is generated unless given.
 

@@ -7,7 +7,7 @@ import re
 
 from nsorch.topology.kinds import shown
 
-_QUANTITY = re.compile(r"\s*([0-9]+(?:\.[0-9]*)?|\.[0-9]+)\s*([A-Za-z%µ]*)\s*")
+_QUANTITY = r"\s*([0-9]+(?:\.[0-9]*)?|\.[0-9]+)\s*([A-Za-z%µ]*)\s*"
 _SECONDS = {
     "s": 1.0,
     "sec": 1.0,
@@ -38,7 +38,7 @@ def _split(value: object, what: str) -> tuple[float, str]:
     if not isinstance(value, str):
         number, unit = float(value), ""
     else:
-        match = _QUANTITY.fullmatch(value)
+        match = re.fullmatch(_QUANTITY, value)
         if match is None:
             raise ValueError(f"{shown(value)} is not {what}")
         number, unit = float(match[1]), match[2]

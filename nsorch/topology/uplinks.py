@@ -16,7 +16,7 @@ UplinkMethod = Literal["pasta", "nat"]
 UPLINK_METHODS = get_args(UplinkMethod)
 
 
-@frozen(repr=False)
+@frozen(eq=False, repr=False)
 class UplinkSpec(Value):
     """A way to the outside, which a worker has before its command runs: ``uplink=True`` is ``nsorch.UplinkSpec()``.
 

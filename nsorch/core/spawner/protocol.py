@@ -5,8 +5,6 @@ it takes nothing but plain values
 (so numbers here are no enums). Descriptors travel beside a message as SCM_RIGHTS.
 """
 
-from __future__ import annotations
-
 import array
 import marshal
 import os

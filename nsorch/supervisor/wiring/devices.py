@@ -6,12 +6,12 @@ from typing import TYPE_CHECKING, Any
 
 from attrs import define, field
 
+from nsorch.net.interfaces import InterfacePlan
 from nsorch.net.mac import derive_mac, parse_mac
-from nsorch.net.plan import InterfacePlan
 from nsorch.supervisor.wiring.network import Interface
 from nsorch.topology import Bond, Ipvlan, Macvlan, Tun, Vlan, Vrf, Vxlan, WireGuard
 from nsorch.topology.interfaces import BOND_MODES, HASH_POLICIES, IPVLAN_MODES, LACP_RATES
-from nsorch.values import Value
+from nsorch.values import Shown
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -29,7 +29,7 @@ _ETHERTYPES = {"802.1q": 0x8100, "802.1ad": 0x88A8}
 
 
 @define(eq=False, repr=False)
-class Device(Value):
+class Device(Shown):
     """
     :ivar netns: the worker whose network namespace it is in
     :ivar index: known in advance where nobody else makes interfaces

@@ -14,21 +14,21 @@ from attrs import evolve
 
 from nsorch import events
 from nsorch.errors import TopologyError, UnsupportedError
-from nsorch.net.qdiscs import LossStates, QdiscPlan
 from nsorch.topology.emulation import (
     EMULATION_KEYS,
     NO_EMULATION,
     Emulation,
     changed,
     contradictions,
+    directions,
     given,
 )
 from nsorch.topology.kinds import name_of, of_kind
-from nsorch.topology.profiles import directions
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    from nsorch.net.qdiscs import QdiscPlan
     from nsorch.supervisor.wiring.kernel import Kernel
     from nsorch.supervisor.wiring.network import Bridge, Link, Side
     from nsorch.supervisor.wiring.wiring import Wiring
@@ -47,6 +47,8 @@ UNSET = Unset.UNSET
 
 
 def qdisc_plan(emulation: Emulation) -> QdiscPlan:
+    from nsorch.net.qdiscs import LossStates, QdiscPlan
+
     states = emulation.gilbert_elliott
     return QdiscPlan(
         delay=emulation.delay or 0.0,

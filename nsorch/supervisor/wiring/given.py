@@ -4,11 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from attrs import field, frozen
-
 from nsorch.supervisor.turns import in_turns
 from nsorch.topology.routing import connected
-from nsorch.values import Value
 
 if TYPE_CHECKING:
     from collections.abc import Collection
@@ -17,10 +14,10 @@ if TYPE_CHECKING:
     from nsorch.topology.specs import End, To
 
 
-@frozen(eq=False, repr=False)
-class Given(Value):
-    _addresses: dict[str, set[bytes]] = field(factory=dict)  # by bridge; those that are linked to it share theirs
-    _names: set[tuple[str, str]] = field(factory=set)
+class Given:
+    def __init__(self, addresses: dict[str, set[bytes]]) -> None:
+        self._addresses = addresses  # by bridge; those that are linked to it share theirs
+        self._names: set[tuple[str, str]] = set()
 
     def addresses_on(self, bridge: str) -> Collection[bytes]:
         return self._addresses.get(bridge, ())

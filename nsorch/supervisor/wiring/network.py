@@ -10,17 +10,16 @@ from types import NoneType
 from typing import TYPE_CHECKING, Any
 
 import anyio
-from attrs import define, field, frozen
+from attrs import define, frozen
 
 from nsorch.errors import ClosedError, TopologyError
 from nsorch.supervisor.wiring.changing import end_name, end_of, move, set_addresses, set_mac
 from nsorch.supervisor.wiring.emulating import UNSET, Unset, apply_ways, needs_netem, plan_emulation, require_netem
-from nsorch.topology import End, To, Trace
-from nsorch.topology.emulation import NO_EMULATION, given
+from nsorch.topology import End, To
+from nsorch.topology.emulation import NO_EMULATION, directions, given
 from nsorch.topology.kinds import at, of_kind
-from nsorch.topology.profiles import directions
 from nsorch.topology.units import duration
-from nsorch.values import Value
+from nsorch.values import Shown, Value
 
 if TYPE_CHECKING:
     from nsorch.net.addresses import Segment
@@ -30,10 +29,10 @@ if TYPE_CHECKING:
     from nsorch.supervisor.wiring.segments import Part, Parts
     from nsorch.supervisor.wiring.wiring import Wiring
     from nsorch.supervisor.worker import Worker
-    from nsorch.topology import BridgeSpec, Emulation
+    from nsorch.topology import BridgeSpec, Emulation, Trace
 
 
-@frozen(kw_only=True, repr=False)
+@frozen(kw_only=True, eq=False, repr=False)
 class Interface(Value):
     """A worker's end of a link, or another interface of it.
 
@@ -60,7 +59,7 @@ class Interface(Value):
 
 
 @define(eq=False, repr=False)
-class Side(Value):
+class Side(Shown):
     """One end of a link: in a worker, or in the fabric as the port of a bridge."""
 
     worker: Worker | None
@@ -387,6 +386,8 @@ class Link:
         :raises TopologyError: it is no trace; or a step has a wrong value
         :raises UnsupportedError: the kernel has no netem, which a step needs; nothing was changed
         """
+        from nsorch.topology.traces import Trace
+
         trace = trace if isinstance(trace, Trace) else Trace(trace)
         if any(needs_netem(*directions(NO_EMULATION, NO_EMULATION, step.emulation)) for step in trace):
             await require_netem(self._wiring.kernel, [f"links.{self.name}"])
@@ -450,14 +451,3 @@ class Link:
         if self._state == "planned":
             self._check()
         await self._wiring.remove_link(self)
-
-
-@define(repr=False)
-class Counter(Value):
-    """Numbers for kernel objects: never given out twice, so that what the kernel frees late is in nobody's way."""
-
-    next: int = field(default=1)
-
-    def take(self) -> int:
-        self.next += 1
-        return self.next - 1

@@ -12,7 +12,7 @@ from attrs import define, field
 from nsorch.errors import ClosedError, NsorchError
 from nsorch.net.plan import Batch
 from nsorch.supervisor.wiring.telling import tell
-from nsorch.values import Value
+from nsorch.values import Shown
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
@@ -26,7 +26,7 @@ _LATEST = 32
 
 
 @define(eq=False, kw_only=True, repr=False)
-class Order(Value):
+class Order(Shown):
     """Something to be made that somebody waits for.
 
     :ivar bridges: those of the links, and others that are to exist
@@ -38,7 +38,7 @@ class Order(Value):
     links: Sequence[Link] = ()
     bridges: Sequence[Bridge] = ()
     rise: bool = True
-    done: anyio.Event = field(factory=anyio.Event)
+    done: anyio.Event = field(factory=lambda: anyio.Event())  # anyio imports it when it is asked for
     failure: Exception | None = None
 
 

@@ -13,15 +13,14 @@ from nsorch.net.addresses import PointToPointPool, Segment
 from nsorch.net.mac import derive_mac, parse_mac
 from nsorch.net.plan import EVERY_VLAN, PortVlans
 from nsorch.supervisor.turns import in_turns
-from nsorch.supervisor.wiring.network import Bridge, Counter, Link, Side
+from nsorch.supervisor.wiring.network import Bridge, Link, Side
 from nsorch.supervisor.wiring.segments import MANY, Parts
 from nsorch.topology import End
-from nsorch.topology.checks import LEAST_MTU6, joined_names
-from nsorch.topology.emulation import NO_EMULATION
+from nsorch.topology.emulation import NO_EMULATION, directions
+from nsorch.topology.joins import joined_names
 from nsorch.topology.kinds import name_of
-from nsorch.topology.layer2 import port_problems, trunk_problem, vlan_problem
+from nsorch.topology.layer2 import LEAST_MTU6, port_problems, trunk_problem, vlan_problem
 from nsorch.topology.namespaces import Host, NamespaceSet, New, OfWorker, Shared
-from nsorch.topology.profiles import directions
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator, Sequence
@@ -54,7 +53,8 @@ class Record:
         self._guests: dict[str, set[str]] = {}  # workers that share another's network namespace, by its owner
         self._heirs: dict[str, Worker] = {}  # who owns it since that was removed, by guest
         self._pool = PointToPointPool()
-        self._indices = Counter(_FABRIC)
+        # Never given out twice, so that what the kernel frees late is in nobody's way.
+        self._indices = itertools.count(_FABRIC)
         self.has_dhcp = False  #: whether there was ever an end with an address by DHCP
         self.given: list[Given] = []  #: of the topologies that are being deployed
 
@@ -69,7 +69,7 @@ class Record:
         for network in itertools.chain(spec.subnet, *spec.vlans.values()):
             self._pool.exclude(network)
         bridge = self.bridges[spec.name] = Bridge(
-            self._wiring, spec, segment=segment, vlans=vlans, parts=Parts(self._indices.take)
+            self._wiring, spec, segment=segment, vlans=vlans, parts=Parts(self._indices)
         )
         return bridge
 
@@ -325,7 +325,7 @@ class Record:
 
     def _port(self, bridge: Bridge, plug: End | To | None, mtu: int | None = None) -> Side:
         """:param plug: says which VLANs it is in; None: all"""
-        index = self._indices.take()
+        index = next(self._indices)
         port = Side(worker=None, bridge=bridge, ifname=f"p{index}", index=index, mac=None, mtu=mtu or bridge.mtu)
         port.part = bridge._parts.plug()
         if bridge.spec.vlan_aware:

@@ -9,10 +9,10 @@ from attrs import define, field
 
 from nsorch.net.mac import derive_mac, link_local
 from nsorch.net.plan import EVERY_VLAN, BridgePlan, EndPlan, LinkPlan
-from nsorch.values import Value
+from nsorch.values import Shown
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterator
+    from collections.abc import Collection, Iterator
     from ipaddress import IPv4Address, IPv6Address
 
     from nsorch.supervisor.wiring.network import Side
@@ -28,7 +28,7 @@ FABRIC = 0  # as a key of network namespaces; a worker's is its order plus one
 
 
 @define(eq=False, repr=False)
-class Part(Value):
+class Part(Shown):
     """One of a segment's kernel bridges; together they are a tree.
 
     :ivar trunk: ifindices of the ends of the veth pair to the parent: the one there, and the one here
@@ -92,11 +92,11 @@ class Part(Value):
 
 
 class Parts:
-    """All of a segment. *take* gives numbers for interfaces."""
+    """All of a segment. *indices* are numbers for interfaces."""
 
-    def __init__(self, take: Callable[[], int]) -> None:
-        self._take = take
-        self.all = [Part(take())]
+    def __init__(self, indices: Iterator[int]) -> None:
+        self._indices = indices
+        self.all = [Part(next(indices))]
 
     @property
     def group(self) -> int:
@@ -110,7 +110,7 @@ class Parts:
                 break
         else:
             parent = self.all[(len(self.all) - 1) // _BRANCHES]
-            part = Part(self._take(), parent, (self._take(), self._take()))
+            part = Part(next(self._indices), parent, (next(self._indices), next(self._indices)))
             self.all.append(part)
         part.ports += 1
         return part
@@ -120,16 +120,16 @@ Entry = tuple[int, bytes, int]  # port, hardware address, and VLAN or 0
 Neighbour = tuple["IPv4Address | IPv6Address", bytes]
 
 
-@define(repr=False)
-class News(Value):
+class News:
     """What a part isn't told yet, or knows of what is gone."""
 
-    part: Part
-    forwarding: list[Entry]
-    neighbours: list[Neighbour]
-    answering: list[int]  #: ports to be answered for
-    asked: list[Neighbour]  #: of IPv6, on ports of its own
-    asking: list[int]  #: these ports
+    def __init__(self, part: Part) -> None:
+        self.part = part
+        self.forwarding: list[Entry] = []
+        self.neighbours: list[Neighbour] = []
+        self.answering: list[int] = []  #: ports to be answered for
+        self.asked: list[Neighbour] = []  #: of IPv6, on ports of its own
+        self.asking: list[int] = []  #: these ports
 
 
 def news(part: Part, ends: Collection[tuple[Side, Side]], *, answers: bool) -> News:
@@ -137,7 +137,7 @@ def news(part: Part, ends: Collection[tuple[Side, Side]], *, answers: bool) -> N
     :param ends: of workers, each with its port
     :param answers: whether the bridges answer ARP
     """
-    found = News(part, [], [], [], [], [])
+    found = News(part)
     if answers and not part.told:
         found.answering += [index for index in part.trunk if index]
     for side, port in ends:

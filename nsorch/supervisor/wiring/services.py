@@ -49,7 +49,7 @@ class Services:
     @staticmethod
     def check(spec: WorkerSpec) -> None:
         """:raises UnsupportedError: its program isn't installed; names the Debian package"""
-        if spec.service is not None and spec.rootfs is None:
+        if spec.rootfs is None:
             program, package = PROGRAMS[type(spec.service)]
             if find(program) is None:
                 raise UnsupportedError(
@@ -60,8 +60,7 @@ class Services:
 
     def admit(self, worker: Worker) -> None:
         """Reserve the loopback addresses of a router."""
-        if worker.spec.service is not None:
-            self._all[worker] = None
+        self._all[worker] = None
         if isinstance(worker.spec.service, Frr):
             routing = self._wiring.routing
             routing.plan(worker.name, routing.pool.take(worker.name), ())
@@ -84,10 +83,8 @@ class Services:
             return [found or "dnsmasq", *self._dnsmasq(worker, service)]
         if isinstance(service, Frr):
             return self.routers.command(worker, service)
-        if isinstance(service, Tayga):
-            return self._tayga(worker, service)
-        assert worker.spec.command is not None
-        return worker.spec.command
+        assert isinstance(service, Tayga)
+        return self._tayga(worker, service)
 
     async def is_ready(self, worker: Worker) -> bool:
         """Whether it does what it is to, for now."""

@@ -30,7 +30,7 @@ from nsorch.supervisor.worker import Worker  # noqa: TC001 - for typing.get_type
 from nsorch.topology import WorkerSpec
 from nsorch.topology.names import interface_problem
 from nsorch.topology.uplinks import UplinkMethod  # noqa: TC001 - for typing.get_type_hints
-from nsorch.values import Value
+from nsorch.values import Shown
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -44,7 +44,7 @@ _RANGE = IPv4Network("198.18.0.0/15")
 
 
 @define(eq=False, repr=False)
-class Uplink(Value):
+class Uplink(Shown):
     """A worker's way to the outside of the lab. Made by :meth:`nsorch.Supervisor.uplink`.
 
     :ivar worker: its name

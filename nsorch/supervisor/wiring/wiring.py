@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections
 from functools import partial
+from importlib import import_module
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -20,23 +21,20 @@ from nsorch.supervisor.wiring.changing import default_of, follow_default
 from nsorch.supervisor.wiring.emulating import needs_netem, require_netem
 from nsorch.supervisor.wiring.filtering import Filters
 from nsorch.supervisor.wiring.hosts import Names
-from nsorch.supervisor.wiring.interfaces import Interfaces
 from nsorch.supervisor.wiring.kernel import Kernel
 from nsorch.supervisor.wiring.orders import Order, Orders
-from nsorch.supervisor.wiring.partitions import Partitions
 from nsorch.supervisor.wiring.planning import addresses_in, bridges_of, end_plan, link_plan, netns_key
 from nsorch.supervisor.wiring.record import Record
 from nsorch.supervisor.wiring.routes import check_routes, default_routes, given_routes
 from nsorch.supervisor.wiring.routing import Routing
-from nsorch.supervisor.wiring.services import Services
 from nsorch.supervisor.wiring.telling import forget, remind
 from nsorch.supervisor.wiring.watching import Watcher
 from nsorch.topology import End, LinkSpec, To
-from nsorch.topology.checks import LEAST_MTU6
-from nsorch.topology.difference import as_link
-from nsorch.topology.specs import to_end
+from nsorch.topology.layer2 import LEAST_MTU6
+from nsorch.topology.specs import as_link, to_end
 
 if TYPE_CHECKING:
+    import os
     from collections.abc import Collection, Container, Iterable, Mapping, Sequence
     from collections.abc import Set as AbstractSet
     from ipaddress import IPv4Interface, IPv6Interface
@@ -47,10 +45,13 @@ if TYPE_CHECKING:
     from nsorch.supervisor.supervisor import Supervisor
     from nsorch.supervisor.traffic.capture import Capture
     from nsorch.supervisor.wiring.devices import Device
+    from nsorch.supervisor.wiring.interfaces import Interfaces
     from nsorch.supervisor.wiring.leases import Leases
     from nsorch.supervisor.wiring.network import Bridge, Link, Side
+    from nsorch.supervisor.wiring.partitions import Partitions
+    from nsorch.supervisor.wiring.services import Services
     from nsorch.supervisor.worker import Worker
-    from nsorch.topology import BridgeSpec
+    from nsorch.topology import BridgeSpec, WorkerSpec
 
 # With more ports that end with their workers, a bridge is deleted some seconds later.
 _LEFT, _LATER = 50, 2.0
@@ -76,12 +77,13 @@ class Wiring:
         self.routing = Routing(self.kernel)
         self.watcher = Watcher(supervisor, self)
         self.filters = Filters(supervisor, self, self.kernel)
-        self.interfaces = Interfaces(supervisor, self)
-        self.services = Services(supervisor, self)
-        self.partitions = Partitions(supervisor, self)
         self.acquaintances = Acquaintances(self.kernel, self.record)
         self.names = Names(supervisor._workers, self.record, self.routing, self.kernel, self._names_changed)
-        self._leases: Leases | None = None  # until there is one
+        # Of what few workers have: None until one has it.
+        self._leases: Leases | None = None
+        self._interfaces: Interfaces | None = None
+        self._services: Services | None = None
+        self._partitions: Partitions | None = None
         self._orders = Orders(self.kernel, supervisor._start_soon)
 
     def open(self, facts: Facts) -> None:
@@ -102,13 +104,16 @@ class Wiring:
 
     async def _names_changed(self, names: AbstractSet[str]) -> None:
         await self.filters.refresh(names)
-        await self.partitions.refresh(names)
-        self.services.refresh()
+        if self._partitions is not None:
+            await self._partitions.refresh(names)
+        if self._services is not None:
+            self._services.refresh()
 
     async def publish_removed(self) -> None:
         """All went with the fabric. Shield it."""
         bus = self._supervisor._bus
-        await self.interfaces.publish_removed(self._supervisor._workers.values())
+        if self._interfaces is not None:
+            await self._interfaces.publish_removed(self._supervisor._workers.values())
         async for link in in_turns(list(self.record.links.values())):
             if link._announced:
                 bus.publish(events.LinkRemoved(link=link.name, ends=link.ends))
@@ -129,6 +134,55 @@ class Wiring:
 
             self._leases = Leases(self._supervisor, self)
         return self._leases
+
+    @property
+    def interfaces(self) -> Interfaces:
+        if self._interfaces is None:
+            from nsorch.supervisor.wiring.interfaces import Interfaces
+
+            self._interfaces = Interfaces(self._supervisor, self)
+        return self._interfaces
+
+    @property
+    def has_interfaces(self) -> bool:
+        """Whether any worker has, or had, one that is no end of a link."""
+        return self._interfaces is not None
+
+    async def require(self, workers: Iterable[WorkerSpec], bridges: Iterable[BridgeSpec]) -> None:
+        """:raises UnsupportedError: the kernel lacks the interfaces that they need; names the module"""
+        special = [worker async for worker in in_turns(workers) if worker.interfaces]
+        aware = [bridge for bridge in bridges if bridge.vlan_aware]
+        if special or aware:
+            if not self.has_interfaces:
+                # In a thread: it takes some milliseconds, for which the loop doesn't wait.
+                await anyio.to_thread.run_sync(import_module, "nsorch.supervisor.wiring.interfaces")
+            await self.interfaces.require(special, aware)
+
+    @property
+    def services(self) -> Services:
+        if self._services is None:
+            from nsorch.supervisor.wiring.services import Services
+
+            self._services = Services(self._supervisor, self)
+        return self._services
+
+    @property
+    def partitions(self) -> Partitions:
+        if self._partitions is None:
+            from nsorch.supervisor.wiring.partitions import Partitions
+
+            self._partitions = Partitions(self._supervisor, self)
+        return self._partitions
+
+    def command_of(self, worker: Worker) -> Sequence[str | bytes | os.PathLike[str]]:
+        """Of its main process, as its links are now.
+
+        :raises TopologyError: its service can't serve what it is to
+        """
+        if worker.spec.service is not None:
+            return self.services.command(worker)
+        assert worker.spec.command is not None
+        return worker.spec.command
 
     def helpers_of(self, workers: Collection[Worker]) -> list[Worker]:
         """Processes that end with *workers*."""
@@ -166,7 +220,7 @@ class Wiring:
 
     async def make_bridge(self, spec: BridgeSpec) -> Bridge:
         self._supervisor._check_running()
-        await self.interfaces.require((), [spec])
+        await self.require((), [spec])
         bridge = self.record.plan_bridge(spec)
         try:
             await self._orders.carry_out(Order(batch=Batch(), bridges=[bridge]))
@@ -341,8 +395,9 @@ class Wiring:
         :raises NetlinkError: the kernel refused what *new* tunnels need; of others there is an event
         """
         await self.names.rewrite()
-        with anyio.CancelScope(shield=True):
-            await self.interfaces.far_ends.settle(new)
+        if self._interfaces is not None:
+            with anyio.CancelScope(shield=True):
+                await self._interfaces.far_ends.settle(new)
 
     def _node_plan(
         self, worker: Worker, links: Collection[Link], complete: Container[Worker] | None = None
@@ -399,12 +454,18 @@ class Wiring:
             return
         mtu = min(mtu for mtu in mtus if mtu is not None)
         for side in link._sides:
-            devices = self.interfaces.above(side.netns, side.ifname) if side.worker is not None else ()
+            devices = self._above(side)
             its = [(side.owner, side.present), *((device.owner, device.addresses) for device in devices)]
             six = [f"{owner} has {address.ip}" for owner, own in its for address in own if address.version == 6]
             if six:
                 too_few = f"{mtu} bytes are too few for IPv6, which needs {LEAST_MTU6}"
                 raise TopologyError(f"links.{link.name}.mtu: {too_few}: {six[0]}")
+
+    def _above(self, side: Side) -> Sequence[Device]:
+        """Interfaces that stand on it."""
+        if side.worker is None or self._interfaces is None:
+            return ()
+        return self._interfaces.above(side.netns, side.ifname)
 
     def note_interfaces(self, link: Link) -> None:
         """Write down what its ends are."""
@@ -489,8 +550,8 @@ class Wiring:
             for tell in link._on_removal:
                 tell()
             for side in link._sides:
-                if side.worker is not None:
-                    self.interfaces.drop_above(side.netns, side.ifname)
+                if side.worker is not None and self._interfaces is not None:
+                    self._interfaces.drop_above(side.netns, side.ifname)
             self.names.stale.update(side.worker.name for side in link._sides if side.worker is not None)
             if link._announced:
                 self._supervisor._bus.publish(events.LinkRemoved(link=link.name, ends=link.ends, by=by))
@@ -536,8 +597,10 @@ class Wiring:
         links: dict[Link, None] = {}
         async for worker in in_turns(workers):
             self.filters.drop(worker)
-            self.services.drop(worker)
-            self.partitions.drop(worker)
+            if self._services is not None:
+                self._services.drop(worker)
+            if self._partitions is not None:
+                self._partitions.drop(worker)
             links.update(dict.fromkeys(self.record.links_of.get(worker.name, ())))
         with_devices = [worker async for worker in in_turns(workers) if worker._devices]
         dying = await self.record.owners_among(workers) if links or with_devices else set()
@@ -563,7 +626,8 @@ class Wiring:
         for side in link._sides:
             if side.worker is not None:
                 await self._restore_routes(link, side, side.worker)
-                await self.interfaces.restore_above(side.netns, side.ifname)
+                if self._interfaces is not None:
+                    await self._interfaces.restore_above(side.netns, side.ifname)
         for side, other in link._both():
             if other.bridge is not None:
                 await remind(kernel, other.bridge, side)
