@@ -119,8 +119,13 @@ class ImageError(NsorchError, ValueError):
     """
 
     def __init__(self, message: str, *, entry: str = "", detail: str = "") -> None:
-        super().__init__(message, stage="unpack", detail=detail)
+        super().__init__(printable(message), stage="unpack", detail=printable(detail))
         self.entry = entry
+
+
+def printable(text: str) -> str:
+    """Without what a terminal obeys: names and tags of an image are its maker's."""
+    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
 
 
 class UnsupportedError(NsorchError):

@@ -189,6 +189,8 @@ CALLS: dict[str, dict[str, Any]] = {
     "worker.signal": {},
     "worker.stop": {},
     "worker.watch_stats": {},
+    "nsorch.probe": {},
+    "nsorch.unpack": {"image": "/nowhere", "directory": "/nowhere"},
 }
 
 
@@ -203,7 +205,7 @@ async def test_calls_refuse_a_wrong_kind_by_name(call: str) -> None:
         link = await sup.link(worker, other)
         before = sup.bridges.keys() | sup.links.keys() | sup.workers.keys()
         owner, _, method = call.partition(".")
-        objects = {"sup": sup, "link": link, "worker": worker}
+        objects = {"sup": sup, "link": link, "worker": worker, "nsorch": nsorch}
         func = getattr(objects[owner], method) if method else nsorch.Supervisor
         for name in inspect.signature(func).parameters:
             if name == "task_status":  # anyio's

@@ -26,8 +26,8 @@ ALLOWED: dict[str, set[str]] = {
     "net": {"errors"},
     "topology": {"errors"},
     "events": {"errors"},
-    "host": {"errors", "core"},
-    "images": {"errors"},
+    "host": {"errors", "core", "topology"},
+    "images": {"errors", "topology"},
     "services": {"errors"},
     "supervisor": {"errors", "core", "net", "topology", "events", "services"},
 }

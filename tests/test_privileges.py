@@ -616,6 +616,7 @@ async def test_no_keystroke_for_the_callers_terminal(preset: str) -> None:
         ("capabilities", ["+all", "-ALL"], "added and dropped at once"),
         ("capabilities", {"ambient": ["CHOWN"]}, "must be permitted"),
         ("capabilities", {"other": []}, 'no set "other"'),
+        ("groups", list(range(65537)), "groups: 65537 are more than the kernel takes"),
         ("rlimits", {"nofiles": 1}, 'there is no "nofiles"'),
         ("rlimits", {"nofile": (2, 1)}, "above the hard one"),
         ("rlimits", {"nofile": -5}, "rlimits.nofile"),

@@ -483,6 +483,16 @@ async def test_users_that_are_none(rootfs: pathlib.Path) -> None:
                 await sup.start("w", rootfs=rootfs, user=f"0:{name}")
 
 
+async def test_an_overlay_of_what_has_mounts_below_it() -> None:
+    """Of the host's root, say: the kernel lets nobody in a user namespace make one."""
+    async with nsorch.Supervisor() as sup:
+        with pytest.raises(
+            nsorch.SetupError, match="nothing may be mounted below a layer .* give it a directory without"
+        ):
+            await sup.start("w", ["true"], isolation="sandbox", rootfs=nsorch.overlay("/"))
+        assert "w" not in sup.workers
+
+
 async def test_users_are_read_from_files_alone(rootfs: pathlib.Path) -> None:
     """What else an image has in their place isn't opened: a device would be the host's."""
     (rootfs / "etc/passwd").unlink()

@@ -9,6 +9,7 @@ import json
 import lzma
 import os
 import pathlib
+import signal
 import stat
 import subprocess
 import sys
@@ -408,3 +409,23 @@ def test_command_line(tmp_path: pathlib.Path, target: pathlib.Path) -> None:
     assert again.returncode == 125
     assert again.stderr.startswith("nsorch: ")
     assert "not empty" in again.stderr
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_command_line_interrupted(tmp_path: pathlib.Path, target: pathlib.Path, number: signal.Signals) -> None:
+    """By a signal, while it waits for more: nothing is left."""
+    source, header = tmp_path / "x.tar", tarfile.TarInfo("file")
+    header.size = 1 << 35
+    source.write_bytes(header.tobuf(tarfile.GNU_FORMAT))
+    os.truncate(source, header.size)
+    with subprocess.Popen(
+        [sys.executable, "-m", "nsorch", "unpack", str(source), str(target)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    ) as process:
+        while not list(target.parent.glob(".*.unpacking/file")):
+            assert process.poll() is None
+        process.send_signal(number)
+        assert (process.wait(20), process.communicate()) == (128 + number, (b"", b""))
+    assert not list(target.parent.glob(".*.unpacking"))
+    assert not target.exists()

@@ -129,8 +129,11 @@ def replaced(**values: Any) -> Any:
 
 
 def with_diff_id(diff_id: str) -> Any:
+    return with_config({"rootfs": {"type": "layers", "diff_ids": [diff_id]}})
+
+
+def with_config(config: dict[str, Any]) -> Any:
     def change(layout: Layout, manifest: dict[str, Any]) -> None:
-        config = {"rootfs": {"type": "layers", "diff_ids": [diff_id]}}
         manifest["config"] = layout.blob(json.dumps(config).encode())
         replaced()(layout, manifest)
 
@@ -152,6 +155,9 @@ DAMAGED: dict[str, tuple[Any, str]] = {
     "diff_id": (with_diff_id(digest(b"other")), "contents are not"),
     "diff_id of sha512": (with_diff_id("sha512:" + "0" * 128), "contents are not"),
     "unknown diff_id": (with_diff_id("md5:" + "0" * 32), "no sha256"),
+    "a command that is no list": (with_config({"config": {"Cmd": "sh"}}), "Cmd of the configuration is no list"),
+    "a directory that is no text": (with_config({"config": {"WorkingDir": ["/"]}}), "WorkingDir .* is no string"),
+    "a user that is no text": (with_config({"config": {"User": 5}}), "User of the configuration is no string"),
     "encrypted": (replaced(mediaType="application/vnd.oci.image.layer.v1.tar+gzip+encrypted"), "encrypted"),
     "fifo": (fifo, "is no file"),
     "no index": (lambda layout, _: (layout.path / "index.json").write_text("[]"), "no JSON object"),
@@ -212,6 +218,22 @@ def packed(folder: pathlib.Path, *more: tuple[tarfile.TarInfo, bytes]) -> bytes:
     layout.add(layout.manifest(tarball(entry("secret", b"s")))).write()
     files = [entry(name, (folder / name).read_bytes()) for name in ("oci-layout", "index.json")]
     return tarball(*files, *more)
+
+
+ESCAPE = "\x1b]0;title\x07\n"
+
+
+def test_no_name_moves_the_cursor(room: pathlib.Path) -> None:
+    """What notes and errors show of an image is text for a terminal."""
+    (room / "x.tar").write_bytes(tarball(entry(f"n{ESCAPE}", b"", pax_headers={f"SCHILY.xattr.a{ESCAPE}": "x"})))
+    notes = unpack(room / "x.tar", room / "out" / "rootfs", squash=True).notes
+    layout = Layout(room / "image")
+    layout.add(layout.manifest(tarball(entry("a", b""))), tag=ESCAPE).write()
+    with pytest.raises(nsorch.ImageError, match="there is no tag") as caught:
+        unpack(layout.path, room / "out" / "other", tag="none")
+    shown = [*notes, str(caught.value)]
+    assert len(shown) == 2
+    assert all(r"\x1b]0;title" in each and each.isprintable() for each in shown)
 
 
 def test_images_that_are_packed_with_links_to_others(room: pathlib.Path) -> None:

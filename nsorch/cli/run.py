@@ -20,6 +20,7 @@ from nsorch import CommandNotFoundError, NsorchError, State, Supervisor
 from nsorch.cli.output import Outputs
 from nsorch.cli.progress import progress
 from nsorch.cli.report import check_result, render_check
+from nsorch.cli.signals import SIGNALS, await_signal
 from nsorch.cli.terminal import is_terminal, take_terminal
 from nsorch.cli.watch import watch
 
@@ -31,7 +32,6 @@ if TYPE_CHECKING:
 _BOTH_WAYS = 50_000
 # Events that are written at once; seconds that their reader has for the last ones after a signal.
 _TOGETHER, _PATIENCE = 500, 1.0
-_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 @frozen(kw_only=True)
@@ -54,7 +54,7 @@ async def run_topology(topology: Topology, options: Options) -> int:
     async with anyio.create_task_group() as tasks:
         printed = await tasks.start(_print_events, sup, outputs, options.as_json) if options.events else None
         with anyio.CancelScope() as body:
-            interrupted = await tasks.start(_await_signal, body)
+            interrupted = await tasks.start(await_signal, body)
             try:
                 async with sup:
                     status = await _use(sup, topology, options, outputs)
@@ -66,28 +66,11 @@ async def run_topology(topology: Topology, options: Options) -> int:
                     interrupted.scope.deadline = anyio.current_time() + _PATIENCE
                 await printed.wait()
         tasks.cancel_scope.cancel()
-    for number in _SIGNALS:  # all is down, and the status known: a second one doesn't make another of it
+    for number in SIGNALS:  # all is down, and the status known: a second one doesn't make another of it
         signal.signal(number, signal.SIG_IGN)
     if failure is not None:
         raise failure
     return 128 + interrupted.number if interrupted.number else status
-
-
-class _Interrupted:
-    """:ivar number: of the signal that came, or 0; :ivar scope: what one ends"""
-
-    def __init__(self, scope: anyio.CancelScope) -> None:
-        self.number = 0
-        self.scope = scope
-
-
-async def _await_signal(body: anyio.CancelScope, *, task_status: anyio.abc.TaskStatus[_Interrupted]) -> None:
-    with anyio.open_signal_receiver(*_SIGNALS) as signals:
-        interrupted = _Interrupted(body)
-        task_status.started(interrupted)
-        async for number in signals:
-            interrupted.number = int(number)
-            interrupted.scope.cancel()
 
 
 async def _use(sup: Supervisor, topology: Topology, options: Options, outputs: Outputs) -> int:

@@ -120,8 +120,9 @@ _REASONS = {
     ("bind", errno.EINVAL): "in a user namespace, what is mounted below it can't be left out (recursive=False)",
     ("mount point", errno.ENOENT): "none is made in the host's own files",
     ("mount point", errno.EROFS): "it is missing, and what it would be in is read-only",
-    ("rootfs", errno.EINVAL): "in a user namespace, nothing may be mounted below a layer of an overlay; and not every "
-    "file system may have its upper directory, such as another overlay",
+    ("rootfs", errno.EINVAL): "in a user namespace, nothing may be mounted below a layer of an overlay, as it is below "
+    '/: give it a directory without such mounts, or rootfs="/" itself; and not every file system may have its upper '
+    "directory, such as another overlay",
     ("rootfs", errno.EXDEV): "the working directory is on another file system than the upper directory",
     ("rootfs", errno.ELOOP): "the layers of an overlay lie within one another",
     ("seccomp", errno.EINVAL): "the kernel takes it for no program",

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from types import NoneType
+
 import anyio
 
 from nsorch.host.values import Capacity, Feature, HostReport
+from nsorch.topology.kinds import of_kind
 
 __all__ = ["Capacity", "Feature", "HostReport", "probe"]
 
@@ -16,8 +19,11 @@ async def probe(*, rootless: bool | None = None) -> HostReport:
     The host stays as it is, but that the kernel may load a module of its own where one is tried.
 
     :param rootless: as a supervisor below a user namespace can; None: as a :class:`nsorch.Supervisor` of this process
+    :raises TopologyError: *rootless* is neither true nor false nor None
+    :raises UnsupportedError: there is no /proc, or no null device
     :raises SetupError: the helper process can't be started
     """
+    of_kind("rootless", rootless, "true or false", bool, NoneType)
 
     def examine() -> HostReport:
         from nsorch.host import probing  # 10 ms, which no other user of nsorch should pay

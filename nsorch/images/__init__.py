@@ -5,10 +5,13 @@ from __future__ import annotations
 
 import os
 import threading
+from types import NoneType
 
 import anyio
 
+from nsorch.errors import TopologyError
 from nsorch.images.values import ImageConfig, Unpacked
+from nsorch.topology.kinds import of_kind, shown, to_path
 
 __all__ = ["ImageConfig", "Unpacked", "unpack"]
 
@@ -35,12 +38,20 @@ async def unpack(
     :param squash: give all files to the caller, leave device nodes, set-id bits and privileged attributes out. None:
         unless the caller is root, with all users mapped
     :param max_size: bytes; a larger image is refused
+    :raises TopologyError: an argument is of a wrong kind; names it
     :raises ImageError: it is damaged, fits no platform, or has an entry that leads outside; the error names it
     :raises UnsupportedError: a compression that this Python can't read
     :raises OSError: *directory* can't be written, or isn't empty
     """
     from nsorch.images.unpacking import unpack_blocking
 
+    image, directory = to_path("image", image), to_path("directory", directory)
+    of_kind("tag", tag, "a string", str, NoneType)
+    of_kind("platform", platform, "a string such as linux/arm64", str, NoneType)
+    of_kind("squash", squash, "true or false", bool, NoneType)
+    of_kind("max_size", max_size, "a number of bytes", int)
+    if max_size <= 0:
+        raise TopologyError(f"max_size: {shown(max_size)} is not a number of bytes above 0")
     cancelled = threading.Event()
 
     async def watch() -> None:

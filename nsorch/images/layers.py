@@ -15,7 +15,7 @@ import stat
 from typing import IO, TYPE_CHECKING, Any
 from urllib.parse import unquote_to_bytes
 
-from nsorch.errors import ImageError
+from nsorch.errors import ImageError, printable
 from nsorch.images.archive import entries, extents
 from nsorch.images.tree import split
 
@@ -57,7 +57,7 @@ class Applier:
         )
 
     def _note(self, what: str, name: str) -> None:
-        self._left_out.setdefault(what, []).append(name)
+        self._left_out.setdefault(printable(what), []).append(printable(name))
 
     def apply(self, stream: Any) -> None:
         """

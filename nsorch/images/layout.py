@@ -287,10 +287,13 @@ def read_config(value: Any) -> ImageConfig:
         if not isinstance(found, list) or not all(isinstance(each, str) for each in found):
             raise ImageError(f"{key} of the configuration is no list of strings")
         lists[key] = found
+    for key in ("WorkingDir", "User"):
+        if not isinstance(value.get(key) or "", str):
+            raise ImageError(f"{key} of the configuration is no string")
     return ImageConfig(
         entrypoint=tuple(lists["Entrypoint"]),
         cmd=tuple(lists["Cmd"]),
         env={name: text for name, _, text in (each.partition("=") for each in lists["Env"])},
-        cwd=str(value.get("WorkingDir") or ""),
-        user=str(value.get("User") or ""),
+        cwd=value.get("WorkingDir") or "",
+        user=value.get("User") or "",
     )

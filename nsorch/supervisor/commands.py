@@ -172,12 +172,13 @@ def files_behind(stdin: object, stdout: object, stderr: object) -> Files:
 def _file_behind(source: Any) -> tuple[int, int] | None:
     try:
         fd = source.fileno() if hasattr(source, "fileno") else source
-        if isinstance(fd, int) and fd > 2:
-            status = os.fstat(fd)
-            return status.st_dev, status.st_ino
-    except (OSError, ValueError):  # closed
-        pass
-    return None
+        if not isinstance(fd, int) or fd <= 2:
+            return None
+        with open(f"/proc/self/fdinfo/{fd}") as file:  # fstat would ask a file system, which may keep us waiting
+            shown = dict(line.split(":", 1) for line in file if line.startswith(("mnt_id:", "ino:")))
+        return int(shown["mnt_id"]), int(shown["ino"])
+    except (OSError, ValueError, KeyError):  # closed
+        return None
 
 
 def check_same_files(before: Files, now: Files, worker: str) -> None:

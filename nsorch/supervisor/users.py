@@ -9,7 +9,7 @@ import pwd
 import stat
 from typing import TYPE_CHECKING
 
-from nsorch.core.spawner.mountapi import RESOLVE_IN_ROOT, openat2
+from nsorch.core.spawner.mountapi import RESOLVE_IN_ROOT, RESOLVE_NO_MAGICLINKS, openat2
 from nsorch.errors import SetupError
 
 if TYPE_CHECKING:
@@ -113,7 +113,7 @@ def _read_file(folder: int, path: bytes) -> bytes:
 
     :raises OSError: it is no file
     """
-    found = openat2(folder, path, os.O_PATH, RESOLVE_IN_ROOT)
+    found = openat2(folder, path, os.O_PATH, RESOLVE_IN_ROOT | RESOLVE_NO_MAGICLINKS)
     try:
         if not stat.S_ISREG(os.fstat(found).st_mode):
             raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))

@@ -64,6 +64,7 @@ RLIMITS = (
 )
 UNLIMITED = -1
 _MOST_INSTRUCTIONS = 4096  # BPF_MAXINSNS
+_MOST_GROUPS = 65536  # NGROUPS_MAX
 
 
 def _is_all(value: Any) -> bool:
@@ -299,6 +300,8 @@ def to_groups(value: Any) -> tuple[str | int, ...]:
         known = is_text(group) if isinstance(group, str) else _is_id(group) and group <= _LAST_ID
         if not known or not str(group):
             raise TopologyError(f"groups: {shown(group)} is neither a name nor a number")
+    if len(groups) > _MOST_GROUPS:
+        raise TopologyError(f"groups: {len(groups)} are more than the kernel takes, {_MOST_GROUPS}")
     return tuple(groups)
 
 

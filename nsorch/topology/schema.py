@@ -140,7 +140,12 @@ _ISOLATION: dict[str, Any] = {
     "readonly_root": _FLAG,
     "masked": {**_PATHS, "description": "paths that appear empty"},
     "readonly_paths": _PATHS,
-    "groups": {"type": "array", "items": {"type": ["string", "integer"]}, "description": "supplementary groups"},
+    "groups": {
+        "type": "array",
+        "items": {"type": ["string", "integer"]},
+        "maxItems": 65536,
+        "description": "supplementary groups",
+    },
     "capabilities": {
         "anyOf": [
             *_CAPABILITY_SET["anyOf"],
