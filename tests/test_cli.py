@@ -7,6 +7,7 @@ import json
 import os
 import pathlib
 import pty
+import re
 import signal
 import subprocess
 import sys
@@ -55,12 +56,18 @@ def test_shipped_example() -> None:
 def test_check_fails(tmp_path: pathlib.Path) -> None:
     path = tmp_path / "lab.toml"
     # Connected by the graph, but r doesn't forward and nobody has a route.
+    name = "a long [name] " * 10
     path.write_text(
-        LAB + "[bridges.far]\nsubnet='10.9.0.0/24'\n[workers.r]\nlinks=['lan','far']\n[workers.c]\nlinks=['far']\n"
+        f"name = '{name}'\n{LAB}"
+        "[bridges.far]\nsubnet='10.9.0.0/24'\n[workers.r]\nlinks=['lan','far']\n[workers.c]\nlinks=['far']\n"
     )
     done = nsorch("run", str(path), "--check")
     assert done.returncode == 1
     assert "a → c" in done.stdout
+    # However narrow, for who looks for it in a pipe.
+    assert re.search(
+        rf"^{re.escape(name)}: 4 workers, 2 bridges, 5 links, .* asked in [0-9.]+ s$", done.stdout, re.MULTILINE
+    )
 
 
 def test_separate_parts_are_no_failure(tmp_path: pathlib.Path) -> None:

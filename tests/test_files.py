@@ -477,8 +477,11 @@ def test_emulation_from_a_graph_is_refused_until_it_works() -> None:
         ("x.json", '{"workers": {"a": {}, "b": {}}, "links": [{"ends": ["a", "b"], "delay": 1' + "0" * 400 + "}]}", "links[0].delay"),
         ("x.toml", "name = 0x" + "f" * 5000, "name: a huge number is not a string"),
         ("x.toml", "".join(f"[workers.a{n}]\ncount = 50000\n" for n in range(3)), ":6: workers.a2.count: with the others'"),
-        ("x.toml", "name = 'x'\nbridges = ?", ":2: Invalid value"),
-        ("x.json", '{\n"name": }', ":2: Expecting value"),
+        ("x.toml", "name = 'x'\nbridges = ?", ":2: Invalid value (column 11)"),
+        ("x.toml", "name = 'x'\n[workers.a]\nlinks = ['lan'\n", ":3: Unclosed array"),
+        ("x.json", '{\n"name": }', ":2: Expecting value (column 9)"),
+        ("x.yaml", "name: x\n  y: [\n", ":2: mapping values are not allowed here (column 4)"),
+        ("x.other", "name = 'x'", '".other" is none of the known suffixes'),
         ("x.toml", "[workers.a]\nsysctls = { 'vm.swappiness' = 1 }", "workers.a.sysctls.vm.swappiness: belongs to no namespace"),
     ],
 )  # fmt: skip

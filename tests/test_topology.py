@@ -145,8 +145,14 @@ def test_relations(text: str, expected: str, tmp_path: pathlib.Path) -> None:
 )
 def test_unreadable(text: str | bytes, suffix: str, expected: str, tmp_path: pathlib.Path) -> None:
     assert expected in "\n".join(problems(text, tmp_path, suffix))
-    with pytest.raises(TopologyError, match="can't be read"):
-        Topology.load(tmp_path / "missing.toml")
+    for name in ("missing.toml", "missing"):
+        with pytest.raises(TopologyError, match="can't be read: No such file"):
+            Topology.load(tmp_path / name)
+    with pytest.raises(TopologyError, match="can't be read: Is a directory"):
+        Topology.load(tmp_path)
+    for name in ("\0.toml", "\0"):
+        with pytest.raises(TopologyError, match="can't be read: embedded null"):
+            Topology.load(name)
 
 
 JSON = st.recursive(

@@ -26,6 +26,7 @@ def check_result(reachability: Reachability, components: Sequence[set[str]]) -> 
 def render_check(topology: Topology, reachability: Reachability, components: Sequence[set[str]], summary: str) -> str:
     """A matrix of round trip times in ms for a small topology, the summary and the failures for a large one."""
     from rich.console import Console
+    from rich.markup import escape
     from rich.table import Table
 
     names = list(topology.workers)
@@ -35,7 +36,9 @@ def render_check(topology: Topology, reachability: Reachability, components: Seq
     with console.capture() as text:
         if len(names) <= _MATRIX and reachability.pairs:
             title = f"{topology.name or 'lab'}: round trips in ms, from row to column"
-            console.print(title, style="italic", markup=False)  # the table's own would be as narrow as that
+            console.print(
+                title, style="italic", markup=False, soft_wrap=True
+            )  # the table's own would be as narrow as that
             table = Table(box=None, padding=(0, 1, 0, 0))
             table.add_column("")
             for name in names:
@@ -45,7 +48,8 @@ def render_check(topology: Topology, reachability: Reachability, components: Seq
             console.print(table)
         failures = reachability.failed
         for result in failures[:_SHOWN]:
-            console.print(f"[red]{result.source} → {result.target}[/] ({result.address}): {result.error}")
+            line = f"[red]{result.source} → {result.target}[/] ({result.address}): {escape(str(result.error))}"
+            console.print(line, soft_wrap=True)
         if len(failures) > _SHOWN:
             console.print(f"… and {len(failures) - _SHOWN} more")
         if len(components) > 1:
@@ -53,7 +57,7 @@ def render_check(topology: Topology, reachability: Reachability, components: Seq
         failed = len(failures)
         answered = len(reachability.pairs) - failed
         colour = "red" if failed else "green"
-        console.print(summary, markup=False)
+        console.print(summary, markup=False, soft_wrap=True)  # one line, for who looks for it
         console.print(f"[{colour}]{answered} of {len(reachability.pairs)} pairs answered[/]")
     return text.get().rstrip("\n")
 

@@ -7,7 +7,7 @@ import os
 from typing import TYPE_CHECKING, Any
 
 from nsorch.errors import TopologyError
-from nsorch.topology.reading import read_json, read_text, read_toml, read_yaml
+from nsorch.topology.reading import check_file, read_json, read_text, read_toml, read_yaml
 from nsorch.topology.structure import from_dict, unwritable
 
 if TYPE_CHECKING:
@@ -23,6 +23,7 @@ def load(path: str | os.PathLike[str], **options: Any) -> Topology:
     suffix = os.path.splitext(name)[1].lower()
     if suffix not in _READERS and suffix != ".graphml":
         known = ", ".join([*_READERS, ".graphml"])
+        check_file(name)
         raise TopologyError(f'"{suffix}" is none of the known suffixes {known}', source=name)
     if name.lower().endswith((".clab.yml", ".clab.yaml")):
         return _load_containerlab(name, options)

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import re
+import stat
 import tomllib
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -26,12 +29,21 @@ class Read(NamedTuple):
     problems: list[str]
 
 
+def check_file(name: str) -> None:
+    """:raises TopologyError: there is no such file, or it is a directory"""
+    try:
+        if stat.S_ISDIR(os.stat(name).st_mode):
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+    except (OSError, ValueError) as exc:  # a name with a null character
+        raise TopologyError(f"can't be read: {getattr(exc, 'strerror', exc)}", source=name) from None
+
+
 def read_text(name: str) -> str:
     try:
         with open(name, "rb") as file:
             data = file.read(_MAX_BYTES + 1)
-    except OSError as exc:
-        raise TopologyError(f"can't be read: {exc.strerror}", source=name) from None
+    except (OSError, ValueError) as exc:  # a name with a null character
+        raise TopologyError(f"can't be read: {getattr(exc, 'strerror', exc)}", source=name) from None
     if len(data) > _MAX_BYTES:
         raise TopologyError(f"is larger than {_MAX_BYTES} bytes", source=name)
     try:
@@ -41,15 +53,18 @@ def read_text(name: str) -> str:
         raise TopologyError(f"is not UTF-8: byte 0x{data[exc.start]:02x} in line {line}", source=name) from None
 
 
+def _wrong_syntax(what: str, line: int, column: int) -> TopologyError:
+    return TopologyError(f"{what} (column {column})", lines=[line])
+
+
 def read_toml(text: str) -> Read:
     """:raises TopologyError: it is no TOML"""
     try:
         return Read(tomllib.loads(text), [])
     except tomllib.TOMLDecodeError as exc:
-        found = re.fullmatch(r"(.*) \(at line (\d+), column \d+\)", str(exc), re.DOTALL)
-        if found is None:
-            raise TopologyError(str(exc)) from None
-        raise TopologyError(found[1], lines=[int(found[2])]) from None
+        if found := re.fullmatch(r"(.*) \(at line (\d+), column (\d+)\)", str(exc), re.DOTALL):
+            raise _wrong_syntax(found[1], int(found[2]), int(found[3])) from None
+        raise TopologyError(str(exc), lines=[text.rstrip("\n").count("\n") + 1]) from None  # at the end
     except ValueError as exc:
         raise TopologyError(str(exc)) from None
 
@@ -70,7 +85,7 @@ def read_json(text: str) -> Read:
     try:
         data = json.loads(text, parse_constant=_no_constant, object_pairs_hook=_table)
     except json.JSONDecodeError as exc:
-        raise TopologyError(exc.msg, lines=[exc.lineno]) from None
+        raise _wrong_syntax(exc.msg, exc.lineno, exc.colno) from None
     except ValueError as exc:
         raise TopologyError(str(exc)) from None
     return Read(data, [_given_twice(path, key) for path, table in _tables(data) for key in table.twice])
@@ -159,7 +174,7 @@ def read_yaml(text: str, *, aliases: bool = False) -> Read:
     except yaml.MarkedYAMLError as exc:
         mark = exc.problem_mark or exc.context_mark
         what = ", ".join(part for part in (exc.context, exc.problem) if part)
-        raise TopologyError(what, lines=[None if mark is None else mark.line + 1]) from None
+        raise (TopologyError(what) if mark is None else _wrong_syntax(what, mark.line + 1, mark.column + 1)) from None
     except yaml.YAMLError as exc:
         raise TopologyError(" ".join(str(exc).split())) from None
     finally:
