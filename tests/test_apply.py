@@ -379,6 +379,34 @@ async def test_what_was_removed_meanwhile_comes_again() -> None:
         assert (await sup.ping_all()).ok
 
 
+@pytest.mark.anyio
+@pytest.mark.parametrize("what", ["worker", "bridge"])
+async def test_what_somebody_removes_while_it_is_applied_comes_again(what: str) -> None:
+    def lab(*more: str) -> Topology:
+        topology = Topology("lab")
+        topology.bridge("lan", "10.0.0.0/24")
+        for name in ("a", "b", *more):
+            topology.worker(name, links=["lan"])
+        for name in more:
+            topology.link(name, "a")
+        return topology
+
+    async with nsorch.Supervisor() as sup:
+        deployment = await sup.deploy(lab())
+        removed = sup.workers["a"] if what == "worker" else sup.bridges["lan"]
+
+        async def interfere() -> None:
+            await sup.wait_event(nsorch.WorkerRequested, worker="x", since=0)
+            await removed.remove()
+
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(interfere)
+            found = await deployment.apply(lab("x", "y"))
+        assert {f"add {what} {removed.name}", "add worker x", "add link x-a"} <= told(found)
+        assert not await deployment.apply(lab("x", "y"))
+        assert (await sup.ping_all()).ok
+
+
 async def mtus(sup: nsorch.Supervisor) -> dict[str, list[int]]:
     """Of each link's ends in workers, as the kernel has them and as the record says."""
     found = {}
@@ -562,7 +590,8 @@ async def test_what_a_failed_change_left_undone_is_done_by_the_next() -> None:
             assert routes == b"172.16.0.0/16 via 10.0.0.9 dev eth0 \n"
             assert [w.spec.command for w in sup.workers.values()] == [w.command for w in back.workers.values()]
             for worker in sup.workers.values():
-                arguments = pathlib.Path(f"/proc/{worker.pid}/cmdline").read_bytes()
+                while not (arguments := pathlib.Path(f"/proc/{worker.pid}/cmdline").read_bytes()):
+                    await anyio.lowlevel.checkpoint()  # an exec is confirmed before the kernel has its arguments there
                 assert arguments.split(b"\0")[:-1] == list(map(str.encode, worker.spec.command or ()))
         assert count > 3
         assert before != await pids()

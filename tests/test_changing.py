@@ -145,6 +145,22 @@ async def test_moves_across_three_bridges() -> None:
         assert await reach(sup, [("m", "h0"), ("h0", "m")])
 
 
+@pytest.mark.parametrize("gateway", [None, "a"])
+async def test_after_a_move_others_have_the_addresses_of_who_was_known(gateway: str | None) -> None:
+    async with nsorch.Supervisor() as sup:
+        await lab(sup, "ab", gateway=gateway)
+        await sup.bridge("alike", BOTH)
+        await sup.start_all([nsorch.WorkerSpec(name=name, links=["alike"]) for name in "xy"])
+        await sup.start("m", links=["lan"])
+        assert sup.workers["a"].addresses == sup.workers["x"].addresses
+        assert await reach(sup, [("m", "a"), ("b", "m")])
+        link = link_of(sup, "m")
+        await link.set(bridge="alike")
+        assert await reach(sup, [("m", "x"), ("y", "m")])
+        await link.set(bridge="lan")
+        assert await reach(sup, [("m", "a"), ("b", "m")])
+
+
 async def test_keeps_its_address_where_it_fits() -> None:
     async with nsorch.Supervisor() as sup:
         await sup.bridge("one", BOTH)

@@ -196,3 +196,28 @@ async def test_readings_end_with_the_block() -> None:
         async with anyio.create_task_group() as tasks, sup:
             tasks.start_soon(read, await sup.start("w", ["sleep", "600"]))
             await begun.wait()
+
+
+@pytest.mark.parametrize("how", ["leave", "remove"])
+@pytest.mark.parametrize("call", ["flap", "follow"])
+async def test_what_a_link_does_over_time_ends_with_it(call: str, how: str) -> None:
+    sup = nsorch.Supervisor(grace=0.1)
+    begun = anyio.Event()
+
+    async def take_time(link: nsorch.Link) -> None:
+        begun.set()
+        with pytest.raises(nsorch.ClosedError, match="removed" if how == "remove" else "the supervisor has ended"):
+            await (link.flap(down=60) if call == "flap" else link.follow([(0, {}), (60, {})]))
+
+    with anyio.fail_after(10):
+        async with anyio.create_task_group() as tasks:
+            async with sup:
+                await sup.start("a")
+                await sup.start("b")
+                link = await sup.link("a", "b")
+                tasks.start_soon(take_time, link)
+                await begun.wait()
+                if call == "flap":
+                    await sup.wait_event(nsorch.LinkDown, since=0)
+                if how == "remove":
+                    await link.remove()

@@ -18,12 +18,17 @@ from pyroute2.netlink.rtnl.ndmsg import ndmsg
 
 import nsorch
 from nsorch.net import messages
+from nsorch.net.engine import Engine
 from nsorch.net.mac import link_local
-from nsorch.supervisor.wiring import acquainting
+from nsorch.supervisor.wiring import acquainting, connecting
 from nsorch.supervisor.wiring.segments import Parts
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from ipaddress import IPv4Address, IPv6Address
+
+    from nsorch.net.engine import NetnsHandle
+    from nsorch.net.plan import Batch
 
 pytestmark = pytest.mark.anyio
 
@@ -246,6 +251,59 @@ async def test_more_workers_than_a_kernel_bridge_has_ports() -> None:
             assert await questions(sup, "w7:", [(b, a) for a, b in others]) == 0
         await deployment.remove()
         assert not sup.links
+
+
+async def test_ports_join_a_bridge_that_is_up_when_all_ends_are_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    batches: list[Batch] = []
+    original = Engine.execute
+
+    def execute(self: Engine, batch: Batch, namespaces: Mapping[int, NetnsHandle]) -> None:
+        batches.append(batch)
+        original(self, batch, namespaces)
+
+    async with nsorch.Supervisor() as sup:
+        lan = await sup.bridge("lan", ("10.0.0.0/24", "fd00::/64"))
+        await sup.start("first", links=[lan])
+        monkeypatch.setattr(Engine, "execute", execute)
+        monkeypatch.setattr(connecting, "_AT_ONCE", 3)
+        names = [f"w{number}" for number in range(7)]
+        await sup.start_all([nsorch.WorkerSpec(name=name, links=[lan]) for name in names])
+        assert not [link for batch in batches for link in batch.links if link.a.master or link.b.master]
+        assert [len(batch.joining) for batch in batches if batch.joining] == [len(names)]
+        assert not batches[-1].links
+        assert (await sup.ping_all([("first", name) for name in names])).ok
+
+
+@pytest.mark.parametrize("arp", ["static", "dynamic"])
+async def test_links_change_before_their_ports_join(arp: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(connecting, "_AT_ONCE", 1)
+    async with nsorch.Supervisor() as sup:
+        lan = await sup.bridge("lan", ("10.0.0.0/24", "fd00::/64"), arp=arp)
+        await sup.bridge("far", ("10.1.0.0/24", "fd01::/64"), arp=arp)
+        await sup.start_all([nsorch.WorkerSpec(name="a", links=[lan]), nsorch.WorkerSpec(name="b", links=["far"])])
+        specs = [nsorch.WorkerSpec(name=f"w{number}", links=[lan]) for number in range(30)]
+        async with sup.events(kinds=nsorch.LinkCreated) as events, anyio.create_task_group() as tasks:
+            tasks.start_soon(sup.start_all, specs)
+            changes: list[dict[str, str]] = [
+                {},
+                {"mac": "02:00:00:00:00:01"},
+                {"bridge": "far"},
+                {"address": "fd00::99"},
+            ]
+            for change in changes:
+                link = sup.links[(await events.receive()).link]
+                await (link.set(**change) if change else link.remove())
+        assert len(sup.links) == 31
+        for name in "ab":
+            near = [worker for worker in sup.workers.values() if _shares(worker, sup.workers[name])]
+            assert (await sup.ping_all([(name, worker) for worker in near])).ok
+            assert (await sup.ping_all([(worker, name) for worker in near], version=6)).ok
+
+
+def _shares(worker: nsorch.Worker, other: nsorch.Worker) -> bool:
+    """A bridge."""
+    bridges = [{interface.bridge for interface in each.interfaces.values()} for each in (worker, other)]
+    return worker is not other and bool(bridges[0] & bridges[1])
 
 
 def test_parts_are_a_tree_in_which_each_knows_the_way() -> None:

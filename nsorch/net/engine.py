@@ -42,6 +42,7 @@ if TYPE_CHECKING:
         LinkPlan,
         Netns,
         NodePlan,
+        PortPlan,
         PortVlans,
         RouteGroup,
         RoutePlan,
@@ -102,6 +103,7 @@ class Engine:
                     self.add_routes(namespaces[netns], node.routes)
                 if node.groups:
                     self.add_groups(namespaces[netns], node.groups)
+            self._join(batch.joining)
             self.fabric.execute(
                 [Request(messages.set_link(index, up=True), "set up", str(index)) for index in batch.raised]
             )
@@ -149,6 +151,16 @@ class Engine:
             handle = namespaces[first.netns]
             request = Request(messages.delete_link(name=first.ifname), "remove link", plan.name)
             made.append((Netlink(handle.sock, handle.name), request))
+
+    def _join(self, ports: Iterable[PortPlan]) -> None:
+        """Those that are gone are no error."""
+        requests = []
+        for plan in ports:
+            data = messages.set_link(plan.port, master=plan.master)
+            requests.append(Request(data, "make a port of", str(plan.port)))
+            if plan.vlans:
+                requests.append(_port_vlans(RTM_NEWLINK, plan.port, plan.vlans))
+        _raise_first(self.fabric.transact(requests))
 
     def _configure(
         self, handle: NetnsHandle, ends: Sequence[EndPlan], node: NodePlan | None, routes: Sequence[RoutePlan]
@@ -387,6 +399,14 @@ class Engine:
             for link, ip in neighbours
         ]
         _raise_first(netlink.transact(requests))
+
+    def forget_asked(self, handle: NetnsHandle, name: str) -> None:
+        """Drop the neighbours of interface *name* that it had to ask for, as a cable does that is pulled."""
+        netlink = Netlink(handle.sock, handle.name)
+        index = self._index(netlink, name)
+        listed = netlink.dump(Request(messages.dump_neighbours(), "list neighbours of", name), RTM_NEWNEIGH)
+        learnt = [messages.parse_learnt(body) for body in listed]
+        self.forget_neighbours(handle, [found for found in learnt if found is not None and found[0] == index])
 
     def _resolve(self, netlink: Netlink, link: int | str) -> int:
         return self._index(netlink, link) if isinstance(link, str) else link

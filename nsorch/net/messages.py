@@ -9,6 +9,7 @@ from __future__ import annotations
 import socket
 import struct
 import sys
+from ipaddress import ip_address
 from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
@@ -383,6 +384,18 @@ def delete_neighbour(index: int, ip: IPv4Address | IPv6Address) -> bytes:
     """Forget the hardware address of *ip* behind interface *index*."""
     body = _NEIGHBOUR.pack(_family(ip.version), index, 0, 0, 0) + attribute(_NDA_DST, ip.packed)
     return message(RTM_DELNEIGH, 0, body)
+
+
+def dump_neighbours() -> bytes:
+    return message(RTM_GETNEIGH, NLM_F_DUMP, _NEIGHBOUR.pack(0, 0, 0, 0, 0))
+
+
+def parse_learnt(data: bytes) -> tuple[int, IPv4Address | IPv6Address] | None:
+    """Of a message of RTM_NEWNEIGH without its header: the ifindex and the address of a neighbour that was asked for;
+    None for others."""
+    _, index, state, _, _ = _NEIGHBOUR.unpack_from(data)
+    packed = attributes(data, _NEIGHBOUR.size).get(_NDA_DST, b"")
+    return None if state & (_NUD_PERMANENT | _NUD_NOARP) or not packed else (index, ip_address(packed))
 
 
 def route(

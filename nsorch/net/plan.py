@@ -57,6 +57,17 @@ class PortVlans(NamedTuple):
 EVERY_VLAN = PortVlans(1, tuple(range(2, 4095)))
 
 
+class PortPlan(NamedTuple):
+    """An interface of the fabric that becomes a port of the bridge *master*; both by ifindex.
+
+    :ivar vlans: where that is VLAN-aware
+    """
+
+    port: int
+    master: int
+    vlans: PortVlans | None = None
+
+
 class EndPlan(NamedTuple):
     """One end of a link.
 
@@ -142,11 +153,13 @@ class NodePlan(NamedTuple):
 class Batch(NamedTuple):
     """To be made together, or not at all.
 
-    :ivar raised: ifindices of bridges, and of links between them, that are set up last: a port that joins a bridge
-        which is up has its multicast flooded to all others
+    :ivar joining: ports of bridges that are up; a worker whose end is new sends multicast, which these would flood to
+        all others, so they join when all ends are there
+    :ivar raised: ifindices of bridges, and of links between them, that are set up last, for the same reason
     """
 
     bridges: tuple[BridgePlan, ...] = ()
     links: tuple[LinkPlan, ...] = ()
     nodes: tuple[NodePlan, ...] = ()
+    joining: tuple[PortPlan, ...] = ()
     raised: tuple[int, ...] = ()

@@ -9,7 +9,7 @@ import anyio
 from attrs import evolve
 
 from nsorch.core.collector import no_full_collections
-from nsorch.errors import TopologyError, UnsupportedError
+from nsorch.errors import NsorchError, TopologyError, UnsupportedError
 from nsorch.events import State
 from nsorch.supervisor.turns import in_turns
 from nsorch.supervisor.wiring.changing import default_of, follow_default, set_routes, take_routes
@@ -18,7 +18,7 @@ from nsorch.supervisor.wiring.given import given_in
 from nsorch.supervisor.wiring.routes import ShortestPaths
 from nsorch.topology import To, Topology
 from nsorch.topology.checks import checks, emulations
-from nsorch.topology.difference import RESTARTED, difference, links_of
+from nsorch.topology.difference import RESTARTED, Difference, difference, links_of
 from nsorch.topology.emulation import directions
 from nsorch.topology.kinds import of_kind
 from nsorch.topology.specs import as_link
@@ -31,7 +31,6 @@ if TYPE_CHECKING:
     from nsorch.supervisor.wiring.network import Bridge, Link, Side
     from nsorch.supervisor.worker import Worker
     from nsorch.topology import BridgeSpec, LinkSpec, WorkerSpec
-    from nsorch.topology.difference import Difference
     from nsorch.topology.specs import LinkKey
 
 
@@ -69,8 +68,9 @@ class Deployment:
 
         What is removed goes first; then new bridges, workers and links come, all or none of them, with what was removed
         by itself or by other programs since; then what stays is changed, and workers with another command are
-        restarted. After a failure or a cancellation :attr:`topology` says what is there, and the next call also does
-        what wasn't done any more.
+        restarted. What fails because somebody else removes a part meanwhile is done again, with that part. After any
+        other failure, or a cancellation, :attr:`topology` says what is there, and the next call also does what wasn't
+        done any more.
 
         :param dry_run: only tell what would be done
         :raises TopologyError: the description is wrong; nothing was done
@@ -80,34 +80,54 @@ class Deployment:
         of_kind("topology", topology, "a Topology", Topology)
         topology = topology.copy()
         await _check(self._supervisor, topology)
+        done = Difference()
         async with self._changing:
-            await self._forget_removed()
-            found = await anyio.to_thread.run_sync(difference, self.topology, topology)
-            if self.topology.routing != topology.routing:
-                raise UnsupportedError("the routing of what is there can't be changed", stage="apply")
-            found = self._with_left(found, topology)
-            if not dry_run:
-                others = found.of("worker", "add", "replace", "restart", "set")
-                await self._supervisor._starter.require([topology.workers[n] for n in others if n in topology.workers])
-                with anyio.CancelScope(shield=True):
-                    kept = await self._take_away(found)
-                addition = _Addition(self, topology, await _links_of(topology), kept)
-                addition.workers = set(found.of("worker", "add", "replace"))
-                addition.bridges = [topology.bridges[name] for name in found.of("bridge", "add", "replace")]
-                addition.links_to_add = found.links_to_add
-                addition.touched = {
-                    name for key in (*found.links_to_add, *found.links_to_remove) for name in (key[0], key[2])
-                }
-                await self._add(addition, topology)
-                await self._change(topology, found)
+            while True:
+                await self._forget_removed()
+                found = await anyio.to_thread.run_sync(difference, self.topology, topology)
+                if self.topology.routing != topology.routing:
+                    raise UnsupportedError("the routing of what is there can't be changed", stage="apply")
+                found = self._with_left(found, topology)
+                done = done.followed_by(found)
+                if dry_run:
+                    break
+                try:
+                    await self._do(found, topology)
+                    break
+                except (NsorchError, ExceptionGroup):
+                    if not self._is_losing():
+                        raise
         await anyio.lowlevel.checkpoint()
-        return found
+        return done
+
+    async def _do(self, found: Difference, topology: Topology) -> None:
+        others = found.of("worker", "add", "replace", "restart", "set")
+        await self._supervisor._starter.require([topology.workers[n] for n in others if n in topology.workers])
+        with anyio.CancelScope(shield=True):
+            kept = await self._take_away(found)
+        addition = _Addition(self, topology, await _links_of(topology), kept)
+        addition.workers = set(found.of("worker", "add", "replace"))
+        addition.bridges = [topology.bridges[name] for name in found.of("bridge", "add", "replace")]
+        addition.links_to_add = found.links_to_add
+        addition.touched = {name for key in (*found.links_to_add, *found.links_to_remove) for name in (key[0], key[2])}
+        await self._add(addition, topology)
+        await self._change(topology, found)
+
+    def _is_losing(self) -> bool:
+        """Whether something that should be there was removed meanwhile, or is being removed, by somebody else."""
+        self._supervisor._check_running()
+        there = self._supervisor.bridges
+        return (
+            any(worker._leaving or worker.state is State.REMOVED for worker in self._workers.values())
+            or any(bridge._leaving or there.get(name) is not bridge for name, bridge in self._bridges.items())
+            or any(link._leaving or link._state == "removed" for link in self._links.values())
+        )
 
     async def _forget_removed(self) -> None:
         """What was removed by itself, or by another program, isn't there any more. What is being removed is waited
         for."""
-        leaving = [worker._leaving for worker in self._workers.values()]
-        for over in (*leaving, *(link._leaving for link in self._links.values())):
+        owned: list[Worker | Bridge | Link] = [*self._workers.values(), *self._bridges.values(), *self._links.values()]
+        for over in [each._leaving for each in owned]:
             if over is not None:
                 await over.wait()
         workers = {name: worker for name, worker in self._workers.items() if worker.state is not State.REMOVED}

@@ -67,6 +67,16 @@ class Difference(Value):
     def of(self, kind: str, *actions: Action) -> list[str]:
         return [change.name for change in self.changes if change.kind == kind and change.action in actions]
 
+    def followed_by(self, later: Difference) -> Difference:
+        """What both do together, *later* of what is there then."""
+        known = {(change.kind, change.name) for change in self.changes}
+        return Difference(
+            changes=(*self.changes, *(c for c in later.changes if (c.kind, c.name) not in known)),
+            links_to_remove=tuple(dict.fromkeys((*self.links_to_remove, *later.links_to_remove))),
+            links_to_add=tuple(dict.fromkeys((*self.links_to_add, *later.links_to_add))),
+            links_to_set={**self.links_to_set, **later.links_to_set},
+        )
+
     def including(
         self,
         workers: Mapping[str, Collection[str]],

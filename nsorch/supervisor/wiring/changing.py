@@ -16,7 +16,7 @@ from nsorch.net.mac import parse_mac
 from nsorch.net.plan import PortVlans
 from nsorch.supervisor.wiring.planning import end_plan
 from nsorch.supervisor.wiring.routes import check_routes, default_routes, device_routes, given_routes
-from nsorch.supervisor.wiring.telling import forget, tell
+from nsorch.supervisor.wiring.telling import forget, forget_gateway, tell
 from nsorch.topology import To
 from nsorch.topology.kinds import name_of
 from nsorch.topology.layer2 import vlan_problem
@@ -163,15 +163,15 @@ async def move(
     was = port.bridge, port.part, port.vlans
     try:
         await _leave(wiring, side, port)
-        await _replug(wiring, port, bridge, part, vlans)
-        side.gateway = None
+        await forget_gateway(wiring.kernel, port.bridge, side)
+        await _replug(wiring, side, port, bridge, part, vlans)
         await _readdress(wiring, side, segment, new)
     except BaseException:
         _give_back(segment, side, new)
         if part is not was[1]:
             part.ports -= 1
         with contextlib.suppress(NsorchError):
-            await _replug(wiring, port, *was)
+            await _replug(wiring, side, port, *was)
             await _come(wiring, side, port)
             await _change_routes(wiring, worker, [], before)
         raise
@@ -190,7 +190,7 @@ async def move(
         wiring.leases.renew(side)
 
 
-async def _replug(wiring: Wiring, port: Side, bridge: Bridge, part: Part, vlans: PortVlans | None) -> None:
+async def _replug(wiring: Wiring, side: Side, port: Side, bridge: Bridge, part: Part, vlans: PortVlans | None) -> None:
     engine = wiring.kernel.engine
     moves = part is not port.part
     if moves:
@@ -198,6 +198,7 @@ async def _replug(wiring: Wiring, port: Side, bridge: Bridge, part: Part, vlans:
     if vlans is not None and port.index is not None:
         await wiring.kernel.in_thread(engine.set_vlans, port.index, None if moves else port.vlans, vlans)
     port.bridge, port.part, port.vlans = bridge, part, vlans
+    await wiring.kernel.with_handle(side, engine.forget_asked, side.ifname)  # others may have their addresses there
 
 
 def take_routes(wiring: Wiring, worker: Worker, described: WorkerSpec) -> list[RoutePlan]:
@@ -258,6 +259,8 @@ def _give_back(segment: Segment, side: Side, new: Interfaces) -> None:
 
 async def _leave(wiring: Wiring, side: Side, other: Side) -> None:
     if other.bridge is not None:
+        if side in other.bridge._joining:
+            await wiring.ensure([other.bridge])
         await forget(wiring.kernel, other.bridge, [side], stays=True)
 
 

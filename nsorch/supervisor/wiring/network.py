@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import os
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from ipaddress import IPv4Address, IPv4Interface, IPv4Network, IPv6Address, IPv6Interface, IPv6Network
 from types import NoneType
 from typing import TYPE_CHECKING, Any
@@ -123,12 +124,14 @@ class Bridge:
         self._parts = parts
         self._ends: dict[Side, Side] = {}  # of links that exist: the worker's, and the port
         self._new: list[Side] = []  # of these, which others may know otherwise
+        self._joining: dict[Side, Side] = {}  # of links that exist, but whose ports aren't its own yet
         self._owners: dict[bytes, bytes] = {}  # hardware addresses as they were last, by packed address
         self._answers = spec.arp == "static"
         self._introduced: dict[Side, set[Side]] = {}  # by whom they were introduced to: the gateway, and others
         self._telling = anyio.Lock()
         self._trunks: dict[Side, Bridge] = {}  # ports of links to other bridges
         self._retired = False
+        self._leaving: anyio.Event | None = None  # it is removed next; set once that is over
         self._left = 0  # ports that the kernel removes with their workers' network namespaces
         self._removed = False
         self._announced = False
@@ -154,6 +157,12 @@ class Bridge:
     def _add_end(self, side: Side, port: Side) -> None:
         self._ends[side] = port
         self._new.append(side)
+
+    def _have_joined(self, ports: Mapping[Side, Side]) -> None:
+        """The *ports*, of these ends, are its own now, but for those that are gone meanwhile."""
+        for side, port in ports.items():
+            if self._joining.pop(side, None) is not None and side.worker is not None:
+                self._add_end(side, port)
 
     def _segment_of(self, pvid: int | None) -> Segment:
         """Where the addresses of an end come from."""
@@ -394,14 +403,15 @@ class Link:
         if repeat and not trace.length:
             raise TopologyError(f"links.{self.name}.follow: a trace of no length can't be repeated")
         start = anyio.current_time()
-        while True:
-            for step in trace:
-                await anyio.sleep_until(start + step.time)
-                await self.set(**given(step.emulation), end=end)
-            start += trace.length
-            await anyio.sleep_until(start)
-            if not repeat:
-                return
+        with self._while_there():
+            while True:
+                for step in trace:
+                    await anyio.sleep_until(start + step.time)
+                    await self.set(**given(step.emulation), end=end)
+                start += trace.length
+                await anyio.sleep_until(start)
+                if not repeat:
+                    return
 
     async def flap(self, *, down: Any = 1.0, up: Any = 1.0, times: int | None = None) -> None:
         """Down, and up again, over and over. Cancelled, it is up.
@@ -417,15 +427,31 @@ class Link:
                 spans.append(duration(value))
             except ValueError as exc:
                 raise TopologyError(f"links.{self.name}.flap.{name}: {exc}") from None
-        for _ in itertools.count() if times is None else range(times):
+        with self._while_there():
+            for _ in itertools.count() if times is None else range(times):
+                try:
+                    await self.down()
+                    await anyio.sleep(spans[0])
+                finally:
+                    with anyio.CancelScope(shield=True):
+                        if self._state == "down":
+                            await self.up()
+                await anyio.sleep(spans[1])
+
+    @contextlib.contextmanager
+    def _while_there(self) -> Iterator[None]:
+        """What takes its time in the block is cut short where the link is removed, or the supervisor ends.
+
+        :raises ClosedError: it was; SpawnerDiedError: because of that
+        """
+        with self._wiring.until_end(), anyio.CancelScope() as scope:
+            self._on_removal.append(scope.cancel)
             try:
-                await self.down()
-                await anyio.sleep(spans[0])
+                yield
             finally:
-                with anyio.CancelScope(shield=True):
-                    if self._state == "down":
-                        await self.up()
-            await anyio.sleep(spans[1])
+                self._on_removal.remove(scope.cancel)
+        if scope.cancelled_caught:
+            self._check()
 
     def capture(
         self,

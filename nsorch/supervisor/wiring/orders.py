@@ -11,6 +11,7 @@ from attrs import define, field
 
 from nsorch.errors import ClosedError, NsorchError
 from nsorch.net.plan import Batch
+from nsorch.supervisor.wiring.planning import port_plan
 from nsorch.supervisor.wiring.telling import tell
 from nsorch.values import Shown
 
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
 
     from nsorch.supervisor.wiring.kernel import Kernel
-    from nsorch.supervisor.wiring.network import Bridge, Link
+    from nsorch.supervisor.wiring.network import Bridge, Link, Side
     from nsorch.supervisor.worker import Worker
 
 # So many ports are looked at before a bridge is said to be ready.
@@ -101,10 +102,14 @@ class Orders:
         # Of links between bridges: the kernel makes only one end up.
         ends = (link._sides[1] for order in orders for link in order.links if link._sides[0].worker is None)
         far = [side.index for side in ends if side.index is not None]
+        links = [link for order in orders for link in order.links]
+        late = _late(links)
+        joining = {bridge: bridge._joining | late.get(bridge, {}) for bridge in rising}
         batch = Batch(
             bridges=tuple(part.plan(bridge.spec) for bridge, part in missing),
             links=(*trunks, *(item for order in orders for item in order.batch.links)),
             nodes=tuple(item for order in orders for item in order.batch.nodes),
+            joining=tuple(port_plan(port) for ends in joining.values() for port in ends.values()),
             raised=(*far, *(index for part in lower for index in part.interfaces)),
         )
         workers = dict.fromkeys(worker for order in orders for worker in order.workers)
@@ -114,13 +119,18 @@ class Orders:
             part.made = True
         for part in lower:
             part.up = True
-        links = [link for order in orders for link in order.links]
         gone = [link for link in links if link._leaving]  # somebody has removed them meanwhile
         for link in [link for link in links if not link._leaving]:
             link._state = "up"
-            for side, other in link._both():
-                if other.bridge is not None and side.worker is not None:
-                    other.bridge._add_end(side, other)
+            for side, port in link._both():
+                if port.bridge is None:
+                    continue
+                if side in late.get(port.bridge, ()):
+                    port.bridge._joining[side] = port
+                elif side.worker is not None:
+                    port.bridge._add_end(side, port)
+        for bridge, ports in joining.items():
+            bridge._have_joined(ports)
         for link in gone:
             side = next((side for side in link._sides if side.worker is None), link._sides[0])
             with contextlib.suppress(ClosedError):  # the worker was removed, too
@@ -128,6 +138,15 @@ class Orders:
         for bridge in rising:
             await self._kernel.in_thread(self._kernel.engine.await_ports, _last_ports(bridge))
             await tell(self._kernel, bridge)
+
+
+def _late(links: Sequence[Link]) -> dict[Bridge, dict[Side, Side]]:
+    """The ends of *links* whose ports join bridges that are up, with these."""
+    found: dict[Bridge, dict[Side, Side]] = {}
+    for side, port in (both for link in links for both in link._both()):
+        if port.bridge is not None and port.part is not None and port.part.up:
+            found.setdefault(port.bridge, {})[side] = port
+    return found
 
 
 def _last_ports(bridge: Bridge) -> list[int]:

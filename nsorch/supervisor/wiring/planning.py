@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from nsorch.net.plan import EndPlan, LinkPlan
+from nsorch.net.plan import EndPlan, LinkPlan, PortPlan
 from nsorch.supervisor.wiring.emulating import qdisc_plan
 from nsorch.supervisor.wiring.segments import FABRIC
 
@@ -57,7 +57,15 @@ def as_neighbour(side: Side, of: Side) -> Iterator[tuple[IPv4Address | IPv6Addre
                 yield address.ip, side.mac
 
 
+def port_plan(port: Side) -> PortPlan:
+    """Of one that joins a bridge which is up."""
+    assert port.index is not None
+    assert port.part is not None
+    return PortPlan(port=port.index, master=port.part.index, vlans=port.vlans)
+
+
 def _plan(side: Side, neighbours: Neighbours) -> EndPlan:
+    part = None if side.part is None or side.part.up else side.part  # else it joins later
     return EndPlan(
         netns=FABRIC if side.worker is None else netns_key(side.worker),
         ifname=side.ifname,
@@ -65,8 +73,8 @@ def _plan(side: Side, neighbours: Neighbours) -> EndPlan:
         mac=side.mac,
         mtu=side.mtu,
         addresses=side.addresses,
-        master=None if side.part is None else side.part.index,
-        vlans=side.vlans,
+        master=None if part is None else part.index,
+        vlans=None if part is None else side.vlans,
         ipv6=any(address.version == 6 for address in side.addresses),
         neighbours=neighbours,
         qdisc=qdisc_plan(side.emulation) if side.emulation.active else None,

@@ -76,10 +76,10 @@ class Record:
     def bridge(self, bridge: Bridge | str, where: str) -> Bridge:
         """:raises TopologyError: there is none of that name"""
         name = name_of(f"{where}.bridge", bridge, "a bridge")
-        try:
-            return self.bridges[name]
-        except KeyError:
-            raise TopologyError(f'{where}: there is no bridge "{name}"') from None
+        found = self.bridges.get(name)
+        if found is None or found._leaving:
+            raise TopologyError(f'{where}: there is no bridge "{name}"')
+        return found
 
     def check(self, spec: WorkerSpec) -> None:
         """Refuse links that can't be made, before any worker is admitted.
@@ -168,14 +168,14 @@ class Record:
         if b.worker in self.bridges:
             if spec.subnet:
                 raise TopologyError(f'{where}.subnet: the bridge "{b.worker}" has its own')
-            bridge = self.bridges[b.worker]
+            bridge = self.bridge(b.worker, where)
             _check_vlans(where, b, None)
             for end in (a, b) if a.worker in self.bridges else (b,):
                 if problems := list(port_problems(f"{where}.{end.worker}", end)):
                     raise TopologyError(*problems)
             if a.worker in self.bridges:
                 _check_vlans(where, a, None)
-                return self._plan_trunk(self.bridges[a.worker], bridge, spec, where)
+                return self._plan_trunk(self.bridge(a.worker, where), bridge, spec, where)
             _check_vlans(where, a, bridge)
             side, port = self._on_bridge(a, a, bridge, where, spec.mtu), self._port(bridge, a, b.mtu or spec.mtu)
             link = Link(self._wiring, side, port, spec.label)

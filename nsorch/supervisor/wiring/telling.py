@@ -102,6 +102,16 @@ async def _introduce(kernel: Kernel, bridge: Bridge, gateway: Side) -> None:
             await at(kernel, side, kernel.engine.tell_neighbours, RTM_NEWNEIGH, side.index or side.ifname, known)
 
 
+async def forget_gateway(kernel: Kernel, bridge: Bridge, side: Side) -> None:
+    """*side* leaves *bridge*; elsewhere somebody else may have the gateway's addresses."""
+    if side.gateway is not None:
+        ends = (end for near in bridge._joined() for end in near._ends)
+        own = [a for end in ends if end.worker is not None and end.worker.name == bridge.gateway for a in end.addresses]
+        known = dict.fromkeys(address.ip for address in (*own, *bridge._gateway_of(side)))
+        await at(kernel, side, kernel.engine.forget_neighbours, [(side.index or side.ifname, ip) for ip in known])
+        side.gateway = None
+
+
 async def remind(kernel: Kernel, bridge: Bridge, side: Side) -> None:
     """*side* was down: the kernel has dropped whom it was introduced to."""
     async with bridge._telling:
@@ -121,6 +131,8 @@ async def forget(
 
 async def _forget(kernel: Kernel, bridge: Bridge, gone: Sequence[Side], dying: Collection[str], *, stays: bool) -> None:
     ends = [(side, bridge._ends.pop(side)) for side in gone if side in bridge._ends]
+    for side in gone:
+        bridge._joining.pop(side, None)
     if bridge._retired:
         return
     for part in bridge._parts.all:

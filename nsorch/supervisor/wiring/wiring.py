@@ -34,6 +34,7 @@ from nsorch.topology.layer2 import LEAST_MTU6
 from nsorch.topology.specs import as_link, to_end
 
 if TYPE_CHECKING:
+    import contextlib
     import os
     from collections.abc import Collection, Container, Iterable, Mapping, Sequence
     from collections.abc import Set as AbstractSet
@@ -101,6 +102,10 @@ class Wiring:
         """After what is under way in threads. Shield it."""
         await self.watcher.close()
         await self.kernel.close()
+
+    def until_end(self) -> contextlib.AbstractContextManager[None]:
+        """See :meth:`nsorch.Supervisor._until_end`."""
+        return self._supervisor._until_end()
 
     async def _names_changed(self, names: AbstractSet[str]) -> None:
         await self.filters.refresh(names)
@@ -239,25 +244,36 @@ class Wiring:
         """With all their links. Cancelled, it is done all the same."""
         with anyio.CancelScope(shield=True):
             there = [bridge for bridge in bridges if self.record.bridges.get(bridge.name) is bridge]
-            self.retire(there)
-            await self.remove_links(
-                [link for link in self.record.links.values() if any(side.bridge in there for side in link._sides)]
-            )
-            if there and not self._supervisor._helper.died:
-                parts = [part for bridge in there for part in bridge._parts.all if part.made]
-                doomed = [index for part in parts for index in part.interfaces]
-                if sum(bridge._left for bridge in there) > _LEFT:
-                    self._supervisor._start_soon(partial(self._delete_later, doomed))
-                else:
-                    await self.kernel.delete_in_fabric(doomed)
-                await self.kernel.forget_groups([bridge._parts.group for bridge in there])
+            over = anyio.Event()
             for bridge in there:
-                if self.record.bridges.pop(bridge.name, None) is None:
-                    continue  # somebody else was faster
-                bridge._removed = True
-                if bridge._announced:
-                    self._supervisor._bus.publish(events.BridgeRemoved(bridge=bridge.name))
+                bridge._leaving = over
+            try:
+                await self._remove_bridges(there)
+            finally:
+                for bridge in there:
+                    bridge._leaving = over if bridge._removed else None
+                over.set()
         await anyio.lowlevel.checkpoint()
+
+    async def _remove_bridges(self, bridges: Sequence[Bridge]) -> None:
+        self.retire(bridges)
+        await self.remove_links(
+            [link for link in self.record.links.values() if any(side.bridge in bridges for side in link._sides)]
+        )
+        if bridges and not self._supervisor._helper.died:
+            parts = [part for bridge in bridges for part in bridge._parts.all if part.made]
+            doomed = [index for part in parts for index in part.interfaces]
+            if sum(bridge._left for bridge in bridges) > _LEFT:
+                self._supervisor._start_soon(partial(self._delete_later, doomed))
+            else:
+                await self.kernel.delete_in_fabric(doomed)
+            await self.kernel.forget_groups([bridge._parts.group for bridge in bridges])
+        for bridge in bridges:
+            if self.record.bridges.pop(bridge.name, None) is None:
+                continue  # somebody else was faster
+            bridge._removed = True
+            if bridge._announced:
+                self._supervisor._bus.publish(events.BridgeRemoved(bridge=bridge.name))
 
     async def _delete_later(self, indices: Sequence[int]) -> None:
         """When the kernel has removed most ports: it is faster at many than by the deletion of their bridge."""
