@@ -411,13 +411,18 @@ def test_command_line(tmp_path: pathlib.Path, target: pathlib.Path) -> None:
     assert "not empty" in again.stderr
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
-def test_command_line_interrupted(tmp_path: pathlib.Path, target: pathlib.Path, number: signal.Signals) -> None:
-    """By a signal, while it waits for more: nothing is left."""
-    source, header = tmp_path / "x.tar", tarfile.TarInfo("file")
+def endless(folder: pathlib.Path) -> pathlib.Path:
+    source, header = folder / "x.tar", tarfile.TarInfo("file")
     header.size = 1 << 35
     source.write_bytes(header.tobuf(tarfile.GNU_FORMAT))
     os.truncate(source, header.size)
+    return source
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_command_line_interrupted(tmp_path: pathlib.Path, target: pathlib.Path, number: signal.Signals) -> None:
+    """By a signal, while it waits for more: nothing is left."""
+    source = endless(tmp_path)
     with subprocess.Popen(
         [sys.executable, "-m", "nsorch", "unpack", str(source), str(target)],
         stdout=subprocess.PIPE,
@@ -429,3 +434,16 @@ def test_command_line_interrupted(tmp_path: pathlib.Path, target: pathlib.Path, 
         assert (process.wait(20), process.communicate()) == (128 + number, (b"", b""))
     assert not list(target.parent.glob(".*.unpacking"))
     assert not target.exists()
+
+
+def test_command_line_without_its_terminal(tmp_path: pathlib.Path, target: pathlib.Path) -> None:
+    """nohup has SIGHUP ignored, and it stays so."""
+    command = [sys.executable, "-m", "nsorch", "unpack", str(endless(tmp_path)), str(target)]
+    with subprocess.Popen(["nohup", *command], stdin=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+        while not list(target.parent.glob(".*.unpacking/file")):
+            assert process.poll() is None
+        status = pathlib.Path(f"/proc/{process.pid}/status").read_text()
+        process.terminate()
+        assert process.wait(20) == 128 + signal.SIGTERM
+    ignored = next(int(line.split()[1], 16) for line in status.splitlines() if line.startswith("SigIgn"))
+    assert ignored >> (signal.SIGHUP - 1) & 1

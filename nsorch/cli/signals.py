@@ -18,7 +18,9 @@ class Interrupted:
 
 
 async def await_signal(body: anyio.CancelScope, *, task_status: anyio.abc.TaskStatus[Interrupted]) -> None:
-    with anyio.open_signal_receiver(*SIGNALS) as signals:
+    # Who is begun by nohup(1) goes on when the terminal is gone.
+    stays = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    with anyio.open_signal_receiver(*(SIGNALS[:-1] if stays else SIGNALS)) as signals:
         interrupted = Interrupted(body)
         task_status.started(interrupted)
         async for number in signals:
