@@ -181,10 +181,12 @@ async def test_removed_while_it_is_linked() -> None:
     async with nsorch.Supervisor() as sup:
         for links in ([], [await sup.bridge("lan", "10.0.0.0/24")]):
             worker = await sup.start("a", links=links)
+            inode = worker.namespaces["net"]
             async with sup._wiring.kernel.handles([worker]) as handles:
                 (handle,) = handles.values()
                 await worker.remove()
-                assert os.fstat(handle.fd).st_ino == worker.namespaces["net"]
+                assert not worker.namespaces
+                assert os.fstat(handle.fd).st_ino == inode
                 assert handle.sock.getsockname()
 
 

@@ -134,7 +134,8 @@ class Worker:
 
     @property
     def namespaces(self) -> Mapping[str, int]:
-        """Inode of each namespace that it has of its own, by the name below ``/proc/PID/ns``."""
+        """Inode of each namespace that it has of its own, by the name below ``/proc/PID/ns``; none once it is
+        removed."""
         return MappingProxyType(self._inodes)
 
     @property
@@ -791,7 +792,7 @@ class Worker:
         """It is gone, with all that it held."""
         if self._state is State.REMOVED:  # by the supervisor's end, while it was being removed
             return
-        self._state = State.REMOVED
+        self._state, self._inodes = State.REMOVED, {}
         self._supervisor._bus.publish(WorkerRemoved(worker=self.name, incarnation=self.incarnation))
         for scope in tuple(self._connecting or ()):
             scope.cancel()
