@@ -10,6 +10,7 @@ import sys
 import textwrap
 import time
 
+import anyio
 import pytest
 
 import nsorch
@@ -82,6 +83,21 @@ def test_none_stays_when_the_application_is_killed(tmp_path: pathlib.Path) -> No
     while os.path.lexists(path) and time.monotonic() < deadline:
         time.sleep(0.01)
     assert not os.path.lexists(path)
+
+
+async def test_none_stays_when_the_stub_is_killed(tmp_path: pathlib.Path) -> None:
+    """Nor do others' files go that have their names meanwhile."""
+    with pytest.raises(nsorch.SpawnerDiedError):
+        async with nsorch.Supervisor() as sup:
+            stub = (await sup.wait_event(nsorch.SupervisorStarted, since=0)).pid
+            for name in ("a", "b", "c"):
+                await sup.pin(await sup.start(name), folder=str(tmp_path))
+            (tmp_path / "b").unlink()
+            (tmp_path / "b").symlink_to("elsewhere")
+            os.kill(stub, signal.SIGKILL)
+            await sup.workers["c"].remove()
+            await anyio.sleep_forever()
+    assert os.listdir(tmp_path) == ["b"]
 
 
 @pytest.mark.once

@@ -14,6 +14,7 @@ from nsorch.core import descriptors
 from nsorch.core.collector import no_full_collections
 from nsorch.core.helper import Helper, Job
 from nsorch.core.launch import may_administer
+from nsorch.core.spawner.pins import unlink
 from nsorch.errors import ClosedError, NsorchError, SpawnerDiedError, TopologyError, WorkerExitedError
 from nsorch.supervisor.cgroups import Cgroups
 from nsorch.supervisor.entry import Home, home_of
@@ -259,6 +260,8 @@ class Supervisor:
             self._helper.close()
             await anyio.to_thread.run_sync(descriptors.close, fds)
             await self._helper.gone()
+            if pins := [pin for worker in workers for pin in worker._pins.items()]:
+                await anyio.to_thread.run_sync(_unlink_all, pins)
             await self._cgroups.gone()
             await self._wiring.publish_removed()
             async for worker in in_turns(workers):
@@ -890,6 +893,12 @@ class Supervisor:
     def snapshot(self) -> Snapshot:
         """State, pid and last exit of each worker, as the events tell."""
         return self._bus.snapshot()
+
+
+def _unlink_all(pins: Iterable[tuple[bytes, bytes]]) -> None:
+    """What the stub does; in case it was killed."""
+    for path, target in pins:
+        unlink(path, target)
 
 
 async def _kill(job: Job) -> None:

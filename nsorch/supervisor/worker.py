@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import signal
 import socket
@@ -15,6 +14,7 @@ from attrs import evolve
 
 from nsorch.core import descriptors
 from nsorch.core.process import DEVNULL, PIPE, Process
+from nsorch.core.spawner.pins import unlink
 from nsorch.core.spawner.syscalls import CLONE_NEWNET, NS_FILES
 from nsorch.errors import ClosedError, NsorchError, TopologyError, UnsupportedError
 from nsorch.events import State, WorkerExited, WorkerReady, WorkerRemoved, WorkerSetupFailed, WorkerStarted
@@ -99,7 +99,7 @@ class Worker:
         self._stops_before = 0  # the restart whose turn it is
         self._leaving: anyio.Event | None = None  # it is removed next; set once that is over
         self._connecting: set[anyio.CancelScope] | None = None  # who waits for a connection
-        self._pins: tuple[str, ...] = ()
+        self._pins: dict[bytes, bytes] = {}  # target by path
         self._devices: dict[str, Device] = {}  # its other interfaces, by name
         self._tables: dict[str, int] = {}  # routing tables of those that are ports of a VRF
         self._indices = 1  # of the latest interface; 1 is the loopback's
@@ -734,8 +734,10 @@ class Worker:
         if not path.startswith("/") or "\0" in path:
             raise TopologyError(f"folder: {shown(folder)} is not an absolute path")
         await self._supervisor._wiring.watcher.enter(self)
-        await self._supervisor._helper.pin(os.fsencode(path), b"/proc/%d/fd/%d" % (os.getpid(), netns), self.name)
-        self._pins += (path,)
+        self._check_here()
+        target = b"/proc/%d/fd/%d" % (os.getpid(), netns)
+        await self._supervisor._helper.pin(os.fsencode(path), target, self.name)
+        self._pins[os.fsencode(path)] = target
         return path
 
     @property
@@ -763,9 +765,11 @@ class Worker:
     async def _unpin(self) -> None:
         """Shield it."""
         while self._pins:
-            with contextlib.suppress(NsorchError):
-                await self._supervisor._helper.pin(os.fsencode(self._pins[-1]), b"", self.name)
-            self._pins = self._pins[:-1]
+            path, target = self._pins.popitem()
+            try:
+                await self._supervisor._helper.pin(path, b"", self.name)
+            except NsorchError:  # it is gone
+                await anyio.to_thread.run_sync(unlink, path, target)
 
     def _adopt(self, made: Mapping[int, int], entry: Entry, netlink: int | None = None) -> None:
         """Its namespaces exist: *made* and the joined are its own from here on, and a socket to wire them by."""

@@ -1,7 +1,7 @@
 """Pins: symbolic links to namespaces that the application holds, by which other programs find them.
 
 They are no mounts: a namespace lives no longer for them. The stub makes and removes them, because it outlives the
-application: where that is killed, none stays.
+application: where that is killed, none stays. Where the stub is killed, the application removes them.
 """
 
 from __future__ import annotations
@@ -45,9 +45,8 @@ class Pins:
 
     def remove(self, path: bytes) -> None:
         target = self._targets.pop(path, None)
-        with contextlib.suppress(OSError):
-            if target is not None and os.readlink(path) == target:  # else another's, who replaced ours
-                os.unlink(path)
+        if target is not None:
+            unlink(path, target)
 
     def remove_all(self) -> None:
         for path in list(self._targets):
@@ -55,6 +54,12 @@ class Pins:
         while self._folders:
             with contextlib.suppress(OSError):  # somebody else has put something there
                 os.rmdir(self._folders.pop())
+
+
+def unlink(path: bytes, target: bytes) -> None:
+    with contextlib.suppress(OSError):
+        if os.readlink(path) == target:  # else another's, who replaced ours
+            os.unlink(path)
 
 
 def _is_stale(path: bytes) -> bool:
