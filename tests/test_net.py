@@ -14,7 +14,7 @@ from pyroute2.netlink.rtnl.rtmsg import rtmsg
 
 import nsorch
 from nsorch.errors import AddressError, SubnetFullError
-from nsorch.net import messages
+from nsorch.net import messages, netlink
 from nsorch.net.addresses import PointToPointPool, Segment
 from nsorch.net.hosts import HostsEntry, render_entry
 from nsorch.net.mac import derive_mac, parse_mac
@@ -213,3 +213,17 @@ def test_pairs_are_asked_with_their_opposites_and_told_as_given(pairs: list[tupl
     outcome.place(order, found)
     assert list(outcome.rtts) == list(range(len(pairs)))
     assert outcome.errors == {number: str(number) for number in range(0, len(pairs), 3)}
+
+
+def test_the_processor_is_given_up_now_and_then(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 100.0
+    yields: list[float] = []
+    monkeypatch.setattr("time.monotonic", lambda: now)
+    monkeypatch.setattr("os.sched_yield", lambda: yields.append(now))
+    turns = netlink.Turns()
+    for _ in range(3):
+        turns.end()
+    now += 2 * netlink._TURN
+    for _ in range(3):
+        turns.end()
+    assert yields == [100.0, now]

@@ -15,6 +15,7 @@ import os
 import select
 import signal
 import socket
+import time
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from . import protocol
@@ -53,6 +54,8 @@ if TYPE_CHECKING:
 # Requests that wait are served so many at a time before their answers go: each send wakes the application, which costs
 # 60 to 80 µs.
 _TOGETHER = 4
+# After so many seconds the application gets its turn: half the scheduler's usual tick.
+_TURN = 0.002
 
 
 class _Job:
@@ -78,6 +81,7 @@ class _Job:
 class Server:
     def __init__(self, requests: socket.socket, home: Home) -> None:
         self._requests = requests
+        self._turn = 0.0
         self.home = home
         self.jobs: dict[int, _Job] = {}
         self._by_pid: dict[int, _Job] = {}
@@ -141,8 +145,14 @@ class Server:
             if received is None:
                 return False
             self._serve_request(*received)
-            os.sched_yield()  # to the application, which may have to wait on this processor
+            self._give_way()
         return True
+
+    def _give_way(self) -> None:
+        """To the application, which may have to wait on this processor; not after each request: see net/netlink.py."""
+        if time.monotonic() - self._turn > _TURN:
+            os.sched_yield()
+            self._turn = time.monotonic()
 
     def _serve_request(self, message: tuple[Any, ...], fds: list[int]) -> None:
         operation, *values = message
