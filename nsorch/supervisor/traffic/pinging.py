@@ -25,7 +25,7 @@ from nsorch.supervisor.turns import in_turns
 from nsorch.topology.kinds import check_seconds, of_kind, shown
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Callable, Iterator, Mapping, Sequence
+    from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
     from ipaddress import IPv4Address, IPv6Address
 
     from nsorch.supervisor.supervisor import Supervisor
@@ -81,7 +81,7 @@ async def ping_all(
             progress(before + done)
 
     try:
-        await _open_sockets(supervisor, probes, sockets)
+        await _open_sockets(supervisor, {(p.source, p.address.version): None async for p in in_turns(probes)}, sockets)
         async with contextlib.aclosing(_chunks(supervisor, probes, results)) as chunks:
             async for numbers, known in chunks:
                 chunk = probes.select(numbers)
@@ -177,27 +177,28 @@ def _note(known: Neighbours, worker: Worker, side: Side, address: IPv4Address | 
     return len(those) > before
 
 
-async def _forget(supervisor: Supervisor, known: Neighbours, sockets: Mapping[tuple[str, int], socket.socket]) -> None:
+async def _forget(supervisor: Supervisor, known: Neighbours, sockets: dict[tuple[str, int], socket.socket]) -> None:
     """Make room in the neighbour tables, which all network namespaces share."""
     kernel = supervisor._wiring.kernel
-    near: list[tuple[socket.socket, str, IPv4Address]] = []
-    far: dict[Worker, list[tuple[int | str, IPv4Address | IPv6Address]]] = {}
+    by_ioctl: list[tuple[str, str, IPv4Address]] = []  # it takes any socket of the worker's
+    others: dict[Worker, list[tuple[int | str, IPv6Address]]] = {}
     async for worker, neighbours in in_turns(known.items()):
-        sock = sockets.get((worker.name, socket.AF_INET))
         for side, address in neighbours:
-            if sock is not None and address.version == 4:
-                near.append((sock, side.ifname, address))
+            if address.version == 4:
+                by_ioctl.append((worker.name, side.ifname, address))
             else:
-                far.setdefault(worker, []).append((side.index or side.ifname, address))
-    await kernel.in_thread(forget_neighbours, near)
-    for worker, neighbours_of_it in far.items():
+                others.setdefault(worker, []).append((side.index or side.ifname, address))
+    await _open_sockets(supervisor, {(name, 4): None for name, _, _ in by_ioctl}, sockets)
+    entries = [(sockets[name, socket.AF_INET], ifname, address) for name, ifname, address in by_ioctl]
+    await kernel.in_thread(forget_neighbours, entries)
+    for worker, neighbours_of_it in others.items():
         await kernel.in_netns(worker, kernel.engine.forget_neighbours, neighbours_of_it)
 
 
-async def _open_sockets(supervisor: Supervisor, probes: Probes, sockets: dict[tuple[str, int], socket.socket]) -> None:
-    found: dict[tuple[str, int], None] = {}
-    async for probe in in_turns(probes):
-        found[probe.source, probe.address.version] = None
+async def _open_sockets(
+    supervisor: Supervisor, found: Iterable[tuple[str, int]], sockets: dict[tuple[str, int], socket.socket]
+) -> None:
+    """Those by worker and IP version that aren't among *sockets*."""
     wanted = iter(found)
     failures: list[Exception] = []
 
@@ -206,6 +207,8 @@ async def _open_sockets(supervisor: Supervisor, probes: Probes, sockets: dict[tu
             family, protocol = socket.AF_INET, socket.IPPROTO_ICMP
             if version == 6:
                 family, protocol = socket.AF_INET6, socket.IPPROTO_ICMPV6
+            if (name, family) in sockets:
+                continue
             try:
                 sock = await supervisor._worker(name).open_socket(family, socket.SOCK_RAW, protocol)
             except Exception as exc:
