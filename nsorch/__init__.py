@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from nsorch import events, topology
 from nsorch.core.process import Process
 from nsorch.errors import (
     AddressError,
@@ -115,85 +116,6 @@ if TYPE_CHECKING:
     from nsorch.topology.uplinks import UplinkSpec
 
 __version__ = "0.1.0"
-
-# Imported when first used: a program that doesn't shouldn't wait for them.
-_LATER = {
-    "CpuStats": "nsorch.core.usage",
-    "DeviceStats": "nsorch.core.usage",
-    "IoStats": "nsorch.core.usage",
-    "MemoryStats": "nsorch.core.usage",
-    "PidsStats": "nsorch.core.usage",
-    "Pressure": "nsorch.core.usage",
-    "PressureShare": "nsorch.core.usage",
-    "WorkerStats": "nsorch.core.usage",
-    "InterfaceCreated": "nsorch.events.rare",
-    "InterfaceRemoved": "nsorch.events.rare",
-    "NetError": "nsorch.events.rare",
-    "NetworkHealed": "nsorch.events.rare",
-    "NetworkPartitioned": "nsorch.events.rare",
-    "WorkerBackoff": "nsorch.events.rare",
-    "WorkerFrozen": "nsorch.events.rare",
-    "WorkerHealthy": "nsorch.events.rare",
-    "WorkerLimitHit": "nsorch.events.rare",
-    "WorkerOomKilled": "nsorch.events.rare",
-    "WorkerThawed": "nsorch.events.rare",
-    "WorkerUnhealthy": "nsorch.events.rare",
-    "Capacity": "nsorch.host",
-    "Feature": "nsorch.host",
-    "HostReport": "nsorch.host",
-    "probe": "nsorch.host",
-    "ImageConfig": "nsorch.images",
-    "Unpacked": "nsorch.images",
-    "unpack": "nsorch.images",
-    "Packet": "nsorch.net.packets",
-    "ProbeResult": "nsorch.net.ping",
-    "Reachability": "nsorch.net.ping",
-    "Deployment": "nsorch.supervisor.deployment",
-    "Capture": "nsorch.supervisor.traffic.capture",
-    "TunDevice": "nsorch.supervisor.traffic.tun",
-    "Uplink": "nsorch.supervisor.wiring.uplinks",
-    "GilbertElliott": "nsorch.topology.bursts",
-    "Change": "nsorch.topology.difference",
-    "Difference": "nsorch.topology.difference",
-    "Firewall": "nsorch.topology.filters",
-    "Forward": "nsorch.topology.filters",
-    "Nat": "nsorch.topology.filters",
-    "Rule": "nsorch.topology.filters",
-    "home_router": "nsorch.topology.home",
-    "Bond": "nsorch.topology.interfaces",
-    "Dummy": "nsorch.topology.interfaces",
-    "InterfaceSpec": "nsorch.topology.interfaces",
-    "Ipvlan": "nsorch.topology.interfaces",
-    "Macvlan": "nsorch.topology.interfaces",
-    "Tun": "nsorch.topology.interfaces",
-    "Vlan": "nsorch.topology.interfaces",
-    "Vrf": "nsorch.topology.interfaces",
-    "IoLimits": "nsorch.topology.limits",
-    "Limits": "nsorch.topology.limits",
-    "Topology": "nsorch.topology.model",
-    "Bind": "nsorch.topology.mounts",
-    "Overlay": "nsorch.topology.mounts",
-    "Tmpfs": "nsorch.topology.mounts",
-    "bind": "nsorch.topology.mounts",
-    "overlay": "nsorch.topology.mounts",
-    "tmpfs": "nsorch.topology.mounts",
-    "Capabilities": "nsorch.topology.privileges",
-    "CapabilityChange": "nsorch.topology.privileges",
-    "PROFILES": "nsorch.topology.profiles",
-    "Profile": "nsorch.topology.profiles",
-    "ExecReady": "nsorch.topology.ready",
-    "TcpReady": "nsorch.topology.ready",
-    "exec_ready": "nsorch.topology.ready",
-    "tcp_ready": "nsorch.topology.ready",
-    "Dnsmasq": "nsorch.topology.services",
-    "Frr": "nsorch.topology.services",
-    "Tayga": "nsorch.topology.services",
-    "Trace": "nsorch.topology.traces",
-    "Vxlan": "nsorch.topology.tunnels",
-    "WireGuard": "nsorch.topology.tunnels",
-    "WireGuardPeer": "nsorch.topology.tunnels",
-    "UplinkSpec": "nsorch.topology.uplinks",
-}
 
 __all__ = [
     "PROFILES",
@@ -328,5 +250,35 @@ __all__ = [
     "unpack",
 ]
 
+# Imported when first used: a program that doesn't shouldn't wait for them.
+LATER = {
+    "CpuStats": "nsorch.core.usage",
+    "DeviceStats": "nsorch.core.usage",
+    "IoStats": "nsorch.core.usage",
+    "MemoryStats": "nsorch.core.usage",
+    "PidsStats": "nsorch.core.usage",
+    "Pressure": "nsorch.core.usage",
+    "PressureShare": "nsorch.core.usage",
+    "WorkerStats": "nsorch.core.usage",
+    "Capacity": "nsorch.host",
+    "Feature": "nsorch.host",
+    "HostReport": "nsorch.host",
+    "probe": "nsorch.host",
+    "ImageConfig": "nsorch.images",
+    "Unpacked": "nsorch.images",
+    "unpack": "nsorch.images",
+    "Packet": "nsorch.net.packets",
+    "ProbeResult": "nsorch.net.ping",
+    "Reachability": "nsorch.net.ping",
+    "Deployment": "nsorch.supervisor.deployment",
+    "Capture": "nsorch.supervisor.traffic.capture",
+    "TunDevice": "nsorch.supervisor.traffic.tun",
+    "Uplink": "nsorch.supervisor.wiring.uplinks",
+    "Forward": "nsorch.topology.filters",
+    "Rule": "nsorch.topology.filters",
+    "home_router": "nsorch.topology.home",
+    **{name: module for name, module in {**events.LATER, **topology.LATER}.items() if name in __all__},
+}
+
 if not TYPE_CHECKING:  # type checkers would take any name for one that exists
-    __getattr__, __dir__ = later(globals(), _LATER)
+    __getattr__, __dir__ = later(globals(), LATER)

@@ -50,7 +50,7 @@ if TYPE_CHECKING:
         WorkerUnhealthy,
     )
 
-_LATER = {
+LATER = {
     "InterfaceCreated": "nsorch.events.rare",
     "InterfaceRemoved": "nsorch.events.rare",
     "NetError": "nsorch.events.rare",
@@ -111,4 +111,4 @@ __all__ = [
 ]
 
 if not TYPE_CHECKING:  # type checkers would take any name for one that exists
-    __getattr__, __dir__ = later(globals(), _LATER)
+    __getattr__, __dir__ = later(globals(), LATER)

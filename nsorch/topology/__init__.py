@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from nsorch.topology.tunnels import Vxlan, WireGuard, WireGuardPeer
     from nsorch.topology.uplinks import UplinkSpec
 
-_LATER = {
+LATER = {
     "GilbertElliott": "nsorch.topology.bursts",
     "Change": "nsorch.topology.difference",
     "Difference": "nsorch.topology.difference",
@@ -125,4 +125,4 @@ __all__ = [
 ]
 
 if not TYPE_CHECKING:  # type checkers would take any name for one that exists
-    __getattr__, __dir__ = later(globals(), _LATER)
+    __getattr__, __dir__ = later(globals(), LATER)
