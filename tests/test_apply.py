@@ -447,6 +447,8 @@ async def test_the_mtu_of_a_link_follows_that_of_its_ends_and_its_bridge() -> No
         assert await mtus(sup) == {"a:eth0-b:eth0": [1300, 1300, 1500, None], "a:eth1-lan": [1400, 1400]}
         with pytest.raises(TopologyError, match="a bridge has no address"):
             await sup.link("a", nsorch.End("lan", address="10.0.0.9"))
+        with pytest.raises(TopologyError, match=r"links.a-lan.lan.name: .* none to be given"):
+            await sup.link("a", "lan:eth0")
         port = (await sup.link("a", nsorch.End("lan", mtu=1350)))._sides[1]
         state = await sup._wiring.kernel.in_thread(
             lambda: parse_link(sup._wiring.kernel.engine.fabric.ask(Request(get_link(port.index), "look at", "it")))

@@ -299,13 +299,15 @@ def test_metrics() -> None:
         Topology.from_dict({"metric": "fun"})
 
 
-def test_ends_of_bridges_have_no_addresses() -> None:
+def test_ends_of_bridges_have_neither_addresses_nor_names() -> None:
     topology = Topology()
     topology.bridge("lan", "10.0.0.0/24")
     topology.worker("a")
     topology.link(nsorch.End("lan", address="10.0.0.9", mac="02:00:00:00:00:01"), "a")
-    topology.link("a", nsorch.End("lan", name="any", mtu=1400, rate="1mbit"))
+    topology.link("a", nsorch.End("lan", mtu=1400, rate="1mbit"))
+    topology.link("a:up0", "lan:eth0")
     assert topology.problems() == [
         "links[0].ends[0].address: a bridge has no address",
         "links[0].ends[0].mac: the end on a bridge has none to be given",
+        "links[2].ends[1].name: the end on a bridge has none to be given",
     ]

@@ -33,8 +33,9 @@ def port_problems(path: str, end: End | To) -> Iterator[str]:
     for key in ("address", "dhcp"):
         if getattr(end, key):
             yield f"{path}.{key}: a bridge has no address"
-    if end.mac is not None:
-        yield f"{path}.mac: the end on a bridge has none to be given"
+    for key in ("name", "mac"):
+        if getattr(end, key) is not None:
+            yield f"{path}.{key}: the end on a bridge has none to be given"
 
 
 def trunk_problem(bridges: Sequence[BridgeSpec], *, loop: bool) -> str | None:
