@@ -226,6 +226,48 @@ async def test_start_all_undoes_the_rest(marker: str) -> None:
         await sup.start_all([nsorch.WorkerSpec(name=f"w{n}") for n in range(3)])
 
 
+async def test_start_all_is_given_wrong_names() -> None:
+    """One error, as of start: nothing was made that could have failed."""
+    async with nsorch.Supervisor() as sup:
+        await sup.start("there")
+        await sup.bridge("lan")
+        before = sup.snapshot().seq
+        for names, text in ((["a", "there"], "already"), (["a", "lan"], "already"), (["a", "b", "a"], 'two .* "a"')):
+            with pytest.raises(nsorch.NameInUseError, match=text) as raised:
+                await sup.start_all([nsorch.WorkerSpec(name=name) for name in names])
+            assert raised.value.worker == names[-1]
+        assert sup.snapshot().seq == before
+        assert await sup.start_all([]) == []
+    with pytest.raises(nsorch.ClosedError):
+        await sup.start_all([])
+
+
+@pytest.mark.parametrize("command", [["no-such-command"], ["/"], None])
+async def test_a_start_that_fails_has_the_state_that_is_told(command: list[str] | None) -> None:
+    """Whoever waits for it meanwhile goes on when it is undone."""
+    states, waiting = [], anyio.Event()
+
+    async def look() -> None:
+        async with sup.events(kinds=nsorch.WorkerSetupFailed) as events:
+            waiting.set()
+            await events.receive()
+            worker = sup.workers["w"]
+            states.extend((worker.state, sup.snapshot().workers["w"].state))
+            with pytest.raises(nsorch.ClosedError):
+                await worker.run(["true"])
+            states.append(worker.state)
+
+    async with nsorch.Supervisor() as sup:
+        await sup.bridge("lan", "10.0.0.0/24")
+        sysctls = {} if command else {"net.ipv4.no_such_sysctl": 1}
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(look)
+            await waiting.wait()
+            with pytest.raises(nsorch.NsorchError):
+                await sup.start("w", command, links=["lan"], sysctls=sysctls)
+    assert states == [State.FAILED, State.FAILED, State.REMOVED]
+
+
 async def test_ready(marker: str) -> None:
     server = "import socket, time; s = socket.create_server(('127.0.0.1', 80)); print('up'); time.sleep(600)"
     async with nsorch.Supervisor() as sup:

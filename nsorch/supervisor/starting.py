@@ -464,6 +464,9 @@ class Starter:
         except Exception as exc:
             if getattr(exc, "worker", "") is None:
                 exc.worker = worker.name  # type: ignore[attr-defined]
+            worker._doomed = True
+            if worker._state is not State.EXITED:
+                worker._state = State.FAILED
             self._report(worker, exc)
             errors.append(exc)
 
@@ -592,7 +595,9 @@ class _Held:
 def _check_names(specs: Sequence[WorkerSpec], supervisor: Supervisor) -> None:
     seen: set[str] = set()
     for spec in specs:
-        if spec.name in seen or spec.name in supervisor._workers:
+        if spec.name in seen:
+            raise NameInUseError(f'two workers are to be called "{spec.name}"', worker=spec.name)
+        if spec.name in supervisor._workers:
             raise NameInUseError(f'there is a worker "{spec.name}" already', worker=spec.name)
         if spec.name in supervisor.bridges:
             raise NameInUseError(f'there is a bridge "{spec.name}" already', worker=spec.name)

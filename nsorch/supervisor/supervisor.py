@@ -520,6 +520,9 @@ class Supervisor:
     async def start_all(self, specs: Iterable[WorkerSpec]) -> list[Worker]:
         """Start all at once; every link exists before any command runs. Cancelled, none is left.
 
+        :raises NameInUseError: a name is taken, or given twice; nothing was made
+        :raises NsorchError: something else that is known before anything is made, as of :meth:`start`: a wrong
+            description, an address that is taken, a limit that can't be kept
         :raises ExceptionGroup: of errors that name each failed worker; all others are undone
         """
         described = items("specs", specs, "WorkerSpec")
@@ -708,6 +711,7 @@ class Supervisor:
         is left.
 
         :raises TopologyError: the description is wrong; nothing was made
+        :raises NameInUseError: the supervisor has a worker or bridge of such a name; nothing was made
         :raises UnsupportedError: it asks for emulation that this kernel can't do; nothing was made
         :raises ExceptionGroup: of errors that name each failed worker; all of it is undone
         """

@@ -61,6 +61,7 @@ class Worker:
         "_confined",
         "_connecting",
         "_devices",
+        "_doomed",
         "_entering",
         "_entry",
         "_held",
@@ -87,6 +88,7 @@ class Worker:
         self._confined = confined
         self.order = order  #: its place among all starts
         self._state = State.STARTING
+        self._doomed = False  # its start has failed, which is undone next
         self._entry: Entry | None = None
         self._entering = 0  # commands between their request and their exec
         self._held: dict[int, int] = {}  # descriptor by CLONE_NEW*
@@ -741,6 +743,11 @@ class Worker:
         return path
 
     @property
+    def _is_starting(self) -> bool:
+        """Or its start has failed, and isn't undone yet."""
+        return self._state is State.STARTING or (self._doomed and self._state is not State.REMOVED)
+
+    @property
     def _is_awaited(self) -> bool:
         """Whether its start waits until its process is ready."""
         return self._main is not None and not self._main.was_ready and self._state is not State.REMOVED
@@ -812,7 +819,7 @@ class Worker:
     async def _settled(self, *, ready: bool = False) -> None:
         """Wait while it is being started: until its exec, or until it is *ready*, or removed because it isn't."""
         bus = self._supervisor._bus
-        while self._state is State.STARTING or (ready and self._is_awaited):
+        while self._is_starting or (ready and self._is_awaited):
             kinds = (WorkerReady, WorkerStarted, WorkerExited, WorkerSetupFailed, WorkerRemoved)
             await bus.wait(kinds, worker=self.name, since=bus.seq + 1)
 

@@ -319,7 +319,7 @@ class Wiring:
     async def _settled(self, spec: LinkSpec) -> None:
         """Wait while one of its ends is being started, also one that has taken the name of another meanwhile."""
         workers = self._supervisor._workers
-        while starting := [workers[end.worker] for end in (spec.a, spec.b) if _is_starting(workers.get(end.worker))]:
+        while starting := [w for end in (spec.a, spec.b) if (w := workers.get(end.worker)) and w._is_starting]:
             await starting[0]._settled()
 
     async def _follow_gateway(self, bridges: Iterable[Bridge]) -> None:
@@ -667,10 +667,6 @@ class Wiring:
         through = [group for group in groups if any(hop.dev == side.ifname for hop in group.nexthops)]
         if through:
             await kernel.with_handle(side, kernel.engine.add_groups, through)
-
-
-def _is_starting(worker: Worker | None) -> bool:
-    return worker is not None and worker.state is events.State.STARTING
 
 
 def _short(mtus: Iterable[int | None]) -> bool:
