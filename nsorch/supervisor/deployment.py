@@ -11,6 +11,8 @@ from attrs import evolve
 from nsorch.core.collector import no_full_collections
 from nsorch.errors import NsorchError, TopologyError, UnsupportedError
 from nsorch.events import State
+from nsorch.supervisor.admission import require
+from nsorch.supervisor.removal import remove
 from nsorch.supervisor.turns import in_turns
 from nsorch.supervisor.wiring.changing import default_of, follow_default, set_routes, take_routes
 from nsorch.supervisor.wiring.emulating import apply_ways, needs_netem, require_netem
@@ -102,7 +104,7 @@ class Deployment:
 
     async def _do(self, found: Difference, topology: Topology) -> None:
         others = found.of("worker", "add", "replace", "restart", "set")
-        await self._supervisor._starter.require([topology.workers[n] for n in others if n in topology.workers])
+        await require(self._supervisor, [topology.workers[n] for n in others if n in topology.workers])
         with anyio.CancelScope(shield=True):
             kept = await self._take_away(found)
         addition = _Addition(self, topology, await _links_of(topology), kept)
@@ -169,7 +171,7 @@ class Deployment:
         self.topology = _remaining(self.topology, gone, found.links_to_remove)
         self._links = dict(zip(dict(links_of(self.topology)), kept.values(), strict=True))
         if gone_workers:
-            await supervisor._starter.remove(gone_workers)
+            await remove(supervisor, gone_workers)
         await supervisor._wiring.remove_links([link for link in gone_links if link._state != "removed"])
         await supervisor._wiring.remove_bridges(gone_bridges)
         return kept
@@ -235,7 +237,7 @@ class Deployment:
         """Take all of it down. Doing it twice is once; cancelled, it is done all the same."""
         with anyio.CancelScope(shield=True):
             self._supervisor._wiring.retire(self._bridges.values())
-            await self._supervisor._starter.remove(list(self._workers.values()))
+            await remove(self._supervisor, list(self._workers.values()))
             await self._supervisor._wiring.remove_bridges(list(self._bridges.values()))
         await anyio.lowlevel.checkpoint()
 
@@ -347,7 +349,7 @@ class _Addition:
             with anyio.CancelScope(shield=True):
                 new = [link for key, link in self._links.items() if key not in self._kept]
                 await self.wiring.remove_links([link for link in new if link._state != "removed"])
-                await self._supervisor._starter.remove(made_workers)
+                await remove(self._supervisor, made_workers)
                 await self.wiring.remove_bridges(made_bridges)
             raise
         finally:

@@ -20,6 +20,7 @@ from nsorch.errors import ClosedError, NsorchError, TopologyError, UnsupportedEr
 from nsorch.events import State, WorkerExited, WorkerReady, WorkerRemoved, WorkerSetupFailed, WorkerStarted
 from nsorch.supervisor import entering
 from nsorch.supervisor.commands import check_command, check_run
+from nsorch.supervisor.removal import remove
 from nsorch.supervisor.wiring.changing import set_routes, take_routes
 from nsorch.topology.kinds import check_seconds, name_of, of_kind, shown
 from nsorch.topology.specs import to_routes
@@ -638,7 +639,7 @@ class Worker:
         """
         await self._settled()
         with anyio.CancelScope(shield=True):
-            await self._supervisor._starter.remove([self])
+            await remove(self._supervisor, [self])
         await anyio.lowlevel.checkpoint()
 
     def kill(self) -> None:

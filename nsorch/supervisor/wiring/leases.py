@@ -16,6 +16,7 @@ from nsorch.core.programs import find
 from nsorch.errors import AddressError, ClosedError, NsorchError, UnsupportedError
 from nsorch.services import udhcpc
 from nsorch.supervisor.readiness import LeaseReady
+from nsorch.supervisor.removal import remove
 from nsorch.supervisor.wiring.changing import set_addresses
 from nsorch.topology import WorkerSpec
 
@@ -127,7 +128,7 @@ class Leases:
         """Its link is gone."""
         lease = self._of.pop(side, None)
         if lease is not None and lease.process is not None and self._supervisor._phase == "running":
-            self._supervisor._start_soon(partial(self._supervisor._starter.remove, [lease.process]))
+            self._supervisor._start_soon(partial(remove, self._supervisor, [lease.process]))
 
     def renew(self, side: Side) -> None:
         """It is somewhere else: ask anew."""
