@@ -25,6 +25,7 @@ from hypothesis import strategies as st
 
 import nsorch
 from nsorch import Route, To, Topology, TopologyError, UnsupportedError
+from nsorch.cli import watch as watching
 from nsorch.net.messages import get_link, parse_link
 from nsorch.net.netlink import Request
 from nsorch.topology.difference import difference
@@ -302,7 +303,7 @@ def test_watch(tmp_path: pathlib.Path) -> None:
     run = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     assert run.stdout is not None
     assert run.stderr is not None
-    watchdog = threading.Timer(30, run.kill)
+    watchdog = threading.Timer(60, run.kill)
     watchdog.start()
     try:
         assert "up in" in run.stderr.readline()
@@ -320,7 +321,7 @@ def test_watch(tmp_path: pathlib.Path) -> None:
         assert [run.stderr.readline() for _ in range(2)] == ["nsorch: remove worker a\n", "nsorch: add worker c\n"]
         assert [run.stderr.readline() for _ in range(2)] == ["nsorch: remove link a-lan\n", "nsorch: add link c-lan\n"]
         lab = lab.replace("workers.a", "workers.c")
-        for _ in range(12):  # an editor that writes in place: the file is empty for a while
+        for _ in range(6):  # an editor that writes in place: the file is empty for a while
             file.write_text("")
             time.sleep(0.1)
             file.write_text(lab)
@@ -337,6 +338,45 @@ def test_watch(tmp_path: pathlib.Path) -> None:
     assert kinds.index(("WorkerRemoved", "a")) > kinds.index(("WorkerRemoved", b))
     assert kinds.index(("WorkerRemoved", "c")) > kinds.index(("SupervisorStopping", None))
     assert not os.path.exists(tmp_path / "part")
+
+
+@pytest.mark.anyio
+@pytest.mark.once
+async def test_watch_tells_why_a_file_is_none(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(watching, "_PERIOD", 0.02)
+    file, aside = tmp_path / "lab.toml", tmp_path / "aside"
+    file.write_text("[workers.a]\n")
+    send, receive = anyio.create_memory_object_stream[str]()
+    async with nsorch.Supervisor() as sup, anyio.create_task_group() as tasks:
+        watched = watching.Watched(str(file), lambda: nsorch.Topology.load(file), watching.state_of(str(file)))
+        deployment = await sup.deploy(nsorch.Topology.load(file))
+        tasks.start_soon(watching.watch, deployment, watched, anyio.lowlevel.checkpoint, send.send)
+
+        async def told(text: str) -> None:
+            with anyio.fail_after(10):
+                assert await receive.receive() == f"{file}: {text}"
+            assert set(sup.workers) == {"a"}
+
+        file.rename(aside)
+        await told("can't be read: No such file or directory")
+        file.mkdir()
+        await told("can't be read: Is a directory")
+        file.rmdir()
+        aside.rename(file)
+        await told("nothing is different")
+        if os.geteuid() != 0:
+            file.chmod(0)
+            await told("can't be read: Permission denied")
+            file.chmod(0o600)
+            await told("nothing is different")
+        file.write_text("")
+        await told("is empty")
+        file.write_text("[workers.b]\n")
+        with anyio.fail_after(10):
+            assert [await receive.receive() for _ in range(2)] == ["remove worker a", "add worker b"]
+        tasks.cancel_scope.cancel()
+    send.close()
+    receive.close()
 
 
 @pytest.mark.anyio

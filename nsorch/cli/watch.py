@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from typing import TYPE_CHECKING, NamedTuple
 
 import anyio
 
-from nsorch import NsorchError
+from nsorch import NsorchError, TopologyError
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 _PERIOD = 0.25
 
 
-State = tuple[int, int, int, int] | None
+State = tuple[int, ...]
 
 
 class Watched(NamedTuple):
@@ -35,7 +36,7 @@ async def watch(
     applied: Callable[[], Awaitable[None]],
     tell: Callable[[str], Awaitable[None]],
 ) -> None:
-    """Until cancelled. A file that is wrong, or can't be applied, is told, and what is up stays.
+    """Until cancelled. A file that is wrong, empty or gone, or can't be applied, is told, and what is up stays.
 
     :param applied: called each time that other workers may be there
     """
@@ -43,12 +44,12 @@ async def watch(
     while True:
         await anyio.sleep(_PERIOD)
         before, latest = latest, (now := state_of(watched.file))
-        # Once it is the same twice: a file that is being written is empty at first, which would take down everything.
-        if now is None or now == seen or now != before:
+        # Once it is the same twice: a file that is being written is empty at first, or gone.
+        if now == seen or now != before:
             continue
         seen = now
         try:
-            topology = await anyio.to_thread.run_sync(watched.load)
+            topology = await anyio.to_thread.run_sync(_load, watched)
             found = await deployment.apply(topology)
         except (NsorchError, OSError, ExceptionGroup) as exc:
             for line in _lines(exc):
@@ -62,12 +63,18 @@ async def watch(
             await tell(f"{watched.file}: nothing is different")
 
 
+def _load(watched: Watched) -> Topology:
+    if os.path.isfile(watched.file) and os.path.getsize(watched.file) == 0:  # in TOML that is a lab of nothing
+        raise TopologyError("is empty", source=watched.file)
+    return watched.load()
+
+
 def state_of(file: str) -> State:
-    """None while there is no such file, as between an editor's two steps."""
+    """That there is none, or that it can't be looked at, is a state, too."""
     try:
         found = os.stat(file)
-    except OSError:
-        return None
+    except OSError as exc:
+        return (exc.errno or errno.EIO,)
     # Programs may set back the first of these times.
     return found.st_mtime_ns, found.st_ctime_ns, found.st_size, found.st_ino
 
