@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
+import os
 import socket
 import struct
 import sys
@@ -204,6 +206,44 @@ async def test_questions_of_ipv6_go_to_who_has_the_address_now() -> None:
         redirector = await sup._wiring.kernel.redirector()
         assert redirector is not None
         assert len(redirector._known) == 4  # of b and c: one more address each, of the link
+
+
+async def test_questions_for_routers_go_to_the_router() -> None:
+    """A large segment's, if it has one; to all if it has several."""
+
+    async def heard(*names: str) -> list[bool]:
+        """Who of these sees a question of a's; what a sends to all afterwards comes after it."""
+        links = [link for name in names for link in sup.links.values() if f"{name}:" in link.name]
+        question, mark = bytes((133, 0, 0, 0, *os.urandom(4))), bytes((200, 0, 0, 0, *os.urandom(4)))
+        found = []
+        async with contextlib.AsyncExitStack() as stack:
+            captures = [await stack.enter_async_context(sup.capture([link])) for link in links]
+            with await sup.workers["a"].open_socket(socket.AF_INET6, socket.SOCK_RAW, socket.IPPROTO_ICMPV6) as sock:
+                sock.sendto(question, ("ff02::2", 0, 0, 2))
+                sock.sendto(mark, ("ff02::1", 0, 0, 2))
+            for packets in captures:
+                seen = []
+                with anyio.fail_after(10):
+                    while mark[4:] not in seen:
+                        seen.append((await packets.receive()).data[58:62])
+                found.append(question[4:] in seen)
+        return found
+
+    async with nsorch.Supervisor() as sup:
+        await start(sup, "abc", arp="static")
+        far = await sup.bridge("far", arp="dynamic")
+        assert await heard("b", "c") == [False, False]
+        await sup.start("r", links=["lan"], forward=True)
+        assert await heard("b", "r") == [False, True]
+        await sup.links["r:eth0-lan"].set(mac="02:00:00:00:00:99")
+        assert await heard("b", "r") == [False, True]
+        await sup.link("lan", far)
+        await sup.start("s", links=[far], sysctls={"net/ipv6/conf/all/forwarding": 1})
+        assert await heard("b", "r", "s") == [True, True, True]
+        await sup.workers["r"].remove()
+        assert await heard("s") == [True]
+        await far.remove()
+        assert await heard("b") == [False]
 
 
 async def test_without_nf_tables_for_bridges_all_are_asked(monkeypatch: pytest.MonkeyPatch) -> None:

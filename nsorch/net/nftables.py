@@ -255,12 +255,20 @@ def set_hardware_destination(register: int) -> bytes:
 
 def solicitation(register: int = R0) -> list[bytes]:
     """Match neighbour solicitations (RFC 4861, 4.3) in frames without a VLAN tag; their target goes to *register*."""
-    ethertype, icmpv6, kind = struct.pack(">H", 0x86DD), bytes((ICMPV6,)), bytes((135,))
+    return [*_frames_of_icmpv6(135), _payload(1, 48, 16, register)]
+
+
+def router_solicitation() -> list[bytes]:
+    """Match these (RFC 4861, 4.1) in frames without a VLAN tag."""
+    return _frames_of_icmpv6(133)
+
+
+def _frames_of_icmpv6(kind: int) -> list[bytes]:
+    ethertype = struct.pack(">H", 0x86DD)
     return [
         *(_payload(0, 12, 2), compare(ethertype)),
-        *(_payload(1, 6, 1), compare(icmpv6)),
-        *(_payload(1, 40, 1), compare(kind)),
-        _payload(1, 48, 16, register),
+        *(_payload(1, 6, 1), compare(bytes((ICMPV6,)))),
+        *(_payload(1, 40, 1), compare(bytes((kind,)))),
     ]
 
 

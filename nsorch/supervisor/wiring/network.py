@@ -127,6 +127,7 @@ class Bridge:
         self._joining: dict[Side, Side] = {}  # of links that exist, but whose ports aren't its own yet
         self._owners: dict[bytes, bytes] = {}  # hardware addresses as they were last, by packed address
         self._answers = spec.arp == "static"
+        self._router: bytes | None = None  # hardware address of who is asked for routes; b"": nobody, None: all
         self._introduced: dict[Side, set[Side]] = {}  # by whom they were introduced to: the gateway, and others
         self._telling = anyio.Lock()
         self._trunks: dict[Side, Bridge] = {}  # ports of links to other bridges

@@ -48,9 +48,35 @@ async def _tell(kernel: Kernel, bridge: Bridge) -> None:
                 redirector = await kernel.redirector() if told.asked else None
                 await kernel.in_thread(_announce, kernel.engine, redirector, bridge._parts.group, told)
                 part.told.update(side for side, _ in some)
+    await _lead_to_router(kernel, bridge)
     await _correct(kernel, bridge, gateway)
     if gateway is not None:
         await _introduce(kernel, bridge, gateway)
+
+
+async def _lead_to_router(kernel: Kernel, bridge: Bridge) -> None:
+    """Questions for routers, which all on the segment ask: to the one that there may be, or to nobody."""
+    answering = [near for near in bridge._joined() if near._answers]
+    if answering and any(subnet.version == 6 for subnet in bridge.subnets):
+        routers = [side.mac for near in bridge._joined() for side in near._ends if _may_route(side, bridge)]
+        mac = None if len(routers) > 1 else (routers or [b""])[0]
+        for near in answering:
+            if near._router != mac and (redirector := await kernel.redirector()) is not None:
+                near._router = mac
+                await kernel.in_thread(redirector.lead_to_router, near._parts.group, mac)
+
+
+def _may_route(side: Side, bridge: Bridge) -> bool:
+    """By its description: whoever else advertises is heard, but not asked."""
+    if side.worker is None:
+        return False
+    spec = side.worker.spec
+    return bool(
+        spec.forward
+        or spec.service is not None
+        or spec.name == bridge.gateway
+        or any(name.endswith("forwarding") for name in spec.sysctls)
+    )
 
 
 async def _correct(kernel: Kernel, bridge: Bridge, gateway: Side | None) -> None:
@@ -147,6 +173,7 @@ async def _forget(kernel: Kernel, bridge: Bridge, gone: Sequence[Side], dying: C
                 await kernel.in_thread(redirector.remove, bridge._parts.group, [ip for ip, _ in known.asked])
                 if stays:
                     await kernel.in_thread(kernel.engine.join_group, known.asking, NO_GROUP)
+    await _lead_to_router(kernel, bridge)
     trunks = [port.index for near in bridge._joined() for port in near._trunks if port.index is not None]
     if trunks:  # who was learnt to be behind them may come again elsewhere
         await kernel.in_thread(kernel.engine.forget_learnt, trunks)
