@@ -15,7 +15,7 @@ from nsorch.supervisor.main_process import end
 from nsorch.supervisor.turns import DYING, for_each, in_turns
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Collection, Sequence
 
     from nsorch.core.helper import Job
     from nsorch.supervisor.supervisor import Supervisor
@@ -83,7 +83,11 @@ async def _remove(supervisor: Supervisor, workers: Sequence[Worker]) -> None:
 
     await for_each(workers, bring_down, DYING)
     await supervisor._cgroups.release(workers)
-    await supervisor._wiring.disconnect(workers)
+
+    async def let_go(owners: Collection[str]) -> None:
+        await _close([fd async for w in in_turns(workers) if w.name in owners for fd in w._take_descriptors()])
+
+    await supervisor._wiring.disconnect(workers, let_go)
     await _close([fd async for worker in in_turns(workers) for fd in worker._take_descriptors()])
     async for worker in in_turns(workers):
         if supervisor._workers.get(worker.name) is worker:

@@ -105,13 +105,13 @@ class NamespaceSet(Value):
             return value
         if value is None:
             return _PASSIVE if passive else _USUAL
-        for kind in value if isinstance(value, Mapping) else items("namespaces", value, ", ".join(KINDS)):
-            if kind not in KINDS:
-                raise TopologyError(f"namespaces: there is no {shown(kind)}, only {', '.join(KINDS)}")
+        kinds = value if isinstance(value, Mapping | tuple) else items("namespaces", value, ", ".join(KINDS))
+        if wrong := [kind for kind in kinds if kind not in KINDS]:
+            raise TopologyError(f"namespaces: there is no {shown(wrong[0])}, only {', '.join(KINDS)}")
         if isinstance(value, Mapping):
             found = cls(**{kind: _source(kind, value[kind]) for kind in value})
         else:
-            found = _all_new(frozenset(value))
+            found = _all_new(frozenset(kinds))
         if passive and isinstance(found.pid, New):
             raise TopologyError(
                 "namespaces.pid: a pid namespace can't be without a process, and the worker has no command"

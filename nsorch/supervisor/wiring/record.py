@@ -15,7 +15,6 @@ from nsorch.net.plan import EVERY_VLAN, PortVlans
 from nsorch.supervisor.turns import in_turns
 from nsorch.supervisor.wiring.network import Bridge, Link, Side
 from nsorch.supervisor.wiring.segments import MANY, Parts
-from nsorch.topology import End
 from nsorch.topology.emulation import NO_EMULATION, directions
 from nsorch.topology.joins import joined_names
 from nsorch.topology.kinds import name_of
@@ -31,7 +30,7 @@ if TYPE_CHECKING:
     from nsorch.supervisor.wiring.given import Given
     from nsorch.supervisor.wiring.wiring import Wiring
     from nsorch.supervisor.worker import Worker
-    from nsorch.topology import BridgeSpec, Emulation, LinkSpec, To, WorkerSpec
+    from nsorch.topology import BridgeSpec, Emulation, End, LinkSpec, To, WorkerSpec
 
 # The numbers of the fabric's interfaces begin beyond those that any worker gets to: a request for a pair of workers' is
 # sent from there, and Linux 6.1 takes the first end's number for that of an interface there (rtnl_newlink).
@@ -153,9 +152,7 @@ class Record:
         for number, to in enumerate(worker.spec.links):
             where = f"workers.{worker.name}.links[{number}]"
             bridge = self.bridge(to.bridge, where)
-            own = {key: getattr(to, key) for key in ("name", "mac", "mtu", "dhcp")}
-            end = End(worker=worker.name, address=to.address or None, **own)
-            link = Link(self._wiring, self._on_bridge(end, to, bridge, where), self._port(bridge, to))
+            link = Link(self._wiring, self._on_bridge(worker.name, to, bridge, where), self._port(bridge, to))
             link._emulate(_directions(where, to))
             self._add(link)
 
@@ -177,7 +174,7 @@ class Record:
                 _check_vlans(where, a, None)
                 return self._plan_trunk(self.bridge(a.worker, where), bridge, spec, where)
             _check_vlans(where, a, bridge)
-            side, port = self._on_bridge(a, a, bridge, where, spec.mtu), self._port(bridge, a, b.mtu or spec.mtu)
+            side, port = self._on_bridge(a.worker, a, bridge, where, spec.mtu), self._port(bridge, a, b.mtu or spec.mtu)
             link = Link(self._wiring, side, port, spec.label)
             link._emulate(ways)
             return self._add(link)
@@ -190,9 +187,9 @@ class Record:
         short = not spec.subnet and any(mtu is not None and mtu < LEAST_MTU6 for mtu in (spec.mtu, a.mtu, b.mtu))
         without = {6} if short else set[int]()
         avoid = {address.packed for address in b.address}
-        first = self._side(a, segment, spec.mtu, where, avoid=avoid, without=without)
+        first = self._side(a.worker, a, segment, spec.mtu, where, avoid=avoid, without=without)
         try:
-            second = self._side(b, segment, spec.mtu, where, without=without)
+            second = self._side(b.worker, b, segment, spec.mtu, where, without=without)
         except BaseException:
             self._release(first)
             raise
@@ -261,19 +258,20 @@ class Record:
             if side.segment is not None:
                 side.segment = new.get(side.segment, side.segment)
 
-    def _on_bridge(self, end: End, plug: End | To, bridge: Bridge, where: str, mtu: int | None = None) -> Side:
-        """The worker's end of a link to *bridge*."""
-        pvid = plug.pvid if bridge.spec.vlan_aware else None
+    def _on_bridge(self, of: str, end: End | To, bridge: Bridge, where: str, mtu: int | None = None) -> Side:
+        """Of a link to *bridge*, the end of the worker *of*."""
+        pvid = end.pvid if bridge.spec.vlan_aware else None
         tagged_only = bridge.spec.vlan_aware and pvid is None
         mtu = mtu if mtu is not None else bridge.mtu
         lists = [given.addresses_on(bridge.name) for given in self.given]
         avoid = lists[0] if len(lists) == 1 else frozenset().union(*lists)
         segment = bridge._segment_of(pvid)
-        return self._side(end, segment, mtu, where, free_addresses=not tagged_only, avoid=avoid)
+        return self._side(of, end, segment, mtu, where, free_addresses=not tagged_only, avoid=avoid)
 
     def _side(
         self,
-        end: End,
+        of: str,
+        end: End | To,
         segment: Segment,
         mtu: int | None,
         where: str,
@@ -282,13 +280,15 @@ class Record:
         avoid: Collection[bytes] = (),
         without: AbstractSet[int] = frozenset(),
     ) -> Side:
-        """:param free_addresses: of families of which none is given, the next free ones
+        """The end of the worker *of*.
+
+        :param free_addresses: of families of which none is given, the next free ones
         :param avoid: packed addresses that others are going to have
         :param without: IP versions of which it has none
         """
-        worker = self._supervisor._workers.get(end.worker)
+        worker = self._supervisor._workers.get(of)
         if worker is None or worker._leaving:
-            raise TopologyError(f'{where}: there is no worker or bridge "{end.worker}"')
+            raise TopologyError(f'{where}: there is no worker or bridge "{of}"')
         owner, fresh = self._owner_of_netns(worker)
         if (owner.name, end.name) in self._ifnames:
             raise NameInUseError(f'{where}: the worker has an interface "{end.name}" already', worker=worker.name)

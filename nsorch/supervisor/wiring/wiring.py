@@ -36,7 +36,7 @@ from nsorch.topology.specs import as_link, to_end
 if TYPE_CHECKING:
     import contextlib
     import os
-    from collections.abc import Collection, Container, Iterable, Mapping, Sequence
+    from collections.abc import Awaitable, Callable, Collection, Container, Iterable, Mapping, Sequence
     from collections.abc import Set as AbstractSet
     from ipaddress import IPv4Interface, IPv6Interface
     from socket import socket
@@ -508,30 +508,43 @@ class Wiring:
         await anyio.lowlevel.checkpoint()
 
     async def remove_links(
-        self, links: Sequence[Link], *, dying: Collection[str] = (), by: Literal["nsorch", "kernel"] = "nsorch"
+        self,
+        links: Sequence[Link],
+        *,
+        dying: Collection[str] = (),
+        by: Literal["nsorch", "kernel"] = "nsorch",
+        let_go: Callable[[Collection[str]], Awaitable[None]] | None = None,
     ) -> None:
         """Those that exist and those that are planned; for those that somebody else removes it waits. Shield it.
 
         :param dying: owners of network namespaces that end next. Links among them are left to the kernel, which takes
             down all of them at once; one by one, each costs tens of milliseconds
         :param by: ``"kernel"``: they are gone already
+        :param let_go: called with *dying* when nothing is to be done there any more: the kernel takes these down while
+            the record is put right
         """
         while True:
             leaving = [link._leaving for link in links if link._leaving is not None]
             others = [link for link in links if link._leaving is not None]
-            await self._remove_own([link for link in links if link._leaving is None], dying, by)
+            await self._remove_own([link for link in links if link._leaving is None], dying, by, let_go)
             for over in leaving:
                 await over.wait()
             links = [link for link in others if link._leaving is None]
             if not links:
                 break
 
-    async def _remove_own(self, links: Sequence[Link], dying: Collection[str], by: Literal["nsorch", "kernel"]) -> None:
+    async def _remove_own(
+        self,
+        links: Sequence[Link],
+        dying: Collection[str],
+        by: Literal["nsorch", "kernel"],
+        let_go: Callable[[Collection[str]], Awaitable[None]] | None,
+    ) -> None:
         over = anyio.Event()
         for link in links:
             link._leaving = over
         try:
-            await self._remove_links(links, dying, by)
+            await self._remove_links(links, dying, by, let_go)
         finally:
             for link in links:
                 if link._state != "removed":
@@ -539,7 +552,11 @@ class Wiring:
             over.set()
 
     async def _remove_links(
-        self, links: Sequence[Link], dying: Collection[str], by: Literal["nsorch", "kernel"]
+        self,
+        links: Sequence[Link],
+        dying: Collection[str],
+        by: Literal["nsorch", "kernel"],
+        let_go: Callable[[Collection[str]], Awaitable[None]] | None,
     ) -> None:
         for link in links:
             if link._lock is not None:
@@ -558,6 +575,8 @@ class Wiring:
             if by == "nsorch":
                 await self._delete(made, dying)
             await self._forget(made, dying)
+        if let_go is not None:
+            await let_go(dying)
         async for link in in_turns(links):
             if link._state == "removed":
                 continue
@@ -608,8 +627,11 @@ class Wiring:
         for bridge, sides in on.items():
             await forget(self.kernel, bridge, sides, dying)
 
-    async def disconnect(self, workers: Sequence[Worker]) -> None:
-        """Remove all that concerns *workers*. Shield it."""
+    async def disconnect(self, workers: Sequence[Worker], let_go: Callable[[Collection[str]], Awaitable[None]]) -> None:
+        """Remove all that concerns *workers*. Shield it.
+
+        :param let_go: see :meth:`remove_links`
+        """
         links: dict[Link, None] = {}
         async for worker in in_turns(workers):
             self.filters.drop(worker)
@@ -623,7 +645,7 @@ class Wiring:
         for worker in with_devices:
             await self.interfaces.drop_worker(worker, dying=worker.name in dying)
         if links:
-            await self.remove_links(list(links), dying=dying)
+            await self.remove_links(list(links), dying=dying, let_go=let_go)
         heirs: list[Worker] = []
         async for worker in in_turns(workers):
             heirs += self.record.drop_worker(worker)
