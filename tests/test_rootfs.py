@@ -152,6 +152,29 @@ async def test_binds(rootfs: pathlib.Path, tmp_path: pathlib.Path) -> None:
     assert (source / "below/x").exists()
 
 
+async def test_what_lies_above_where_a_link_leads(rootfs: pathlib.Path, tmp_path: pathlib.Path) -> None:
+    """As the kernel reads a path: LINK/.. is not where the link is."""
+    (tmp_path / "real/inner").mkdir(parents=True)
+    (tmp_path / "link").symlink_to("real/inner")
+    rootfs.rename(tmp_path / "real/root")
+    for place, name in (("decoy", "src"), ("real", "src"), ("real", "upper")):
+        (tmp_path / place / name).mkdir(parents=True)
+        (tmp_path / place / name / "of").write_text(f"{place} {name}\n")
+    for decoy in ("src", "upper"):
+        (tmp_path / decoy).symlink_to("decoy/src")
+    above = f"{tmp_path}/link/.."
+    source = nsorch.bind(f"{above}/src")
+    assert source.dst == f"{tmp_path}/real/src"
+    async with nsorch.Supervisor() as sup:
+        for root in (f"{above}/root", nsorch.overlay(f"{above}/root", upper=f"{above}/upper/.")):
+            worker = await sup.start(
+                f"w{len(sup.workers)}", rootfs=root, mounts=[source, nsorch.bind(f"{above}/src", "/src")]
+            )
+            assert await say(worker, f"cat /src/of {source.dst}/of") == "real src\n" * 2
+        assert await say(worker, "cat /of") == "real upper\n"
+    assert (tmp_path / "real/upper.work").is_dir()
+
+
 @of_kernel
 async def test_recursive_read_only(tmp_path: pathlib.Path) -> None:
     """``/dev`` of the host has mounts below it: none of them is writable in a read-only bind."""
@@ -360,12 +383,18 @@ async def test_what_is_mounted_stays_so(isolation: str, rootfs: pathlib.Path) ->
 
 
 async def test_users_of_the_rootfs(rootfs: pathlib.Path) -> None:
-    async with nsorch.Supervisor() as sup:
+    async with nsorch.Supervisor(subids=False) as sup:
         kinds = ["net", "mnt", "uts", "ipc", "pid", "user"]
         # Of one id, it hasn't got the groups that a name brings with it.
         alone = await sup.start("alone", ["sleep", "600"], rootfs=rootfs, namespaces=kinds, user="alice")
         assert (await say(alone, "id -u && id -g")).split() == ["1234", "1235"]
         if os.geteuid():
+            # Nor has root, of an image whose root is in more groups than there are.
+            (rootfs / "etc/group").write_text("root:x:0:root\nadm:x:4:root\n")
+            plain = await sup.start("plain", ["sleep", "600"], rootfs=rootfs, user="root")
+            assert (await plain.run("id -u && id -g", user="root")).stdout == b"0\n0\n"
+            with pytest.raises(nsorch.PermissionDeniedError, match="become gid 4: it is not mapped"):
+                await sup.start("w", rootfs=rootfs, user="root", groups=["adm"])
             worker = await sup.start("w", ["sleep", "600"], rootfs=rootfs, namespaces=kinds, user="1234:1235")
             assert (await say(worker, "id -u && id -g")).split() == ["1234", "1235"]
             return

@@ -318,7 +318,10 @@ async def test_target(anyio_backend: str, tmp_path: pathlib.Path, target: pathli
         await nsorch.unpack(source, target)
     with pytest.raises(FileNotFoundError):
         await nsorch.unpack(source, tmp_path / "missing" / "x")
-    assert listed(target) == {"a": "a"}
+    (tmp_path / "link").symlink_to(target)
+    (tmp_path / "x.tar").rename(target.parent / "x.tar")  # above where the link leads, not where it is
+    await nsorch.unpack(f"{tmp_path}/link/../x.tar", f"{tmp_path}/link/../other")
+    assert listed(target) == listed(target.parent / "other") == {"a": "a"}
 
 
 async def test_cancelled(anyio_backend: str, tmp_path: pathlib.Path, target: pathlib.Path) -> None:

@@ -19,6 +19,7 @@ from nsorch.images.saved import Saved, find, find_packed
 from nsorch.images.streams import Counted, decompressed
 from nsorch.images.tree import Tree
 from nsorch.images.values import Unpacked
+from nsorch.topology.kinds import absolute
 
 if TYPE_CHECKING:
     import threading
@@ -38,7 +39,7 @@ def unpack_blocking(
     cancelled: threading.Event,
 ) -> Unpacked:
     """See :func:`nsorch.unpack`; stops soon after *cancelled* is set."""
-    source = os.path.abspath(os.fspath(image))
+    source = absolute(os.fspath(image))
     target = os.path.realpath(os.fspath(directory))
     wanted = Platform.parse(platform)
     if not os.path.exists(source):

@@ -15,7 +15,7 @@ from nsorch.core.failures import translate
 from nsorch.core.process import Streams
 from nsorch.core.spawner.protocol import Command
 from nsorch.errors import SetupError, TopologyError
-from nsorch.supervisor.confined import check_mapped
+from nsorch.supervisor.confined import check_mapped, without_unmapped
 from nsorch.supervisor.opening import open_file
 from nsorch.topology.few import to_user
 from nsorch.topology.kinds import is_text, items, of_kind, shown, to_command, to_path
@@ -61,7 +61,8 @@ async def build_command(
     if user is not None:
         from nsorch.supervisor.users import find_user
 
-        become = await anyio.to_thread.run_sync(find_user, user, (), confined.rootfs, worker)
+        found = await anyio.to_thread.run_sync(find_user, user, (), confined.rootfs, worker)
+        become = without_unmapped(found, confined.mapped)
         check_mapped(become, confined.mapped, worker)
     return Command(
         argv=argv,

@@ -189,6 +189,12 @@ def check_mapped(user: User, mapped: tuple[tuple[IdRange, ...], ...], worker: st
                 )
 
 
+def without_unmapped(user: User, mapped: tuple[tuple[IdRange, ...], ...]) -> User:
+    """Without those groups of a group file that don't exist in the worker's user namespace: nobody asked for them."""
+    uid, gid, groups = user
+    return uid, gid, tuple(group for group in groups if group == gid or covers(mapped[1], group))
+
+
 def first_of(mapped: tuple[tuple[IdRange, ...], ...]) -> User:
     uids, gids = mapped
     return uids[0][0], gids[0][0], ()

@@ -24,9 +24,11 @@ from nsorch.supervisor.confined import (
     has_own_proc,
     has_own_sys,
     shown,
+    without_unmapped,
 )
 from nsorch.supervisor.opening import open_file
 from nsorch.supervisor.users import User, find_user
+from nsorch.topology.kinds import absolute
 from nsorch.topology.mounts import Bind, Mount, Overlay
 from nsorch.topology.namespaces import KINDS, New
 from nsorch.topology.presets import NOBODY, Isolation, isolation_of
@@ -57,8 +59,8 @@ async def confine(spec: WorkerSpec, facts: Facts, *, rootless: bool) -> Confined
     if user is None and (isolation.drop_groups or isolation.uid_map or isolation.gid_map):
         user = first_of(mapped)  # in a user namespace the supervisor's user may be nobody, and root on the host
     if user is not None:
-        if own_user and not (spec.groups or isolation.gid_map):
-            user = (*user[:2], tuple(gid for gid in user[2] if gid == user[1]))  # nobody asked for the others
+        if not spec.groups:
+            user = without_unmapped(user, mapped)
         check_mapped(user, mapped, spec.name)
     if not own_user:
         _check_capabilities(isolation.required, facts.capabilities, spec.name)
@@ -196,6 +198,17 @@ def _environment() -> dict[str, str]:
     return env
 
 
+def _absolute(path: str) -> bytes:
+    return os.fsencode(absolute(path))
+
+
+def _beside(upper: bytes) -> bytes:
+    """The working directory of overlayfs's own, unless one is given."""
+    path = upper.rstrip(b"/")
+    named = os.path.basename(path) not in (b"", b".", b"..")
+    return (path if named else os.path.realpath(upper)) + b".work"
+
+
 def _below_proc(path: str) -> bool:
     return path.startswith("/proc/")
 
@@ -233,18 +246,18 @@ def _root(isolation: Isolation, *, rootless: bool, own_user: bool, passive: bool
     overlay = None
     hosts_own = False
     if isinstance(rootfs, Overlay):
-        upper = "" if rootfs.upper is None else os.path.abspath(rootfs.upper)
+        upper = b"" if rootfs.upper is None else _absolute(rootfs.upper)
         overlay = (
-            tuple(os.fsencode(os.path.abspath(layer)) for layer in rootfs.lower),
-            os.fsencode(upper),
-            os.fsencode(os.path.abspath(rootfs.work) if rootfs.work is not None else upper and f"{upper}.work"),
+            tuple(map(_absolute, rootfs.lower)),
+            upper,
+            _absolute(rootfs.work) if rootfs.work is not None else upper and _beside(upper),
             rootfs.size or 0,
             rootless or own_user,
         )
     else:
         hosts_own = os.path.realpath(rootfs) == "/"
     return root._replace(
-        directory=b"" if isinstance(rootfs, Overlay) else os.fsencode(os.path.abspath(rootfs)),
+        directory=b"" if isinstance(rootfs, Overlay) else _absolute(rootfs),
         overlay=overlay,
         create=not hosts_own,
         read_only=isolation.readonly_root,
@@ -262,7 +275,7 @@ def _mount(mount: Mount) -> tuple[object, ...]:
     if isinstance(mount, Bind):
         return (
             True,
-            os.fsencode(os.path.abspath(mount.src)),
+            _absolute(mount.src),
             os.fsencode(mount.dst),
             mount.read_only,
             mount.recursive,

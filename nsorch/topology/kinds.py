@@ -94,6 +94,11 @@ def to_path(where: str, value: Any) -> str:
     return path
 
 
+def absolute(path: str) -> str:
+    """As the kernel reads it: ``LINK/..`` is above where the link leads to, so :func:`os.path.abspath` won't do."""
+    return path if path.startswith("/") else os.path.join(os.getcwd(), path)
+
+
 def is_text(value: str | bytes) -> bool:
     """Whether the kernel can be told: a null character would end it."""
     try:

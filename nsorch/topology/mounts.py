@@ -180,11 +180,19 @@ def bind(
     """
     return Bind(
         src=src,
-        dst=os.path.abspath(to_path("src", src)) if dst is None else dst,
+        dst=_place(to_path("src", src)) if dst is None else dst,
         read_only=read_only,
         recursive=recursive,
         propagation=propagation,
     )
+
+
+def _place(src: str) -> str:
+    """Of a source, without ``..``."""
+    if ".." not in src.split("/"):
+        return os.path.abspath(src)
+    folder, name = os.path.split(src)
+    return os.path.realpath(src) if name in ("", ".", "..") else os.path.join(os.path.realpath(folder), name)
 
 
 def tmpfs(dst: Any, *, size: Any = None, mode: int = 0o1777, read_only: bool = False, exec: bool = True) -> Tmpfs:  # noqa: A002
