@@ -86,18 +86,23 @@ def test_none_stays_when_the_application_is_killed(tmp_path: pathlib.Path) -> No
 
 
 async def test_none_stays_when_the_stub_is_killed(tmp_path: pathlib.Path) -> None:
-    """Nor do others' files go that have their names meanwhile."""
+    """Nor folders that were made for them. But others' files that have their names meanwhile do."""
     with pytest.raises(nsorch.SpawnerDiedError):
         async with nsorch.Supervisor() as sup:
             stub = (await sup.wait_event(nsorch.SupervisorStarted, since=0)).pid
             for name in ("a", "b", "c"):
                 await sup.pin(await sup.start(name), folder=str(tmp_path))
+            for folder in ("made/netns", "made/other"):
+                await sup.pin("a", folder=str(tmp_path / folder))
+            await sup.pin("b", folder=str(tmp_path / "used"))
+            (tmp_path / "used" / "file").touch()
             (tmp_path / "b").unlink()
             (tmp_path / "b").symlink_to("elsewhere")
             os.kill(stub, signal.SIGKILL)
             await sup.workers["c"].remove()
             await anyio.sleep_forever()
-    assert os.listdir(tmp_path) == ["b"]
+    assert sorted(os.listdir(tmp_path)) == ["b", "used"]
+    assert os.listdir(tmp_path / "used") == ["file"]
 
 
 @pytest.mark.once

@@ -14,7 +14,7 @@ from nsorch.core import descriptors
 from nsorch.core.collector import no_full_collections
 from nsorch.core.helper import Helper, Job
 from nsorch.core.launch import may_administer
-from nsorch.core.spawner.pins import unlink
+from nsorch.core.spawner.pins import missing_folders, remove_folders, unlink
 from nsorch.errors import ClosedError, NsorchError, SpawnerDiedError, TopologyError, WorkerExitedError
 from nsorch.supervisor.cgroups import Cgroups
 from nsorch.supervisor.entry import Home, home_of
@@ -120,6 +120,7 @@ class Supervisor:
         self._cgroups = Cgroups(self, always=cgroups)
         self._starter = Starter(self)
         self._uplinks: Uplinks | None = None  # until somebody asks for one
+        self._folders: dict[bytes, list[bytes]] = {}  # of pins, with those that have to be made for each
 
     # -- the block
 
@@ -260,13 +261,21 @@ class Supervisor:
             self._helper.close()
             await anyio.to_thread.run_sync(descriptors.close, fds)
             await self._helper.gone()
-            if pins := [pin for worker in workers for pin in worker._pins.items()]:
-                await anyio.to_thread.run_sync(_unlink_all, pins)
+            pins = [pin for worker in workers for pin in worker._pins.items()]
+            made = [folder for folders in self._folders.values() for folder in folders]
+            if pins or made:
+                await anyio.to_thread.run_sync(_unlink_all, pins, made)
             await self._cgroups.gone()
             await self._wiring.publish_removed()
             async for worker in in_turns(workers):
                 worker._removed()
             self._workers.clear()
+
+    async def _note_folder(self, folder: bytes) -> None:
+        """A pin is made there next."""
+        if folder not in self._folders:
+            missing = await anyio.to_thread.run_sync(missing_folders, folder)
+            self._folders.setdefault(folder, missing)
 
     def _start_soon(self, func: Callable[[], Awaitable[Any]]) -> None:
         """Run a small task until the supervisor ends."""
@@ -899,10 +908,11 @@ class Supervisor:
         return self._bus.snapshot()
 
 
-def _unlink_all(pins: Iterable[tuple[bytes, bytes]]) -> None:
+def _unlink_all(pins: Iterable[tuple[bytes, bytes]], folders: list[bytes]) -> None:
     """What the stub does; in case it was killed."""
     for path, target in pins:
         unlink(path, target)
+    remove_folders(folders)
 
 
 async def _kill(job: Job) -> None:

@@ -737,6 +737,7 @@ class Worker:
         if not path.startswith("/") or "\0" in path:
             raise TopologyError(f"folder: {shown(folder)} is not an absolute path")
         await self._supervisor._wiring.watcher.enter(self)
+        await self._supervisor._note_folder(os.fsencode(os.path.dirname(path)))
         self._check_here()
         target = b"/proc/%d/fd/%d" % (os.getpid(), netns)
         await self._supervisor._helper.pin(os.fsencode(path), target, self.name)

@@ -37,11 +37,10 @@ class Pins:
         os.symlink(target, path)
 
     def _make_folder(self, folder: bytes) -> None:
-        if not os.path.lexists(folder):
-            self._make_folder(os.path.dirname(folder))
+        for each in missing_folders(folder):
             with contextlib.suppress(FileExistsError):
-                os.mkdir(folder, 0o755)
-                self._folders.append(folder)
+                os.mkdir(each, 0o755)
+                self._folders.append(each)
 
     def remove(self, path: bytes) -> None:
         target = self._targets.pop(path, None)
@@ -51,9 +50,23 @@ class Pins:
     def remove_all(self) -> None:
         for path in list(self._targets):
             self.remove(path)
-        while self._folders:
-            with contextlib.suppress(OSError):  # somebody else has put something there
-                os.rmdir(self._folders.pop())
+        remove_folders(self._folders)
+
+
+def missing_folders(folder: bytes) -> list[bytes]:
+    """*folder* and those above it that aren't there, the outermost first."""
+    missing: list[bytes] = []
+    while not os.path.lexists(folder):
+        missing.insert(0, folder)
+        folder = os.path.dirname(folder)
+    return missing
+
+
+def remove_folders(folders: list[bytes]) -> None:
+    """The last first; not those in which somebody else has put something."""
+    for folder in reversed(folders):
+        with contextlib.suppress(OSError):
+            os.rmdir(folder)
 
 
 def unlink(path: bytes, target: bytes) -> None:
