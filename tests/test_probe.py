@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import json
 import os
 import pathlib
 import struct
@@ -177,7 +178,7 @@ import anyio, nsorch
 
 async def main():
     host = await nsorch.probe()
-    print(host.ready, "isn't mapped" in host.features["user namespace"].forbidden_by)
+    print(host.ready, host.workers, "isn't mapped" in host.features["user namespace"].forbidden_by)
     try:
         await nsorch.Supervisor().__aenter__()
     except nsorch.PermissionDeniedError as exc:
@@ -188,15 +189,22 @@ anyio.run(main)
 
 
 def test_who_is_not_mapped() -> None:
+    """No lab runs, and so there is room for no worker, whatever the limits."""
     libc = ctypes.CDLL(None, use_errno=True)
-    done = subprocess.run(
-        [sys.executable, "-c", NOBODY],
-        capture_output=True,
-        text=True,
-        check=False,
-        preexec_fn=lambda: libc.unshare(0x10000000),
-    )
-    assert done.stdout.splitlines() == ["False True", "True"], done.stderr
+
+    def run(*arguments: str) -> str:
+        return subprocess.run(
+            [sys.executable, *arguments],
+            stdout=subprocess.PIPE,
+            text=True,
+            check=False,
+            preexec_fn=lambda: libc.unshare(0x10000000),
+        ).stdout
+
+    assert run("-c", NOBODY).splitlines() == ["False 0 True", "True"]
+    document = json.loads(run("-m", "nsorch", "doctor", "--json"))
+    assert (document["ready"], document["workers"]) == (False, 0)
+    assert run("-m", "nsorch", "doctor").splitlines()[-1].split() == ["0", "workers", "in", "all:", "no", "lab", "runs"]
 
 
 def test_too_old(monkeypatch: pytest.MonkeyPatch) -> None:

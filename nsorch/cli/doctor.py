@@ -49,9 +49,11 @@ def report(as_json: bool) -> int:
     """0 if labs can run here, else 1."""
     host, trials = anyio.run(_examine)
     fine = any(trial.works for trial in trials)
+    tightest = _tightest(host)
     if as_json:
         document: dict[str, Any] = {**host.to_dict(), "labs": [asdict(trial) for trial in trials]}
         document["ready"] = fine
+        document["workers"] = 0 if not fine else None if tightest is None else tightest.workers
         click.echo(json.dumps(document, indent=2))
         return 0 if fine else 1
     click.echo(f"Linux {host.kernel}, {'without root' if host.rootless else 'as root'}")
@@ -73,11 +75,17 @@ def report(as_json: bool) -> int:
         count = "      -" if each.workers is None else f"{each.workers:7}"
         more = " (more get slow)" if each.advisory else ""
         click.echo(f"{count} workers by {each.name}{more}: {_limit(each)} ({each.source}); {each.detail}")
-    if host.workers is not None:
-        tightest = next(each for each in host.capacity.values() if each.workers == host.workers and not each.advisory)
+    if not fine:
+        click.echo(f"{0:7} workers in all: no lab runs")
+    elif tightest is not None:
         hint = f"; to raise it: {tightest.remedy}" if tightest.remedy else ""
-        click.echo(f"{host.workers:7} workers in all, by {tightest.source}{hint}")
+        click.echo(f"{tightest.workers:7} workers in all, by {tightest.source}{hint}")
     return 0 if fine else 1
+
+
+def _tightest(host: HostReport) -> Capacity | None:
+    limits = [each for each in host.capacity.values() if each.workers is not None and not each.advisory]
+    return min(limits, key=lambda each: each.workers or 0, default=None)
 
 
 def _line(feature: Feature, before: Feature | None) -> str:

@@ -86,7 +86,9 @@ class HostReport(Value):
 
     @property
     def workers(self) -> int | None:
-        """How many workers the tightest limit allows, advisory ones aside."""
+        """How many workers the tightest limit allows, advisory ones aside; 0 where no lab can run."""
+        if not self.ready:
+            return 0
         counts = [each.workers for each in self.capacity.values() if each.workers is not None and not each.advisory]
         return min(counts, default=None)
 
