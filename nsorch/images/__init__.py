@@ -37,7 +37,7 @@ async def unpack(
     :param platform: such as ``"linux/arm64/v8"``; this machine's if None
     :param squash: give all files to the caller, leave device nodes, set-id bits and privileged attributes out. None:
         unless the caller is root, with all users mapped
-    :param max_size: bytes; a larger image is refused
+    :param max_size: bytes of all files, holes of sparse ones aside; a larger image is refused
     :raises TopologyError: an argument is of a wrong kind; names it
     :raises ImageError: it is damaged, fits no platform, or has an entry that leads outside; the error names it
     :raises UnsupportedError: a compression that this Python can't read

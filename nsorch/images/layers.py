@@ -180,16 +180,18 @@ class Applier:
                 os.close(source)
 
     def _write(self, info: tarfile.TarInfo, folder: int, name: str, contents: IO[bytes]) -> None:
-        if self.size + info.size > self._max_size:
+        parts = extents(info)
+        size = sum(length for _, length in parts)  # holes take no room
+        if self.size + size > self._max_size:
             raise ImageError(f"entry {info.name!r}: the image is larger than {self._max_size} bytes", entry=info.name)
         fd = os.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600, dir_fd=folder)
         with open(fd, "wb", buffering=0) as file:
-            for offset, length in extents(info):
+            for offset, length in parts:
                 file.seek(offset)
                 if not _copy(contents, file, length):
                     raise ImageError(f"entry {info.name!r} is cut off", entry=info.name)
             file.truncate(info.size)
-        self.size += info.size
+        self.size += size
 
     def _make_node(self, info: tarfile.TarInfo, folder: int, name: str) -> bool:
         if info.isfifo():

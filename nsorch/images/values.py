@@ -51,7 +51,7 @@ class Unpacked(Value):
     :ivar directory: the root file system, as an absolute path
     :ivar layers: how many were applied; 1 for a tarball
     :ivar entries: how many were read
-    :ivar size: bytes of the files that were written
+    :ivar size: bytes that were written to files, holes of sparse ones aside
     :ivar config: of an image; None for a tarball
     :ivar digest: of the image's manifest, or ``""``
     :ivar notes: what was left out, and why, a line for each kind
