@@ -245,6 +245,30 @@ async def test_deploy_refuses() -> None:
         assert dict(events.workers) == {}
 
 
+async def test_links_that_turn_out_to_be_too_many_leave_nothing() -> None:
+    """Namespaces are made while the links of a topology are planned."""
+    topology = nsorch.Topology()
+    topology.bridge("lan", "100.64.0.0/10")  # with the addresses of links that give none
+    for number in range(40):
+        topology.worker(f"w{number}", links=["lan"])
+    topology.link("w0", "w1")
+    async with nsorch.Supervisor() as sup:
+        for _ in range(2):
+            with pytest.raises(nsorch.SubnetFullError, match="links.w0-w1"):
+                await sup.deploy(topology)
+            assert dict(sup.workers) == dict(sup.bridges) == dict(sup.links) == {}
+
+
+async def test_a_command_that_is_not_there_ends_the_planning() -> None:
+    topology = nsorch.Topology.mesh(12)
+    topology.worker("wrong", ["no-such-command"])
+    async with nsorch.Supervisor() as sup:
+        with pytest.raises(ExceptionGroup) as caught:
+            await sup.deploy(topology)
+        assert caught.group_contains(nsorch.CommandNotFoundError, match="no-such-command")
+        assert dict(sup.workers) == dict(sup.bridges) == dict(sup.links) == {}
+
+
 @pytest.mark.vm(one_backend=True)
 async def test_a_worker_with_more_links_than_the_first_bridges_number() -> None:
     """Linux 6.1 looks for the number of a pair's first end among the interfaces of who asks for it, the fabric's."""

@@ -60,7 +60,14 @@ async def admit(supervisor: Supervisor, specs: Sequence[WorkerSpec], workers: li
         supervisor._workers[spec.name] = worker
         workers.append(worker)
         supervisor._bus.publish(events.WorkerRequested(worker=spec.name))
-    async for worker in in_turns(workers):  # when all are known: one may join the namespaces of another
+
+
+async def plan(supervisor: Supervisor, workers: Sequence[Worker]) -> None:
+    """What is to be made for them, now that all are known: one may join the namespaces of another.
+
+    :raises NsorchError: something of it is taken
+    """
+    async for worker in in_turns(workers):
         if worker.spec.all_interfaces:
             supervisor._wiring.interfaces.reserve(worker)
         supervisor._wiring.record.admit(worker)

@@ -249,6 +249,7 @@ async def deploy(supervisor: Supervisor, topology: Topology) -> Deployment:
         await _check(supervisor, topology)
         deployment = Deployment(supervisor, topology)
         addition = _Addition(deployment, topology, await _links_of(topology), {})
+        addition.all_new = True
         addition.workers = set(topology.workers)
         addition.bridges = list(topology.bridges.values())
         addition.links_to_add = list(addition.specs)
@@ -301,6 +302,7 @@ class _Addition:
     """Brings up parts of a topology, all or nothing, and sets the routes of all.
 
     :ivar specs: of all links of the topology
+    :ivar all_new: nothing of it is there, nor linked to what is
     :ivar touched: workers whose links change: the kernel has dropped routes of theirs
     :param kept: links that stay
     """
@@ -313,6 +315,7 @@ class _Addition:
         kept: Mapping[LinkKey, Link],
     ) -> None:
         self.specs = specs
+        self.all_new = False
         self.workers: set[str] = set()
         self.bridges: Sequence[BridgeSpec] = ()
         self.links_to_add: Sequence[LinkKey] = ()
@@ -336,7 +339,9 @@ class _Addition:
         try:
             if workers or self.bridges:
                 starter = self._supervisor._starter
-                made_workers, made_bridges = await starter.deploy(workers, self.bridges, topology.trunks(), self._plan)
+                made_workers, made_bridges = await starter.deploy(
+                    workers, self.bridges, topology.trunks(), self._plan, checked=self.all_new
+                )
             else:
                 await self._plan()
             left = [link for link in self._links.values() if link._state == "planned"]

@@ -12,7 +12,7 @@ from nsorch import events
 from nsorch.core.collector import no_full_collections
 from nsorch.errors import ClosedError, NsorchError
 from nsorch.events import State
-from nsorch.supervisor.admission import admit
+from nsorch.supervisor import admission
 from nsorch.supervisor.commands import encode_environment
 from nsorch.supervisor.confined import reconfined
 from nsorch.supervisor.main_process import MainProcess
@@ -86,10 +86,13 @@ class Starter:
         bridges: Sequence[BridgeSpec],
         trunks: Iterable[tuple[str, str]],
         plan: Callable[[], Awaitable[None]],
+        *,
+        checked: bool,
     ) -> tuple[list[Worker], list[Bridge]]:
         """As :meth:`start_all`, with *bridges*, and whatever *plan* adds when all names are known.
 
         :param trunks: bridges that will be linked
+        :param checked: nothing that is planned will turn out to be taken: namespaces can be made meanwhile
         """
         wiring = self._supervisor._wiring
         made: list[Bridge] = []
@@ -99,7 +102,7 @@ class Starter:
             made += [wiring.record.plan_bridge(spec) for spec in bridges]
             for a, b in trunks:  # before their workers get addresses
                 wiring.record.merge(wiring.record.bridges[a], wiring.record.bridges[b])
-            workers = await self._bring_up(specs, errors, made, plan)
+            workers = await self._bring_up(specs, errors, made, plan, checked=checked)
             if errors:
                 self._supervisor._check_running()
                 raise ExceptionGroup(f"{len(errors)} errors while deploying", errors)
@@ -115,13 +118,15 @@ class Starter:
         errors: list[Exception],
         bridges: Sequence[Bridge] = (),
         plan: Callable[[], Awaitable[None]] | None = None,
+        *,
+        checked: bool = False,
     ) -> list[Worker]:
         """All, or none: then *errors* says why."""
         workers: list[Worker] = []
         with contextlib.ExitStack() as burst:
             burst.enter_context(no_full_collections())
             try:
-                await self._make_all(specs, workers, errors, bridges, plan)
+                await self._make_all(specs, workers, errors, bridges, plan, checked=checked)
                 main = [worker for worker in workers if worker._main is not None]
                 late = await self._with_dhcp(workers)
                 conditions = sum(worker.spec.ready is not None for worker in main)
@@ -147,19 +152,29 @@ class Starter:
         errors: list[Exception],
         bridges: Sequence[Bridge],
         plan: Callable[[], Awaitable[None]] | None,
+        *,
+        checked: bool,
     ) -> None:
         """Up to the exec of their commands."""
-        await admit(self._supervisor, specs, workers)
-        if plan is not None:
-            await plan()
-        if self._supervisor._wiring.has_interfaces:
-            await self._supervisor._wiring.interfaces.plan(workers)
+        supervisor = self._supervisor
+        await admission.admit(supervisor, specs, workers)
+
+        async def plan_all() -> None:
+            await admission.plan(supervisor, workers)
+            if plan is not None:
+                await plan()
+            if supervisor._wiring.has_interfaces:
+                await supervisor._wiring.interfaces.plan(workers)
+
+        # Of services, and of interfaces other than the ends of links, too little was checked before.
+        early = checked and not any(spec.service is not None or spec.interfaces for spec in specs)
+        if not early:
+            await plan_all()
         linked = plan is not None or any(_is_wired(spec) for spec in specs)
         environment = encode_environment(None)  # of all who give none
         if linked:
-            await self._make_and_connect(
-                workers, bridges, partial(make_namespaces, self._supervisor, environment=environment), errors
-            )
+            make = partial(make_namespaces, supervisor, environment=environment)
+            await self._make_and_connect(workers, bridges, make, errors, plan_all if early else None)
             late = await self._with_dhcp(workers)
             main = [worker for worker in workers if worker.spec.command is not None and worker not in late]
             for rank in _ranks(main):
@@ -180,28 +195,52 @@ class Starter:
         bridges: Sequence[Bridge],
         make: Callable[[Worker], Awaitable[None]],
         errors: list[Exception],
+        plan: Callable[[], Awaitable[None]] | None,
     ) -> None:
-        """The links of those that are made are made while the spawner makes others."""
-        connecting = await Connecting.of(self._supervisor._wiring, workers)
-        filters = self._supervisor._wiring.filters
+        """The links of those that are made are made while the spawner makes others.
 
-        async def connect() -> None:
-            try:
-                await connecting.run()
-            except Exception as exc:
-                errors.append(exc)
+        :param plan: plans these links; meanwhile the spawner makes the first namespaces
+        """
+        wiring = self._supervisor._wiring
+        connecting: Connecting | None = None
+        waiting: list[Worker] = []  # that are made, until their links are planned
+        failure: Exception | None = None
 
         async def make_one(worker: Worker) -> None:
             await make(worker)
-            await filters.apply(worker, worker.spec)  # before its first link: no packet passes that is not to
+            if connecting is None:
+                waiting.append(worker)
+            else:
+                await connect(worker, connecting)
+
+        async def connect(worker: Worker, connecting: Connecting) -> None:
+            await wiring.filters.apply(worker, worker.spec)  # before its first link: no packet passes that is not to
             connecting.made(worker)
 
-        async with anyio.create_task_group() as tasks:
-            tasks.start_soon(connect)
-            for rank in _ranks(workers):
-                await self._each(rank, make_one, errors)
+        async def take(some: Sequence[Worker], step: Callable[[Worker], Awaitable[None]]) -> None:
+            for rank in _ranks(some):
+                await self._each(rank, step, errors)
             if errors:
                 tasks.cancel_scope.cancel()
+
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(take, workers, make_one)
+            try:
+                if plan is not None:
+                    await plan()
+                connecting = await Connecting.of(wiring, workers)
+            except Exception as exc:
+                failure = exc
+                tasks.cancel_scope.cancel()
+            else:
+                tasks.start_soon(take, waiting, partial(connect, connecting=connecting))
+                try:
+                    await connecting.run()
+                except Exception as exc:
+                    errors.append(exc)
+                    tasks.cancel_scope.cancel()
+        if failure is not None:
+            raise failure
         if not errors:
             try:
                 await self._supervisor._wiring.finish(workers, bridges)
