@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes.util
+import os
 import shutil
+import socket
 import struct
 import time
 from typing import TYPE_CHECKING
@@ -15,10 +18,13 @@ from hypothesis import strategies as st
 
 import nsorch
 from nsorch.net import pcapng
+from nsorch.net.packets import Tap
+from nsorch.supervisor.traffic import capture
+from nsorch.supervisor.traffic.capture_file import CaptureFile
 
 if TYPE_CHECKING:
     import pathlib
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
 
 # IPv4 with protocol 1, or nothing: what libpcap makes of "icmp"
 ICMP = [(0x28, 0, 0, 12), (0x15, 0, 3, 0x0800), (0x30, 0, 0, 23), (0x15, 0, 1, 1), (0x06, 0, 0, 65535), (0x06, 0, 0, 0)]
@@ -74,6 +80,22 @@ async def pair(sup: nsorch.Supervisor) -> nsorch.Link:
     await sup.start("a")
     await sup.start("b")
     return await sup.link("a", "b", subnet="10.0.0.0/24")
+
+
+async def correspondents(sup: nsorch.Supervisor) -> list[socket.socket]:
+    """A socket of each worker of a pair, connected to the other's."""
+    socks = [await sup.workers[name].open_socket(socket.AF_INET, socket.SOCK_DGRAM) for name in ("a", "b")]
+    for number, sock in enumerate(socks):
+        sock.bind((f"10.0.0.{number + 1}", 9))
+        sock.connect((f"10.0.0.{2 - number}", 9))
+    await sup.ping_all([("a", "b")])  # they know each other's hardware addresses
+    return socks
+
+
+def times(data: bytes) -> list[int]:
+    """Of the packets, in the order of the file."""
+    stamps = [struct.unpack_from("=4xII", body) for kind, body in blocks(data) if kind == 6]
+    return [high << 32 | low for high, low in stamps]
 
 
 async def take(packets: nsorch.Capture, number: int) -> list[nsorch.Packet]:
@@ -143,6 +165,133 @@ async def test_what_is_not_taken_is_counted_as_dropped() -> None:
 
 
 @pytest.mark.anyio
+async def test_what_is_there_is_taken_in_few_turns_of_the_loop() -> None:
+    """Else less is taken than comes."""
+    turns = 0
+
+    async def count() -> None:
+        nonlocal turns
+        while True:
+            await anyio.lowlevel.checkpoint()
+            turns += 1
+
+    async with nsorch.Supervisor() as sup:
+        link = await pair(sup)
+        with contextlib.ExitStack() as stack:
+            sender, _ = [stack.enter_context(sock) for sock in await correspondents(sup)]
+            async with link.capture() as packets, anyio.create_task_group() as tasks:
+                for _ in range(200):
+                    sender.send(b"packet")
+                while len(packets._packets) < 200:
+                    await anyio.lowlevel.checkpoint()
+                tasks.start_soon(count)
+                await anyio.lowlevel.checkpoint()
+                await take(packets, 200)
+                assert turns < 50
+                tasks.cancel_scope.cancel()
+
+
+@pytest.mark.anyio
+async def test_a_file_is_finished_while_packets_go_on_coming(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: pathlib.Path
+) -> None:
+    reads = 0
+    read = Tap.read
+
+    def read_and_send(tap: Tap, most: int) -> Iterator[nsorch.Packet]:
+        nonlocal reads
+        reads += 1
+        assert reads < 100, "it takes all that come"
+        for _ in range(most):
+            sender.send(b"more")
+        return read(tap, most)
+
+    async with nsorch.Supervisor() as sup:
+        link = await pair(sup)
+        with contextlib.ExitStack() as stack:
+            sender, _ = [stack.enter_context(sock) for sock in await correspondents(sup)]
+            async with link.capture(file=tmp_path / "file"):
+                sender.send(b"first")
+                monkeypatch.setattr(Tap, "read", read_and_send)
+    assert len(times((tmp_path / "file").read_bytes())) == 1
+
+
+@pytest.mark.anyio
+async def test_packets_are_in_the_file_in_the_order_of_their_times(tmp_path: pathlib.Path) -> None:
+    async with nsorch.Supervisor() as sup:
+        link = await pair(sup)
+        with contextlib.ExitStack() as stack:
+            socks = [stack.enter_context(sock) for sock in await correspondents(sup)]
+            async with link.capture(file=tmp_path / "file", direction="both"):
+                for _ in range(5):
+                    for sock in socks:
+                        sock.send(b"packet")
+    found = times((tmp_path / "file").read_bytes())
+    assert len(found) == 20
+    assert found == sorted(found)
+
+
+@pytest.mark.anyio
+async def test_what_a_slow_disk_has_no_time_for_waits_in_the_kernel(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: pathlib.Path
+) -> None:
+    write, may_write = CaptureFile.write, anyio.Event()
+
+    async def write_later(file: CaptureFile, written: Iterable[bytes]) -> None:
+        with anyio.CancelScope(shield=True):
+            await may_write.wait()
+        await write(file, written)
+
+    monkeypatch.setattr(capture, "_UNWRITTEN", 1000)
+    monkeypatch.setattr(CaptureFile, "write", write_later)
+    async with nsorch.Supervisor() as sup:
+        link = await pair(sup)
+        with contextlib.ExitStack() as stack:
+            sender, _ = [stack.enter_context(sock) for sock in await correspondents(sup)]
+            async with link.capture(file=tmp_path / "file") as written:
+                for _ in range(500):
+                    sender.send(bytes(100))
+                for _ in range(100):
+                    await anyio.lowlevel.checkpoint()
+                assert 1000 < written._unwritten_size < 20_000  # of some 80,000
+                may_write.set()
+    assert len(times((tmp_path / "file").read_bytes())) == 500
+
+
+@pytest.mark.anyio
+async def test_a_fifo_whose_reader_is_slow(tmp_path: pathlib.Path) -> None:
+    path = tmp_path / "fifo"
+    os.mkfifo(path)
+
+    async def send() -> None:
+        for _ in range(200):
+            socks[0].send(bytes(1000))
+
+    async with nsorch.Supervisor() as sup:
+        link = await pair(sup)
+        with contextlib.ExitStack() as stack:
+            socks = [stack.enter_context(sock) for sock in await correspondents(sup)]
+            with anyio.move_on_after(0.05) as scope:
+                async with link.capture(file=path):  # nobody reads
+                    raise AssertionError("it is entered")
+            assert scope.cancelled_caught
+            reader = stack.enter_context(open(os.open(path, os.O_RDONLY | os.O_NONBLOCK), "rb"))
+            with anyio.CancelScope() as scope:
+                async with link.capture(file=path):
+                    await send()
+                    scope.cancel()
+            assert reader.read(4) == struct.pack("=I", 0x0A0D0D0A)
+            assert 50_000 < len(reader.read()) < 200_000
+            os.set_blocking(reader.fileno(), True)
+            async with anyio.create_task_group() as tasks:
+                whole: list[bytes] = []
+                async with link.capture(file=path):
+                    await send()
+                    tasks.start_soon(anyio.to_thread.run_sync, lambda: whole.append(reader.read()))
+            assert len(times(whole[0])) == 200
+
+
+@pytest.mark.anyio
 async def test_it_ends_with_the_link() -> None:
     async with nsorch.Supervisor() as sup:
         link = await pair(sup)
@@ -165,19 +314,20 @@ async def test_wrong_arguments_leave_nothing(tmp_path: pathlib.Path) -> None:
             link.capture(direction="up")  # type: ignore[arg-type]
         with pytest.raises(ValueError, match="snaplen"):
             link.capture(snaplen=10)
-        with pytest.raises(ValueError, match="kernel refuses"):
+        with pytest.raises(nsorch.TopologyError, match="kernel refuses"):
             async with link.capture(filter=[(0xFFFF, 0, 0, 0)]):
                 pass
         with pytest.raises(FileNotFoundError):
             async with link.capture(file=tmp_path / "no" / "file"):
                 pass
         for instructions in ([(6, 0)], [(6, 0, 0, -1)], [("ret", 0, 0, 0)]):
-            with pytest.raises(ValueError, match="an instruction is"):
+            with pytest.raises(nsorch.TopologyError, match="an instruction is"):
                 async with link.capture(filter=instructions):  # type: ignore[arg-type]
                     pass
-        with pytest.raises(ValueError, match="null character"):
-            async with link.capture(filter="icmp\0udp"):
-                pass
+        for text, why in (("icmp\0udp", "null character"), ("icmp\udc80", "not Unicode")):
+            with pytest.raises(nsorch.TopologyError, match=why):
+                async with link.capture(filter=text):
+                    pass
         with pytest.raises(nsorch.UnsupportedError, match="tags beside packets"):
             async with link.capture(filter="vlan 10 and icmp"):
                 pass
@@ -205,7 +355,7 @@ async def test_expressions() -> None:
             assert (await sup.ping_all([("a", "b")])).ok
             (request,) = await take(packets, 1)
             assert request.data[34] == 8
-        with pytest.raises(ValueError, match="syntax error"):
+        with pytest.raises(nsorch.TopologyError, match="syntax error"):
             async with link.capture(filter="icmp and and"):
                 pass
 

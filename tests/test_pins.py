@@ -36,6 +36,9 @@ async def test_a_pin_leads_into_the_worker_and_goes_with_it(tmp_path: pathlib.Pa
         for name in ("", ".", "..", "x/y", "n\0l", "x" * 256):
             with pytest.raises(ValueError, match="not the name of a pin"):
                 await sup.pin(b, name, folder=str(tmp_path))
+        for folder in ("", "run/netns", "/n\0l"):
+            with pytest.raises(nsorch.TopologyError, match="not an absolute path"):
+                await sup.pin(b, folder=folder)
         kept = await sup.pin(b, folder=str(tmp_path / "kept" / "netns"))
         (tmp_path / "kept" / "others").touch()
         assert os.path.islink(kept)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
 import socket
@@ -9,6 +10,7 @@ import ssl
 import struct
 import subprocess
 import sys
+import threading
 from functools import partial
 from ipaddress import IPv4Address
 from typing import TYPE_CHECKING
@@ -61,8 +63,10 @@ async def test_tcp_by_worker_name_and_address() -> None:
             assert stream.extra(SocketAttribute.remote_address)[0] == "10.0.0.1"
         # A worker reaches itself, and not the host's loopback.
         assert await say(await server.connect_tcp("localhost", 7), b"me") == b"me"
-        with pytest.raises(OSError, match="no address of localhost answers on port 7"):
+        with pytest.raises(OSError, match="no address of localhost answers on port 7, asked by client"):
             await client.connect_tcp("localhost", 7)
+        with pytest.raises(OSError, match="no address of server answers on port 8, asked by client"):
+            await client.connect_tcp(server, 8)
         tasks.cancel_scope.cancel()
 
 
@@ -228,13 +232,21 @@ def ends_of(link: nsorch.Link) -> set[str]:
     return {part.split(":")[0] for part in map(str, link.ends)}
 
 
-async def test_tls() -> None:
+async def test_tls(monkeypatch: pytest.MonkeyPatch) -> None:
     import trustme
+
+    makers = []
+    make = ssl.create_default_context
+
+    def note_maker() -> ssl.SSLContext:
+        makers.append(threading.current_thread())
+        return make()
 
     authority = trustme.CA()
     of_server, of_client = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER), ssl.create_default_context()
     authority.issue_cert("server").configure_cert(of_server)
     authority.configure_trust(of_client)
+    monkeypatch.setattr(ssl, "create_default_context", note_maker)
     async with nsorch.Supervisor() as sup:
         lan = await sup.bridge("lan", "10.0.0.0/24")
         server, client = await sup.start("server", links=[lan]), await sup.start("client", links=[lan])
@@ -243,8 +255,13 @@ async def test_tls() -> None:
             tasks.start_soon(listener.serve, echo)
             stream = await client.connect_tcp("server", 443, ssl_context=of_client)
             assert await say(stream, b"secret") == b"secret"
+            async with await client.connect_tcp("server.", 443, ssl_context=of_client) as stream:
+                assert await say(stream, b"the same name") == b"the same name"
             with pytest.raises(ssl.SSLCertVerificationError):
                 await client.connect_tcp("10.0.0.1", 443, ssl_context=of_client)
+            with pytest.raises(ssl.SSLCertVerificationError):
+                await client.connect_tcp("server", 443, tls=True)
+            assert makers.pop() is not threading.current_thread()  # it would hold up the loop
             tasks.cancel_scope.cancel()
 
 
@@ -263,6 +280,27 @@ async def test_datagrams() -> None:
             async with await b.create_connected_udp_socket("a.lan", 53) as client:
                 await client.send(b"six")
                 assert (await server.receive())[1][0] == "fd00::2"
+        for family, host in ((None, "fd00::1"), (socket.AF_INET, "10.0.0.1"), (socket.AF_INET6, "fd00::1")):
+            async with await a.create_udp_socket(family=family, local_host="a") as server:
+                assert server.extra(SocketAttribute.local_address)[0] == host
+        with pytest.raises(OSError, match=r"10\.0\.0\.1 of a has no address of the family"):
+            await a.create_udp_socket(family=socket.AF_INET6, local_host="10.0.0.1")
+
+
+async def test_a_free_port_is_free_in_both_families() -> None:
+    async with nsorch.Supervisor() as sup:
+        worker = await sup.start("a", sysctls={"net.ipv4.ip_local_port_range": "40000 40009"})
+        with contextlib.ExitStack() as stack:
+            for port in {*range(40000, 40010)} - {40004}:
+                sock = stack.enter_context(await worker.open_socket(socket.AF_INET6, socket.SOCK_STREAM))
+                sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+                sock.bind(("::1", port))
+            async with await worker.create_tcp_listener() as listener:
+                assert {item.extra(SocketAttribute.local_port) for item in listener.listeners} == {40004}
+            stack.enter_context(last := await worker.open_socket(socket.AF_INET6, socket.SOCK_STREAM))
+            last.bind(("::", 40004))
+            with pytest.raises(OSError, match="in use: :: in a"):
+                await worker.create_tcp_listener()
 
 
 async def answer(stream: SocketStream) -> None:
@@ -407,8 +445,9 @@ async def test_http2_over_tls() -> None:
         async with listener, anyio.create_task_group() as tasks:
             tasks.start_soon(listener.serve, answer_http2)
             async with client.http_client(http2=True, verify=of_client) as http:
-                response = await http.get("https://web/")
-                assert (response.http_version, response.text) == ("HTTP/2", "two")
+                for url in ("https://web/", "https://web./"):
+                    response = await http.get(url)
+                    assert (response.http_version, response.text) == ("HTTP/2", "two")
             tasks.cancel_scope.cancel()
 
 

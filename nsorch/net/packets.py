@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from attrs import frozen
 
-from nsorch.errors import UnsupportedError
+from nsorch.errors import TopologyError, UnsupportedError
 from nsorch.values import Value
 
 if TYPE_CHECKING:
@@ -32,6 +32,7 @@ _BUFFER = 4 * 1024 * 1024
 
 #: classic BPF: operation, jump if true, jump if false, operand
 Instructions = Sequence[tuple[int, int, int, int]]
+_NOTHING: Instructions = [(6, 0, 0, 0)]  # keeps no byte of any packet
 
 
 @frozen(eq=False, repr=False)
@@ -109,6 +110,13 @@ class Tap:
         self._dropped += dropped
         return self._received, self._dropped
 
+    def stop(self) -> None:
+        """Take no more: only what is here already is left to be read.
+
+        :raises OSError: the interface is gone
+        """
+        attach(self.sock, _NOTHING)
+
     def close(self) -> None:
         self.count()
         self.sock.close()
@@ -156,11 +164,11 @@ def _parse_control(control: list[tuple[int, int, bytes]]) -> tuple[int, int, byt
 
 
 def attach(sock: socket.socket, instructions: Instructions) -> None:
-    """:raises ValueError: these are no instructions, or the kernel refuses them"""
+    """:raises TopologyError: these are no instructions, or the kernel refuses them"""
     try:
         program = b"".join(_INSTRUCTION.pack(*instruction) for instruction in instructions)
     except struct.error as exc:
-        raise ValueError(f"filter: an instruction is (operation, jump, jump, operand): {exc}") from None
+        raise TopologyError(f"filter: an instruction is (operation, jump, jump, operand): {exc}") from None
     buffer = ctypes.create_string_buffer(program, len(program))
     try:
         sock.setsockopt(
@@ -168,7 +176,7 @@ def attach(sock: socket.socket, instructions: Instructions) -> None:
         )
     except OSError as exc:
         if exc.errno in (errno.EINVAL, errno.ENOMEM):
-            raise ValueError("filter: the kernel refuses these instructions") from None
+            raise TopologyError("filter: the kernel refuses these instructions") from None
         raise
 
 
@@ -190,11 +198,15 @@ def _load_libpcap() -> ctypes.CDLL:
 def compile_filter(expression: str, snaplen: int) -> list[tuple[int, int, int, int]]:
     """An expression of pcap-filter(7), for Ethernet, by libpcap.
 
-    :raises ValueError: it isn't one; in libpcap's words
+    :raises TopologyError: it isn't one; in libpcap's words
     :raises UnsupportedError: there is no libpcap
     """
     if "\0" in expression:
-        raise ValueError(f"filter: null character in {expression!r}")
+        raise TopologyError(f"filter: null character in {expression!r}")
+    try:
+        encoded = expression.encode()
+    except UnicodeEncodeError as exc:
+        raise TopologyError(f"filter: {expression!r} is not Unicode: {exc.reason}") from None
     if re.search(r"\bvlan\b", expression):
         raise UnsupportedError(
             f'filter: "{expression}": the kernel keeps tags beside packets, where libpcap\'s "vlan" doesn\'t look',
@@ -206,8 +218,8 @@ def compile_filter(expression: str, snaplen: int) -> list[tuple[int, int, int, i
     handle = ctypes.c_void_p(pcap.pcap_open_dead(1, snaplen))
     try:
         program = _Program()
-        if pcap.pcap_compile(handle, ctypes.byref(program), expression.encode(), 1, ctypes.c_uint(0xFFFFFFFF)):
-            raise ValueError(f'filter: "{expression}": {pcap.pcap_geterr(handle).decode(errors="replace")}')
+        if pcap.pcap_compile(handle, ctypes.byref(program), encoded, 1, ctypes.c_uint(0xFFFFFFFF)):
+            raise TopologyError(f'filter: "{expression}": {pcap.pcap_geterr(handle).decode(errors="replace")}')
         try:
             data = ctypes.string_at(program.instructions, program.length * _INSTRUCTION.size)
             return list(_INSTRUCTION.iter_unpack(data))

@@ -810,13 +810,15 @@ class Supervisor:
 
         What nobody takes in time is dropped, and counted in ``packets.dropped``.
 
-        :param filter: an expression of pcap-filter(7), compiled by libpcap; or instructions of classic BPF
-        :param file: write them there instead, as pcapng, with an interface for each end; whole when the block is left
+        :param filter: an expression of pcap-filter(7), compiled by libpcap, to which names of hosts are those of the
+            machine that nsorch runs on; or instructions of classic BPF
+        :param file: write them there instead, as pcapng, with an interface for each end; whole when the block is left.
+            A fifo that nobody reads is waited for
         :param direction: ``"in"``: at the end where they arrive; ``"out"``: where they leave; ``"both"``
         :param snaplen: bytes to be kept of a packet
         :param buffer: packets that the stream holds
-        :raises ValueError: on entering: the filter is wrong, in libpcap's words
-        :raises TopologyError: an option is of a wrong kind, or out of its range
+        :raises TopologyError: an option is of a wrong kind, or out of its range; on entering: the filter is wrong, in
+            libpcap's words
         :raises UnsupportedError: on entering: there is no libpcap for the filter
         :raises ClosedError: there is no such link; on entering: one was removed
         :raises OSError: on entering or leaving: the file can't be written
@@ -835,7 +837,8 @@ class Supervisor:
         ``nsenter --net=/run/netns/NAME …``. Returns the path.
 
         The pin is a symbolic link, not a mount, and goes with the worker; one that leads nowhere is replaced. Without
-        root choose a *folder* of your own, and enter by ``nsenter --user=… --net=…``.
+        root choose a *folder* of your own, and enter by ``nsenter --preserve-credentials --user=/proc/PID/ns/user
+        --net=…``, with the PID of any process of the lab's.
 
         :param name: the worker's if None
         :raises NameInUseError: there is such a file already

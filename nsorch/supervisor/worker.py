@@ -400,7 +400,7 @@ class Worker:
         )
         if not (tls or ssl_context or tls_hostname):
             return stream
-        name = tls_hostname or (host.name if isinstance(host, Worker) else str(host))
+        name = tls_hostname or sockets.called(host)
         return await sockets.wrap_tls(stream, name, ssl_context, compatible=tls_standard_compatible)
 
     async def create_tcp_listener(
@@ -427,15 +427,15 @@ class Worker:
     async def create_udp_socket(
         self,
         *,
-        family: int = socket.AF_INET,
+        family: int | None = None,
         local_host: Worker | str | IPAddress | None = None,
         local_port: int = 0,
         reuse_port: bool = False,
     ) -> UDPSocket:
         """A datagram socket in this worker; conventions of :func:`anyio.create_udp_socket`.
 
-        :param family: where *local_host* is None: AF_INET or AF_INET6
-        :raises OSError: the port is taken, or the address isn't its own
+        :param family: AF_INET or AF_INET6; None: that of the first address of *local_host*, or AF_INET without one
+        :raises OSError: the port is taken, or the address isn't its own, or of another family
         :raises ClosedError: the worker is gone
         """
         from nsorch.supervisor.traffic import sockets
@@ -731,11 +731,11 @@ class Worker:
         name = self.name if name is None else name
         of_kind("name", name, "a string", str)
         of_kind("folder", folder, "a string", str)
+        if not folder.startswith("/") or "\0" in folder:
+            raise TopologyError(f"folder: {shown(folder)} is not an absolute path")
         if name in ("", ".", "..") or "/" in name or "\0" in name or len(os.fsencode(name)) > 255:
             raise TopologyError(f"name: {shown(name)} is not the name of a pin")
         path = f"{folder.rstrip('/')}/{name}"
-        if not path.startswith("/") or "\0" in path:
-            raise TopologyError(f"folder: {shown(folder)} is not an absolute path")
         await self._supervisor._wiring.watcher.enter(self)
         await self._supervisor._note_folder(os.fsencode(os.path.dirname(path)))
         self._check_here()

@@ -6,7 +6,7 @@ import contextlib
 import socket
 import time
 from collections import deque
-from io import FileIO
+from operator import itemgetter
 from typing import TYPE_CHECKING, Literal, Self
 
 import anyio
@@ -15,6 +15,7 @@ from anyio.abc import ObjectReceiveStream
 from nsorch.errors import TopologyError
 from nsorch.net import pcapng
 from nsorch.net.packets import Packet, StampProbe, Tap, compile_filter
+from nsorch.supervisor.traffic.capture_file import CaptureFile
 from nsorch.topology.kinds import items, of_kind, shown, to_path
 
 if TYPE_CHECKING:
@@ -29,6 +30,10 @@ if TYPE_CHECKING:
 Direction = Literal["in", "out", "both"]
 # After so many packets the loop gets its turn.
 _BURST = 64
+# So many may be taken out of the stream meanwhile: more than come in one turn of the loop.
+_TAKEN = 256
+# Bytes that may wait for a slow disk; then the kernel's buffer fills, and it drops and counts.
+_UNWRITTEN = 16 << 20
 # Seconds until packets are surely stamped.
 _STAMPING = 0.1
 
@@ -73,9 +78,11 @@ class Capture(ObjectReceiveStream[Packet]):
         self._snaplen = snaplen
         self._buffer = buffer
         self._taps: list[Tap] = []
-        self._file: FileIO | None = None
+        self._file: CaptureFile | None = None
         self._packets: deque[Packet] = deque()
-        self._unwritten: list[bytes] = []
+        self._taken = 0  # out of these
+        self._unwritten: list[tuple[int, bytes]] = []  # blocks by their time
+        self._unwritten_size = 0
         self._overrun = 0
         self._open = 0  # taps that are still read
         self._failure: OSError | None = None  # of writing, which ends the block
@@ -112,13 +119,15 @@ class Capture(ObjectReceiveStream[Packet]):
                 for side, other in link._both():
                     self._taps.append(await self._tap(side, other, instructions))
             if self._path is not None:
-                self._file = await anyio.to_thread.run_sync(FileIO, self._path, "wb")
-                self._unwritten = [pcapng.section(), *(pcapng.interface(tap.end, self._snaplen) for tap in self._taps)]
+                self._file = await CaptureFile.open(self._path)
+                for block in (pcapng.section(), *(pcapng.interface(tap.end, self._snaplen) for tap in self._taps)):
+                    self._add(0, block)
             await _stamping()
             self._tasks = anyio.create_task_group()
             await self._tasks.__aenter__()
         except BaseException:
-            await self.aclose()
+            with contextlib.suppress(OSError):  # of the file, which matters no more
+                await self.aclose()
             raise
         self._open = len(self._taps)
         for number, tap in enumerate(self._taps):
@@ -146,29 +155,26 @@ class Capture(ObjectReceiveStream[Packet]):
         """Stop, and close what is open; what a file lacks is written also when cancelled."""
         if not self._entered:
             return
-        with anyio.CancelScope(shield=True):
-            try:
-                if self._file is not None:
-                    await self._finish(self._file)
-            finally:
-                for tap in self._taps:
-                    tap.close()
-                self._open = 0
-                self._announce()
+        try:
+            if self._file is not None:
+                await self._finish(self._file)
+        finally:
+            for tap in self._taps:
+                tap.close()
+            self._open = 0
+            self._announce()
 
-    async def _finish(self, file: FileIO) -> None:
-        for number, tap in enumerate(self._taps):
-            with contextlib.suppress(OSError):  # its interface is gone
-                while self._read_some(number, tap):
-                    pass
-        for number, tap in enumerate(self._taps):
-            self._unwritten.append(pcapng.statistics(number, time.time_ns(), *tap.count()))
+    async def _finish(self, file: CaptureFile) -> None:
         self._file = None
+        await self._drain(*range(len(self._taps)))
+        for number, tap in enumerate(self._taps):
+            now = time.time_ns()
+            self._add(now, pcapng.statistics(number, now, *tap.count()))
         try:
             if self._failure is None:
-                await anyio.to_thread.run_sync(_write, file, self._unwritten)
+                await file.write(self._take_unwritten())
         finally:
-            await anyio.to_thread.run_sync(file.close)
+            await file.close()
 
     async def _tap(self, side: Side, other: Side, instructions: Instructions | None) -> Tap:
         if side.worker is not None:
@@ -191,6 +197,8 @@ class Capture(ObjectReceiveStream[Packet]):
             try:
                 while True:
                     await anyio.wait_readable(tap.sock)
+                    while self._unwritten_size > _UNWRITTEN:
+                        await self._more.wait()
                     if self._read_some(number, tap):
                         await anyio.lowlevel.checkpoint()
             except (OSError, anyio.ClosedResourceError):
@@ -198,12 +206,20 @@ class Capture(ObjectReceiveStream[Packet]):
             finally:
                 link._on_removal.remove(scope.cancel)
         if scope.cancelled_caught:  # with the link; the socket would keep the network namespace
-            with contextlib.suppress(OSError):
-                while self._read_some(number, tap):
-                    pass
+            await self._drain(number)
             tap.close()
         self._open -= 1
         self._announce()
+
+    async def _drain(self, *numbers: int) -> None:
+        """Take what these taps have already, also when cancelled; however much goes on coming."""
+        for number in numbers:
+            with contextlib.suppress(OSError):  # its interface is gone
+                self._taps[number].stop()
+        for number in numbers:
+            with contextlib.suppress(OSError):
+                while self._read_some(number, self._taps[number]):
+                    await anyio.lowlevel.cancel_shielded_checkpoint()
 
     def _read_some(self, number: int, tap: Tap) -> bool:
         """Whether there may be more."""
@@ -216,8 +232,9 @@ class Capture(ObjectReceiveStream[Packet]):
             if self._direction != "both" and packet.outgoing != (self._direction == "out"):
                 continue
             if self._path is not None:
-                self._unwritten.append(
-                    pcapng.packet(number, packet.time_ns, packet.data, packet.length, outgoing=packet.outgoing)
+                self._add(
+                    packet.time_ns,
+                    pcapng.packet(number, packet.time_ns, packet.data, packet.length, outgoing=packet.outgoing),
                 )
             elif len(self._packets) < self._buffer:
                 self._packets.append(packet)
@@ -229,18 +246,28 @@ class Capture(ObjectReceiveStream[Packet]):
         self._more.set()
         self._more = anyio.Event()
 
+    def _add(self, time_ns: int, block: bytes) -> None:
+        self._unwritten.append((time_ns, block))
+        self._unwritten_size += len(block)
+
+    def _take_unwritten(self) -> list[bytes]:
+        """In the order of their times, as far as they are here."""
+        taken, self._unwritten, self._unwritten_size = self._unwritten, [], 0
+        taken.sort(key=itemgetter(0))
+        return [block for _, block in taken]
+
     async def _write(self) -> None:
         while True:
             more = self._more
             if self._unwritten and self._file is not None:
-                blocks, self._unwritten = self._unwritten, []
+                await anyio.lowlevel.checkpoint()  # after which all taps have read what came at one time
                 try:
-                    with anyio.CancelScope(shield=True):
-                        await anyio.to_thread.run_sync(_write, self._file, blocks)
+                    await self._file.write(self._take_unwritten())
                 except OSError as exc:
                     self._failure = exc
                     self._tasks.cancel_scope.cancel()
                     return
+                self._announce()
                 await anyio.lowlevel.checkpoint()
             else:
                 await more.wait()
@@ -250,7 +277,11 @@ class Capture(ObjectReceiveStream[Packet]):
 
         :raises anyio.EndOfStream: the interfaces are gone, or the block was left
         """
-        await anyio.lowlevel.checkpoint()
+        self._taken += 1
+        if self._taken % _TAKEN:
+            await anyio.lowlevel.checkpoint_if_cancelled()
+        else:  # one at each turn of the loop would be less than come
+            await anyio.lowlevel.checkpoint()
         while not self._packets:
             if not self._open:
                 raise anyio.EndOfStream
@@ -266,13 +297,3 @@ async def _stamping() -> None:
             await anyio.sleep(0.001)
             if probe.was_stamped():
                 return
-
-
-def _write(file: FileIO, blocks: list[bytes]) -> None:
-    data = memoryview(b"".join(blocks))
-    try:
-        while data:
-            data = data[file.write(data) :]
-    except OSError as exc:
-        exc.filename = file.name
-        raise

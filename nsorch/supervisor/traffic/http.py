@@ -9,6 +9,7 @@ import anyio
 from anyio.abc import SocketAttribute
 
 from nsorch.errors import SetupError, UnsupportedError
+from nsorch.supervisor.traffic.sockets import certified
 
 try:
     import httpcore
@@ -203,7 +204,7 @@ class _Stream(httpcore.AsyncNetworkStream):
                 wrapped = await TLSStream.wrap(
                     self._stream,
                     ssl_context=await made.get() if isinstance(made, _Context) else ssl_context,
-                    hostname=server_hostname,
+                    hostname=server_hostname and certified(server_hostname),
                     standard_compatible=False,
                     server_side=False,
                 )

@@ -30,6 +30,7 @@ LOCALHOST = (IPv4Address("127.0.0.1"), IPv6Address("::1"))
 _ANY = (IPv4Address(0), IPv6Address(0))
 _SIOCGIFINDEX, _IFREQ = 0x8933, struct.Struct("=16si20x")  # netdevice(7)
 _BACKLOG = 65536  # as anyio has it
+_TRIES = 10  # to find a port that is free at all addresses
 _NO_IPV6 = (errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL)
 
 
@@ -92,7 +93,7 @@ async def connect_tcp(
                 with anyio.move_on_after(happy_eyeballs_delay):
                     await over.wait()
         if not connected:
-            raise errors[0] if len(errors) == 1 else _all_failed(host, port, errors)
+            raise errors[0] if len(errors) == 1 else _all_failed(worker, host, port, errors)
     except BaseException:
         for sock in connected:
             sock.close()
@@ -106,16 +107,17 @@ async def connect_tcp(
     except BaseException as exc:
         first.close()
         if isinstance(exc, ValueError | OSError):  # it wants to see the peer's address
-            text = f"{os.strerror(errno.ECONNRESET)}: {worker.name} to {host} port {port}"
+            text = f"{os.strerror(errno.ECONNRESET)}: {worker.name} to {called(host)} port {port}"
             raise ConnectionResetError(errno.ECONNRESET, text) from exc
         raise
 
 
-def _all_failed(host: object, port: int, errors: Sequence[Exception]) -> Exception:
+def _all_failed(worker: Worker, host: object, port: int, errors: Sequence[Exception]) -> Exception:
     for exc in errors:
         if not isinstance(exc, OSError | SetupError):
             return exc
-    failure = OSError(getattr(errors[0], "errno", None), f"no address of {host} answers on port {port}")
+    text = f"no address of {called(host)} answers on port {port}, asked by {worker.name}"
+    failure = OSError(getattr(errors[0], "errno", None), text)
     failure.__cause__ = ExceptionGroup("all attempts failed", errors)
     return failure
 
@@ -124,12 +126,27 @@ async def wrap_tls(stream: SocketStream, host: str, context: ssl.SSLContext | No
     from anyio.streams.tls import TLSStream
 
     try:
+        context = context or await anyio.to_thread.run_sync(_usual_context)
         return await TLSStream.wrap(
-            stream, server_side=False, hostname=host, ssl_context=context, standard_compatible=compatible
+            stream, server_side=False, hostname=certified(host), ssl_context=context, standard_compatible=compatible
         )
     except BaseException:
         await anyio.aclose_forcefully(stream)
         raise
+
+
+def _usual_context() -> ssl.SSLContext:
+    """As anyio makes it, which would take the loop 30 ms: it reads the certificates of all authorities."""
+    import ssl
+
+    context = ssl.create_default_context()
+    context.options &= ~getattr(ssl, "OP_IGNORE_UNEXPECTED_EOF", 0)
+    return context
+
+
+def certified(host: str) -> str:
+    """As certificates have it: without the dot that ends a name (RFC 6066), or an interface."""
+    return host.partition("%")[0].removesuffix(".")
 
 
 class _Listener(MultiListener[SocketStream]):
@@ -156,6 +173,21 @@ async def create_tcp_listener(
 async def _listen(
     worker: Worker, hosts: Sequence[IPAddress], local_port: int, *, backlog: int, reuse_port: bool = False
 ) -> MultiListener[SocketStream]:
+    tries = 1 if local_port else _TRIES
+    while True:
+        tries -= 1
+        try:
+            return await _listen_at(worker, hosts, local_port, backlog=backlog, reuse_port=reuse_port)
+        except OSError as exc:
+            if exc.errno != errno.EADDRINUSE or not tries:
+                raise
+        # A port that is free at the first address is taken at another one, which chooses next.
+        hosts = [*hosts[1:], hosts[0]]
+
+
+async def _listen_at(
+    worker: Worker, hosts: Sequence[IPAddress], local_port: int, *, backlog: int, reuse_port: bool
+) -> MultiListener[SocketStream]:
     sockets: list[socket.socket] = []
     failure: OSError | SetupError | None = None
     try:
@@ -180,17 +212,26 @@ async def _listen(
 
 
 async def create_udp_socket(
-    worker: Worker, local_host: Worker | str | IPAddress | None, local_port: int, *, family: int, reuse_port: bool
+    worker: Worker,
+    local_host: Worker | str | IPAddress | None,
+    local_port: int,
+    *,
+    family: int | None,
+    reuse_port: bool,
 ) -> UDPSocket:
     """See :meth:`Worker.create_udp_socket`."""
     check_port("create_udp_socket.local_port", local_port, least=0)
     of_kind("create_udp_socket.reuse_port", reuse_port, "true or false", bool)
-    if family not in (socket.AF_INET, socket.AF_INET6):
+    if family not in (None, socket.AF_INET, socket.AF_INET6):
         raise TopologyError(f"create_udp_socket.family: {shown(family)} is neither AF_INET nor AF_INET6")
     if local_host is None:
         host = _ANY[family == socket.AF_INET6]
     else:
-        host = resolve(worker, local_host, "create_udp_socket.local_host")[0]
+        hosts = resolve(worker, local_host, "create_udp_socket.local_host")
+        if not (hosts := [host for host in hosts if family in (None, _family(host))]):
+            text = f"{called(local_host)} of {worker.name} has no address of the family {family}"
+            raise OSError(errno.EAFNOSUPPORT, text)
+        host = hosts[0]
     return await UDPSocket.from_socket(await _bound(worker, socket.SOCK_DGRAM, host, local_port, reuse_port=reuse_port))
 
 
@@ -231,6 +272,11 @@ async def serve(
 # -- plain sockets
 
 
+def called(host: object) -> str:
+    """A worker by its name, all else as it is."""
+    return str(getattr(host, "name", host))
+
+
 def _family(address: IPAddress) -> int:
     return socket.AF_INET if address.version == 4 else socket.AF_INET6
 
@@ -245,7 +291,8 @@ def _reachable(
     own = {local.version: local for local in reversed(resolve(worker, local_host, f"{call}.local_host"))}
     found: list[tuple[IPAddress, IPAddress | None]] = [(a, own[a.version]) for a in addresses if a.version in own]
     if not found:
-        raise OSError(errno.EAFNOSUPPORT, f"no address of {host} can be reached from {local_host} of {worker.name}")
+        text = f"no address of {called(host)} can be reached from {called(local_host)} of {worker.name}"
+        raise OSError(errno.EAFNOSUPPORT, text)
     return found
 
 
