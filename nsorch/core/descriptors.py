@@ -13,7 +13,7 @@ import resource
 import threading
 from typing import TYPE_CHECKING
 
-import anyio
+from .threads import in_thread_or_here
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -69,7 +69,7 @@ async def make_room(count: int) -> None:
                 break
     if _table < needed:
         _table = 2 * needed
-        await anyio.to_thread.run_sync(_enlarge_table, _table)
+        await in_thread_or_here(_enlarge_table, _table)
 
 
 def _enlarge_table(count: int) -> None:

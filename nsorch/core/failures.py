@@ -75,8 +75,7 @@ def _namespaces(stage: str, number: int, kinds: str, worker: str | None) -> Nsor
         if "user" in names and is_nobody():
             hint = NOBODYS
     elif number == errno.EAGAIN:
-        hint = "a limit of processes is reached (RLIMIT_NPROC, kernel.pid_max, kernel.threads-max, pids.max)"
-        return SetupError(what, worker=worker, stage=stage, errno=number, detail=hint)
+        return SetupError(what, worker=worker, stage=stage, errno=number, detail=PROCESSES)
     elif number in (errno.EINVAL, errno.ENOSYS, errno.ENOENT):
         missing = [name for name in names if not os.path.exists(f"/proc/self/ns/{name}")]
         hint = f"this kernel has no {', '.join(missing)} namespaces" if missing else "this kernel refuses them"
@@ -88,6 +87,8 @@ def _namespaces(stage: str, number: int, kinds: str, worker: str | None) -> Nsor
     return PermissionDeniedError(what, worker=worker, stage=stage, errno=number, detail=hint)
 
 
+#: why there is no other process or thread
+PROCESSES = "a limit of processes is reached (RLIMIT_NPROC, kernel.pid_max, kernel.threads-max, pids.max)"
 #: why there is no user namespace for whom :func:`is_nobody` tells of
 NOBODYS = "the user or the group of this process isn't mapped in its user namespace (user_namespaces(7))"
 
@@ -116,6 +117,7 @@ _HINTS = {
 }
 # Of other errors, where what the kernel says doesn't tell enough.
 _REASONS = {
+    **dict.fromkeys([("thread", errno.EAGAIN), ("spawn", errno.EAGAIN), ("exec", errno.EAGAIN)], PROCESSES),
     ("hosts file", errno.EFBIG): "the limit of the size of files (RLIMIT_FSIZE) is too low",
     ("bind", errno.EINVAL): "in a user namespace, what is mounted below it can't be left out (recursive=False)",
     ("mount point", errno.ENOENT): "none is made in the host's own files",

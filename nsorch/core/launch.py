@@ -14,7 +14,7 @@ from typing import NamedTuple
 from nsorch.errors import PermissionDeniedError, SetupError, UnsupportedError
 
 from . import descriptors, spawner
-from .failures import translate
+from .failures import PROCESSES, translate
 from .interpreter import guarded
 from .spawner import protocol
 from .subids import find_subids
@@ -123,7 +123,8 @@ def launch(rootless: bool, subids: bool | None = None) -> Launched:
                     setsigdef=_SIGNALS,
                 )
         except OSError as exc:
-            raise SetupError("start the helper", stage="posix_spawn", errno=exc.errno, detail=sys.executable) from exc
+            detail = PROCESSES if exc.errno == errno.EAGAIN else sys.executable
+            raise SetupError("start the helper", stage="posix_spawn", errno=exc.errno, detail=detail) from exc
         pidfd = _pidfd(pid)
         stub_socket = _adopt(stub)
         protocol.send(stub_socket, (rootless, found.id_maps, found.programs, subids is True), [own_pidfd, requests_end])

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from types import NoneType
 
-import anyio
-
+from nsorch.core.threads import in_thread
 from nsorch.host.values import Capacity, Feature, HostReport
 from nsorch.topology.kinds import of_kind
 
@@ -30,4 +29,4 @@ async def probe(*, rootless: bool | None = None) -> HostReport:
 
         return probing.examine(rootless)
 
-    return await anyio.to_thread.run_sync(examine)
+    return await in_thread(examine)

@@ -19,6 +19,7 @@ from nsorch.core import cgroups, descriptors
 from nsorch.core.event_files import EventFiles
 from nsorch.core.failures import translate
 from nsorch.core.spawner.subtree import kill, read, write
+from nsorch.core.threads import in_thread, in_thread_or_here
 from nsorch.errors import ClosedError, NsorchError, SetupError, UnsupportedError
 from nsorch.supervisor.leaf import Leaf
 from nsorch.topology.namespaces import New
@@ -98,7 +99,7 @@ class Cgroups:
                 made[worker.name] = cgroups.make_leaf(subtree, worker.name, _files(worker.spec.limits, worker.name))
 
         try:
-            await anyio.to_thread.run_sync(make)
+            await in_thread(make)
         finally:  # so that they are removed with their workers, whatever happened
             for worker in wanted:
                 if worker.name in made and not self._closed:
@@ -139,14 +140,14 @@ class Cgroups:
                 return self._subtree
             with anyio.CancelScope(shield=True):
                 if self._subtree is not None:  # one without controllers, in which nothing is
-                    await anyio.to_thread.run_sync(cgroups.remove_subtree, self._subtree)
+                    await in_thread_or_here(cgroups.remove_subtree, self._subtree)
                     self._subtree = None
-                made = await anyio.to_thread.run_sync(partial(cgroups.make_subtree, move=move))
+                made = await in_thread(partial(cgroups.make_subtree, move=move))
                 try:
                     self._check_open()
                     await self._supervisor._helper.keep_subtree(made.name, made.above, made.folder)
                 except BaseException:
-                    await anyio.to_thread.run_sync(cgroups.remove_subtree, made)
+                    await in_thread_or_here(cgroups.remove_subtree, made)
                     raise
                 self._subtree, self._moved = made, move
             if self._files is None:
@@ -228,7 +229,7 @@ class Cgroups:
 
     async def _move_to_leaf(self, worker: Worker, subtree: Subtree) -> None:
         with anyio.CancelScope(shield=True):
-            fd = await anyio.to_thread.run_sync(cgroups.make_leaf, subtree, worker.name, {})
+            fd = await in_thread(cgroups.make_leaf, subtree, worker.name, {})
             if self._closed:
                 descriptors.close([fd])
                 self._check_open()
@@ -264,7 +265,7 @@ class Cgroups:
         try:
             copy = descriptors.duplicate(leaf.fd)
             with anyio.CancelScope(shield=True):  # a call that is cancelled before its thread begins would keep it
-                result = await anyio.to_thread.run_sync(_consume, copy, func)
+                result = await in_thread_or_here(_consume, copy, func)
             return result  # noqa: RET504 - for the type checker, a scope may swallow what ends it
         except OSError as exc:
             if leaf.leaving:
@@ -403,8 +404,8 @@ class Cgroups:
             return
         fds = self._forget(names)
         with self._using():
-            await anyio.to_thread.run_sync(cgroups.remove_leaves, self._subtree, names)
-        await anyio.to_thread.run_sync(descriptors.close, fds)
+            await in_thread_or_here(cgroups.remove_leaves, self._subtree, names)
+        await in_thread_or_here(descriptors.close, fds)
 
     def _forget(self, names: Iterable[str]) -> list[int]:
         fds = []
@@ -418,7 +419,7 @@ class Cgroups:
         self._closed = True
         descriptors.close(self._forget(self._leaves))
         if self._subtree is not None:
-            await anyio.to_thread.run_sync(cgroups.remove_subtree, self._subtree)
+            await in_thread_or_here(cgroups.remove_subtree, self._subtree)
             self._subtree = None
         if self._files is not None:
             self._files.close()
@@ -439,7 +440,7 @@ async def _either(one: anyio.Event, other: anyio.Event) -> None:
 
 async def _consume_later(fd: int, func: Callable[[int], object]) -> None:
     with anyio.CancelScope(shield=True):
-        await anyio.to_thread.run_sync(_consume, fd, func)
+        await in_thread_or_here(_consume, fd, func)
 
 
 def _consume(fd: int, func: Callable[[int], T]) -> T:

@@ -9,11 +9,10 @@ from collections.abc import Mapping
 from types import NoneType
 from typing import TYPE_CHECKING, Any
 
-import anyio
-
 from nsorch.core.failures import translate
 from nsorch.core.process import Streams
 from nsorch.core.spawner.protocol import Command
+from nsorch.core.threads import in_thread
 from nsorch.errors import SetupError, TopologyError
 from nsorch.supervisor.confined import check_mapped, without_unmapped
 from nsorch.supervisor.opening import open_file
@@ -61,7 +60,7 @@ async def build_command(
     if user is not None:
         from nsorch.supervisor.users import find_user
 
-        found = await anyio.to_thread.run_sync(find_user, user, (), confined.rootfs, worker)
+        found = await in_thread(find_user, user, (), confined.rootfs, worker)
         become = without_unmapped(found, confined.mapped)
         check_mapped(become, confined.mapped, worker)
     return Command(

@@ -7,13 +7,12 @@ import os
 import stat
 from typing import TYPE_CHECKING
 
-import anyio
-
 from nsorch.core.spawner import confinement as spawner_confinement
 from nsorch.core.spawner import rootfs as spawner_rootfs
 from nsorch.core.spawner.confinement import Confinement
 from nsorch.core.spawner.protocol import Own
 from nsorch.core.spawner.rootfs import Root, Sysfs
+from nsorch.core.threads import in_thread
 from nsorch.errors import PermissionDeniedError, SetupError, TopologyError
 from nsorch.supervisor.confined import (
     OWN_ID,
@@ -51,7 +50,7 @@ async def confine(spec: WorkerSpec, facts: Facts, *, rootless: bool) -> Confined
     isolation = isolation_of(spec)
     user = None
     if spec.user is not None or spec.groups:
-        user = await anyio.to_thread.run_sync(find_user, spec.user, spec.groups, isolation.rootfs, spec.name)
+        user = await in_thread(find_user, spec.user, spec.groups, isolation.rootfs, spec.name)
     own_user = isinstance(isolation.namespaces.user, New)
     id_maps = _id_maps(isolation, user, facts.ids, rootless=rootless) if own_user else OWN_ID
     _check_outside(isolation, facts.ids, spec.name)
@@ -152,7 +151,7 @@ async def _seccomp_program(isolation: Isolation, worker: str) -> bytes:
 
         capabilities = isolation.capabilities
         held = frozenset(CAPABILITIES) if capabilities is None else capabilities.bounding
-        return await anyio.to_thread.run_sync(default_profile, held)
+        return await in_thread(default_profile, held)
     program = await _read(chosen, worker)
     try:
         check_program(program)
@@ -165,10 +164,10 @@ async def _read(source: str | int, worker: str) -> bytes:
     """A whole file, from its start, whatever somebody has read of it; or what is in a pipe."""
     try:
         if isinstance(source, int):
-            return await anyio.to_thread.run_sync(_read_all, source)
+            return await in_thread(_read_all, source)
         fd = await open_file(source, os.O_RDONLY)
         try:
-            return await anyio.to_thread.run_sync(_read_all, fd)
+            return await in_thread(_read_all, fd)
         finally:
             os.close(fd)
     except OSError as exc:

@@ -9,6 +9,7 @@ import anyio
 from attrs import evolve
 
 from nsorch.core.collector import no_full_collections
+from nsorch.core.threads import in_thread
 from nsorch.errors import NsorchError, TopologyError, UnsupportedError
 from nsorch.events import State
 from nsorch.supervisor.admission import require
@@ -86,7 +87,7 @@ class Deployment:
         async with self._changing:
             while True:
                 await self._forget_removed()
-                found = await anyio.to_thread.run_sync(difference, self.topology, topology)
+                found = await in_thread(difference, self.topology, topology)
                 if self.topology.routing != topology.routing:
                     raise UnsupportedError("the routing of what is there can't be changed", stage="apply")
                 found = self._with_left(found, topology)

@@ -8,15 +8,21 @@ import stat
 
 import anyio
 
+from nsorch.core.threads import Limiter, in_thread
+from nsorch.errors import SetupError
+
+_waiting = Limiter("nsorch_opening")  # of their own: a fifo may have nobody at its other end for long
+
 
 async def open_file(path: str | os.PathLike[str], flags: int) -> int:
     """In a thread. A fifo waits for somebody at its other end; cancelled, for nobody.
 
     :raises OSError: it can't be opened
+    :raises SetupError: nor a thread be started
     """
     fd = -1
     ends: list[int] = []
-    failure: OSError | None = None
+    failure: OSError | SetupError | None = None
 
     async def let_go() -> None:
         try:
@@ -30,8 +36,8 @@ async def open_file(path: str | os.PathLike[str], flags: int) -> int:
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(let_go)
             try:
-                fd = await anyio.to_thread.run_sync(os.open, path, flags | os.O_CLOEXEC | os.O_NOCTTY, 0o666)
-            except OSError as exc:
+                fd = await in_thread(os.open, path, flags | os.O_CLOEXEC | os.O_NOCTTY, 0o666, limiter=_waiting.get())
+            except (OSError, SetupError) as exc:
                 failure = exc  # not through the task group, which would wrap it
             tasks.cancel_scope.cancel()
     except BaseException:

@@ -9,6 +9,7 @@ import anyio
 from nsorch.core import descriptors
 from nsorch.core.collector import no_full_collections
 from nsorch.core.spawner.syscalls import CLONE_NEWNET
+from nsorch.core.threads import in_thread_or_here
 from nsorch.errors import ClosedError, SpawnerDiedError
 from nsorch.events import State
 from nsorch.supervisor.main_process import end
@@ -97,4 +98,4 @@ async def _remove(supervisor: Supervisor, workers: Sequence[Worker]) -> None:
 
 async def _close(fds: list[int]) -> None:
     if fds:
-        await anyio.to_thread.run_sync(descriptors.close, fds)
+        await in_thread_or_here(descriptors.close, fds)

@@ -15,6 +15,7 @@ from nsorch.core.collector import no_full_collections
 from nsorch.core.helper import Helper, Job
 from nsorch.core.launch import may_administer
 from nsorch.core.spawner.pins import missing_folders, remove_folders, unlink
+from nsorch.core.threads import in_thread, in_thread_or_here
 from nsorch.errors import ClosedError, NsorchError, SpawnerDiedError, TopologyError, WorkerExitedError
 from nsorch.supervisor.cgroups import Cgroups
 from nsorch.supervisor.entry import Home, home_of
@@ -259,12 +260,12 @@ class Supervisor:
             if self._uplinks is not None:
                 self._uplinks.close()
             self._helper.close()
-            await anyio.to_thread.run_sync(descriptors.close, fds)
+            await in_thread_or_here(descriptors.close, fds)
             await self._helper.gone()
             pins = [pin for worker in workers for pin in worker._pins.items()]
             made = [folder for folders in self._folders.values() for folder in folders]
             if pins or made:
-                await anyio.to_thread.run_sync(_unlink_all, pins, made)
+                await in_thread_or_here(_unlink_all, pins, made)
             await self._cgroups.gone()
             await self._wiring.publish_removed()
             async for worker in in_turns(workers):
@@ -274,7 +275,7 @@ class Supervisor:
     async def _note_folder(self, folder: bytes) -> None:
         """A pin is made there next."""
         if folder not in self._folders:
-            missing = await anyio.to_thread.run_sync(missing_folders, folder)
+            missing = await in_thread(missing_folders, folder)
             self._folders.setdefault(folder, missing)
 
     def _start_soon(self, func: Callable[[], Awaitable[Any]]) -> None:

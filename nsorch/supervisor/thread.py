@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import anyio
 
+from nsorch.core.threads import in_thread_or_here
 from nsorch.errors import ClosedError
 
 if TYPE_CHECKING:
@@ -25,7 +26,7 @@ class Thread:
         self._closed = False
 
     async def call(self, func: Callable[..., Any], *args: Any) -> Any:
-        """Cancelled, it is waited for all the same.
+        """Cancelled, it is waited for all the same. Where no thread can be started, the loop waits.
 
         :raises ClosedError: it is closed: what *func* would use is closed next, and the numbers are others'
         """
@@ -34,7 +35,7 @@ class Thread:
                 if self._closed:
                     self._check()
                     raise ClosedError("the supervisor has ended")
-                return await anyio.to_thread.run_sync(func, *args, limiter=self._limiter)
+                return await in_thread_or_here(func, *args, limiter=self._limiter)
 
     async def close(self) -> None:
         """Let the call that is under way end, and no other begin. Shield it."""

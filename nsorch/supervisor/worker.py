@@ -16,6 +16,7 @@ from nsorch.core import descriptors
 from nsorch.core.process import DEVNULL, PIPE, Process
 from nsorch.core.spawner.pins import unlink
 from nsorch.core.spawner.syscalls import CLONE_NEWNET, NS_FILES
+from nsorch.core.threads import in_thread_or_here
 from nsorch.errors import ClosedError, NsorchError, TopologyError, UnsupportedError
 from nsorch.events import State, WorkerExited, WorkerReady, WorkerRemoved, WorkerSetupFailed, WorkerStarted
 from nsorch.supervisor import entering
@@ -778,7 +779,7 @@ class Worker:
             try:
                 await self._supervisor._helper.pin(path, b"", self.name)
             except NsorchError:  # it is gone
-                await anyio.to_thread.run_sync(unlink, path, target)
+                await in_thread_or_here(unlink, path, target)
 
     def _adopt(self, made: Mapping[int, int], entry: Entry, netlink: int | None = None) -> None:
         """Its namespaces exist: *made* and the joined are its own from here on, and a socket to wire them by."""

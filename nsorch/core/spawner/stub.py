@@ -39,6 +39,7 @@ from .syscalls import (
     NS_FILES,
     clone3,
     get_permitted,
+    reset_library_signals,
     set_name,
     set_parent_death_signal,
     unshare,
@@ -69,6 +70,7 @@ def main(stub_fd: int, program_mount: int = -1) -> NoReturn:
     signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, signal.SIG_DFL)  # else it would run in a vfork child, and so in our memory
+    reset_library_signals()
     os.umask(0o022)
     _raise_descriptor_limit()
     streams = _keep_streams()  # before anything is received under a number of those

@@ -238,6 +238,20 @@ def set_seccomp(program: bytes) -> None:
     _check(_libc.prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, ctypes.addressof(filter_), 0, 0))
 
 
+# The C library's own, which it lets nobody else set (signal(7)); its posix_spawn leaves them ignored.
+_LIBRARY_SIGNALS = (32, 33)
+_DEFAULT_ACTION = bytes(32)  # struct sigaction of the kernel: SIG_DFL
+_SYS_RT_SIGACTION = {"x86_64": 13, "i686": 174, "armv7l": 174, "ppc64le": 173, "s390x": 174}
+_SYS_RT_SIGACTION_GENERIC = 134
+
+
+def reset_library_signals() -> None:
+    """Set those to default, for whatever the caller forks."""
+    number = _SYS_RT_SIGACTION.get(os.uname().machine, _SYS_RT_SIGACTION_GENERIC)
+    for library_signal in _LIBRARY_SIGNALS:
+        _check(_libc.syscall(number, library_signal, _DEFAULT_ACTION, None, 8))
+
+
 # keyctl is older than the unification of the tables.
 _SYS_KEYCTL = {"x86_64": 250, "i686": 288, "armv7l": 311, "ppc64le": 271, "s390x": 280}
 _SYS_KEYCTL_GENERIC = 219

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 import anyio
 from anyio.abc import SocketAttribute
 
+from nsorch.core.threads import in_thread_or_here
 from nsorch.errors import SetupError, UnsupportedError
 from nsorch.supervisor.traffic.sockets import certified
 
@@ -107,7 +108,7 @@ class _Context:
 
     async def get(self) -> ssl.SSLContext:
         if self._protocols not in self._made:
-            made = await anyio.to_thread.run_sync(lambda: httpx.create_ssl_context(trust_env=False))
+            made = await in_thread_or_here(lambda: httpx.create_ssl_context(trust_env=False))
             made.set_alpn_protocols(self._protocols)
             self._made[self._protocols] = made
         return self._made[self._protocols]

@@ -7,8 +7,7 @@ import importlib.util
 import sys
 from typing import TYPE_CHECKING, Any, cast
 
-import anyio
-
+from nsorch.core.threads import in_thread_or_here
 from nsorch.errors import UnsupportedError
 
 if TYPE_CHECKING:
@@ -47,7 +46,7 @@ class _Later:
         return cast("httpx.AsyncClient", self)
 
     async def __aenter__(self) -> httpx.AsyncClient:
-        await anyio.to_thread.run_sync(importlib.import_module, _MODULE)
+        await in_thread_or_here(importlib.import_module, _MODULE)
         return await self._become().__aenter__()
 
     async def __aexit__(self, *exc: object) -> None:

@@ -13,6 +13,7 @@ import anyio
 from anyio.abc import ObjectStream
 
 from nsorch.core import descriptors
+from nsorch.core.threads import in_thread, in_thread_or_here
 from nsorch.errors import (
     NameInUseError,
     NsorchError,
@@ -142,7 +143,7 @@ class TunDevice(ObjectStream[bytes]):
         """Close the descriptor, which may take the kernel a moment."""
         fd = self._let_go()
         if fd >= 0:
-            await anyio.to_thread.run_sync(descriptors.close, [fd])
+            await in_thread_or_here(descriptors.close, [fd])
 
     def _end_now(self) -> None:
         descriptors.close([fd for fd in [self._let_go()] if fd >= 0])
@@ -169,7 +170,7 @@ async def attach(supervisor: Supervisor, device: Device, *, index: int | None = 
     try:
         fd = await supervisor._helper.open_tun(netns_of(worker))
         try:
-            await anyio.to_thread.run_sync(_attach, fd, spec.name, spec.mode, index, persistent)
+            await in_thread(_attach, fd, spec.name, spec.mode, index, persistent)
         except BaseException:
             descriptors.close([fd])
             raise

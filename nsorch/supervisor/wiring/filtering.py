@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import anyio
 from attrs import evolve
 
+from nsorch.core.threads import in_thread_or_here
 from nsorch.errors import ClosedError, NetlinkError, NsorchError, SetupError, TopologyError, UnsupportedError
 from nsorch.net.netlink import NETLINK_NETFILTER, Netlink
 from nsorch.supervisor.wiring.kernel import MISSING
@@ -119,7 +120,7 @@ class Filters:
     async def _planning(self) -> Planner:
         if self._planner is None:
             # In a thread: it takes some milliseconds the first time, for which the loop doesn't wait.
-            module = await anyio.to_thread.run_sync(import_module, "nsorch.supervisor.wiring.filter_plans")
+            module = await in_thread_or_here(import_module, "nsorch.supervisor.wiring.filter_plans")
             self._planner = module.Planner(self._supervisor, self._wiring)
         assert self._planner is not None
         return self._planner

@@ -19,6 +19,7 @@ from nsorch import events
 from nsorch.core import descriptors
 from nsorch.core.spawner.protocol import Spawn
 from nsorch.core.spawner.syscalls import CLONE_NEWNET
+from nsorch.core.threads import in_thread_or_here
 from nsorch.errors import ClosedError, NetlinkError, NsorchError, SpawnerDiedError
 from nsorch.net.messages import parse_link
 from nsorch.net.plan import KERNEL_MTU
@@ -121,7 +122,7 @@ class Watcher:
                         await helper.open_socket(netns, socket.AF_NETLINK, socket.SOCK_RAW, socket.NETLINK_ROUTE)
                     )
             finally:
-                await anyio.to_thread.run_sync(descriptors.close, [netns])
+                await in_thread_or_here(descriptors.close, [netns])
             self._supervisor._check_running()  # else nobody would close them any more
         except BaseException:
             for sock in sockets:

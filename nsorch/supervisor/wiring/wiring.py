@@ -13,6 +13,7 @@ from attrs import evolve
 
 from nsorch import events
 from nsorch.core.spawner.syscalls import CLONE_NEWNET
+from nsorch.core.threads import in_thread_or_here
 from nsorch.errors import ClosedError, TopologyError
 from nsorch.net.plan import KERNEL_MTU, Batch, NodePlan
 from nsorch.supervisor.turns import in_turns
@@ -160,7 +161,7 @@ class Wiring:
         if special or aware:
             if not self.has_interfaces:
                 # In a thread: it takes some milliseconds, for which the loop doesn't wait.
-                await anyio.to_thread.run_sync(import_module, "nsorch.supervisor.wiring.interfaces")
+                await in_thread_or_here(import_module, "nsorch.supervisor.wiring.interfaces")
             await self.interfaces.require(special, aware)
 
     @property
