@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from nsorch.supervisor.worker import Worker
 
 # So many links at a time: enough for the way to the thread and back not to count.
-_AT_ONCE = 48
+_AT_ONCE = 128
 
 
 class Connecting:
