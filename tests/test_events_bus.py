@@ -373,6 +373,21 @@ async def test_wait_looks_back():
 
 
 @pytest.mark.anyio
+@pytest.mark.parametrize("kind", [ev.Gap, "Gap", [ev.WorkerReady, ev.Gap]])
+async def test_wait_for_a_gap(kind):
+    bus = make_bus(ring=2)
+    for worker in "abc":
+        bus.publish(started(worker))
+    with anyio.fail_after(5):
+        lost = await bus.wait(kind, since=0)
+        assert (lost.kind, lost.first, lost.last) == ("Gap", 1, 1)
+        assert (await bus.wait(ev.Snapshot, since=0)).seq == 1
+        missed = bus.publish_gap()
+        assert await bus.wait(kind, since=4) is missed
+        assert (await bus.wait(None, since=0)).worker == "c"
+
+
+@pytest.mark.anyio
 async def test_wait_loses_nothing_in_a_burst():
     bus = make_bus()
 

@@ -188,7 +188,7 @@ class Bus:
         since: int | None = None,
         predicate: Callable[[E], bool] | None = None,
     ) -> Event:
-        """Wait for the first event that matches.
+        """Wait for the first event that matches. A :class:`Gap` or :class:`Snapshot` does for who names that kind.
 
         :param since: look also at earlier events from this ``seq``, as far as the ring holds them
         :param predicate: called with each event of the kind; what it raises is raised here
@@ -197,7 +197,7 @@ class Bus:
         # Without a bound: what matches must not be dropped in a burst before this task is scheduled.
         async with self.subscribe(kinds=kind, workers=worker, since=since, buffer=sys.maxsize) as stream:
             async for event in stream:
-                if isinstance(event, (Gap, Snapshot)):
+                if isinstance(event, (Gap, Snapshot)) and event.kind not in _names(kind):
                     continue
                 if predicate is None or predicate(event):  # type: ignore[arg-type]  # the overloads relate the two
                     return event
@@ -276,8 +276,10 @@ class Subscription:
         self._stream = None
 
 
+def _names(kind: Kind | Kinds) -> list[str]:
+    kinds = (kind,) if isinstance(kind, (str, type)) else kind or ()
+    return [each if isinstance(each, str) else each.__name__ for each in kinds]
+
+
 def _describe(kind: Kind | Kinds) -> str:
-    if kind is None:
-        return "of any kind"
-    kinds = (kind,) if isinstance(kind, (str, type)) else kind
-    return " or ".join(each if isinstance(each, str) else each.__name__ for each in kinds)
+    return " or ".join(_names(kind)) or "of any kind"

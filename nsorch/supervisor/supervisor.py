@@ -895,7 +895,8 @@ class Supervisor:
         since: int | None = None,
         predicate: Callable[[Any], bool] | None = None,
     ) -> Any:
-        """Wait for the first event of *kind* that matches, and return it.
+        """Wait for the first event of *kind* that matches, and return it. A :class:`nsorch.Gap` or
+        :class:`nsorch.Snapshot` does for who names that kind.
 
         :raises TopologyError: no event is called so, or one of these is of a wrong kind
         :raises ClosedError: the supervisor ended without one
