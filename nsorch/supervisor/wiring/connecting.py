@@ -27,7 +27,7 @@ class Connecting:
     def __init__(self, wiring: Wiring, planned: Collection[Link], links_left: dict[Worker, int]) -> None:
         self._wiring = wiring
         self._planned = planned
-        self._unmade = set(links_left)
+        self._unmade: set[Worker] = set()
         self._links_left = links_left
         self._complete: list[Worker] = []
         self._ready: deque[Link] = deque()
@@ -37,14 +37,17 @@ class Connecting:
     @classmethod
     async def of(cls, wiring: Wiring, workers: Iterable[Worker]) -> Connecting:
         planned: dict[Link, None] = {}
-        left = {}
+        left: dict[Worker, int] = {}
+        connecting = cls(wiring, planned, left)
         async for worker in in_turns(workers):
             own = [link for link in wiring.record.links_of.get(worker.name, ()) if link._state == "planned"]
-            planned.update(dict.fromkeys(own))
+            for link in own:
+                if link not in planned:
+                    planned[link] = None
+                    link._on_removal.append(connecting.removed)
+            connecting._one_removed |= len(own) < len(worker.spec.links)  # before we could hear of it
             left[worker] = len(own)
-        connecting = cls(wiring, planned, left)
-        async for link in in_turns(planned):
-            link._on_removal.append(connecting.removed)
+        connecting._unmade.update(left)
         return connecting
 
     def made(self, worker: Worker) -> None:
