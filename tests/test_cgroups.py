@@ -484,6 +484,53 @@ async def test_no_descriptor_is_left_for_a_kill(anyio_backend: str, monkeypatch:
         assert (await worker.wait()).signal == signal.SIGKILL
 
 
+@of_kernel
+@needs_cgroups
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("rootless", ROOTLESS)
+async def test_a_cgroup_that_was_killed_is_used_again(kind: str, rootless: bool, anyio_backend: str) -> None:
+    """Kernels of our days let nobody be born there."""
+    async with nsorch.Supervisor(cgroups=True, rootless=rootless, grace=0.1) as sup:
+        worker = await sup.start("w", ["sleep", "600"], **KINDS[kind])
+        worker.kill()
+        assert (await worker.wait()).signal == signal.SIGKILL
+        assert (await worker.run(["cat", "/proc/self/cgroup"])).stdout
+        for _ in range(2):
+            await worker.restart()
+            async with await worker.popen(["sleep", "600"]) as process:
+                assert {worker.pid, process.pid} <= processes(worker.cgroup)
+                process.kill()
+
+
+@needs_cgroups
+@pytest.mark.parametrize("kind", ["live", "passive"])
+async def test_what_begins_after_a_kill_is_spared(
+    anyio_backend: str, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The cgroup is killed in a thread, which may take its time."""
+    done = threading.Event()
+
+    def slow(fd: int) -> None:
+        time.sleep(0.3)
+        spawner_subtree.kill(fd)
+        done.set()
+
+    monkeypatch.setattr("nsorch.supervisor.cgroups.kill", slow)
+    async with nsorch.Supervisor(cgroups=True) as sup:
+        worker = await sup.start("w", ["sleep", "600"] if kind == "live" else None)
+        worker.kill()
+        if kind == "live":
+            await worker.wait()
+            await worker.restart()
+        async with await worker.popen(["sleep", "600"]) as process:
+            assert await anyio.to_thread.run_sync(done.wait, 10)
+            with anyio.move_on_after(0.1):
+                await process.wait()
+            assert process.returncode is None
+            process.kill()
+            assert worker.exit is None
+
+
 def test_no_descriptor_is_left_for_a_leaf(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = os.open(tmp_path, os.O_PATH)
     opened = os.open

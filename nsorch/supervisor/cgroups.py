@@ -19,6 +19,7 @@ from nsorch.core import cgroups, descriptors
 from nsorch.core.event_files import EventFiles
 from nsorch.core.failures import translate
 from nsorch.core.spawner.subtree import kill, read, write
+from nsorch.core.spawner.syscalls import NO_CGROUP, Cgroup
 from nsorch.core.threads import in_thread, in_thread_or_here
 from nsorch.errors import ClosedError, NsorchError, SetupError, UnsupportedError
 from nsorch.supervisor.leaf import Leaf
@@ -170,8 +171,8 @@ class Cgroups:
             self._users -= 1
 
     @contextlib.contextmanager
-    def entering(self, worker: Worker) -> Iterator[int]:
-        """Until a command has begun: the descriptor of the cgroup that it is to begin in, or -1.
+    def entering(self, worker: Worker) -> Iterator[Cgroup]:
+        """Until a command has begun: the cgroup that it is to begin in.
 
         :raises SetupError: the worker is frozen, and a command in it would never begin
         """
@@ -180,7 +181,7 @@ class Cgroups:
             raise SetupError("the worker is frozen: thaw it first", worker=worker.name, stage="cgroup")
         worker._entering += 1
         try:
-            yield -1 if leaf is None else leaf.fd
+            yield NO_CGROUP if leaf is None else Cgroup(leaf.fd, leaf.killed)
         finally:
             worker._entering -= 1
             if not worker._entering and (idle := self._idle.pop(worker.name, None)) is not None:
@@ -383,7 +384,16 @@ class Cgroups:
         if leaf is not None:
             with contextlib.suppress(OSError):  # such as EMFILE; what the process leaves goes with the leaf then
                 copy = descriptors.duplicate(leaf.fd)
-                self._supervisor._start_soon(partial(_consume_later, copy, kill))
+                over = anyio.Event()
+                leaf.kills.add(over)
+                leaf.killed = True
+                self._supervisor._start_soon(partial(_kill_later, leaf, copy, over))
+
+    async def await_kills(self, worker: Worker) -> None:
+        """Wait until what runs in it and was to be killed is: what begins from here on must not be killed with it."""
+        leaf = self._leaves.get(worker.name)
+        while leaf is not None and leaf.kills and not leaf.closed.is_set():
+            await _either(next(iter(leaf.kills)), leaf.closed)
 
     def path(self, worker: Worker) -> str | None:
         if self._subtree is None or worker.name not in self._leaves:
@@ -438,9 +448,13 @@ async def _either(one: anyio.Event, other: anyio.Event) -> None:
         tasks.start_soon(wait, other)
 
 
-async def _consume_later(fd: int, func: Callable[[int], object]) -> None:
-    with anyio.CancelScope(shield=True):
-        await in_thread_or_here(_consume, fd, func)
+async def _kill_later(leaf: Leaf, fd: int, over: anyio.Event) -> None:
+    try:
+        with anyio.CancelScope(shield=True):
+            await in_thread_or_here(_consume, fd, kill)
+    finally:
+        leaf.kills.discard(over)
+        over.set()
 
 
 def _consume(fd: int, func: Callable[[int], T]) -> T:

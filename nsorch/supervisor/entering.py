@@ -137,6 +137,7 @@ async def _start_beside(
     streams = await open_streams(*sources, inherited=supervisor._helper.streams, worker=worker.name)
     job: Job | None = None
     try:
+        await supervisor._cgroups.await_kills(worker)
         worker._check_here()  # else what it joins may be closed by now
         with supervisor._cgroups.entering(worker) as leaf:
             job = supervisor._helper.spawn(
@@ -149,12 +150,13 @@ async def _start_beside(
                     (),
                     False,
                     False,
-                    worker._confined.own_of(make, proc, leaf),
+                    worker._confined.own_of(make, proc, leaf.fd),
                     line._replace(streams=streams.numbers),
                     None,
-                    cgroup=leaf >= 0,
+                    cgroup=leaf.fd >= 0,
+                    moves=leaf.moves,
                 ),
-                [*(fd for _, fd in joins), *streams.fds, *([leaf] if leaf >= 0 else ())],
+                [*(fd for _, fd in joins), *streams.fds, *([leaf.fd] if leaf.fd >= 0 else ())],
                 worker=worker.name,
                 outside=supervisor._home.outside(host),
             )

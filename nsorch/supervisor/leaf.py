@@ -29,10 +29,24 @@ _PAUSE = 1.0
 class Leaf:
     """:ivar fd: descriptor of its directory
     :ivar frozen: whether it is, or is about to be
+    :ivar killed: all that ran in it was, once, or will be
+    :ivar kills: of all that runs in it, asked for and not done yet
     :ivar closed: its directory is gone, and the number of the descriptor may be another's
     """
 
-    __slots__ = ("_counted", "_files", "_open", "_worker", "changing", "closed", "fd", "frozen", "limits")
+    __slots__ = (
+        "_counted",
+        "_files",
+        "_open",
+        "_worker",
+        "changing",
+        "closed",
+        "fd",
+        "frozen",
+        "killed",
+        "kills",
+        "limits",
+    )
 
     def __init__(self, worker: Worker, fd: int, files: EventFiles, limits: Limits | None) -> None:
         self._worker = worker
@@ -43,6 +57,8 @@ class Leaf:
         self.frozen = False
         self.limits = limits
         self.changing = anyio.Lock()
+        self.killed = False
+        self.kills: set[anyio.Event] = set()
         self.closed = anyio.Event()
 
     @property

@@ -150,6 +150,7 @@ class MainProcess:
         before, first = self.exit, setup or Setup()
         job: Job | None = None
         try:
+            await supervisor._cgroups.await_kills(worker)
             worker._check_here()  # else what it joins may be closed by now
             worker._check_turn()
             self.incarnation += 1
@@ -166,7 +167,7 @@ class MainProcess:
                         first.sysctls,
                         first.loopback,
                         False,
-                        confined.own_of(make, proc, leaf),
+                        confined.own_of(make, proc, leaf.fd),
                         line._replace(streams=streams.numbers),
                         None,
                         confined.domainname if setup is not None else None,
@@ -174,9 +175,10 @@ class MainProcess:
                         confined.root if setup is not None else b"",
                         confined.sysfs and setup is not None,
                         confined.id_maps,
-                        leaf >= 0,
+                        leaf.fd >= 0,
+                        leaf.moves,
                     ),
-                    [*(fd for _, fd in joins), *streams.fds, *([leaf] if leaf >= 0 else ())],
+                    [*(fd for _, fd in joins), *streams.fds, *([leaf.fd] if leaf.fd >= 0 else ())],
                     worker=worker.name,
                     outside=supervisor._home.outside(entry.host),
                     on_created=lambda held: worker._adopt(_by_kind(hold, held), entry),

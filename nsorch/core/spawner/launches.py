@@ -121,7 +121,7 @@ class Launches:
             and not (command.guarded and CLONE_NEWNS in request.join)
             and (own.guarded or not own.cgroupfs)
             # Where a cgroup's memory is used up, all who share the child's would be killed.
-            and not (request.cgroup and _limits_memory(self._server.leaf))
+            and not (request.cgroup and (request.moves or _limits_memory(self._server.leaf.fd)))
         )
 
     def _hides_others(self) -> bool:
@@ -154,7 +154,7 @@ class Launches:
                     home, self._programs.pid1, request, joined, streams, programs, theirs.fileno(), gate.ends
                 )
                 with stage("clone3", names_of(kinds)):
-                    pid, pidfd = self._programs.scripts.begin(script, kinds, self._server.leaf)
+                    pid, pidfd = self._programs.scripts.begin(script, kinds, self._server.leaf.fd)
             except (StageError, NoScriptError):
                 ours.close()
                 raise

@@ -20,7 +20,17 @@ from typing import TYPE_CHECKING, NoReturn
 
 from . import protocol
 from .stages import StageError, stage
-from .syscalls import CLONE_NEWPID, CLONE_PARENT, NS_FILES, clone3, set_parent_death_signal, setns, unshare
+from .syscalls import (
+    CLONE_NEWPID,
+    CLONE_PARENT,
+    NO_CGROUP,
+    NS_FILES,
+    Cgroup,
+    clone3,
+    set_parent_death_signal,
+    setns,
+    unshare,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -46,13 +56,10 @@ class Nursery:
                 self._orders.close()
                 _serve(orders, home, report, begin)
 
-    def bear(self, job: int, namespaces: Mapping[int, int], message: bytes, fds: tuple[int, ...], leaf: int) -> None:
-        """Have an init forked in a new pid namespace, and in *namespaces*: descriptors by CLONE_NEW*.
-
-        :param leaf: descriptor of the cgroup that it begins in, or -1
-        """
-        order = (job, tuple(namespaces), message, leaf >= 0)
-        last = (leaf,) if leaf >= 0 else ()
+    def bear(self, job: int, namespaces: Mapping[int, int], message: bytes, fds: tuple[int, ...], leaf: Cgroup) -> None:
+        """Have an init forked in a new pid namespace, and in *namespaces*: descriptors by CLONE_NEW*."""
+        order = (job, tuple(namespaces), message, leaf.fd >= 0, leaf.moves)
+        last = (leaf.fd,) if leaf.fd >= 0 else ()
         while True:
             try:
                 protocol.send(self._orders, order, (*namespaces.values(), *fds, *last))
@@ -73,7 +80,7 @@ def _serve(
     set_parent_death_signal(_SIGKILL)
     with contextlib.suppress(OSError):
         while (received := protocol.receive(orders)) is not None:
-            (job, kinds, message, has_leaf), fds = received
+            (job, kinds, message, has_leaf, moves), fds = received
             home.prepare(functools.reduce(operator.or_, kinds, 0))
             try:
                 for kind, fd in zip(kinds, fds, strict=False):
@@ -81,7 +88,7 @@ def _serve(
                         setns(fd, kind)
                 with stage("unshare", "pid"):
                     unshare(CLONE_NEWPID)
-                pid, _ = clone3(CLONE_PARENT, fds[-1] if has_leaf else -1)
+                pid, _ = clone3(CLONE_PARENT, Cgroup(fds[-1], moves) if has_leaf else NO_CGROUP)
                 if pid == 0:
                     begin(message, fds[len(kinds) :])
                 # Not by itself: where the memory of its cgroup is used up, it is killed before it can say anything.

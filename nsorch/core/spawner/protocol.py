@@ -84,6 +84,7 @@ class Spawn(NamedTuple):
     #: of a new user namespace: (first id inside, first outside, count) of the uids, and of the gids
     id_maps: tuple[tuple[tuple[int, int, int], ...], ...] = (((0, 0, 1),), ((0, 0, 1),))
     cgroup: bool = False  #: the last descriptor is that of a cgroup, which the command begins in
+    moves: bool = False  #: see :class:`.syscalls.Cgroup`
 
 
 class OpenSocket(NamedTuple):

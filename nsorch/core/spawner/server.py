@@ -37,7 +37,9 @@ from .syscalls import (
     CLONE_NEWNS,
     CLONE_NEWPID,
     CLONE_NEWTIME,
+    NO_CGROUP,
     NS_FILES,
+    Cgroup,
     clone3,
     set_dumpable,
     setns,
@@ -95,7 +97,7 @@ class Server:
         self.poll = select.poll()
         self._births = Births(self)
         self.subtree: tuple[str, int] | None = None  # name, and descriptor of the cgroup above
-        self.leaf = -1  # the cgroup of what is being started
+        self.leaf = NO_CGROUP  # the cgroup of what is being started
         self.seen = False  # commands are in our pid namespace: they see our children, and we can't hide them
         self._launches = Launches(self)
         self._unborn: set[int] = set()  # jobs whose child the nursery has still to tell of
@@ -161,7 +163,7 @@ class Server:
             # One request that can't be served must not end all workers.
             with stage(operation):
                 if isinstance(request, Spawn):
-                    self.leaf = fds[-1] if request.cgroup else -1
+                    self.leaf = Cgroup(fds[-1], request.moves) if request.cgroup else NO_CGROUP
                     self._spawn(request, fds)
                 elif isinstance(request, OpenSocket):
                     self._open(request.job, fds[0], "socket", functools.partial(_socket, request))
@@ -326,7 +328,7 @@ class Server:
                     program = resolve(command)
                 held = own_namespaces(request.hold, self.home.own_proc)
                 try:
-                    if is_plain(command, Own(*request.own)) and self.leaf < 0 and not is_leased(program):
+                    if is_plain(command, Own(*request.own)) and not request.cgroup and not is_leased(program):
                         pid = spawn(command, program, streams)
                         self.register(request, pid)
                         self.started(request.job, os.pidfd_open(pid), held)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import ctypes
 import os
 import signal
-from typing import Any
+from typing import Any, NamedTuple
 
 CLONE_NEWTIME = 0x00000080
 CLONE_PIDFD = 0x00001000
@@ -100,8 +100,31 @@ def setns(fd: int, kinds: int) -> None:
     _check(_libc.setns(fd, kinds))
 
 
-def clone3(flags: int, cgroup: int = -1) -> tuple[int, int]:
-    """Fork with *flags*, into the cgroup of that descriptor if there is one.
+class Cgroup(NamedTuple):
+    """That in which a child begins.
+
+    :ivar moves: it goes there by itself. What is cloned into a cgroup that was killed once dies at birth, on kernels
+        that compare how often that was with the parent's (cgroup_post_fork() in kernel/cgroup/cgroup.c, since 6.14)
+    """
+
+    fd: int = -1  #: of its directory; -1 is the caller's
+    moves: bool = False
+
+    def enter(self) -> None:
+        """The caller must be a child that has just been forked: if it can't, it ends."""
+        try:
+            procs = os.open("cgroup.procs", os.O_WRONLY | os.O_CLOEXEC, dir_fd=self.fd)
+            os.write(procs, b"0")
+            os.close(procs)
+        except OSError:
+            os._exit(125)
+
+
+NO_CGROUP = Cgroup()
+
+
+def clone3(flags: int, cgroup: Cgroup = NO_CGROUP) -> tuple[int, int]:
+    """Fork with *flags*, into *cgroup*.
 
     Returns (pid, pidfd), in the child (0, -1); pidfd is -1 unless CLONE_PIDFD is in flags.
 
@@ -112,10 +135,12 @@ def clone3(flags: int, cgroup: int = -1) -> tuple[int, int]:
     args = CloneArgs(flags=flags, exit_signal=0 if flags & CLONE_PARENT else signal.SIGCHLD)
     if flags & CLONE_PIDFD:
         args.pidfd = ctypes.addressof(pidfd)
-    if cgroup >= 0:
+    if cgroup.fd >= 0 and not cgroup.moves:
         args.flags |= CLONE_INTO_CGROUP
-        args.cgroup = cgroup
+        args.cgroup = cgroup.fd
     pid = _check(_libc.syscall(_SYS_CLONE3, ctypes.byref(args), ctypes.c_size_t(ctypes.sizeof(args))))
+    if pid == 0 and cgroup.moves:
+        cgroup.enter()
     return pid, pidfd.value if pid else -1
 
 
