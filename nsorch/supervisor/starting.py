@@ -178,16 +178,12 @@ class Starter:
             late = await self._with_dhcp(workers)
             main = [worker for worker in workers if worker.spec.command is not None and worker not in late]
             for rank in _ranks(main):
-                await self._each(
-                    rank, partial(execute, self._supervisor, environment=environment), errors, _EXECS_UNDER_WAY
-                )
+                await self._each(rank, partial(execute, supervisor, environment=environment), errors, _EXECS_UNDER_WAY)
         else:
             for rank in _ranks(workers):
                 commands = any(worker.spec.command is not None for worker in rank)
                 limit = _COMMANDS_UNDER_WAY if commands else _UNDER_WAY
-                await self._each(
-                    rank, partial(make_and_execute, self._supervisor, environment=environment), errors, limit
-                )
+                await self._each(rank, partial(make_and_execute, supervisor, environment=environment), errors, limit)
 
     async def _make_and_connect(
         self,
@@ -243,13 +239,18 @@ class Starter:
             raise failure
         if not errors:
             try:
-                await self._supervisor._wiring.finish(workers, bridges)
-                if self._supervisor._wiring.has_interfaces:
-                    await self._supervisor._wiring.interfaces.make_all(workers)
-                if uplinked := [worker for worker in workers if worker.spec.uplink is not None]:
-                    await self._supervisor._ensure_uplinks().make_all(uplinked)
+                await self._finish_wiring(workers, bridges)
             except Exception as exc:
                 errors.append(exc)
+
+    async def _finish_wiring(self, workers: Sequence[Worker], bridges: Sequence[Bridge]) -> None:
+        """What takes all their links."""
+        wiring = self._supervisor._wiring
+        await wiring.finish(workers, bridges)
+        if wiring.has_interfaces:
+            await wiring.interfaces.make_all(workers)
+        if uplinked := [worker for worker in workers if worker.spec.uplink is not None]:
+            await self._supervisor._ensure_uplinks().make_all(uplinked)
 
     async def _with_dhcp(self, workers: Iterable[Worker]) -> Collection[Worker]:
         """Those whose commands wait for an address."""
