@@ -1,13 +1,15 @@
-"""Threads of nsorch's own: what the application has in its default limiter doesn't matter, nor that none can start."""
+"""Threads: nsorch's own, which don't wait for the application's and can be done without; and loops of others."""
 
 from __future__ import annotations
 
 import subprocess
 import sys
 import threading
+from functools import partial
 from pathlib import Path
 
 import anyio
+import anyio.from_thread
 import anyio.to_thread
 import pytest
 
@@ -35,6 +37,33 @@ async def test_calls_of_the_application_keep_nobody_waiting(tmp_path: Path) -> N
     finally:
         ending.cancel()
         ended.set()
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("other", ["asyncio", "trio"])
+async def test_another_threads_loop_is_told_so(other: str) -> None:
+    async with nsorch.Supervisor() as sup:
+        lan = await sup.bridge("lan", subnet="10.0.0.0/24")
+        worker = await sup.start("w", ["sleep", "600"], links=[lan])
+        deployment = await sup.deploy(nsorch.Topology())
+        (link,) = sup.links.values()
+        calls = [
+            *(sup.wait, sup.stop, sup.ping_all, partial(sup.start, "v"), partial(sup.bridge, "b")),
+            *(partial(worker.run, ["true"]), worker.wait, worker.stop, worker.restart, worker.remove),
+            *(lan.remove, link.down, link.remove, deployment.remove),
+        ]
+
+        async def elsewhere() -> None:
+            for call in calls:
+                with anyio.fail_after(10), pytest.raises(nsorch.ClosedError, match="another thread's event loop"):
+                    await call()
+
+        await anyio.to_thread.run_sync(partial(anyio.run, elsewhere, backend=other))
+        # Nothing was broken by them.
+        assert (await worker.run(["echo", "here"])).stdout == b"here\n"
+        done = await anyio.to_thread.run_sync(anyio.from_thread.run, worker.run, ["echo", "there"])
+        assert done.stdout == b"there\n"
+    assert (await worker.wait()).expected
 
 
 # Says what it can't do without one new thread, and does the rest.

@@ -236,6 +236,7 @@ class Deployment:
 
     async def remove(self) -> None:
         """Take all of it down. Doing it twice is once; cancelled, it is done all the same."""
+        self._supervisor._check_thread()
         with anyio.CancelScope(shield=True):
             self._supervisor._wiring.retire(self._bridges.values())
             await remove(self._supervisor, list(self._workers.values()))

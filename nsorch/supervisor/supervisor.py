@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import threading
 from types import MappingProxyType, NoneType
 from typing import TYPE_CHECKING, Any, Self
 
@@ -113,6 +114,7 @@ class Supervisor:
         self._served: anyio.Event | None = None
         self._scopes: set[anyio.CancelScope] | None = set()  # of small background tasks; None: they are to end
         self._phase = "new"
+        self._thread = 0  # of its event loop
         self._stopped: anyio.Event | None = None
         self._failure: NsorchError | None = None
         self._workers: dict[str, Worker] = {}
@@ -129,6 +131,7 @@ class Supervisor:
         if self._phase != "new":
             raise ClosedError("a supervisor is used once")
         self._phase = "starting"
+        self._thread = threading.get_ident()
         self._stopped = anyio.Event()
         self._body = anyio.CancelScope()
         self._serving = anyio.CancelScope(shield=True)
@@ -203,6 +206,7 @@ class Supervisor:
         """
         if self._phase in ("new", "starting"):
             raise ClosedError("the supervisor isn't running yet")
+        self._check_thread()
         if self._phase == "running":
             self._tasks.start_soon(self._shut_down, True)
         assert self._stopped is not None
@@ -210,6 +214,7 @@ class Supervisor:
 
     async def wait(self) -> None:
         """Wait until no worker has a process, also of those started meanwhile. Cancelled, it changes nothing."""
+        self._check_thread()
         await anyio.lowlevel.checkpoint()
         while running := [worker for worker in self._workers.values() if worker._has_process]:
             for worker in running:
@@ -321,7 +326,13 @@ class Supervisor:
         if isinstance(self._failure, SpawnerDiedError):
             raise SpawnerDiedError("the helper process that holds all workers was killed")
 
+    def _check_thread(self) -> None:
+        """:raises ClosedError: the caller's loop is another, in which nothing of this one may be awaited"""
+        if self._phase not in ("new", "closed") and threading.get_ident() != self._thread:
+            raise ClosedError("the supervisor runs in another thread's event loop: use anyio.from_thread.run(…)")
+
     def _check_running(self) -> None:
+        self._check_thread()
         self._check_helper()
         if self._phase != "running":
             soon = self._phase in ("new", "starting")

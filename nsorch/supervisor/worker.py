@@ -494,6 +494,7 @@ class Worker:
 
         :raises ClosedError: it has no process, and never had one
         """
+        self._supervisor._check_thread()
         await anyio.lowlevel.checkpoint()
         if self._main is None and self._spec.command is not None:
             await self._settled()
@@ -508,6 +509,7 @@ class Worker:
         While it is being started it waits for that; restarts that were called before begin no process any more. Returns
         how it ended, or None for a passive worker. Cancelled, the process is killed at once, and gone.
         """
+        self._supervisor._check_thread()
         await anyio.lowlevel.checkpoint()
         if grace is not None:
             check_seconds("grace", grace)
@@ -638,6 +640,7 @@ class Worker:
         While it is being started it waits for that. Cancelled afterwards, it is done all the same before the
         cancellation goes on.
         """
+        self._supervisor._check_thread()
         await self._settled()
         with anyio.CancelScope(shield=True):
             await remove(self._supervisor, [self])

@@ -199,6 +199,7 @@ class Bridge:
 
     async def remove(self) -> None:
         """Remove it with all its links. Doing it twice is once; cancelled, it is done all the same."""
+        self._wiring._supervisor._check_thread()
         await self._wiring.remove_bridges([self])
 
 
@@ -264,6 +265,7 @@ class Link:
             side.emulation = way
 
     def _check(self) -> None:
+        self._wiring._supervisor._check_thread()
         if self._leaving or not self._announced or self._state == "removed":
             why = "was removed" if self._leaving or self._state == "removed" else "isn't made yet"
             raise ClosedError(f"the link {self.name} {why}")
@@ -475,6 +477,7 @@ class Link:
 
         :raises ClosedError: it is being made with its workers
         """
+        self._wiring._supervisor._check_thread()
         if self._state == "planned":
             self._check()
         await self._wiring.remove_link(self)
