@@ -18,6 +18,7 @@ from nsorch.supervisor.turns import in_turns
 from nsorch.supervisor.wiring.changing import default_of, follow_default, set_routes, take_routes
 from nsorch.supervisor.wiring.emulating import apply_ways, needs_netem, require_netem
 from nsorch.supervisor.wiring.given import given_in
+from nsorch.supervisor.wiring.removing import remove_links
 from nsorch.supervisor.wiring.routes import ShortestPaths
 from nsorch.topology import To, Topology
 from nsorch.topology.checks import checks, emulations
@@ -173,7 +174,7 @@ class Deployment:
         self._links = dict(zip(dict(links_of(self.topology)), kept.values(), strict=True))
         if gone_workers:
             await remove(supervisor, gone_workers)
-        await supervisor._wiring.remove_links([link for link in gone_links if link._state != "removed"])
+        await remove_links(supervisor._wiring, [link for link in gone_links if link._state != "removed"])
         await supervisor._wiring.remove_bridges(gone_bridges)
         return kept
 
@@ -355,7 +356,7 @@ class _Addition:
         except BaseException:
             with anyio.CancelScope(shield=True):
                 new = [link for key, link in self._links.items() if key not in self._kept]
-                await self.wiring.remove_links([link for link in new if link._state != "removed"])
+                await remove_links(self.wiring, [link for link in new if link._state != "removed"])
                 await remove(self._supervisor, made_workers)
                 await self.wiring.remove_bridges(made_bridges)
             raise

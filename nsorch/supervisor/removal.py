@@ -14,6 +14,7 @@ from nsorch.errors import ClosedError, SpawnerDiedError
 from nsorch.events import State
 from nsorch.supervisor.main_process import end
 from nsorch.supervisor.turns import DYING, for_each, in_turns
+from nsorch.supervisor.wiring.removing import disconnect
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
@@ -88,7 +89,7 @@ async def _remove(supervisor: Supervisor, workers: Sequence[Worker]) -> None:
     async def let_go(owners: Collection[str]) -> None:
         await _close([fd async for w in in_turns(workers) if w.name in owners for fd in w._take_descriptors()])
 
-    await supervisor._wiring.disconnect(workers, let_go)
+    await disconnect(supervisor._wiring, workers, let_go)
     await _close([fd async for worker in in_turns(workers) for fd in worker._take_descriptors()])
     async for worker in in_turns(workers):
         if supervisor._workers.get(worker.name) is worker:

@@ -28,6 +28,7 @@ from nsorch.supervisor.thread import Thread
 from nsorch.supervisor.turns import in_turns
 from nsorch.supervisor.wiring.changing import note_mac, record
 from nsorch.supervisor.wiring.planning import netns_key
+from nsorch.supervisor.wiring.removing import remove_links
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterable, Sequence
@@ -332,7 +333,7 @@ class Watcher:
 
     def _note_gone(self, link: Link) -> None:
         self.leave([link])
-        self._begin(partial(self._wiring.remove_links, by="kernel"), [link])
+        self._begin(partial(remove_links, self._wiring, by="kernel"), [link])
 
     def _ends_of(self, link: Link) -> list[tuple[Link, Side]]:
         return [(link, side) for side in link._sides if side.heard is not None]

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import collections
 from functools import partial
 from importlib import import_module
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import anyio
 from attrs import evolve
@@ -18,7 +17,6 @@ from nsorch.errors import ClosedError, TopologyError
 from nsorch.net.plan import KERNEL_MTU, Batch, NodePlan
 from nsorch.supervisor.turns import in_turns
 from nsorch.supervisor.wiring.acquainting import Acquaintances
-from nsorch.supervisor.wiring.changing import default_of, follow_default
 from nsorch.supervisor.wiring.emulating import needs_netem, require_netem
 from nsorch.supervisor.wiring.filtering import Filters
 from nsorch.supervisor.wiring.hosts import Names
@@ -26,9 +24,10 @@ from nsorch.supervisor.wiring.kernel import Kernel
 from nsorch.supervisor.wiring.orders import Order, Orders
 from nsorch.supervisor.wiring.planning import addresses_in, bridges_of, end_plan, link_plan, netns_key
 from nsorch.supervisor.wiring.record import Record
+from nsorch.supervisor.wiring.removing import remove_links
 from nsorch.supervisor.wiring.routes import check_routes, default_routes, given_routes
 from nsorch.supervisor.wiring.routing import Routing
-from nsorch.supervisor.wiring.telling import forget, remind
+from nsorch.supervisor.wiring.telling import remind
 from nsorch.supervisor.wiring.watching import Watcher
 from nsorch.topology import End, LinkSpec, To
 from nsorch.topology.layer2 import LEAST_MTU6
@@ -37,7 +36,7 @@ from nsorch.topology.specs import as_link, to_end
 if TYPE_CHECKING:
     import contextlib
     import os
-    from collections.abc import Awaitable, Callable, Collection, Container, Iterable, Mapping, Sequence
+    from collections.abc import Collection, Container, Iterable, Mapping, Sequence
     from collections.abc import Set as AbstractSet
     from ipaddress import IPv4Interface, IPv6Interface
     from socket import socket
@@ -258,8 +257,8 @@ class Wiring:
 
     async def _remove_bridges(self, bridges: Sequence[Bridge]) -> None:
         self.retire(bridges)
-        await self.remove_links(
-            [link for link in self.record.links.values() if any(side.bridge in bridges for side in link._sides)]
+        await remove_links(
+            self, [link for link in self.record.links.values() if any(side.bridge in bridges for side in link._sides)]
         )
         if bridges and not self._supervisor._helper.died:
             parts = [part for bridge in bridges for part in bridge._parts.all if part.made]
@@ -313,7 +312,7 @@ class Wiring:
             await self.obtain([link])
         except BaseException:
             with anyio.CancelScope(shield=True):
-                await self.remove_links([link])
+                await remove_links(self, [link])
             raise
         return link
 
@@ -505,156 +504,8 @@ class Wiring:
 
     async def remove_link(self, link: Link) -> None:
         with anyio.CancelScope(shield=True):
-            await self.remove_links([link])
+            await remove_links(self, [link])
         await anyio.lowlevel.checkpoint()
-
-    async def remove_links(
-        self,
-        links: Sequence[Link],
-        *,
-        dying: Collection[str] = (),
-        by: Literal["nsorch", "kernel"] = "nsorch",
-        let_go: Callable[[Collection[str]], Awaitable[None]] | None = None,
-    ) -> None:
-        """Those that exist and those that are planned; for those that somebody else removes it waits. Shield it.
-
-        :param dying: owners of network namespaces that end next. Links among them are left to the kernel, which takes
-            down all of them at once; one by one, each costs tens of milliseconds
-        :param by: ``"kernel"``: they are gone already
-        :param let_go: called with *dying* when nothing is to be done there any more: the kernel takes these down while
-            the record is put right
-        """
-        while True:
-            leaving = [link._leaving for link in links if link._leaving is not None]
-            others = [link for link in links if link._leaving is not None]
-            await self._remove_own([link for link in links if link._leaving is None], dying, by, let_go)
-            for over in leaving:
-                await over.wait()
-            links = [link for link in others if link._leaving is None]
-            if not links:
-                break
-
-    async def _remove_own(
-        self,
-        links: Sequence[Link],
-        dying: Collection[str],
-        by: Literal["nsorch", "kernel"],
-        let_go: Callable[[Collection[str]], Awaitable[None]] | None,
-    ) -> None:
-        over = anyio.Event()
-        for link in links:
-            link._leaving = over
-        try:
-            await self._remove_links(links, dying, by, let_go)
-        finally:
-            for link in links:
-                if link._state != "removed":
-                    link._leaving = None
-            over.set()
-
-    async def _remove_links(
-        self,
-        links: Sequence[Link],
-        dying: Collection[str],
-        by: Literal["nsorch", "kernel"],
-        let_go: Callable[[Collection[str]], Awaitable[None]] | None,
-    ) -> None:
-        for link in links:
-            if link._lock is not None:
-                async with link._lock:  # changes that are under way are ended first
-                    pass
-        self.watcher.leave(links)
-        staying = dict.fromkeys(
-            side.worker
-            for link in links
-            for side in link._sides
-            if side.worker is not None and side.netns not in dying and not side.worker._leaving
-        )
-        defaults = {worker: default_of(self, worker) async for worker in in_turns(staying)}
-        made = [link for link in links if link._state in ("up", "down")]
-        if made and not self._supervisor._helper.died:
-            if by == "nsorch":
-                await self._delete(made, dying)
-            await self._forget(made, dying)
-        if let_go is not None:
-            await let_go(dying)
-        async for link in in_turns(links):
-            if link._state == "removed":
-                continue
-            link._state = "removed"
-            self.record.drop(link)
-            for tell in link._on_removal:
-                tell()
-            for side in link._sides:
-                if side.worker is not None and self._interfaces is not None:
-                    self._interfaces.drop_above(side.netns, side.ifname)
-            self.names.stale.update(side.worker.name for side in link._sides if side.worker is not None)
-            if link._announced:
-                self._supervisor._bus.publish(events.LinkRemoved(link=link.name, ends=link.ends, by=by))
-        async for worker, before in in_turns(defaults.items()):
-            await follow_default(self, worker, before)
-        await self.settle()
-
-    async def _delete(self, links: Sequence[Link], dying: Collection[str]) -> None:
-        """From the fabric, or from as few network namespaces as may be: those in one go together."""
-        ports = [
-            port.index
-            async for side, port in in_turns(pair for link in links for pair in link._both())
-            if port.bridge is not None and port.index and not port.bridge._leaves(side, dying)
-        ]
-        if ports:
-            await self.kernel.delete_in_fabric(ports)
-        living = [
-            link._sides
-            async for link in in_turns(links)
-            if all(side.bridge is None for side in link._sides) and any(side.netns not in dying for side in link._sides)
-        ]
-        count = collections.Counter(side.netns for sides in living for side in sides)
-        there: dict[str, list[Side]] = {}
-        for sides in living:
-            held = [side for side in sides if side.worker is not None and CLONE_NEWNET in side.worker._held]
-            if held:
-                side = max(held, key=lambda side: count[side.netns])
-                there.setdefault(side.netns, []).append(side)
-        for some in there.values():
-            await self.kernel.with_handle(some[0], self.kernel.engine.delete_links, [side.ifname for side in some])
-
-    async def _forget(self, links: Sequence[Link], dying: Collection[str]) -> None:
-        """What bridges and gateways know of their ends."""
-        on: dict[Bridge, list[Side]] = {}
-        async for side, port in in_turns(pair for link in links for pair in link._both()):
-            if port.bridge is not None:
-                on.setdefault(port.bridge, []).append(side)
-        for bridge, sides in on.items():
-            await forget(self.kernel, bridge, sides, dying)
-
-    async def disconnect(self, workers: Sequence[Worker], let_go: Callable[[Collection[str]], Awaitable[None]]) -> None:
-        """Remove all that concerns *workers*. Shield it.
-
-        :param let_go: see :meth:`remove_links`
-        """
-        links: dict[Link, None] = {}
-        async for worker in in_turns(workers):
-            self.filters.drop(worker)
-            if self._services is not None:
-                self._services.drop(worker)
-            if self._partitions is not None:
-                self._partitions.drop(worker)
-            links.update(dict.fromkeys(self.record.links_of.get(worker.name, ())))
-        with_devices = [worker async for worker in in_turns(workers) if worker._devices]
-        dying = await self.record.owners_among(workers) if links or with_devices else set()
-        for worker in with_devices:
-            await self.interfaces.drop_worker(worker, dying=worker.name in dying)
-        if links:
-            await self.remove_links(list(links), dying=dying, let_go=let_go)
-        heirs: list[Worker] = []
-        async for worker in in_turns(workers):
-            heirs += self.record.drop_worker(worker)
-            self.routing.drop(worker.name)
-            self.watcher.drop_worker(worker)
-            self.names.stale.add(worker.name)
-        await self.watcher.hear(heirs)
-        await self.settle()
 
     async def _restore(self, link: Link) -> None:
         """The kernel has dropped the routes through the link when it went down, and its IPv6 addresses."""

@@ -1,0 +1,177 @@
+"""Links and workers that go: out of the kernel, out of what others know of them, and out of the record."""
+
+from __future__ import annotations
+
+import collections
+from typing import TYPE_CHECKING, Literal
+
+import anyio
+
+from nsorch import events
+from nsorch.core.spawner.syscalls import CLONE_NEWNET
+from nsorch.supervisor.turns import in_turns
+from nsorch.supervisor.wiring.changing import default_of, follow_default
+from nsorch.supervisor.wiring.telling import forget
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Collection, Sequence
+
+    from nsorch.supervisor.wiring.network import Bridge, Link, Side
+    from nsorch.supervisor.wiring.wiring import Wiring
+    from nsorch.supervisor.worker import Worker
+
+    LetGo = Callable[[Collection[str]], Awaitable[None]]
+
+
+async def remove_links(
+    wiring: Wiring,
+    links: Sequence[Link],
+    *,
+    dying: Collection[str] = (),
+    by: Literal["nsorch", "kernel"] = "nsorch",
+    let_go: LetGo | None = None,
+) -> None:
+    """Those that exist and those that are planned; for those that somebody else removes it waits. Shield it.
+
+    :param dying: owners of network namespaces that end next. Links among them are left to the kernel, which takes
+        down all of them at once; one by one, each costs tens of milliseconds
+    :param by: ``"kernel"``: they are gone already
+    :param let_go: called with *dying* when nothing is to be done there any more: the kernel takes these down while
+        the record is put right
+    """
+    while True:
+        leaving = [link._leaving for link in links if link._leaving is not None]
+        others = [link for link in links if link._leaving is not None]
+        await _remove_own(wiring, [link for link in links if link._leaving is None], dying, by, let_go)
+        for over in leaving:
+            await over.wait()
+        links = [link for link in others if link._leaving is None]
+        if not links:
+            break
+
+
+async def _remove_own(
+    wiring: Wiring,
+    links: Sequence[Link],
+    dying: Collection[str],
+    by: Literal["nsorch", "kernel"],
+    let_go: LetGo | None,
+) -> None:
+    over = anyio.Event()
+    for link in links:
+        link._leaving = over
+    try:
+        await _remove_links(wiring, links, dying, by, let_go)
+    finally:
+        for link in links:
+            if link._state != "removed":
+                link._leaving = None
+        over.set()
+
+
+async def _remove_links(
+    wiring: Wiring,
+    links: Sequence[Link],
+    dying: Collection[str],
+    by: Literal["nsorch", "kernel"],
+    let_go: LetGo | None,
+) -> None:
+    for link in links:
+        if link._lock is not None:
+            async with link._lock:  # changes that are under way are ended first
+                pass
+    wiring.watcher.leave(links)
+    staying = dict.fromkeys(
+        side.worker
+        for link in links
+        for side in link._sides
+        if side.worker is not None and side.netns not in dying and not side.worker._leaving
+    )
+    defaults = {worker: default_of(wiring, worker) async for worker in in_turns(staying)}
+    made = [link for link in links if link._state in ("up", "down")]
+    if made and not wiring._supervisor._helper.died:
+        if by == "nsorch":
+            await _delete(wiring, made, dying)
+        await _forget(wiring, made, dying)
+    if let_go is not None:
+        await let_go(dying)
+    async for link in in_turns(links):
+        if link._state == "removed":
+            continue
+        link._state = "removed"
+        wiring.record.drop(link)
+        for tell in link._on_removal:
+            tell()
+        for side in link._sides:
+            if side.worker is not None and wiring._interfaces is not None:
+                wiring._interfaces.drop_above(side.netns, side.ifname)
+        wiring.names.stale.update(side.worker.name for side in link._sides if side.worker is not None)
+        if link._announced:
+            wiring._supervisor._bus.publish(events.LinkRemoved(link=link.name, ends=link.ends, by=by))
+    async for worker, before in in_turns(defaults.items()):
+        await follow_default(wiring, worker, before)
+    await wiring.settle()
+
+
+async def _delete(wiring: Wiring, links: Sequence[Link], dying: Collection[str]) -> None:
+    """From the fabric, or from as few network namespaces as may be: those in one go together."""
+    ports = [
+        port.index
+        async for side, port in in_turns(pair for link in links for pair in link._both())
+        if port.bridge is not None and port.index and not port.bridge._leaves(side, dying)
+    ]
+    if ports:
+        await wiring.kernel.delete_in_fabric(ports)
+    living = [
+        link._sides
+        async for link in in_turns(links)
+        if all(side.bridge is None for side in link._sides) and any(side.netns not in dying for side in link._sides)
+    ]
+    count = collections.Counter(side.netns for sides in living for side in sides)
+    there: dict[str, list[Side]] = {}
+    for sides in living:
+        held = [side for side in sides if side.worker is not None and CLONE_NEWNET in side.worker._held]
+        if held:
+            side = max(held, key=lambda side: count[side.netns])
+            there.setdefault(side.netns, []).append(side)
+    for some in there.values():
+        await wiring.kernel.with_handle(some[0], wiring.kernel.engine.delete_links, [side.ifname for side in some])
+
+
+async def _forget(wiring: Wiring, links: Sequence[Link], dying: Collection[str]) -> None:
+    """What bridges and gateways know of their ends."""
+    on: dict[Bridge, list[Side]] = {}
+    async for side, port in in_turns(pair for link in links for pair in link._both()):
+        if port.bridge is not None:
+            on.setdefault(port.bridge, []).append(side)
+    for bridge, sides in on.items():
+        await forget(wiring.kernel, bridge, sides, dying)
+
+
+async def disconnect(wiring: Wiring, workers: Sequence[Worker], let_go: LetGo) -> None:
+    """Remove all that concerns *workers*. Shield it.
+
+    :param let_go: see :func:`remove_links`
+    """
+    links: dict[Link, None] = {}
+    async for worker in in_turns(workers):
+        wiring.filters.drop(worker)
+        if wiring._services is not None:
+            wiring._services.drop(worker)
+        if wiring._partitions is not None:
+            wiring._partitions.drop(worker)
+        links.update(dict.fromkeys(wiring.record.links_of.get(worker.name, ())))
+    with_devices = [worker async for worker in in_turns(workers) if worker._devices]
+    dying = await wiring.record.owners_among(workers) if links or with_devices else set()
+    for worker in with_devices:
+        await wiring.interfaces.drop_worker(worker, dying=worker.name in dying)
+    if links:
+        await remove_links(wiring, list(links), dying=dying, let_go=let_go)
+    heirs: list[Worker] = []
+    async for worker in in_turns(workers):
+        heirs += wiring.record.drop_worker(worker)
+        wiring.routing.drop(worker.name)
+        wiring.watcher.drop_worker(worker)
+        wiring.names.stale.add(worker.name)
+    await wiring.watcher.hear(heirs)
+    await wiring.settle()
