@@ -25,7 +25,8 @@ import nsorch
 from nsorch.supervisor.traffic.sockets import resolve
 
 if TYPE_CHECKING:
-    from anyio.abc import ByteStream, SocketStream
+    from anyio.abc import ByteStream, SocketStream, TaskStatus
+    from anyio.streams.stapled import MultiListener
 
 pytestmark = pytest.mark.anyio
 SIOCGSKNS = 0x894C  # linux/sockios.h
@@ -198,10 +199,37 @@ async def test_who_waits_for_a_connection_of_a_worker_that_is_removed(all_of_it:
 
         tasks.start_soon(connect)
         with anyio.fail_after(5):
-            while not worker._connecting:
+            while not worker._waiting:
                 await anyio.lowlevel.checkpoint()
             await (sup.stop() if all_of_it else worker.remove())
             await ended.wait()
+
+
+@pytest.mark.parametrize("all_of_it", [False, True], ids=["worker", "supervisor"])
+async def test_who_serves_listens_no_more_when_the_worker_is_removed(all_of_it: bool) -> None:
+    connected, may_end, ended = anyio.Event(), anyio.Event(), anyio.Event()
+
+    async def handle(stream: SocketStream) -> None:
+        async with stream:
+            connected.set()
+            await may_end.wait()
+
+    async def serve(*, task_status: TaskStatus[MultiListener[SocketStream]]) -> None:
+        await worker.serve(handle, 80, task_status=task_status)
+        ended.set()
+
+    async with anyio.create_task_group() as tasks, nsorch.Supervisor() as sup:
+        worker = await sup.start("a")
+        listener = await tasks.start(serve)
+        async with await worker.connect_tcp("localhost", 80):
+            await connected.wait()
+            await (sup.stop() if all_of_it else worker.remove())
+            with anyio.fail_after(5):
+                while any(item.extra(SocketAttribute.raw_socket).fileno() >= 0 for item in listener.listeners):
+                    await anyio.lowlevel.checkpoint()
+                assert not ended.is_set()
+                may_end.set()
+                await ended.wait()
 
 
 async def test_a_cancelled_connection_leaves_no_socket() -> None:
@@ -449,6 +477,15 @@ async def test_http2_over_tls() -> None:
                     response = await http.get(url)
                     assert (response.http_version, response.text) == ("HTTP/2", "two")
             tasks.cancel_scope.cancel()
+
+
+async def test_http2_without_h2(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("httpx", reason="httpx is not installed")
+    monkeypatch.setitem(sys.modules, "h2", None)
+    async with nsorch.Supervisor() as sup:
+        worker = await sup.start("a")
+        with pytest.raises(nsorch.UnsupportedError, match="pip install h2"):
+            worker.http_client(http2=True)
 
 
 async def upgrade(stream: SocketStream) -> None:

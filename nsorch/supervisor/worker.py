@@ -61,7 +61,6 @@ class Worker:
 
     __slots__ = (
         "_confined",
-        "_connecting",
         "_devices",
         "_doomed",
         "_entering",
@@ -81,6 +80,7 @@ class Worker:
         "_supervisor",
         "_tables",
         "_turn",
+        "_waiting",
         "order",
     )
 
@@ -102,7 +102,7 @@ class Worker:
         self._stops = 0  # that were asked for
         self._stops_before = 0  # the restart whose turn it is
         self._leaving: anyio.Event | None = None  # it is removed next; set once that is over
-        self._connecting: set[anyio.CancelScope] | None = None  # who waits for a connection
+        self._waiting: set[anyio.CancelScope] | None = None  # who waits for a connection
         self._pins: dict[bytes, bytes] = {}  # target by path
         self._devices: dict[str, Device] = {}  # its other interfaces, by name
         self._tables: dict[str, int] = {}  # routing tables of those that are ports of a VRF
@@ -464,7 +464,8 @@ class Worker:
         task_status: TaskStatus[MultiListener[SocketStream]] = TASK_STATUS_IGNORED,
     ) -> None:
         """Listen on *port* and call *handler* with each connection, in a task of its own, until cancelled:
-        ``await tasks.start(worker.serve, handler, 80)`` returns the listener when it listens.
+        ``await tasks.start(worker.serve, handler, 80)`` returns the listener when it listens. When the worker is
+        removed it listens no more, and returns when the last *handler* has.
 
         :raises OSError: the port is taken
         :raises ClosedError: the worker is gone
@@ -480,7 +481,7 @@ class Worker:
 
         :param http2: needs the package ``h2`` as well
         :param options: as ``httpx.AsyncClient`` takes them; ``verify``, ``cert``, ``limits`` concern the connections
-        :raises UnsupportedError: httpx isn't installed
+        :raises UnsupportedError: httpx isn't installed, or h2, which *http2* needs
         """
         from nsorch.supervisor.traffic.http_later import make_client
 
@@ -811,7 +812,7 @@ class Worker:
             return
         self._state, self._inodes = State.REMOVED, {}
         self._supervisor._bus.publish(WorkerRemoved(worker=self.name, incarnation=self.incarnation))
-        for scope in tuple(self._connecting or ()):
+        for scope in tuple(self._waiting or ()):
             scope.cancel()
         if self._main is not None:
             self._main.close_streams()

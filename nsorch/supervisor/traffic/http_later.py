@@ -18,8 +18,11 @@ if TYPE_CHECKING:
 _MODULE = "nsorch.supervisor.traffic.http"
 
 
-def make_client(worker: Worker, **options: Any) -> httpx.AsyncClient:
+def make_client(worker: Worker, *, http2: bool, **options: Any) -> httpx.AsyncClient:
     """See :meth:`Worker.http_client`."""
+    if http2 and importlib.util.find_spec("h2") is None:
+        raise UnsupportedError("http_client(http2=True) needs h2: pip install h2")
+    options["http2"] = http2
     if {"httpx", "httpcore"} <= sys.modules.keys():
         return _make(worker, options)
     if importlib.util.find_spec("httpx") is None:

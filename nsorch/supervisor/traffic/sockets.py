@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import fcntl
 import os
@@ -19,7 +20,7 @@ from nsorch.topology.kinds import check_port, check_seconds, name_of, of_kind, s
 
 if TYPE_CHECKING:
     import ssl
-    from collections.abc import Awaitable, Callable, Sequence
+    from collections.abc import Awaitable, Callable, Iterator, Sequence
 
     from anyio.streams.tls import TLSStream
 
@@ -264,9 +265,11 @@ async def serve(
         raise TopologyError(f"serve.handler: {shown(handler)} is not a function")
     hosts = _ANY if local_host is None else resolve(worker, local_host, "serve.local_host")
     listener = await _listen(worker, hosts, port, backlog=socket.SOMAXCONN)
-    async with listener:
-        task_status.started(listener)
-        await listener.serve(handler)
+    async with listener, anyio.create_task_group() as connections:
+        with _until_removed(worker):
+            task_status.started(listener)
+            await listener.serve(handler, connections)
+        await listener.aclose()
 
 
 # -- plain sockets
@@ -348,16 +351,27 @@ async def _connect(worker: Worker, kind: int, address: IPAddress, port: int, loc
 
 async def _wait_connected(worker: Worker, sock: socket.socket) -> None:
     """:raises ClosedError: the worker was removed meanwhile: the kernel would go on trying for two minutes"""
-    if worker._connecting is None:
-        worker._connecting = set()
-    with anyio.CancelScope() as scope:
-        worker._connecting.add(scope)
-        try:
-            await anyio.wait_writable(sock)
-        finally:
-            worker._connecting.discard(scope)
+    with _until_removed(worker) as scope:
+        await anyio.wait_writable(sock)
     if scope.cancelled_caught:
         raise ClosedError("the worker was removed", worker=worker.name)
+
+
+@contextlib.contextmanager
+def _until_removed(worker: Worker) -> Iterator[anyio.CancelScope]:
+    """What is in the block is cancelled when the worker is removed.
+
+    :raises ClosedError: it is already
+    """
+    worker._check_here()
+    if worker._waiting is None:
+        worker._waiting = set()
+    with anyio.CancelScope() as scope:
+        worker._waiting.add(scope)
+        try:
+            yield scope
+        finally:
+            worker._waiting.discard(scope)
 
 
 async def _bound(worker: Worker, kind: int, host: IPAddress, port: int, *, reuse_port: bool) -> socket.socket:
