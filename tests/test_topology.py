@@ -107,6 +107,69 @@ def test_every_error_at_once(tmp_path: pathlib.Path) -> None:
         assert expected in found, f"{expected!r} is not in\n{found}"
 
 
+def test_what_is_wrong_between_parts_is_told_beside_other_errors(tmp_path: pathlib.Path) -> None:
+    text = """
+        [bridges.lan]
+        subnet = "10.0.0.0/24"
+        [bridges.web]
+        [workers.wrong]
+        colour = "red"
+        [workers.web]
+        command = []
+        [workers.a]
+        links = [{ to = "lan", address = "10.9.0.5" }]
+        [workers.b]
+        links = [{ to = "lan", address = "10.0.0.5" }]
+        [workers.c]
+        links = [{ to = "lan", address = "10.0.0.5" }]
+        [workers.d]
+        namespaces = { net = "worker:e" }
+        [workers.e]
+        namespaces = { net = "worker:d" }
+        [[links]]
+        ends = [{ worker = "b", address = "10.3.0.1" }, "c"]
+        subnet = "10.1.0.0/30"
+    """
+    found = problems(text, tmp_path)
+    assert sorted(found) == [
+        "links[0].ends[0].address: 10.3.0.1 is outside of the subnet 10.1.0.0/30",
+        "workers.a.links[0].address: 10.9.0.5 is outside of the subnet 10.0.0.0/24",
+        "workers.c.links[0].address: 10.0.0.5 is used by workers.b.links[0] already",
+        "workers.d.namespaces: a loop of joined namespaces: d → e → d",
+        "workers.web.command: [] is not a list of strings, the program first",
+        'workers.web: there is a worker or bridge "web" already',
+        "workers.wrong.colour: unknown key",
+    ]
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        '[bridges.lan]\nsubnet = "10.0.0.0/33"\n[bridges.far]\n[[links]]\nends = ["lan", "far"]',
+        '[bridges.lan]\nsubnet = "10.0.0.0/24"\n[bridges.far]\n[[links]]\nends = ["lan", "far"]\nmtu = 1',
+    ],
+)
+def test_no_error_follows_from_another(wrong: str, tmp_path: pathlib.Path) -> None:
+    text = f"""
+        {wrong}
+        [workers.a]
+        links = [{{ to = "far", address = "10.0.0.5" }}]
+    """
+    assert len(problems(text, tmp_path)) == 1
+
+
+def test_all_that_does_not_go_together_in_a_worker_is_told() -> None:
+    with pytest.raises(nsorch.TopologyError) as caught:
+        nsorch.WorkerSpec(
+            name="w", namespaces=["net"], hostname="x", sysctls={"kernel.nothing": "1"}, ready=nsorch.tcp_ready(80)
+        )
+    assert [problem.partition(": ")[0] for problem in caught.value.problems] == [
+        "workers.w.ready",
+        "workers.w.sysctls.kernel.nothing",
+        "workers.w.hostname",
+    ]
+
+
 @pytest.mark.parametrize(
     ("text", "expected"),
     [

@@ -13,7 +13,7 @@ from nsorch.topology.layer2 import LEAST_MTU6, port_problems, trunk_problem
 from nsorch.topology.namespaces import Host, NamespaceSet, Shared
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterator
+    from collections.abc import Collection, Iterator, Mapping
     from ipaddress import IPv4Address, IPv4Interface, IPv4Network, IPv6Address, IPv6Interface, IPv6Network
 
     from nsorch.topology.model import Topology
@@ -34,6 +34,15 @@ def checks(topology: Topology) -> Iterator[str | None]:
     yield from _special_ends(topology)
     yield from found.addresses()
     yield from _contradictions(topology)
+
+
+def lasting_problems(topology: Topology) -> list[str]:
+    """What of :func:`checks` stays wrong however more workers, and bridges without links among bridges, are added."""
+    found = _Ends(topology)
+    for _ in found.dangling():  # of which names may be those that are still missing
+        pass
+    steps = itertools.chain(_names(topology), _unlinkable(topology), found.addresses(), _contradictions(topology))
+    return [problem for problem in (*steps, *_loops(dict(_joined(topology)))) if problem is not None]
 
 
 def emulations(topology: Topology) -> Iterator[tuple[str, Emulation, Emulation, Emulation]]:
@@ -221,15 +230,23 @@ def _interfaces(topology: Topology) -> dict[str, set[str]]:
 
 
 def _joins(topology: Topology) -> Iterator[str | None]:
-    joined: dict[str, set[str]] = {}
-    for name, worker in topology.workers.items():
-        others = joined_names(worker)
+    joined = {}
+    for name, others in _joined(topology):
         if others:
             joined[name] = others
         yield None
     for name, others in joined.items():
         for other in sorted(others - topology.workers.keys()):
             yield f'workers.{name}.namespaces: there is no worker "{other}"'
+    yield from _loops(joined)
+
+
+def _joined(topology: Topology) -> Iterator[tuple[str, set[str]]]:
+    for name, worker in topology.workers.items():
+        yield name, joined_names(worker)
+
+
+def _loops(joined: Mapping[str, set[str]]) -> Iterator[str]:
     done: set[str] = set()
     for name in joined:
         if loop := find_loop(name, joined, done):

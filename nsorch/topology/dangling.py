@@ -18,6 +18,8 @@ def dangling(top: Mapping[str, Any], bridges_of_all: object) -> Iterator[str]:
     """
     bridges, workers = _tables(top.get("bridges")), _Workers(_tables(top.get("workers")))
     for name, table in workers.tables.items():
+        if name in bridges and "count" not in table:
+            yield f'workers.{name}: there is a worker or bridge "{name}" already'
         for number, item in enumerate(_items(table.get("links", bridges_of_all))):
             bridge = item.get("to") if isinstance(item, Mapping) else item
             if not name_problem(bridge) and bridge not in bridges:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from ipaddress import IPv4Interface, IPv4Network, IPv6Interface, IPv6Network, ip_address, ip_network
 from typing import TYPE_CHECKING, Any
 
@@ -302,28 +302,9 @@ class WorkerSpec(Value):
             object.__setattr__(self, "command", _program(self))  # its arguments are made of its links, later
         if self.nat is not None or (self.service is not None and _services().forwards(self.service)):
             object.__setattr__(self, "forward", True)
-        try:
-            namespaces = NamespaceSet.parse(self.namespaces, passive=self.command is None)
-            if self.sysctls and (problems := sysctl_problems(self.sysctls, namespaces)):
-                raise TopologyError(*problems)
-            if self.hostname is not None and not isinstance(namespaces.uts, New):
-                raise TopologyError("hostname: would be set outside: the worker has no uts namespace of its own")
-            if self.isolation not in PRESETS:
-                raise TopologyError(f'isolation: "{self.isolation}" is none of {", ".join(PRESETS)}')
-            if not is_plain(self):
-                from nsorch.topology.presets import isolation_of
-
-                isolation_of(self)
-            for key in ("nat", "firewall", "uplink"):
-                if getattr(self, key) is not None and not isinstance(namespaces.net, New):
-                    raise TopologyError(f"{key}: only in a network namespace of its own")
-            if self.service is not None:
-                _services().check_worker(self, self.service, namespaces)
-            if self.ready is not None and self.command is None:
-                raise TopologyError("ready: a worker without a command is never ready")
-            _check_interface_names(self)
-        except TopologyError as exc:
-            raise TopologyError(*(f"workers.{self.name}.{problem}" for problem in exc.problems)) from None
+        problems = list(dict.fromkeys(_problems_of(self)))
+        if problems:
+            raise TopologyError(*(f"workers.{self.name}.{problem}" for problem in problems))
 
     @property
     def all_interfaces(self) -> tuple[topology.InterfaceSpec, ...]:
@@ -353,6 +334,41 @@ def _program(spec: WorkerSpec) -> tuple[str, ...]:
     if spec.ready is not None:
         raise TopologyError(f"workers.{spec.name}.ready: its service says when it is ready")
     return program
+
+
+def _problems_of(spec: WorkerSpec) -> Iterator[str]:
+    """What of it doesn't go together."""
+    if spec.ready is not None and spec.command is None:
+        yield "ready: a worker without a command is never ready"
+    yield from _told(_check_interface_names, spec)
+    try:
+        namespaces = NamespaceSet.parse(spec.namespaces, passive=spec.command is None)
+    except TopologyError as exc:
+        yield from exc.problems
+        return
+    if spec.sysctls:
+        yield from sysctl_problems(spec.sysctls, namespaces)
+    if spec.hostname is not None and not isinstance(namespaces.uts, New):
+        yield "hostname: would be set outside: the worker has no uts namespace of its own"
+    for key in ("nat", "firewall", "uplink"):
+        if getattr(spec, key) is not None and not isinstance(namespaces.net, New):
+            yield f"{key}: only in a network namespace of its own"
+    if spec.service is not None:
+        yield from _told(_services().check_worker, spec, spec.service, namespaces)
+    if spec.isolation not in PRESETS:
+        yield f'isolation: "{spec.isolation}" is none of {", ".join(PRESETS)}'
+    elif not is_plain(spec):
+        from nsorch.topology.presets import isolation_of
+
+        yield from _told(isolation_of, spec)
+
+
+def _told(check: Callable[..., object], *args: object) -> Sequence[str]:
+    try:
+        check(*args)
+    except TopologyError as exc:
+        return exc.problems
+    return ()
 
 
 def _check_interface_names(spec: WorkerSpec) -> None:

@@ -12,6 +12,7 @@ from attrs import evolve
 
 from nsorch.errors import NsorchError, TopologyError
 from nsorch.topology.bursts import GILBERT_ELLIOTT_KEYS
+from nsorch.topology.checks import lasting_problems
 from nsorch.topology.dangling import dangling
 from nsorch.topology.emulation import EMULATION_KEYS, Emulation, given
 from nsorch.topology.filters import to_plain
@@ -141,15 +142,21 @@ class _Reader:
             self.build(key, lambda key=key, value=value: Topology(**{key: value}))  # type: ignore[misc]
         topology = Topology(name) if self.problems else Topology(name, **options)
         self.read_defaults(top.get("defaults", {}))
-        for key, value in self.table(top.get("bridges", {}), "bridges").items():
+        bridges = self.table(top.get("bridges", {}), "bridges")
+        for key, value in bridges.items():
             self._add(topology, f"bridges.{key}", self.bridge(key, value))
         for key, value in self.table(top.get("workers", {}), "workers").items():
             for spec in self.workers(key, value):
                 self._add(topology, f"workers.{key}", spec)
-        for number, value in enumerate(self.sequence(top.get("links", []), "links")):
+        links = self.sequence(top.get("links", []), "links")
+        for number, value in enumerate(links):
             self._add(topology, f"links[{number}]", self.link(f"links[{number}]", value))
         if self.problems:
             self.problems += map(self._explain, dangling(top, self.defaults["workers"].get("links")))
+            ends = {end.worker for link in topology.links for end in (link.a, link.b)}
+            # Else links have other numbers here, and segments other subnets.
+            if len(topology.links) == len(links) and not ends & (bridges.keys() - topology.bridges.keys()):
+                self.problems += lasting_problems(topology)
         else:
             self.problems += map(self._explain, topology.problems())
         return topology
