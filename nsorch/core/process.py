@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+from signal import Signals
 from typing import TYPE_CHECKING, Protocol
 
 import anyio
+from anyio.abc import ByteReceiveStream, ByteSendStream
 from anyio.abc import Process as AbstractProcess
 
 from nsorch.core import descriptors
@@ -13,10 +15,6 @@ from nsorch.core.spawner.protocol import Stream
 from nsorch.core.streams import PipeReceiveStream, PipeSendStream, make_pipe
 
 if TYPE_CHECKING:
-    from signal import Signals
-
-    from anyio.abc import ByteReceiveStream, ByteSendStream
-
     from nsorch.core.helper import Job
 
     class Ends(Protocol):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Container, Mapping, Sequence
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
@@ -18,8 +19,10 @@ from nsorch.supervisor.turns import in_turns
 from nsorch.supervisor.wiring.changing import default_of, follow_default, set_routes, take_routes
 from nsorch.supervisor.wiring.emulating import apply_ways, needs_netem, require_netem
 from nsorch.supervisor.wiring.given import given_in
+from nsorch.supervisor.wiring.network import Bridge, Link  # noqa: TC001 - for typing.get_type_hints
 from nsorch.supervisor.wiring.removing import remove_links
 from nsorch.supervisor.wiring.routes import ShortestPaths
+from nsorch.supervisor.worker import Worker  # noqa: TC001 - for typing.get_type_hints
 from nsorch.topology import To, Topology
 from nsorch.topology.checks import checks, emulations
 from nsorch.topology.difference import RESTARTED, Difference, difference, links_of
@@ -28,12 +31,9 @@ from nsorch.topology.kinds import of_kind
 from nsorch.topology.specs import as_link
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Container, Mapping, Sequence
-
     from nsorch.net.plan import RouteGroup, RoutePlan
     from nsorch.supervisor.supervisor import Supervisor
-    from nsorch.supervisor.wiring.network import Bridge, Link, Side
-    from nsorch.supervisor.worker import Worker
+    from nsorch.supervisor.wiring.network import Side
     from nsorch.topology import BridgeSpec, LinkSpec, WorkerSpec
     from nsorch.topology.specs import LinkKey
 

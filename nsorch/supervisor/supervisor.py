@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import os
 import threading
+from collections.abc import Awaitable, Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from types import MappingProxyType, NoneType
 from typing import TYPE_CHECKING, Any, Self
 
 import anyio
 
-from nsorch import events
+from nsorch import events, supervisor, topology
 from nsorch.core import descriptors
 from nsorch.core.collector import no_full_collections
 from nsorch.core.helper import Helper, Job
@@ -18,47 +20,28 @@ from nsorch.core.launch import may_administer
 from nsorch.core.spawner.pins import missing_folders, remove_folders, unlink
 from nsorch.core.threads import in_thread, in_thread_or_here
 from nsorch.errors import ClosedError, NsorchError, SpawnerDiedError, TopologyError, WorkerExitedError
+from nsorch.events import Snapshot, Subscription  # noqa: TC001 - for typing.get_type_hints
 from nsorch.supervisor.cgroups import Cgroups
 from nsorch.supervisor.entry import Home, home_of
 from nsorch.supervisor.starting import Starter
 from nsorch.supervisor.turns import DYING, for_each, in_turns
-from nsorch.supervisor.wiring.network import Bridge, Link
+from nsorch.supervisor.wiring.network import Bridge, Interface, Link
 from nsorch.supervisor.wiring.wiring import Wiring
 from nsorch.supervisor.worker import Worker
-from nsorch.topology import BridgeSpec, WorkerSpec
+from nsorch.topology import BridgeSpec, End, Route, To, WorkerSpec
 from nsorch.topology.kinds import check_seconds, items, name_of, of_kind, shown
 
 if TYPE_CHECKING:
-    import os
-    from collections.abc import Awaitable, Callable, Collection, Iterable, Iterator, Mapping, Sequence
     from types import TracebackType
 
     from nsorch.core.helper import Facts
-    from nsorch.events import Exit, Snapshot, Subscription
-    from nsorch.net.packets import Instructions
-    from nsorch.net.ping import Reachability
-    from nsorch.supervisor.deployment import Deployment
-    from nsorch.supervisor.traffic.capture import Capture, Direction
-    from nsorch.supervisor.wiring.network import Interface
-    from nsorch.supervisor.wiring.uplinks import Uplink, Uplinks
+    from nsorch.events import Exit
+    from nsorch.supervisor.wiring.uplinks import Uplinks
     from nsorch.topology import (
-        Dnsmasq,
         End,
-        ExecReady,
-        Frr,
-        InterfaceSpec,
         Route,
-        Tayga,
-        TcpReady,
         To,
-        Topology,
-        UplinkSpec,
     )
-    from nsorch.topology.filters import Firewall, Nat
-    from nsorch.topology.limits import Limits
-    from nsorch.topology.mounts import Mount, Overlay
-    from nsorch.topology.privileges import Capabilities
-    from nsorch.topology.uplinks import UplinkMethod
 
 # The kernel kills at once; thousands of processes take their time to be reaped.
 _KILL_DEADLINE = 10.0
@@ -398,17 +381,17 @@ class Supervisor:
         user: str | int | None = None,
         groups: Iterable[str | int] = (),
         isolation: str = "network",
-        rootfs: str | os.PathLike[str] | Overlay | None = None,
-        mounts: Iterable[Mount] = (),
+        rootfs: str | os.PathLike[str] | topology.Overlay | None = None,
+        mounts: Iterable[topology.Mount] = (),
         readonly_root: bool | None = None,
         masked: Iterable[str] | None = None,
         readonly_paths: Iterable[str] | None = None,
-        capabilities: Capabilities | Iterable[str] | None = None,
+        capabilities: topology.Capabilities | Iterable[str] | None = None,
         no_new_privs: bool | None = None,
         seccomp: str | bytes | int | os.PathLike[str] | None = None,
         rlimits: Mapping[str, int | str | tuple[int | str, int | str]] | None = None,
         oom_score_adj: int | None = None,
-        limits: Limits | Mapping[str, Any] | None = None,
+        limits: topology.Limits | Mapping[str, Any] | None = None,
         cgroup_namespace: bool | None = None,
         time_offsets: Mapping[str, float] | None = None,
         uid_map: Iterable[tuple[int, int, int]] = (),
@@ -416,7 +399,7 @@ class Supervisor:
         domainname: str | None = None,
         hostname: str | None = None,
         init: bool = True,
-        ready: TcpReady | ExecReady | None = None,
+        ready: topology.TcpReady | topology.ExecReady | None = None,
         critical: bool = False,
         stdin: Any = None,
         stdout: Any = None,
@@ -424,11 +407,11 @@ class Supervisor:
         sysctls: Mapping[str, str | int] | None = None,
         routes: Iterable[Route] = (),
         forward: bool = False,
-        nat: Nat | Mapping[str, Any] | str | None = None,
-        firewall: Firewall | Mapping[str, Any] | str | None = None,
-        interfaces: Iterable[InterfaceSpec | Mapping[str, Any]] = (),
-        service: Dnsmasq | Frr | Tayga | Mapping[str, Any] | None = None,
-        uplink: UplinkSpec | Mapping[str, Any] | UplinkMethod | bool | None = None,
+        nat: topology.Nat | Mapping[str, Any] | str | None = None,
+        firewall: topology.Firewall | Mapping[str, Any] | str | None = None,
+        interfaces: Iterable[topology.InterfaceSpec | Mapping[str, Any]] = (),
+        service: topology.Dnsmasq | topology.Frr | topology.Tayga | Mapping[str, Any] | None = None,
+        uplink: topology.UplinkSpec | Mapping[str, Any] | topology.UplinkMethod | bool | None = None,
         label: str | None = None,
     ) -> Worker:
         """Start a worker: its namespaces, its links, then its command. Without *command* it is passive.
@@ -727,7 +710,7 @@ class Supervisor:
         """The opposite of :meth:`partition`, and no error without one. Cancelled, it is done all the same."""
         await self._wiring.partitions.heal()
 
-    async def deploy(self, topology: Topology) -> Deployment:
+    async def deploy(self, topology: topology.Topology) -> supervisor.Deployment:
         """Bring up all of *topology* at once: bridges and workers, links, routes, then commands. Cancelled, none of it
         is left.
 
@@ -748,7 +731,7 @@ class Supervisor:
         attempts: int = 3,
         version: int | None = None,
         progress: Callable[[int], None] | None = None,
-    ) -> Reachability:
+    ) -> supervisor.Reachability:
         """Ping every worker from every other, or the (source, target) *pairs*, by ICMP echo from inside the sources.
 
         :param timeout: seconds to wait for an answer
@@ -766,7 +749,9 @@ class Supervisor:
 
     # -- events
 
-    async def uplink(self, worker: Worker | str, *, name: str = "up0", method: UplinkMethod | None = None) -> Uplink:
+    async def uplink(
+        self, worker: Worker | str, *, name: str = "up0", method: topology.UplinkMethod | None = None
+    ) -> supervisor.Uplink:
         """Give *worker* a way to the outside of the lab, through an interface *name*: nothing else has one.
 
         By ``"pasta"`` (Debian: passt), a process that sends for it by ordinary sockets and runs as worker
@@ -811,12 +796,12 @@ class Supervisor:
         self,
         links: Iterable[Link | str],
         *,
-        filter: str | Instructions | None = None,  # noqa: A002 - the field's word
+        filter: str | supervisor.Instructions | None = None,  # noqa: A002 - the field's word
         file: str | os.PathLike[str] | None = None,
-        direction: Direction = "in",
+        direction: supervisor.Direction = "in",
         snaplen: int = 65_535,
         buffer: int = 4096,
-    ) -> Capture:
+    ) -> supervisor.Capture:
         """The packets that pass *links*: ``async with sup.capture(links) as packets`` gives a stream of
         :class:`nsorch.Packet`, each once, at the end where it arrives, after any emulation of the link.
 

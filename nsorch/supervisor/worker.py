@@ -5,52 +5,41 @@ from __future__ import annotations
 import os
 import signal
 import socket
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from ipaddress import IPv4Address, IPv4Interface, IPv6Address, IPv6Interface
 from types import MappingProxyType, NoneType
 from typing import TYPE_CHECKING, Any
 
 import anyio
 from anyio import TASK_STATUS_IGNORED
+from anyio.abc import ByteReceiveStream, ByteSendStream, TaskStatus
 from attrs import evolve
 
+from nsorch import supervisor, topology  # noqa: TC001 - for typing.get_type_hints
 from nsorch.core import descriptors
 from nsorch.core.process import DEVNULL, PIPE, Process
 from nsorch.core.spawner.pins import unlink
 from nsorch.core.spawner.syscalls import CLONE_NEWNET, NS_FILES
 from nsorch.core.threads import in_thread_or_here
 from nsorch.errors import ClosedError, NsorchError, TopologyError, UnsupportedError
-from nsorch.events import State, WorkerExited, WorkerReady, WorkerRemoved, WorkerSetupFailed, WorkerStarted
+from nsorch.events import Exit, State, WorkerExited, WorkerReady, WorkerRemoved, WorkerSetupFailed, WorkerStarted
 from nsorch.supervisor import entering
 from nsorch.supervisor.commands import check_command, check_run
 from nsorch.supervisor.removal import remove
 from nsorch.supervisor.wiring.changing import set_routes, take_routes
+from nsorch.supervisor.wiring.network import Interface, Link  # noqa: TC001 - for typing.get_type_hints
+from nsorch.topology import Route, WorkerSpec  # noqa: TC001 - for typing.get_type_hints
 from nsorch.topology.kinds import check_seconds, name_of, of_kind, shown
 from nsorch.topology.specs import to_routes
 
 if TYPE_CHECKING:
-    import ssl
-    import subprocess
-    from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
-    from ipaddress import IPv4Address, IPv4Interface, IPv6Address, IPv6Interface
-
-    import httpx
-    from anyio.abc import ByteReceiveStream, ByteSendStream, ConnectedUDPSocket, SocketStream, TaskStatus, UDPSocket
-    from anyio.streams.stapled import MultiListener
-    from anyio.streams.tls import TLSStream
-
-    from nsorch.core.usage import WorkerStats
-    from nsorch.events import Exit
     from nsorch.supervisor.confined import Confined
     from nsorch.supervisor.entry import Entry
     from nsorch.supervisor.main_process import MainProcess
-    from nsorch.supervisor.statistics import StatsStream
     from nsorch.supervisor.supervisor import Supervisor
-    from nsorch.supervisor.traffic.tun import TunDevice
     from nsorch.supervisor.wiring.devices import Device
-    from nsorch.supervisor.wiring.network import Interface, Link
-    from nsorch.topology import InterfaceSpec, Limits, Route, WorkerSpec
-    from nsorch.topology.filters import Firewall, Nat
 
-    IPAddress = IPv4Address | IPv6Address
+IPAddress = IPv4Address | IPv6Address
 
 
 class Worker:
@@ -189,7 +178,7 @@ class Worker:
         cwd: str | os.PathLike[str] | None = None,
         user: str | int | None = None,
         confined: bool = True,
-    ) -> subprocess.CompletedProcess[bytes]:
+    ) -> supervisor.CompletedProcess[bytes]:
         """Run *command* in its namespaces, and wait for its end; conventions of :func:`anyio.run_process`.
 
         Cancelled, or after *timeout* seconds, the command is killed with all its descendants, also those that left its
@@ -312,7 +301,7 @@ class Worker:
             raise ClosedError(f"the worker's network namespace {why}", worker=self.name)
         return await supervisor._helper.open_socket(netns, family, type, proto)
 
-    async def add_interface(self, spec: InterfaceSpec | Mapping[str, Any]) -> Interface:
+    async def add_interface(self, spec: topology.InterfaceSpec | Mapping[str, Any]) -> Interface:
         """Make another interface in its network namespace, such as ``nsorch.Dummy("d0", address="10.9.0.1/32")``, or a
         mapping with the same keys and ``kind``. While the worker is being started it waits for that.
         Returns when it is up and has its addresses. Cancelled, there is none.
@@ -343,7 +332,7 @@ class Worker:
 
     async def open_tun(
         self, name: str, mode: str | None = None, *, address: Any = None, mac: str | None = None, mtu: int | None = None
-    ) -> TunDevice:
+    ) -> supervisor.TunDevice:
         """A network interface of this worker whose packets the caller reads and writes, in its own event loop: an anyio
         stream, with a non-blocking descriptor (``fileno()``, ``detach()``) that the caller owns.
 
@@ -371,11 +360,11 @@ class Worker:
         *,
         local_host: Worker | str | IPAddress | None = None,
         tls: bool = False,
-        ssl_context: ssl.SSLContext | None = None,
+        ssl_context: supervisor.SSLContext | None = None,
         tls_hostname: str | None = None,
         tls_standard_compatible: bool = True,
         happy_eyeballs_delay: float = 0.25,
-    ) -> SocketStream | TLSStream:
+    ) -> anyio.abc.SocketStream | supervisor.TLSStream:
         """Connect from this worker, in the caller's own event loop; conventions of :func:`anyio.connect_tcp`.
 
         Cancelled, no socket is left.
@@ -411,7 +400,7 @@ class Worker:
         local_port: int = 0,
         backlog: int = 65536,
         reuse_port: bool = False,
-    ) -> MultiListener[SocketStream]:
+    ) -> supervisor.MultiListener[anyio.abc.SocketStream]:
         """Listen in this worker; conventions of :func:`anyio.create_tcp_listener`. Wrap it in
         :class:`anyio.streams.tls.TLSListener` for TLS.
 
@@ -432,7 +421,7 @@ class Worker:
         local_host: Worker | str | IPAddress | None = None,
         local_port: int = 0,
         reuse_port: bool = False,
-    ) -> UDPSocket:
+    ) -> anyio.abc.UDPSocket:
         """A datagram socket in this worker; conventions of :func:`anyio.create_udp_socket`.
 
         :param family: AF_INET or AF_INET6; None: that of the first address of *local_host*, or AF_INET without one
@@ -445,7 +434,7 @@ class Worker:
 
     async def create_connected_udp_socket(
         self, host: Worker | str | IPAddress, port: int, *, local_host: Worker | str | IPAddress | None = None
-    ) -> ConnectedUDPSocket:
+    ) -> anyio.abc.ConnectedUDPSocket:
         """A datagram socket in this worker that sends to *host* and hears it alone.
 
         :raises OSError: there is no way there; :class:`socket.gaierror` where the lab has no such name
@@ -457,11 +446,11 @@ class Worker:
 
     async def serve(
         self,
-        handler: Callable[[SocketStream], Awaitable[Any]],
+        handler: Callable[[anyio.abc.SocketStream], Awaitable[Any]],
         port: int,
         *,
         local_host: Worker | str | IPAddress | None = None,
-        task_status: TaskStatus[MultiListener[SocketStream]] = TASK_STATUS_IGNORED,
+        task_status: TaskStatus[supervisor.MultiListener[anyio.abc.SocketStream]] = TASK_STATUS_IGNORED,
     ) -> None:
         """Listen on *port* and call *handler* with each connection, in a task of its own, until cancelled:
         ``await tasks.start(worker.serve, handler, 80)`` returns the listener when it listens. When the worker is
@@ -474,7 +463,7 @@ class Worker:
 
         await sockets.serve(self, handler, port, local_host=local_host, task_status=task_status)
 
-    def http_client(self, *, http1: bool = True, http2: bool = False, **options: Any) -> httpx.AsyncClient:
+    def http_client(self, *, http1: bool = True, http2: bool = False, **options: Any) -> supervisor.AsyncClient:
         """An :class:`httpx.AsyncClient` whose connections leave from this worker, to names of the lab or addresses.
         Needs the extra ``nsorch[http]``. Where httpx isn't imported yet, ``async with`` does that in a thread; the loop
         stands still for it where anything else is asked of the client first.
@@ -593,7 +582,7 @@ class Worker:
                 raise
         await anyio.lowlevel.checkpoint()
 
-    async def set_nat(self, nat: Nat | Mapping[str, Any] | str | None) -> None:
+    async def set_nat(self, nat: topology.Nat | Mapping[str, Any] | str | None) -> None:
         """Give it another address translation, or none, in one step. Connections that exist keep theirs, see
         :meth:`flush_connections`. Cancelled, it is done all the same.
 
@@ -605,7 +594,7 @@ class Worker:
             raise UnsupportedError("it doesn't forward: start it with forward=True", worker=self.name, stage="nat")
         await self._filter(lambda spec: evolve(spec, nat=nat))
 
-    async def set_firewall(self, firewall: Firewall | Mapping[str, Any] | str | None) -> None:
+    async def set_firewall(self, firewall: topology.Firewall | Mapping[str, Any] | str | None) -> None:
         """Give it another firewall, or none, in one step. Cancelled, it is done all the same.
 
         :raises TopologyError: it names what doesn't exist, or lacks its outside
@@ -676,7 +665,7 @@ class Worker:
         """Whether :meth:`freeze` stopped its processes."""
         return self._supervisor._cgroups.is_frozen(self)
 
-    async def stats(self) -> WorkerStats:
+    async def stats(self) -> supervisor.WorkerStats:
         """What all its processes have used, since its cgroup exists: from its start with ``limits`` or
         ``Supervisor(cgroups=True)``; else it is made now, and what runs is moved into it.
 
@@ -685,7 +674,7 @@ class Worker:
         """
         return await self._supervisor._cgroups.stats(self)
 
-    def watch_stats(self, interval: float = 1.0) -> StatsStream:
+    def watch_stats(self, interval: float = 1.0) -> supervisor.StatsStream:
         """The same every *interval* seconds, until the worker is gone: ``async for stats in worker.watch_stats(0.5)``.
 
         Nothing runs between two calls of ``receive``: who is slow misses readings, and gets none that is old.
@@ -714,7 +703,7 @@ class Worker:
         """
         await self._supervisor._cgroups.thaw(self)
 
-    async def set_limits(self, limits: Limits | Mapping[str, Any] | None) -> None:
+    async def set_limits(self, limits: topology.Limits | Mapping[str, Any] | None) -> None:
         """Replace its limits by these, while it runs; None lifts all. Cancelled, it is done all the same; but where
         memory had no limit, a command that is being started is waited for first, and that can be cancelled.
 

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from nsorch.topology.services import Dnsmasq, Frr, Service, Tayga
     from nsorch.topology.traces import Step, Trace
     from nsorch.topology.tunnels import Vxlan, WireGuard, WireGuardPeer
-    from nsorch.topology.uplinks import UplinkSpec
+    from nsorch.topology.uplinks import UplinkMethod, UplinkSpec
 
 LATER = {
     "GilbertElliott": "nsorch.topology.bursts",
@@ -67,6 +67,7 @@ LATER = {
     "Vxlan": "nsorch.topology.tunnels",
     "WireGuard": "nsorch.topology.tunnels",
     "WireGuardPeer": "nsorch.topology.tunnels",
+    "UplinkMethod": "nsorch.topology.uplinks",
     "UplinkSpec": "nsorch.topology.uplinks",
 }
 
@@ -110,6 +111,7 @@ __all__ = [
     "Topology",
     "Trace",
     "Tun",
+    "UplinkMethod",
     "UplinkSpec",
     "Vlan",
     "Vrf",

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import Any, Literal, get_args
 
 from attrs import field, fields_dict, frozen
 
@@ -14,9 +14,6 @@ from nsorch.topology.names import name_problem
 from nsorch.topology.units import duration
 from nsorch.topology.values import below, interface, interfaces, many, one_of, read, read_many
 from nsorch.values import Value
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
 
 NatKind = Literal["masquerade", "full-cone", "address-restricted", "port-restricted", "symmetric"]
 Preset = Literal["home", "web-only", "closed"]

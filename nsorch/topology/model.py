@@ -5,10 +5,11 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Mapping
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from attrs import evolve
 
+from nsorch import topology  # noqa: TC001 - for typing.get_type_hints
 from nsorch.errors import NameInUseError, TopologyError
 from nsorch.topology.checks import checks, emulations
 from nsorch.topology.emulation import NO_EMULATION, directions
@@ -16,11 +17,6 @@ from nsorch.topology.kinds import shown
 from nsorch.topology.layer2 import wires
 from nsorch.topology.routing import connected
 from nsorch.topology.specs import BridgeSpec, LinkSpec, To, WorkerSpec
-
-if TYPE_CHECKING:
-    from nsorch.topology.limits import Limits
-    from nsorch.topology.mounts import Mount, Overlay
-    from nsorch.topology.privileges import Capabilities
 
 ROUTING = ("none", "shortest-path")
 METRICS = ("weight", "hops", "delay")
@@ -138,17 +134,17 @@ class Topology:
         user: str | int | None = None,
         groups: Iterable[str | int] = (),
         isolation: str = "network",
-        rootfs: str | os.PathLike[str] | Overlay | None = None,
-        mounts: Iterable[Mount] = (),
+        rootfs: str | os.PathLike[str] | topology.Overlay | None = None,
+        mounts: Iterable[topology.Mount] = (),
         readonly_root: bool | None = None,
         masked: Iterable[str] | None = None,
         readonly_paths: Iterable[str] | None = None,
-        capabilities: Capabilities | Iterable[str] | None = None,
+        capabilities: topology.Capabilities | Iterable[str] | None = None,
         no_new_privs: bool | None = None,
         seccomp: str | bytes | int | os.PathLike[str] | None = None,
         rlimits: Mapping[str, int | str | tuple[int | str, int | str]] | None = None,
         oom_score_adj: int | None = None,
-        limits: Limits | Mapping[str, Any] | None = None,
+        limits: topology.Limits | Mapping[str, Any] | None = None,
         cgroup_namespace: bool | None = None,
         time_offsets: Mapping[str, float] | None = None,
         uid_map: Iterable[tuple[int, int, int]] = (),

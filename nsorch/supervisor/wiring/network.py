@@ -13,10 +13,11 @@ from typing import TYPE_CHECKING, Any
 import anyio
 from attrs import define, frozen
 
+from nsorch import supervisor, topology  # noqa: TC001 - for typing.get_type_hints
 from nsorch.errors import ClosedError, TopologyError
 from nsorch.supervisor.wiring.changing import end_name, end_of, move, set_addresses, set_mac
 from nsorch.supervisor.wiring.emulating import UNSET, Unset, apply_ways, needs_netem, plan_emulation, require_netem
-from nsorch.topology import End, To
+from nsorch.topology import Emulation, End, To
 from nsorch.topology.emulation import NO_EMULATION, directions, given
 from nsorch.topology.kinds import at, of_kind
 from nsorch.topology.units import duration
@@ -24,13 +25,11 @@ from nsorch.values import Shown, Value
 
 if TYPE_CHECKING:
     from nsorch.net.addresses import Segment
-    from nsorch.net.packets import Instructions
     from nsorch.net.plan import PortVlans
-    from nsorch.supervisor.traffic.capture import Capture, Direction
     from nsorch.supervisor.wiring.segments import Part, Parts
     from nsorch.supervisor.wiring.wiring import Wiring
     from nsorch.supervisor.worker import Worker
-    from nsorch.topology import BridgeSpec, Emulation, Trace
+    from nsorch.topology import BridgeSpec, Emulation
 
 
 @frozen(kw_only=True, eq=False, repr=False)
@@ -300,7 +299,7 @@ class Link:
         bridge: Bridge | str | None = None,
         vlan: int | None = None,
         tagged: Any = None,
-        end: Worker | Bridge | str | None = None,
+        end: supervisor.Worker | Bridge | str | None = None,
         emulation: Emulation | Unset | None = UNSET,
         profile: str | Unset | None = UNSET,
         delay: Any = UNSET,
@@ -382,9 +381,9 @@ class Link:
 
     async def follow(
         self,
-        trace: Trace | Iterable[Any],
+        trace: topology.Trace | Iterable[Any],
         *,
-        end: Worker | Bridge | str | None = None,
+        end: supervisor.Worker | Bridge | str | None = None,
         repeat: bool = False,
     ) -> None:
         """Have its emulation go the way of *trace*; returns at the trace's end. What the trace doesn't speak of stays.
@@ -459,12 +458,12 @@ class Link:
     def capture(
         self,
         *,
-        filter: str | Instructions | None = None,  # noqa: A002 - the field's word
+        filter: str | supervisor.Instructions | None = None,  # noqa: A002 - the field's word
         file: str | os.PathLike[str] | None = None,
-        direction: Direction = "in",
+        direction: supervisor.Direction = "in",
         snaplen: int = 65_535,
         buffer: int = 4096,
-    ) -> Capture:
+    ) -> supervisor.Capture:
         """The packets that pass this link: ``async with link.capture() as packets`` gives a stream of
         :class:`nsorch.Packet`. See :meth:`nsorch.Supervisor.capture`.
         """
