@@ -282,9 +282,11 @@ async def test_network_namespace_outlives_who_made_it() -> None:
 
 async def test_stop_restart_remove() -> None:
     async with nsorch.Supervisor() as sup:
-        worker = await sup.start("w", ["sh", "-c", "trap 'exit 9' TERM; sleep 600 & wait"])
+        line = "trap 'exit 9' TERM; echo trapped; sleep 600 & wait"
+        worker = await sup.start("w", ["sh", "-c", line], stdout=subprocess.PIPE)
         net, pid_namespace = worker.namespaces["net"], worker.namespaces["pid"]
-        await anyio.sleep(0.1)
+        assert worker.stdout is not None
+        assert await worker.stdout.receive() == b"trapped\n"
         ended = await worker.stop(grace=5)
         assert ended is not None
         assert (ended.code, ended.expected) == (9, True)
@@ -452,8 +454,10 @@ async def test_restart_that_fails() -> None:
 
 async def test_stop_escalates() -> None:
     async with nsorch.Supervisor() as sup:
-        worker = await sup.start("w", ["sh", "-c", "trap '' TERM; while :; do sleep 0.01; done"])
-        await anyio.sleep(0.1)
+        line = "trap '' TERM; echo trapped; while :; do sleep 0.01; done"
+        worker = await sup.start("w", ["sh", "-c", line], stdout=subprocess.PIPE)
+        assert worker.stdout is not None
+        assert await worker.stdout.receive() == b"trapped\n"
         ended = await worker.stop(grace=0.05)
         assert ended is not None
         assert (ended.signal, ended.expected) == (9, True)
