@@ -11,6 +11,7 @@ import re
 import signal
 import subprocess
 import sys
+import termios
 import time
 from concurrent.futures import ThreadPoolExecutor
 
@@ -179,6 +180,32 @@ def test_terminal_of_a_worker_with_an_environment(tmp_path: pathlib.Path) -> Non
                 text=True,
             )
             assert done.stdout.startswith(expected)
+    finally:
+        os.close(host)
+        os.close(terminal)
+
+
+@pytest.mark.parametrize("where", [["--in", "a"], []])
+def test_modes_of_the_terminal_are_set_back_for_who_could_not(where: list[str], tmp_path: pathlib.Path) -> None:
+    path = tmp_path / "lab.toml"
+    path.write_text("[workers.a]\n")
+    command = [sys.executable, "-m", "nsorch", "run", str(path), *where, "--", "sh", "-c"]
+    host, terminal = pty.openpty()
+    modes = termios.tcgetattr(terminal)
+    try:
+        assert subprocess.run([*command, "stty raw -echo; kill -9 $$"], stdin=terminal).returncode == 137
+        assert termios.tcgetattr(terminal) == modes
+        with subprocess.Popen(
+            [*command, "stty raw -echo; echo; exec sleep 600"], stdin=terminal, stdout=subprocess.PIPE
+        ) as process:
+            assert process.stdout is not None
+            assert process.stdout.readline() == b"\n"
+            assert termios.tcgetattr(terminal) != modes
+            process.terminate()
+            assert process.wait(20) == 143
+        assert termios.tcgetattr(terminal) == modes
+        subprocess.run([*command, "stty -echo"], stdin=terminal, check=True)  # what it is there for
+        assert termios.tcgetattr(terminal) != modes
     finally:
         os.close(host)
         os.close(terminal)

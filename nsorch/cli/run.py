@@ -21,7 +21,7 @@ from nsorch.cli.output import Outputs
 from nsorch.cli.progress import progress
 from nsorch.cli.report import check_result, render_check
 from nsorch.cli.signals import SIGNALS, await_signal
-from nsorch.cli.terminal import is_terminal, take_terminal
+from nsorch.cli.terminal import is_terminal, lent_terminal
 from nsorch.cli.watch import watch
 
 if TYPE_CHECKING:
@@ -149,18 +149,25 @@ async def _run_inside(sup: Supervisor, worker: str, command: tuple[str, ...]) ->
     terminal, env = is_terminal(sys.stdin), sup.workers[worker].spec.env
     if terminal and env is not None and "TERM" in os.environ:
         env = {"TERM": os.environ["TERM"], **env}
-    process = await sup.workers[worker].popen(
-        command, stdin=None, stdout=None, stderr=None, env=env, start_new_session=not terminal
-    )
-    try:
+    with lent_terminal() as tell:
+        process = await sup.workers[worker].popen(
+            command, stdin=None, stdout=None, stderr=None, env=env, start_new_session=not terminal
+        )
         async with process:
             code = await process.wait()
-    finally:
-        take_terminal()
+            tell(code)
     return code if code >= 0 else 128 - code
 
 
 async def _run_outside(command: tuple[str, ...], outputs: Outputs) -> int:
+    with lent_terminal() as tell:
+        code = await _run_on_host(command, outputs)
+        tell(code)
+    return code if code >= 0 else 128 - code
+
+
+async def _run_on_host(command: tuple[str, ...], outputs: Outputs) -> int:
+    """Its return code, negative for a signal."""
     try:
         process = await anyio.open_process(command, stdin=None, stdout=None, stderr=None)
     except FileNotFoundError:
@@ -173,7 +180,7 @@ async def _run_outside(command: tuple[str, ...], outputs: Outputs) -> int:
         await outputs.tell(f'"{command[0]}" is not executable')
         return 126
     try:
-        code = await process.wait()
+        return await process.wait()
     except BaseException:
         with contextlib.suppress(ProcessLookupError):
             process.terminate()
@@ -184,7 +191,6 @@ async def _run_outside(command: tuple[str, ...], outputs: Outputs) -> int:
                 process.kill()
                 await process.wait()
         raise
-    return code if code >= 0 else 128 - code
 
 
 def _is_there(program: str) -> bool:
