@@ -246,6 +246,16 @@ def test_below_another_user_namespace(tmp_path: pathlib.Path) -> None:
     assert target.read_text() == "fine"
 
 
+def test_another_pid_namespaces_proc_is_told_of(tmp_path: pathlib.Path) -> None:
+    done = subprocess.run(
+        ["unshare", "--map-root-user", "--pid", "--fork", sys.executable, "-c", SMALL, str(tmp_path / "done")],
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert "UnsupportedError: nsorch needs the /proc of this pid namespace" in done.stderr
+
+
 LIMITED = """
 import anyio, nsorch, resource, sys
 resource.setrlimit(resource.RLIMIT_NOFILE, (100, int(sys.argv[1])))

@@ -86,7 +86,8 @@ def launch(rootless: bool, subids: bool | None = None) -> Launched:
     :param subids: see :func:`nsorch.core.subids.find_subids`
     :raises SetupError: it can't be started
     :raises PermissionDeniedError: it takes a user namespace
-    :raises UnsupportedError: there is no interpreter, or no such ids as *subids* insists on; or see :func:`check_files`
+    :raises UnsupportedError: there is no interpreter, or no such ids as *subids* insists on, or
+        another pid namespace's /proc; or see :func:`check_files`
     """
     check_files()
     if not rootless and not may_administer():
@@ -95,6 +96,10 @@ def launch(rootless: bool, subids: bool | None = None) -> Launched:
             stage="launch",
             detail="that takes CAP_SYS_ADMIN in the user namespace that this process's network, UTS and IPC namespaces "
             "belong to",
+        )
+    if rootless and os.readlink("/proc/self") != str(os.getpid()):
+        raise UnsupportedError(
+            "nsorch needs the /proc of this pid namespace, and sees another's: mount -t proc proc /proc", stage="launch"
         )
     if not sys.executable:
         raise UnsupportedError(
