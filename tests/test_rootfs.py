@@ -175,6 +175,24 @@ async def test_what_lies_above_where_a_link_leads(rootfs: pathlib.Path, tmp_path
     assert (tmp_path / "real/upper.work").is_dir()
 
 
+async def test_no_working_directory(
+    rootfs: pathlib.Path, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    (tmp_path / "gone").rmdir()
+    async with nsorch.Supervisor() as sup:
+        await sup.start("w", rootfs=rootfs, mounts=[nsorch.bind(tmp_path, "/x")])
+        below = {"rootfs": "x"}, {"rootfs": nsorch.overlay("x")}, {"mounts": [nsorch.bind("x", "/x")]}
+        for fields in below:
+            with pytest.raises(
+                nsorch.TopologyError, match=r'workers.other.[^ ]+: "x" is in the working directory, which'
+            ):
+                await sup.start("other", **fields)
+    with pytest.raises(nsorch.TopologyError, match='src: "x" is in the working directory'):
+        nsorch.bind("x")
+
+
 @of_kernel
 async def test_recursive_read_only(tmp_path: pathlib.Path) -> None:
     """``/dev`` of the host has mounts below it: none of them is writable in a read-only bind."""

@@ -39,7 +39,7 @@ def unpack_blocking(
     cancelled: threading.Event,
 ) -> Unpacked:
     """See :func:`nsorch.unpack`; stops soon after *cancelled* is set."""
-    source = absolute(os.fspath(image))
+    source = absolute("image", os.fspath(image))
     target = os.path.realpath(os.fspath(directory))
     wanted = Platform.parse(platform)
     if not os.path.exists(source):

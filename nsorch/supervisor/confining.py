@@ -64,7 +64,10 @@ async def confine(spec: WorkerSpec, facts: Facts, *, rootless: bool) -> Confined
     if not own_user:
         _check_capabilities(isolation.required, facts.capabilities, spec.name)
     program = await _seccomp_program(isolation, spec.name)
-    root = _root(isolation, rootless=rootless, own_user=own_user, passive=spec.command is None)
+    try:
+        root = _root(isolation, rootless=rootless, own_user=own_user, passive=spec.command is None)
+    except TopologyError as exc:
+        raise TopologyError(f"workers.{spec.name}.{exc.problems[0]}") from None
     return Confined(
         namespaces=isolation.namespaces,
         confinement=spawner_confinement.encode(
@@ -197,8 +200,8 @@ def _environment() -> dict[str, str]:
     return env
 
 
-def _absolute(path: str) -> bytes:
-    return os.fsencode(absolute(path))
+def _absolute(where: str, path: str) -> bytes:
+    return os.fsencode(absolute(where, path))
 
 
 def _beside(upper: bytes) -> bytes:
@@ -236,27 +239,29 @@ def _root(isolation: Isolation, *, rootless: bool, own_user: bool, passive: bool
         for paths in (isolation.masked, isolation.readonly_paths)
     )
     rootfs = isolation.rootfs
-    root = Root(mounts=tuple(map(_mount, isolation.mounts)), masked=masked, readonly=readonly)
+    mounts = tuple(_mount(f"mounts[{number}].src", mount) for number, mount in enumerate(isolation.mounts))
+    root = Root(mounts=mounts, masked=masked, readonly=readonly)
     if rootfs is None:
         return root
     sysfs = Sysfs.READ_ONLY if isolation.readonly_sys else Sysfs.FRESH
     if not has_own_sys(namespaces):
         sysfs = Sysfs.HOST
-    overlay = None
+    overlay, directory = None, b""
     hosts_own = False
     if isinstance(rootfs, Overlay):
-        upper = b"" if rootfs.upper is None else _absolute(rootfs.upper)
+        upper = b"" if rootfs.upper is None else _absolute("rootfs.upper", rootfs.upper)
         overlay = (
-            tuple(map(_absolute, rootfs.lower)),
+            tuple(_absolute("rootfs.lower", layer) for layer in rootfs.lower),
             upper,
-            _absolute(rootfs.work) if rootfs.work is not None else upper and _beside(upper),
+            _absolute("rootfs.work", rootfs.work) if rootfs.work is not None else upper and _beside(upper),
             rootfs.size or 0,
             rootless or own_user,
         )
     else:
-        hosts_own = os.path.realpath(rootfs) == "/"
+        directory = _absolute("rootfs", rootfs)
+        hosts_own = os.path.realpath(directory) == b"/"
     return root._replace(
-        directory=b"" if isinstance(rootfs, Overlay) else _absolute(rootfs),
+        directory=directory,
         overlay=overlay,
         create=not hosts_own,
         read_only=isolation.readonly_root,
@@ -270,11 +275,11 @@ def _root(isolation: Isolation, *, rootless: bool, own_user: bool, passive: bool
     )
 
 
-def _mount(mount: Mount) -> tuple[object, ...]:
+def _mount(where: str, mount: Mount) -> tuple[object, ...]:
     if isinstance(mount, Bind):
         return (
             True,
-            _absolute(mount.src),
+            _absolute(where, mount.src),
             os.fsencode(mount.dst),
             mount.read_only,
             mount.recursive,

@@ -94,9 +94,15 @@ def to_path(where: str, value: Any) -> str:
     return path
 
 
-def absolute(path: str) -> str:
-    """As the kernel reads it: ``LINK/..`` is above where the link leads to, so :func:`os.path.abspath` won't do."""
-    return path if path.startswith("/") else os.path.join(os.getcwd(), path)
+def absolute(where: str, path: str) -> str:
+    """As the kernel reads it: ``LINK/..`` is above where the link leads to, so :func:`os.path.abspath` won't do.
+
+    :raises TopologyError: there is nothing that it could be relative to
+    """
+    try:
+        return path if path.startswith("/") else os.path.join(os.getcwd(), path)
+    except FileNotFoundError:
+        raise TopologyError(f"{where}: {shown(path)} is in the working directory, which is gone") from None
 
 
 def is_text(value: str | bytes) -> bool:

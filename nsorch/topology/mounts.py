@@ -10,7 +10,7 @@ from typing import Any
 from attrs import field, frozen
 
 from nsorch.errors import TopologyError
-from nsorch.topology.kinds import flag, items, shown, string, to_path
+from nsorch.topology.kinds import absolute, flag, items, shown, string, to_path
 from nsorch.values import Value
 
 _SIZE = re.compile(r"\s*([0-9]+)\s*([kmgt]?)(?:i?b)?\s*", re.IGNORECASE)
@@ -88,7 +88,7 @@ class Overlay(Value):
 
 
 def _overlap(path: str, other: str) -> bool:
-    one, two = (os.path.join(os.path.abspath(each), "") for each in (path, other))
+    one, two = (os.path.join(os.path.abspath(absolute("rootfs.work", each)), "") for each in (path, other))
     return one.startswith(two) or two.startswith(one)
 
 
@@ -190,7 +190,7 @@ def bind(
 def _place(src: str) -> str:
     """Of a source, without ``..``."""
     if ".." not in src.split("/"):
-        return os.path.abspath(src)
+        return os.path.abspath(absolute("src", src))
     folder, name = os.path.split(src)
     return os.path.realpath(src) if name in ("", ".", "..") else os.path.join(os.path.realpath(folder), name)
 
