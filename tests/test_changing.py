@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import socket
+from typing import Any
 
 import anyio
 import pytest
 
 import nsorch
 from nsorch import AddressError, TopologyError, UnsupportedError
+from nsorch.supervisor.wiring import changing
 
 pytestmark = pytest.mark.anyio
 
@@ -352,3 +354,29 @@ async def test_links_come_to_workers_in_which_others_make_interfaces(command: li
         await a.run(["ip", "link", "set", "eth4", "down"])
         await sup.wait_event(nsorch.LinkDown, since=0)
         assert [name for name, link in sup.links.items() if not link.is_up] == ["a:eth4-lan"]
+
+
+async def test_a_link_moves_to_a_bridge_that_is_removed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It stays where it was."""
+    original = changing._replug
+    removing = anyio.Event()
+
+    async def replug(wiring: Any, side: Any, port: Any, bridge: nsorch.Bridge, *more: Any) -> None:
+        if bridge.name == "far" and not removing.is_set():
+            removing.set()
+            tasks.start_soon(bridge.remove)
+            while not bridge._leaving:
+                await anyio.lowlevel.checkpoint()
+        await original(wiring, side, port, bridge, *more)
+
+    async with nsorch.Supervisor() as sup:
+        await sup.bridge("lan", "10.0.0.0/24")
+        await sup.bridge("far", "10.1.0.0/24")
+        a, b = await sup.start_all([nsorch.WorkerSpec(name=name, links=["lan"]) for name in "ab"])
+        monkeypatch.setattr(changing, "_replug", replug)
+        async with anyio.create_task_group() as tasks:
+            with pytest.raises(nsorch.TopologyError, match='no bridge "far"'):
+                await sup.links["a:eth0-lan"].set(bridge="far")
+        assert set(sup.bridges) == {"lan"}
+        assert set(sup.links) == {"a:eth0-lan", "b:eth0-lan"}
+        assert (await sup.ping_all([(a, b), (b, a)])).ok

@@ -161,12 +161,15 @@ async def move(
             _give_back(segment, side, new)
             raise
     was = port.bridge, port.part, port.vlans
+    gone = TopologyError(f'links.{link.name}: there is no bridge "{bridge.name}"')
     try:
         await _leave(wiring, side, port)
         await forget_gateway(wiring.kernel, port.bridge, side)
         await _replug(wiring, side, port, bridge, part, vlans)
+        if bridge._leaving:  # whose links were looked for before this was one
+            raise gone
         await _readdress(wiring, side, segment, new)
-    except BaseException:
+    except BaseException as exc:
         _give_back(segment, side, new)
         if part is not was[1]:
             part.ports -= 1
@@ -174,6 +177,8 @@ async def move(
             await _replug(wiring, side, port, *was)
             await _come(wiring, side, port)
             await _change_routes(wiring, worker, [], before)
+        if bridge._leaving and isinstance(exc, NetlinkError):
+            raise gone from exc
         raise
     if part is not was[1]:
         was[1].ports -= 1
@@ -194,6 +199,7 @@ async def _replug(wiring: Wiring, side: Side, port: Side, bridge: Bridge, part: 
     engine = wiring.kernel.engine
     moves = part is not port.part
     if moves:
+        port.part = None  # the kernel takes it from its bridge, also where it refuses the next
         await wiring.kernel.with_handle(port, engine.set_link, port.ifname, master=part.index)
     if vlans is not None and port.index is not None:
         await wiring.kernel.in_thread(engine.set_vlans, port.index, None if moves else port.vlans, vlans)
