@@ -103,8 +103,8 @@ def setns(fd: int, kinds: int) -> None:
 class Cgroup(NamedTuple):
     """That in which a child begins.
 
-    :ivar moves: it goes there by itself. What is cloned into a cgroup that was killed once dies at birth, on kernels
-        that compare how often that was with the parent's (cgroup_post_fork() in kernel/cgroup/cgroup.c, since 6.14)
+    :ivar moves: it goes there by itself. What is cloned into a cgroup that was killed once dies at birth on Linux 6.18,
+        not on 6.12: how often that was is compared with the parent's (cgroup_post_fork() in kernel/cgroup/cgroup.c)
     """
 
     fd: int = -1  #: of its directory; -1 is the caller's
