@@ -214,7 +214,7 @@ def test_unreadable(text: str | bytes, suffix: str, expected: str, tmp_path: pat
     with pytest.raises(TopologyError, match="can't be read: Is a directory"):
         Topology.load(tmp_path)
     for name in ("\0.toml", "\0"):
-        with pytest.raises(TopologyError, match="can't be read: embedded null"):
+        with pytest.raises(TopologyError, match="can't be read: .*embedded null"):
             Topology.load(name)
 
 
