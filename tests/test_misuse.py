@@ -23,7 +23,7 @@ ATTEMPTS: list[tuple[type[Exception], str, Attempt]] = [
     (nsorch.TopologyError, "null", lambda sup, _: sup.start("x", ["true"], stdout="/tmp/\0")),
     (nsorch.TopologyError, "name of a sysctl", lambda sup, _: sup.start("x", sysctls={"net.\0": 1})),
     (nsorch.SetupError, "EINVAL", lambda sup, _: sup.start("x", sysctls={"net.ipv4.ip_forward": "1\0"})),
-    (nsorch.SetupError, "EBADF", lambda sup, _: sup.start("x", ["true"], stdout=9999)),
+    (nsorch.SetupError, "streams stdout=9999: .*EBADF", lambda sup, _: sup.start("x", ["true"], stdout=9999)),
     (nsorch.SetupError, "/nowhere/file", lambda sup, _: sup.start("x", ["true"], stdout="/nowhere/file")),
     (nsorch.TopologyError, "not a descriptor", lambda sup, _: sup.start("x", namespaces={"net": 1 << 40})),
     (nsorch.TopologyError, "not a pid", lambda sup, _: sup.start("x", namespaces={"net": nsorch.Pid(-1)})),
@@ -33,7 +33,7 @@ ATTEMPTS: list[tuple[type[Exception], str, Attempt]] = [
     (ValueError, "environment variable", lambda _, worker: worker.run(["true"], env={"": "1"})),
     (nsorch.SetupError, "E2BIG", lambda _, worker: worker.run(["echo", "x" * 3_000_000])),
     (nsorch.TopologyError, "not a number from 0", lambda _, worker: worker.run(["true"], user=1 << 33)),
-    (nsorch.SetupError, "EBADF", lambda _, worker: worker.run(["true"], stdout=9999)),
+    (nsorch.SetupError, "stdout=9999: .*EBADF", lambda _, worker: worker.run(["true"], stdout=9999)),
     (nsorch.SetupError, "too large", lambda _, worker: worker.open_socket(1 << 40, socket.SOCK_STREAM)),
     (ValueError, "absolute", lambda sup, worker: sup.pin(worker, folder="/run/\0")),
 ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import marshal
 import os
 from collections.abc import Mapping
@@ -160,6 +161,7 @@ class OpenedStreams:
         self._streams.close()
 
 
+_STREAMS = ("stdin", "stdout", "stderr")
 Files = tuple[tuple[object, tuple[int, int] | None], ...]
 
 
@@ -185,7 +187,7 @@ def check_same_files(before: Files, now: Files, worker: str) -> None:
     """
     :raises SetupError: the number of one that was closed is another file's, which is nobody's gift to the worker
     """
-    for name, (source, file), (again, found) in zip(("stdin", "stdout", "stderr"), before, now, strict=True):
+    for name, (source, file), (again, found) in zip(_STREAMS, before, now, strict=True):
         if source == again and file is not None and file != found:
             raise SetupError(
                 f"{name}: the descriptor given at its start was closed since: give a path, or keep it open",
@@ -218,5 +220,18 @@ async def open_streams(
         for fd in files:
             os.close(fd)
         if isinstance(exc, OSError):
-            raise translate("streams", exc.errno or errno.EIO, exc.filename or "", worker) from None
+            what = exc.filename or _closed(stdin, stdout, stderr)
+            raise translate("streams", exc.errno or errno.EIO, what, worker) from None
         raise
+
+
+def _closed(*sources: Any) -> str:
+    """Which of the standard streams was given a descriptor that isn't open."""
+    for name, source in zip(_STREAMS, sources, strict=True):
+        fd = source.fileno() if hasattr(source, "fileno") else source
+        if isinstance(fd, int) and fd >= 0:
+            try:
+                fcntl.fcntl(fd, fcntl.F_GETFD)
+            except OSError:
+                return f"{name}={fd}"
+    return ""
