@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import socket
 from typing import TYPE_CHECKING, Any
@@ -17,6 +18,12 @@ pytestmark = pytest.mark.anyio
 
 Attempt = "Callable[[nsorch.Supervisor, nsorch.Worker], Coroutine[Any, Any, object]]"
 
+
+def closed_file() -> object:
+    with open(os.devnull) as file:
+        return file
+
+
 ATTEMPTS: list[tuple[type[Exception], str, Attempt]] = [
     (nsorch.TopologyError, "null", lambda sup, _: sup.start("x", ["true"], cwd="/\0")),
     (nsorch.TopologyError, "null", lambda sup, _: sup.start("x", ["true"], hostname="a\0b")),
@@ -24,6 +31,8 @@ ATTEMPTS: list[tuple[type[Exception], str, Attempt]] = [
     (nsorch.TopologyError, "name of a sysctl", lambda sup, _: sup.start("x", sysctls={"net.\0": 1})),
     (nsorch.SetupError, "EINVAL", lambda sup, _: sup.start("x", sysctls={"net.ipv4.ip_forward": "1\0"})),
     (nsorch.SetupError, "streams stdout=9999: .*EBADF", lambda sup, _: sup.start("x", ["true"], stdout=9999)),
+    (nsorch.TopologyError, "stdout: .*no open", lambda sup, _: sup.start("x", ["true"], stdout=io.BytesIO())),
+    (nsorch.TopologyError, "stdin: .*no open", lambda _, worker: worker.run(["true"], stdin=closed_file())),
     (nsorch.SetupError, "/nowhere/file", lambda sup, _: sup.start("x", ["true"], stdout="/nowhere/file")),
     (nsorch.TopologyError, "not a descriptor", lambda sup, _: sup.start("x", namespaces={"net": 1 << 40})),
     (nsorch.TopologyError, "not a pid", lambda sup, _: sup.start("x", namespaces={"net": nsorch.Pid(-1)})),

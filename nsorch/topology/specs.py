@@ -247,6 +247,11 @@ def check_stream(path: str, value: Any) -> None:
             raise TopologyError(f"{path}: {shown(value)} is not a descriptor")
     elif value is not None and not callable(getattr(value, "fileno", None)):
         raise TopologyError(f"{path}: {shown(value)} is neither a descriptor nor a path nor a file")
+    elif value is not None:
+        try:
+            value.fileno()
+        except (OSError, ValueError):  # of those in memory, and of closed ones
+            raise TopologyError(f"{path}: {shown(value)} has no open descriptor") from None
 
 
 @frozen(kw_only=True, eq=False, repr=False)
