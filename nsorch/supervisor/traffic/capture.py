@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Literal, Self
 import anyio
 from anyio.abc import ObjectReceiveStream
 
+from nsorch.core.threads import in_thread
 from nsorch.errors import TopologyError
 from nsorch.net import pcapng
 from nsorch.net.packets import Packet, StampProbe, Tap, compile_filter
@@ -109,9 +110,7 @@ class Capture(ObjectReceiveStream[Packet]):
             link._check()
         instructions = None if isinstance(self._filter, str) else self._filter
         if isinstance(self._filter, str):
-            instructions = await anyio.to_thread.run_sync(
-                compile_filter, self._filter, self._snaplen, abandon_on_cancel=True
-            )
+            instructions = await in_thread(compile_filter, self._filter, self._snaplen, abandon_on_cancel=True)
         self._more = anyio.Event()
         self._entered = True
         try:

@@ -8,10 +8,13 @@ from typing import TYPE_CHECKING, Self
 
 import anyio
 
+from nsorch.core.threads import Limiter, in_thread_or_here
 from nsorch.supervisor.opening import open_file
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
+
+_writing = Limiter("nsorch_captures")  # of their own: a disk may be slow
 
 
 class CaptureFile:
@@ -45,7 +48,7 @@ class CaptureFile:
                         await anyio.wait_writable(self._fd)
             else:
                 with anyio.CancelScope(shield=True):
-                    await anyio.to_thread.run_sync(self._write_all)
+                    await in_thread_or_here(self._write_all, limiter=_writing.get())
         except OSError as exc:
             exc.filename = self._path
             raise
@@ -53,7 +56,7 @@ class CaptureFile:
     async def close(self) -> None:
         """Also when cancelled."""
         with anyio.CancelScope(shield=True):
-            await anyio.to_thread.run_sync(os.close, self._fd)
+            await in_thread_or_here(os.close, self._fd, limiter=_writing.get())
 
     def _write_all(self) -> None:
         while self._unwritten:

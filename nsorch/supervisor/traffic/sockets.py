@@ -15,6 +15,7 @@ import anyio
 from anyio.abc import ConnectedUDPSocket, SocketListener, SocketStream, UDPSocket
 from anyio.streams.stapled import MultiListener
 
+from nsorch.core.threads import in_thread
 from nsorch.errors import ClosedError, SetupError, TopologyError
 from nsorch.topology.kinds import check_port, check_seconds, name_of, of_kind, shown
 
@@ -127,7 +128,7 @@ async def wrap_tls(stream: SocketStream, host: str, context: ssl.SSLContext | No
     from anyio.streams.tls import TLSStream
 
     try:
-        context = context or await anyio.to_thread.run_sync(_usual_context)
+        context = context or await in_thread(_usual_context)
         return await TLSStream.wrap(
             stream, server_side=False, hostname=certified(host), ssl_context=context, standard_compatible=compatible
         )
