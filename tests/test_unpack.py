@@ -425,9 +425,9 @@ def endless(folder: pathlib.Path) -> pathlib.Path:
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_command_line_interrupted(tmp_path: pathlib.Path, target: pathlib.Path, number: signal.Signals) -> None:
     """By a signal, while it waits for more: nothing is left."""
-    source = endless(tmp_path)
+    command = [sys.executable, "-m", "nsorch", "unpack", str(endless(tmp_path)), str(target)]
     with subprocess.Popen(
-        [sys.executable, "-m", "nsorch", "unpack", str(source), str(target)],
+        ["env", "--default-signal", *command],  # whoever runs this may have had it ignored
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
     ) as process:
