@@ -5,8 +5,7 @@ from __future__ import annotations
 import errno
 from typing import TYPE_CHECKING, TypeVar, TypeVarTuple, Unpack
 
-import anyio.lowlevel
-import anyio.to_thread
+import anyio
 
 from nsorch.errors import SetupError
 
@@ -14,6 +13,8 @@ from .failures import translate
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    from anyio.lowlevel import RunVar
 
 T = TypeVar("T")
 Arguments = TypeVarTuple("Arguments")
@@ -27,9 +28,12 @@ class Limiter:
     don't end."""
 
     def __init__(self, name: str) -> None:
-        self._limiters = anyio.lowlevel.RunVar[anyio.CapacityLimiter](name)
+        self._name = name
+        self._limiters: RunVar[anyio.CapacityLimiter] | None = None
 
     def get(self) -> anyio.CapacityLimiter:
+        if self._limiters is None:  # made in a loop, which has imported it
+            self._limiters = anyio.lowlevel.RunVar(self._name)
         limiter = self._limiters.get(None)
         if limiter is None:
             limiter = anyio.CapacityLimiter(_MOST)
