@@ -102,7 +102,8 @@ async def test_calls_under_way(how: str) -> None:
     assert isinstance(outcomes.pop("wait_event"), nsorch.WorkerExited)
     assert outcomes.pop("wait for all") is None
     outcomes.pop("ping")  # it may have been faster
-    assert isinstance(outcomes.pop("deploy"), error | nsorch.Deployment)  # as this
+    assert isinstance(outcomes.pop("deploy"), error | nsorch.Deployment)  # as these
+    assert isinstance(outcomes.pop("start_all"), error | list)
     for name in ("run", "run in passive"):
         outcome = outcomes.pop(name)
         if how in ("spawner", "stub"):
