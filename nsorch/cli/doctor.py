@@ -49,7 +49,7 @@ def report(as_json: bool) -> int:
     """0 if labs can run here, else 1."""
     host, trials = anyio.run(_examine)
     fine = any(trial.works for trial in trials)
-    tightest = _tightest(host)
+    tightest = host.tightest
     if as_json:
         document: dict[str, Any] = {**host.to_dict(), "labs": [asdict(trial) for trial in trials]}
         document["ready"] = fine
@@ -81,11 +81,6 @@ def report(as_json: bool) -> int:
         hint = f"; to raise it: {tightest.remedy}" if tightest.remedy else ""
         click.echo(f"{tightest.workers:7} workers in all, by {tightest.source}{hint}")
     return 0 if fine else 1
-
-
-def _tightest(host: HostReport) -> Capacity | None:
-    limits = [each for each in host.capacity.values() if each.workers is not None and not each.advisory]
-    return min(limits, key=lambda each: each.workers or 0, default=None)
 
 
 def _line(feature: Feature, before: Feature | None) -> str:

@@ -89,8 +89,13 @@ class HostReport(Value):
         """How many workers the tightest limit allows, advisory ones aside; 0 where no lab can run."""
         if not self.ready:
             return 0
-        counts = [each.workers for each in self.capacity.values() if each.workers is not None and not each.advisory]
-        return min(counts, default=None)
+        return None if self.tightest is None else self.tightest.workers
+
+    @property
+    def tightest(self) -> Capacity | None:
+        """The limit that allows the fewest workers, advisory ones aside."""
+        limits = [each for each in self.capacity.values() if each.workers is not None and not each.advisory]
+        return min(limits, key=lambda each: each.workers or 0, default=None)
 
     def has(self, name: str) -> bool:
         """Whether feature *name* is available.

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from nsorch.supervisor.wiring.segments import Part, Parts
     from nsorch.supervisor.wiring.wiring import Wiring
     from nsorch.supervisor.worker import Worker
-    from nsorch.topology import BridgeSpec, Emulation
+    from nsorch.topology import BridgeSpec
 
 
 @frozen(kw_only=True, eq=False, repr=False)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import contextlib
 from typing import TYPE_CHECKING, Literal
 
 import anyio
@@ -14,7 +15,7 @@ from nsorch.supervisor.wiring.changing import default_of, follow_default
 from nsorch.supervisor.wiring.telling import forget
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Collection, Sequence
+    from collections.abc import Awaitable, Callable, Collection, Iterator, Sequence
 
     from nsorch.supervisor.wiring.network import Bridge, Link, Side
     from nsorch.supervisor.wiring.wiring import Wiring
@@ -42,7 +43,9 @@ async def remove_links(
     while True:
         leaving = [link._leaving for link in links if link._leaving is not None]
         others = [link for link in links if link._leaving is not None]
-        await _remove_own(wiring, [link for link in links if link._leaving is None], dying, by, let_go)
+        own = [link for link in links if link._leaving is None]
+        with _leaving(own):
+            await _remove_own(wiring, own, dying, by, let_go)
         for over in leaving:
             await over.wait()
         links = [link for link in others if link._leaving is None]
@@ -50,18 +53,14 @@ async def remove_links(
             break
 
 
-async def _remove_own(
-    wiring: Wiring,
-    links: Sequence[Link],
-    dying: Collection[str],
-    by: Literal["nsorch", "kernel"],
-    let_go: LetGo | None,
-) -> None:
+@contextlib.contextmanager
+def _leaving(links: Sequence[Link]) -> Iterator[None]:
+    """Others wait meanwhile."""
     over = anyio.Event()
     for link in links:
         link._leaving = over
     try:
-        await _remove_links(wiring, links, dying, by, let_go)
+        yield
     finally:
         for link in links:
             if link._state != "removed":
@@ -69,7 +68,7 @@ async def _remove_own(
         over.set()
 
 
-async def _remove_links(
+async def _remove_own(
     wiring: Wiring,
     links: Sequence[Link],
     dying: Collection[str],
