@@ -191,6 +191,8 @@ async def test_no_working_directory(
                 await sup.start("other", **fields)
     with pytest.raises(nsorch.TopologyError, match='src: "x" is in the working directory'):
         nsorch.bind("x")
+    with pytest.raises(nsorch.TopologyError, match=r'rootfs.upper: "x" is in the working directory'):
+        nsorch.overlay("/", upper="x", work="/work")
 
 
 @of_kernel

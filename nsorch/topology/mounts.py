@@ -87,8 +87,9 @@ class Overlay(Value):
             raise TopologyError("rootfs.work: is the upper directory, or one of both lies in the other")
 
 
-def _overlap(path: str, other: str) -> bool:
-    one, two = (os.path.join(os.path.abspath(absolute("rootfs.work", each)), "") for each in (path, other))
+def _overlap(work: str, upper: str) -> bool:
+    paths = absolute("rootfs.work", work), absolute("rootfs.upper", upper)
+    one, two = (os.path.join(os.path.abspath(path), "") for path in paths)
     return one.startswith(two) or two.startswith(one)
 
 
