@@ -103,11 +103,15 @@ async def passive_memory(n: int) -> dict[str, float]:
     first, *others = _specs(n + 1, "passive")
     async with nsorch.Supervisor() as sup:
         await sup.start_all([first])  # what is imported and set up once isn't theirs
-        processes = [os.getpid(), *descendants(os.getpid())]
-        before = sum(map(proportional_size, processes))
+        before = _own_size()
         await sup.start_all(others)
-        added = sum(map(proportional_size, processes)) - before
+        added = _own_size() - before  # with a helper that came for these
     return {"bytes": added / n}
+
+
+def _own_size() -> int:
+    """PSS in bytes, of this process and all below."""
+    return sum(map(proportional_size, [os.getpid(), *descendants(os.getpid())]))
 
 
 async def init_memory(n: int) -> dict[str, float]:

@@ -39,6 +39,7 @@ class Channel:
     def __init__(
         self, sock: socket.socket, deliver: Callable[[Any, list[int]], None], lose: Callable[[Any], None]
     ) -> None:
+        self.under_way = 0  #: jobs whose answer is awaited
         self._lose = lose
         self._sock = sock
         self._deliver = deliver

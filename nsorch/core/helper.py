@@ -20,9 +20,12 @@ from .launch import launch, reap
 from .lending import lent
 from .process import standard_stream
 from .spawner.protocol import Event
+from .spawner.syscalls import CLONE_NEWCGROUP, CLONE_NEWTIME, CLONE_NEWUSER
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Container, Sequence
+
+    from anyio.abc import TaskGroup
 
     from .launch import Launched
     from .process import Inherited
@@ -82,6 +85,7 @@ class Job:
         self.on_end: Callable[[Job], None] | None = None
         self.frozen: Container[str | None] = ()  #: workers whose processes can't do their part of a kill
         self._channel = channel
+        channel.under_way += 1
         self._request: Request | None = None
         self._changed: anyio.Event | None = None  # of those who wait
 
@@ -141,11 +145,23 @@ class Job:
         if self.ended:
             return
         self.exit, self.failure = exit, failure
+        if not self.pid:
+            self._channel.under_way -= 1
         if self.pidfd >= 0:
             descriptors.close([self.pidfd])
             self.pidfd = -1
         if self.on_end is not None:
             self.on_end(self)
+        self.changed()
+
+    def begin(self, pid: int, pid_namespace: int, fds: list[int]) -> None:
+        """Its command runs."""
+        self._channel.under_way -= 1
+        self.pid, self.pid_namespace = pid, pid_namespace
+        self.pidfd, *held = fds
+        self.hold(held)
+        if self.on_start is not None:
+            self.on_start(self)
         self.changed()
 
     def hold(self, fds: list[int]) -> None:
@@ -187,12 +203,14 @@ class Helper:
         self.streams: Inherited = ()  #: the standard streams that it has
         self._spawner: Channel | None = None
         self._stub: Channel | None = None
+        self._maker: Channel | None = None  #: once it is up
+        self._tasks: TaskGroup | None = None  # while it serves
         self._ready = anyio.Event()
         self._waiting_for = 2
         self._failure: NsorchError | None = None
         self._facts: dict[str, Any] = {}
         self._owned: list[int] = []
-        self._stopping = False
+        self._wants_maker = False
         self.died = False  #: nothing is asked of it any more
         self._left = False
         self.frozen: set[str | None] = set()  #: names of workers that are
@@ -212,6 +230,7 @@ class Helper:
         assert self._stub is not None
         assert self._spawner is not None
         async with anyio.create_task_group() as tasks:
+            self._tasks = tasks
 
             async def read(channel: Channel) -> None:
                 await channel.read()
@@ -221,8 +240,38 @@ class Helper:
             tasks.start_soon(read, self._spawner)
             tasks.start_soon(self._stub.write)
             tasks.start_soon(self._spawner.write)
-        self.died = True
+        self.died, self._tasks = True, None
         self._fail_all()
+
+    def add_maker(self) -> None:
+        """Have another process make namespaces from soon on, if there can be one, see :mod:`.spawner.maker`."""
+        if self._tasks is not None and not self._wants_maker:
+            self._wants_maker = True
+            self._tasks.start_soon(self._serve_maker, self._tasks.cancel_scope)
+
+    async def _serve_maker(self, serving: anyio.CancelScope) -> None:
+        try:
+            requests = socket.socket(fileno=await self._open("maker"))
+        except NsorchError:
+            return  # the spawner makes them all
+        requests.setblocking(False)
+
+        def deliver(message: Any, fds: list[int]) -> None:
+            if message[0] == Event.READY:
+                self._maker = channel
+            else:
+                self._deliver(message, fds)
+
+        channel = Channel(requests, deliver, self._lose)
+        try:
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(channel.write)
+                await channel.read()
+                tasks.cancel_scope.cancel()
+        finally:
+            channel.close()
+        if self._maker is not None:  # else it couldn't begin
+            serving.cancel()
 
     async def ready(self) -> Facts:
         """Wait until both are up.
@@ -255,23 +304,26 @@ class Helper:
     ) -> Job:
         """Ask for namespaces or a command; *outside*: from the host's namespaces. *fds* must stay open until it is
         started or has failed."""
+        spawn = make(next(self._numbers))
         channel = self._stub if outside else self._spawner
         assert channel is not None
-        job = Job(next(self._numbers), channel, worker)
+        if self._maker is not None and self._maker.under_way < channel.under_way and _is_bare(spawn):
+            channel = self._maker
+        job = Job(spawn.job, channel, worker)
         job.on_create, job.on_start, job.on_end = on_created, on_start, on_end
         job.frozen = self.frozen
         if self.died:
             job.finish(failure=self._gone(worker))
             return job
-        spawn = make(job.number)
         self._jobs[job.number] = job
-        job._request = Request(("spawn", *_plain(spawn)), tuple(fds))
+        job._request = Request(_message(spawn), tuple(fds))
         channel.send(job._request)
         return job
 
     async def open_socket(self, netns: int, family: int, kind: int, proto: int) -> socket.socket:
         """A non-blocking socket in the network namespace of descriptor *netns*. Cancelled, it leaves nothing open."""
-        fd = await self._open(netns, "socket", int(family), int(kind), int(proto))
+        with lent(netns, "socket") as lent_netns:
+            fd = await self._open("socket", int(family), int(kind), int(proto), fds=(lent_netns,))
         opened = socket.socket(family, kind, proto, fileno=fd)
         opened.setblocking(False)
         with descriptors.registering:
@@ -281,27 +333,27 @@ class Helper:
     async def open_tun(self, netns: int) -> int:
         """A non-blocking descriptor of ``/dev/net/tun``, for interfaces of the network namespace of descriptor *netns*;
         :func:`descriptors.close` it. Cancelled, it leaves nothing open."""
-        return await self._open(netns, "tun")
+        with lent(netns, "tun") as lent_netns:
+            return await self._open("tun", fds=(lent_netns,))
 
-    async def _open(self, netns: int, operation: str, *arguments: int) -> int:
+    async def _open(self, operation: str, *arguments: int, fds: tuple[int, ...] = ()) -> int:
         assert self._spawner is not None
         if self.died:
             raise self._gone(None)
         number, answer = next(self._numbers), _SocketRequest()
-        with lent(netns, operation) as fd:
-            self._sockets[number] = answer
-            request = Request((operation, number, *arguments), (fd,))
-            self._spawner.send(request)
-            try:
-                await answer.done.wait()
-            except BaseException:
-                answer.abandoned = True
-                if not request.sent:
-                    request.withdrawn = True
-                    self._sockets.pop(number, None)
-                if answer.fd >= 0:  # the answer and the cancellation came at one time
-                    descriptors.close([answer.fd])
-                raise
+        self._sockets[number] = answer
+        request = Request((operation, number, *arguments), fds)
+        self._spawner.send(request)
+        try:
+            await answer.done.wait()
+        except BaseException:
+            answer.abandoned = True
+            if not request.sent:
+                request.withdrawn = True
+                self._sockets.pop(number, None)
+            if answer.fd >= 0:  # the answer and the cancellation came at one time
+                descriptors.close([answer.fd])
+            raise
         if answer.failure is not None:
             raise answer.failure
         return answer.fd
@@ -406,12 +458,8 @@ class Helper:
             job.hold(fds)
             job.changed()
         elif event == Event.STARTED:
-            job.pid, job.pid_namespace = values
-            job.pidfd, *held = fds
-            job.hold(held)
-            if job.on_start is not None:
-                job.on_start(job)
-            job.changed()
+            pid, pid_namespace = values
+            job.begin(pid, pid_namespace, fds)
         elif event == Event.EXITED:
             del self._jobs[number]
             job.finish(exit=RawExit(*values))
@@ -488,9 +536,24 @@ class Helper:
         return SpawnerDiedError("the helper process died", worker=worker)
 
 
-def _plain(spawn: protocol.Spawn) -> tuple[Any, ...]:
+def _is_bare(spawn: protocol.Spawn) -> bool:
+    """Whether it takes no process, not even for a moment: see :mod:`.spawner.maker`."""
+    return (
+        spawn.command is None
+        and not spawn.join
+        and not spawn.root
+        and not spawn.unshare & (CLONE_NEWUSER | CLONE_NEWTIME | CLONE_NEWCGROUP)
+    )
+
+
+def _message(spawn: protocol.Spawn) -> tuple[Any, ...]:
     """As marshal takes it: tuples, not their subclasses."""
-    return tuple(tuple(item) if isinstance(item, tuple) else item for item in spawn)
+    command, check = spawn.command, spawn.check
+    if command is not None:
+        spawn = spawn._replace(command=tuple(command))  # type: ignore[arg-type]
+    if check is not None:
+        spawn = spawn._replace(check=tuple(check))  # type: ignore[arg-type]
+    return ("spawn", *spawn)
 
 
 class _SocketRequest:

@@ -5,7 +5,10 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
+import functools
+import operator
 import os
+from types import MappingProxyType
 from typing import TYPE_CHECKING, NamedTuple
 
 from nsorch.core import descriptors
@@ -21,10 +24,10 @@ from nsorch.core.spawner.syscalls import (
     NS_FILES,
 )
 from nsorch.errors import SetupError, TopologyError, UnsupportedError
-from nsorch.topology.namespaces import AtPath, Host, New, OfDescriptor, OfPid, OfWorker
+from nsorch.topology.namespaces import AtPath, Host, New, OfDescriptor, OfPid, OfWorker, Shared
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Mapping
+    from collections.abc import Collection, Iterable, Mapping
     from typing import Protocol
 
     from nsorch.topology.namespaces import NamespaceSet, Source
@@ -66,23 +69,45 @@ def open_sources(namespaces: NamespaceSet, held: Held, worker: str) -> Entry:
     :raises SetupError: a namespace can't be opened, or is of another kind
     :raises TopologyError: another worker has no such namespace
     """
-    make = host = 0
+    alone = _alone(namespaces)
+    if alone is not None:
+        return alone
     joined: dict[int, int] = {}
     try:
         for name, kind in KINDS.items():
             source = getattr(namespaces, name)
-            if isinstance(source, New):
-                make |= kind
-            elif isinstance(source, Host) or (kind & _HOSTS_OWN and not _names_one(source)):
-                host |= kind
-            elif isinstance(source, OfWorker):
+            if isinstance(source, OfWorker):
                 _join_worker(joined, kind, source.name, held, worker, own_user=isinstance(namespaces.user, New))
             elif _names_one(source):
                 joined[kind] = _open(source, name, kind, worker)
     except BaseException:
         descriptors.close(joined.values())
         raise
-    return Entry(make=make, joined=joined, host=host)
+    return Entry(make=_made(namespaces), joined=joined, host=_of_host(namespaces))
+
+
+@functools.lru_cache(maxsize=64)
+def _alone(namespaces: NamespaceSet) -> Entry | None:
+    """Of who joins none: thousands of workers have the same."""
+    if any(_names_one(getattr(namespaces, name)) for name in KINDS):
+        return None
+    return Entry(make=_made(namespaces), joined=MappingProxyType({}), host=_of_host(namespaces))
+
+
+def _made(namespaces: NamespaceSet) -> int:
+    return _bits(kind for name, kind in KINDS.items() if isinstance(getattr(namespaces, name), New))
+
+
+def _of_host(namespaces: NamespaceSet) -> int:
+    return _bits(kind for name, kind in KINDS.items() if _is_host(getattr(namespaces, name), kind))
+
+
+def _is_host(source: Source, kind: int) -> bool:
+    return isinstance(source, Host) or bool(kind & _HOSTS_OWN and isinstance(source, Shared))
+
+
+def _bits(kinds: Iterable[int]) -> int:
+    return functools.reduce(operator.or_, kinds, 0)
 
 
 def _names_one(source: Source) -> bool:

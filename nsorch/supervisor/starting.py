@@ -36,6 +36,8 @@ _UNDER_WAY = 32
 # where their namespaces are there, because then the spawner has little to do for each.
 _COMMANDS_UNDER_WAY, _EXECS_UNDER_WAY = 8, 2
 _SLICE = 25
+# Of so many namespaces without a process another helper makes its part: it takes some 2 ms to begin.
+_MANY = 100
 
 
 class Starter:
@@ -180,6 +182,8 @@ class Starter:
             for rank in _ranks(main):
                 await self._each(rank, partial(execute, supervisor, environment=environment), errors, _EXECS_UNDER_WAY)
         else:
+            if sum(worker.spec.command is None for worker in workers) >= _MANY:
+                supervisor._helper.add_maker()
             for rank in _ranks(workers):
                 commands = any(worker.spec.command is not None for worker in rank)
                 limit = _COMMANDS_UNDER_WAY if commands else _UNDER_WAY

@@ -91,7 +91,7 @@ class NamespaceSet(Value):
 
     def evolve(self, **sources: Source) -> NamespaceSet:
         """The same but for the kinds that are given."""
-        return evolve(self, **sources)
+        return evolve(self, **sources) if sources else self
 
     @classmethod
     def parse(cls, value: Any, *, passive: bool) -> NamespaceSet:

@@ -1,4 +1,5 @@
-"""Where those inits are forked that :mod:`.pid1` can't replace: by a process that does nothing else.
+"""Where those inits are forked that :mod:`.pid1` can't replace: by a process that does nothing else but begin
+:mod:`makers <.maker>`.
 
 A forked child shares its parent's memory page by page until either writes to it. The spawner writes to more than 1 MiB
 of its interpreter between two forks, which each child would then own besides its own; the nursery to little. So it does
@@ -42,27 +43,40 @@ _SIGKILL = 9
 
 class Nursery:
     """The spawner's end. In each init, *begin* is called with the message, the descriptors that are left, and never
-    returns.
+    returns; nor does *make*, in each maker, with the descriptor of its socket.
 
     :param home: descriptors of the namespaces to return to, by CLONE_NEW*
     :param report: where births and failures go
     """
 
-    def __init__(self, home: Namespaces, report: socket.socket, begin: Callable[[bytes, list[int]], NoReturn]) -> None:
+    def __init__(
+        self,
+        home: Namespaces,
+        report: socket.socket,
+        begin: Callable[[bytes, list[int]], NoReturn],
+        make: Callable[[int], NoReturn],
+    ) -> None:
         self._orders, orders = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with orders:
             self.pid, _ = clone3(0)
             if self.pid == 0:
                 self._orders.close()
-                _serve(orders, home, report, begin)
+                _serve(orders, home, report, begin, make)
 
     def bear(self, job: int, namespaces: Mapping[int, int], message: bytes, fds: tuple[int, ...], leaf: Cgroup) -> None:
         """Have an init forked in a new pid namespace, and in *namespaces*: descriptors by CLONE_NEW*."""
         order = (job, tuple(namespaces), message, leaf.fd >= 0, leaf.moves)
         last = (leaf.fd,) if leaf.fd >= 0 else ()
+        self._order(order, (*namespaces.values(), *fds, *last))
+
+    def add_maker(self, requests: int) -> None:
+        """Have one begin that serves what comes to the socket of this descriptor."""
+        self._order((), (requests,))
+
+    def _order(self, order: tuple[object, ...], fds: tuple[int, ...]) -> None:
         while True:
             try:
-                protocol.send(self._orders, order, (*namespaces.values(), *fds, *last))
+                protocol.send(self._orders, order, fds)
                 return
             except OSError as exc:
                 # Descriptors under way count against RLIMIT_NOFILE; the nursery takes them in any case.
@@ -76,11 +90,20 @@ def _serve(
     home: Namespaces,
     report: socket.socket,
     begin: Callable[[bytes, list[int]], NoReturn],
+    make: Callable[[int], NoReturn],
 ) -> NoReturn:
     set_parent_death_signal(_SIGKILL)
     with contextlib.suppress(OSError):
         while (received := protocol.receive(orders)) is not None:
-            (job, kinds, message, has_leaf, moves), fds = received
+            order, fds = received
+            if not order:
+                with contextlib.suppress(OSError):  # who asked hears the end of file
+                    if clone3(CLONE_PARENT)[0] == 0:
+                        orders.close()
+                        make(*fds)
+                os.close(fds[0])
+                continue
+            job, kinds, message, has_leaf, moves = order
             home.prepare(functools.reduce(operator.or_, kinds, 0))
             try:
                 for kind, fd in zip(kinds, fds, strict=False):

@@ -102,6 +102,12 @@ class OpenTun(NamedTuple):
     job: int
 
 
+class AddMaker(NamedTuple):
+    """Begin another process that makes namespaces, see :mod:`.maker`; the answer is a socket for its requests."""
+
+    job: int
+
+
 class Kill(NamedTuple):
     """SIGKILL to the command of *job* and all that it left, as far as its mode can find them."""
 
@@ -135,7 +141,8 @@ class Subtree(NamedTuple):
 class Event:
     """First item of an answer; the second is the job."""
 
-    READY: Final = 0  #: (READY, 0, facts); the spawner is up: fabric netns, its rtnetlink socket, hosts file
+    #: (READY, 0, facts); the spawner is up: fabric netns, its rtnetlink socket, hosts file. Or (READY,); a maker is
+    READY: Final = 0
     CREATED: Final = 1  #: (CREATED, job) with the descriptors of *hold*
     #: (STARTED, job, host's pid, inode of its pid namespace) with its pidfd, then those of *hold* if CREATED had none
     STARTED: Final = 2
@@ -147,10 +154,11 @@ class Event:
     BORNE: Final = 7  #: (BORNE, job, pid of the init as the spawner counts)
 
 
-OPERATIONS: dict[str, type[Spawn | OpenSocket | OpenTun | Kill | Pin | Adopt | Subtree]] = {
+OPERATIONS: dict[str, type[Spawn | OpenSocket | OpenTun | AddMaker | Kill | Pin | Adopt | Subtree]] = {
     "spawn": Spawn,
     "socket": OpenSocket,
     "tun": OpenTun,
+    "maker": AddMaker,
     "kill": Kill,
     "pin": Pin,
     "adopt": Adopt,

@@ -15,10 +15,9 @@ import os
 import select
 import signal
 import socket
-import time
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from . import protocol
+from . import maker, protocol
 from .adopting import adopt, descendants, kill_and_wait
 from .births import Births
 from .command import identify, is_leased, is_plain, pick_streams, resolve, spawn
@@ -30,7 +29,7 @@ from .pins import Pins
 from .protocol import Command, Event, Kill, Mode, OpenSocket, OpenTun, Own, Spawn
 from .reaper import supervise
 from .stages import StageError, stage
-from .steps import build_root, close, enter, go_home, kinds_of, open_netlink, own_namespaces, prepare
+from .steps import build_root, close, enter, go_home, kinds_of, own_namespaces, prepare
 from .syscalls import (
     CLONE_NEWCGROUP,
     CLONE_NEWNET,
@@ -45,6 +44,7 @@ from .syscalls import (
     setns,
     signalfd,
 )
+from .turns import Turns
 from .writing import NoScriptError
 
 if TYPE_CHECKING:
@@ -56,8 +56,6 @@ if TYPE_CHECKING:
 # Requests that wait are served so many at a time before their answers go: each send wakes the application, which costs
 # 60 to 80 µs.
 _TOGETHER = 4
-# After so many seconds the application gets its turn: half the scheduler's usual tick.
-_TURN = 0.002
 
 
 class _Job:
@@ -83,7 +81,7 @@ class _Job:
 class Server:
     def __init__(self, requests: socket.socket, home: Home) -> None:
         self._requests = requests
-        self._turn = 0.0
+        self._turns = Turns()
         self.home = home
         self.jobs: dict[int, _Job] = {}
         self._by_pid: dict[int, _Job] = {}
@@ -102,7 +100,9 @@ class Server:
         self._launches = Launches(self)
         self._unborn: set[int] = set()  # jobs whose child the nursery has still to tell of
         self._early: dict[int, tuple[int, resource.struct_rusage]] = {}  # what has ended meanwhile and might be one
-        self._nursery = Nursery(home.namespaces, self._report, self._begin_init) if home.namespaces else None
+        self._nursery = (
+            Nursery(home.namespaces, self._report, self._begin_init, self._make) if home.namespaces else None
+        )
 
     def serve(self, *ends: int) -> None:
         """Serve, all signals blocked, until the application closes its end or one of *ends* becomes readable."""
@@ -147,14 +147,8 @@ class Server:
             if received is None:
                 return False
             self._serve_request(*received)
-            self._give_way()
+            self._turns.give()
         return True
-
-    def _give_way(self) -> None:
-        """To the application, which may have to wait on this processor; not after each request: see net/netlink.py."""
-        if time.monotonic() - self._turn > _TURN:
-            os.sched_yield()
-            self._turn = time.monotonic()
 
     def _serve_request(self, message: tuple[Any, ...], fds: list[int]) -> None:
         operation, *values = message
@@ -169,6 +163,8 @@ class Server:
                     self._open(request.job, fds[0], "socket", functools.partial(_socket, request))
                 elif isinstance(request, OpenTun):
                     self._open(request.job, fds[0], "tun", _tun)
+                elif isinstance(request, protocol.AddMaker):
+                    self._add_maker(request)
                 elif isinstance(request, protocol.Pin):
                     self._pin(request)
                 elif isinstance(request, protocol.Adopt):
@@ -235,6 +231,22 @@ class Server:
         finally:
             go_home(self.home, CLONE_NEWNET)
 
+    def _add_maker(self, request: protocol.AddMaker) -> None:
+        if self._nursery is None:
+            self.fail(request.job, StageError("maker", errno.EPERM))
+            return
+        theirs, ours = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        with ours:
+            self._nursery.add_maker(ours.fileno())
+        self.answer((Event.SOCKET, request.job), [theirs.detach()])
+
+    def _make(self, requests: int) -> NoReturn:
+        """In a maker, which the nursery has forked."""
+        try:
+            maker.serve(self.home, socket.socket(fileno=requests))
+        finally:
+            os._exit(1)
+
     def _pin(self, request: protocol.Pin) -> None:
         try:
             if request.target:
@@ -298,6 +310,8 @@ class Server:
                     return
             if self._births.has_to(request):
                 self._births.spawn(request, joined, streams)
+            elif command is None:
+                self.answer((Event.DONE, request.job), maker.make(self.home, request, joined))
             elif self._nursery is not None and _wants_init(request):
                 self._spawn_by_nursery(self._nursery, request, joined, streams)
             else:
@@ -307,8 +321,9 @@ class Server:
 
     def _spawn_from_here(self, request: Spawn, joined: Joined, streams: tuple[int, int, int]) -> None:
         command = request.command
+        assert command is not None
         program = None
-        if command is not None and CLONE_NEWNS not in request.join and not request.root:
+        if CLONE_NEWNS not in request.join and not request.root:
             program = resolve(command)
         made = request.unshare & ~CLONE_NEWCGROUP
         # What is forked into a pid namespace that lives can be seen there, and nothing of ours may be (CVE-2016-9962).
@@ -317,12 +332,6 @@ class Server:
             enter(self.home, made, joined)
             prepare(self.home, request)
             build_root(request)
-            if command is None:
-                self.answer(
-                    (Event.DONE, request.job),
-                    [*own_namespaces(request.hold, self.home.own_proc), *open_netlink(request.netlink)],
-                )
-                return
             if command.mode == Mode.EXEC:
                 if program is None:
                     program = resolve(command)
