@@ -152,6 +152,8 @@ class Job:
             self.pidfd = -1
         if self.on_end is not None:
             self.on_end(self)
+        # It is referred to by what they belong to: no work for the garbage collector.
+        self.on_create = self.on_start = self.on_end = self._request = None
         self.changed()
 
     def begin(self, pid: int, pid_namespace: int, fds: list[int]) -> None:

@@ -30,8 +30,8 @@ async def admit(supervisor: Supervisor, specs: Sequence[WorkerSpec], workers: li
     :raises NsorchError: what forbids one of them
     """
     supervisor._check_running()
-    _check_names(supervisor, specs)
-    _check_joined(supervisor, specs)
+    await _check_names(supervisor, specs)
+    await _check_joined(supervisor, specs)
     check_uppers(specs, (worker.spec for worker in supervisor._workers.values()))
     coming = {spec.name for spec in specs}
     confined = []
@@ -55,7 +55,7 @@ async def admit(supervisor: Supervisor, specs: Sequence[WorkerSpec], workers: li
     await descriptors.make_room(_DESCRIPTORS * len(specs))
     async for spec, how in in_turns(zip(specs, confined, strict=True)):
         supervisor._check_running()
-        _check_names(supervisor, [spec])  # somebody may have been faster
+        _check_name(supervisor, spec)  # somebody may have been faster
         worker = Worker(supervisor, spec, next(supervisor._orders), how)
         supervisor._workers[spec.name] = worker
         workers.append(worker)
@@ -86,20 +86,24 @@ async def require(supervisor: Supervisor, specs: Sequence[WorkerSpec]) -> None:
     await supervisor._cgroups.admit(specs)
 
 
-def _check_names(supervisor: Supervisor, specs: Sequence[WorkerSpec]) -> None:
+async def _check_names(supervisor: Supervisor, specs: Sequence[WorkerSpec]) -> None:
     seen: set[str] = set()
-    for spec in specs:
+    async for spec in in_turns(specs):
         if spec.name in seen:
             raise NameInUseError(f'two workers are to be called "{spec.name}"', worker=spec.name)
-        if spec.name in supervisor._workers:
-            raise NameInUseError(f'there is a worker "{spec.name}" already', worker=spec.name)
-        if spec.name in supervisor.bridges:
-            raise NameInUseError(f'there is a bridge "{spec.name}" already', worker=spec.name)
+        _check_name(supervisor, spec)
         seen.add(spec.name)
 
 
-def _check_joined(supervisor: Supervisor, specs: Sequence[WorkerSpec]) -> None:
-    joined = {spec.name: others for spec in specs if (others := joined_names(spec))}
+def _check_name(supervisor: Supervisor, spec: WorkerSpec) -> None:
+    if spec.name in supervisor._workers:
+        raise NameInUseError(f'there is a worker "{spec.name}" already', worker=spec.name)
+    if spec.name in supervisor.bridges:
+        raise NameInUseError(f'there is a bridge "{spec.name}" already', worker=spec.name)
+
+
+async def _check_joined(supervisor: Supervisor, specs: Sequence[WorkerSpec]) -> None:
+    joined = {spec.name: others async for spec in in_turns(specs) if (others := joined_names(spec))}
     known = {spec.name for spec in specs} if joined else set()
     for name, others in joined.items():
         for other in sorted(others - known):

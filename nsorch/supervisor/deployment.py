@@ -362,8 +362,9 @@ class _Addition:
             raise
         finally:
             record.given.remove(given)
-        deployment._links = {key: self._links[key] for key in self.specs}
-        deployment._workers.update((worker.name, worker) for worker in made_workers)
+        with anyio.CancelScope(shield=True):  # it is all there
+            deployment._links = {key: self._links[key] async for key in in_turns(self.specs)}
+            deployment._workers.update([(worker.name, worker) async for worker in in_turns(made_workers)])
         deployment._bridges.update((bridge.name, bridge) for bridge in made_bridges)
         if self._kept:
             with anyio.CancelScope(shield=True):

@@ -17,7 +17,7 @@ from nsorch.supervisor.turns import DYING, for_each, in_turns
 from nsorch.supervisor.wiring.removing import disconnect
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Sequence
+    from collections.abc import Collection, Iterable, Sequence
 
     from nsorch.core.helper import Job
     from nsorch.supervisor.supervisor import Supervisor
@@ -29,12 +29,19 @@ async def remove(supervisor: Supervisor, workers: Sequence[Worker]) -> None:
     waits. Shield it."""
     try:
         with no_full_collections():
-            workers = list(dict.fromkeys((*_helpers_of(supervisor, workers), *workers)))
-            while workers := [worker for worker in workers if worker._state is not State.REMOVED]:
-                leaving = [w._leaving for w in workers if w._leaving is not None and not w._leaving.is_set()]
-                await _remove_own(supervisor, [w for w in workers if w._leaving is None or w._leaving.is_set()])
-                for over in leaving:
-                    await over.wait()
+            wanted = dict.fromkeys((*_helpers_of(supervisor, workers), *workers))
+            while True:
+                over = anyio.Event()
+                own, others = _claim(wanted, over)
+                try:
+                    if own:
+                        await _remove(supervisor, own)
+                finally:
+                    over.set()
+                for other in others:
+                    await other.wait()
+                if not own and not others:
+                    break
     except (ClosedError, SpawnerDiedError) as exc:
         if isinstance(exc, ClosedError) and supervisor._phase == "running":
             raise
@@ -51,19 +58,24 @@ def _helpers_of(supervisor: Supervisor, workers: Sequence[Worker]) -> list[Worke
     return helpers
 
 
-async def _remove_own(supervisor: Supervisor, workers: Sequence[Worker]) -> None:
-    over = anyio.Event()
+def _claim(workers: Iterable[Worker], over: anyio.Event) -> tuple[list[Worker], Collection[anyio.Event]]:
+    """Those of *workers* that nobody removes yet: nothing is linked to them, and no command begins in them, from here
+    on. Of the others that are left, when they are gone."""
+    own: list[Worker] = []
+    others: dict[anyio.Event, None] = {}
     for worker in workers:
-        worker._leaving = over  # nothing is linked to it, and no command begins in it, from here on
-    try:
-        if workers:
-            await _remove(supervisor, workers)
-    finally:
-        over.set()
+        if worker._state is State.REMOVED:
+            continue
+        if worker._leaving is None or worker._leaving.is_set():
+            worker._leaving = over
+            own.append(worker)
+        else:
+            others[worker._leaving] = None
+    return own, others
 
 
 async def _remove(supervisor: Supervisor, workers: Sequence[Worker]) -> None:
-    names = {worker.name for worker in workers}
+    names = {worker.name async for worker in in_turns(workers)}
     supervisor._helper.withdraw(names)
     commands: dict[str, list[Job]] = {}  # that run and popen started
     for job in supervisor._helper.jobs:

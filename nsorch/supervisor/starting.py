@@ -179,12 +179,12 @@ class Starter:
             await self._make_and_connect(workers, bridges, make, errors, plan_all if early else None)
             late = await self._with_dhcp(workers)
             main = [worker for worker in workers if worker.spec.command is not None and worker not in late]
-            for rank in _ranks(main):
+            for rank in await _ranks(main):
                 await self._each(rank, partial(execute, supervisor, environment=environment), errors, _EXECS_UNDER_WAY)
         else:
             if sum(worker.spec.command is None for worker in workers) >= _MANY:
                 supervisor._helper.add_maker()
-            for rank in _ranks(workers):
+            for rank in await _ranks(workers):
                 commands = any(worker.spec.command is not None for worker in rank)
                 limit = _COMMANDS_UNDER_WAY if commands else _UNDER_WAY
                 await self._each(rank, partial(make_and_execute, supervisor, environment=environment), errors, limit)
@@ -218,7 +218,7 @@ class Starter:
             connecting.made(worker)
 
         async def take(some: Sequence[Worker], step: Callable[[Worker], Awaitable[None]]) -> None:
-            for rank in _ranks(some):
+            for rank in await _ranks(some):
                 await self._each(rank, step, errors)
             if errors:
                 tasks.cancel_scope.cancel()
@@ -365,9 +365,9 @@ def _is_wired(spec: WorkerSpec) -> bool:
     return bool(spec.links or spec.interfaces or spec.nat or spec.firewall or spec.service or spec.uplink)
 
 
-def _ranks(workers: Sequence[Worker]) -> list[list[Worker]]:
+async def _ranks(workers: Sequence[Worker]) -> list[list[Worker]]:
     """Those who join others come after them."""
-    joined = {worker.name: others for worker in workers if (others := joined_names(worker.spec))}
+    joined = {worker.name: others async for worker in in_turns(workers) if (others := joined_names(worker.spec))}
     if not joined:
         return [list(workers)]
     rank = {worker.name: 0 for worker in workers if worker.name not in joined}

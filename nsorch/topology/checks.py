@@ -268,12 +268,13 @@ def is_host(subnet: IPv4Network | IPv6Network, ip: IPv4Address | IPv6Address) ->
 
 def _unlinkable(topology: Topology) -> Iterator[str | None]:
     """Links of workers that have the host's network."""
-    hosts = {
-        name
-        for name, worker in topology.workers.items()
-        if worker.namespaces is not None
-        and isinstance(NamespaceSet.parse(worker.namespaces, passive=worker.command is None).net, Shared | Host)
-    }
+    hosts = set()
+    for name, worker in topology.workers.items():
+        yield None
+        if worker.namespaces is not None:
+            namespaces = NamespaceSet.parse(worker.namespaces, passive=worker.command is None)
+            if isinstance(namespaces.net, Shared | Host):
+                hosts.add(name)
     if not hosts:
         return
     problem = "has the host's network namespace, where nothing is linked to"

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from nsorch.topology.namespaces import NamespaceSet
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterator
+    from collections.abc import Collection, Iterator, Mapping
 
     from nsorch.topology.specs import WorkerSpec
 
 
 def joined_names(worker: WorkerSpec, *kinds: str) -> set[str]:
     """Of the workers whose namespaces it joins, of any kind unless given."""
-    if not isinstance(worker.namespaces, Mapping | NamespaceSet):  # a collection of kinds is all new ones
+    if worker.namespaces is None or isinstance(worker.namespaces, tuple):  # a collection of kinds is all new ones
         return set()
     return NamespaceSet.parse(worker.namespaces, passive=worker.command is None).joined(*kinds)
 

@@ -89,5 +89,5 @@ class Connecting:
                 link._on_removal.remove(self.removed)
             await self._wiring.make(links, complete, rise=False)
             left -= len(complete)
-            for worker in complete:
+            async for worker in in_turns(complete):
                 worker._close_netlink()
