@@ -72,6 +72,15 @@ async def test_few_need_none() -> None:
         assert sup._helper._maker is None
 
 
+async def test_many_tasks_that_each_start_one() -> None:
+    async with nsorch.Supervisor() as sup:
+        async with anyio.create_task_group() as tasks:
+            for spec in specs(2 * COUNT):
+                tasks.start_soon(sup.start, spec.name)
+        assert len(sup.workers) == 2 * COUNT
+        assert sup._helper._maker is not None
+
+
 async def test_not_what_takes_a_process(monkeypatch: pytest.MonkeyPatch) -> None:
     async with nsorch.Supervisor() as sup:
         found = made_by(sup, monkeypatch)

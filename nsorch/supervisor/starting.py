@@ -310,6 +310,9 @@ class Starter:
             (worker,) = workers
             if self._slots is None:
                 self._slots = anyio.Semaphore(_UNDER_WAY, fast_acquire=True)
+            bare = worker.spec.command is None and not _is_wired(worker.spec)
+            if bare and self._slots.statistics().tasks_waiting >= _MANY:
+                self._supervisor._helper.add_maker()
             async with self._slots:
                 await self._take(step, worker, errors)
             return
