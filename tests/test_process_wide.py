@@ -41,8 +41,8 @@ def test_full_collections_wait_for_all_bursts() -> None:
         with no_full_collections():
             assert gc.get_threshold()[0] == theirs[0]
             assert gc.get_threshold()[1] > theirs[1]
-            assert gc.get_threshold()[2] > theirs[2]
-        assert gc.get_threshold()[2] > theirs[2]
+            assert sys.version_info >= (3, 14) or gc.get_threshold()[2] > theirs[2]
+        assert gc.get_threshold()[1] > theirs[1]
     assert gc.get_threshold() == theirs
 
 
