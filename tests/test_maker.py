@@ -11,7 +11,8 @@ import anyio
 import pytest
 
 import nsorch
-from nsorch.core.helper import Helper, Job
+from nsorch.core.helper import Helper
+from nsorch.core.jobs import Job
 from nsorch.supervisor import starting
 
 pytestmark = pytest.mark.anyio

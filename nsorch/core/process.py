@@ -15,7 +15,7 @@ from nsorch.core.spawner.protocol import Stream
 from nsorch.core.streams import PipeReceiveStream, PipeSendStream, make_pipe
 
 if TYPE_CHECKING:
-    from nsorch.core.helper import Job
+    from nsorch.core.jobs import Job
 
     class Ends(Protocol):
         """The ends of a command's standard streams that stay here."""

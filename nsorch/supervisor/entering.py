@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from anyio.abc import ByteReceiveStream
 
-    from nsorch.core.helper import Job
+    from nsorch.core.jobs import Job
     from nsorch.supervisor.worker import Worker
 
 # Seconds from the end of a command to that of the process that took it along, as we hear of them.

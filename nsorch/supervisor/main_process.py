@@ -30,7 +30,7 @@ from nsorch.supervisor.entry import OF_PROCESSES
 if TYPE_CHECKING:
     from anyio.abc import ByteReceiveStream, ByteSendStream
 
-    from nsorch.core.helper import Job
+    from nsorch.core.jobs import Job
     from nsorch.supervisor.commands import Files, OpenedStreams
     from nsorch.supervisor.entry import Entry
     from nsorch.supervisor.readiness import ServiceReady

@@ -16,7 +16,7 @@ from nsorch.topology.sysctls import sysctl_path
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
-    from nsorch.core.helper import Job
+    from nsorch.core.jobs import Job
     from nsorch.supervisor.entry import Entry
     from nsorch.supervisor.supervisor import Supervisor
     from nsorch.supervisor.worker import Worker

@@ -17,7 +17,7 @@ from nsorch.topology.ready import ExecReady, TcpReady
 if TYPE_CHECKING:
     from ipaddress import IPv4Address, IPv6Address
 
-    from nsorch.core.helper import Job
+    from nsorch.core.jobs import Job
     from nsorch.supervisor.worker import Worker
     from nsorch.topology import Service
 

@@ -19,7 +19,7 @@ from nsorch.supervisor.wiring.removing import disconnect
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Sequence
 
-    from nsorch.core.helper import Job
+    from nsorch.core.jobs import Job
     from nsorch.supervisor.supervisor import Supervisor
     from nsorch.supervisor.worker import Worker
 

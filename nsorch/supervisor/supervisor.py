@@ -15,7 +15,7 @@ import anyio
 from nsorch import events, supervisor, topology
 from nsorch.core import descriptors
 from nsorch.core.collector import no_full_collections
-from nsorch.core.helper import Helper, Job
+from nsorch.core.helper import Helper
 from nsorch.core.launch import may_administer
 from nsorch.core.spawner.pins import missing_folders, remove_folders, unlink
 from nsorch.core.threads import in_thread, in_thread_or_here
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from types import TracebackType
 
     from nsorch.core.helper import Facts
+    from nsorch.core.jobs import Job
     from nsorch.events import Exit
     from nsorch.supervisor.wiring.uplinks import Uplinks
     from nsorch.topology import (
