@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from collections import deque
-from itertools import chain, islice
+from itertools import islice
 from typing import TYPE_CHECKING, TypeVar, overload
 
 from nsorch.errors import ClosedError
@@ -117,9 +117,11 @@ class Bus:
         self._ring.append(event)
         if len(self._ring) > self._ring_size:
             self._ring_table.apply(self._ring.popleft())
-        own = self._followers.get(event.worker, {}) if event.worker is not None else {}
-        for stream in chain(self._followers[None], own):
+        for stream in self._followers[None]:
             stream.offer(event)
+        if event.worker is not None:
+            for stream in self._followers.get(event.worker, ()):
+                stream.offer(event)
         if isinstance(event, SupervisorStopped):
             self.close()
         if self._log is not None:

@@ -39,29 +39,32 @@ class StateTable:
         worker = event.worker
         if worker is None:
             return
-        if isinstance(event, t.WorkerRemoved):
+        kind = event.kind
+        if kind == "WorkerRemoved":
             self._workers.pop(worker, None)
             return
+        state = _STATES.get(kind)
         old = self._workers.get(worker)
         if old is None:
-            if not isinstance(event, t.WorkerRequested):
-                return
-            old = WorkerStatus(state=State.STARTING)
-        if isinstance(event, t.WorkerReady):
-            # A process that is ready was started before; without one the worker is passive.
-            state = State.IDLE if old.pid is None and old.state is State.STARTING else old.state
-        elif (known := _STATES.get(event.kind)) is not None:
-            state = known
-            ended = old.state is State.EXITED and old.incarnation == event.incarnation
-            if ended and isinstance(event, t.WorkerSetupFailed):  # it wasn't ready yet
-                state = State.EXITED
-        else:
+            if kind == "WorkerRequested":
+                self._workers[worker] = _REQUESTED
             return
         pid, exit = old.pid, old.exit  # noqa: A001 - the field's own word
-        if isinstance(event, t.WorkerSpawned | t.WorkerStarted):
+        if kind == "WorkerReady":
+            # A process that is ready was started before; without one the worker is passive.
+            state = State.IDLE if pid is None and old.state is State.STARTING else old.state
+        elif state is None:
+            return
+        elif kind == "WorkerSetupFailed":
+            if old.state is State.EXITED and old.incarnation == event.incarnation:  # it wasn't ready yet
+                state = State.EXITED
+        elif isinstance(event, (t.WorkerSpawned, t.WorkerStarted)):
             pid = event.pid
         elif isinstance(event, t.WorkerExited):
             pid, exit = None, event.exit  # noqa: A001
         self._workers[worker] = WorkerStatus(
             state=state, incarnation=event.incarnation or old.incarnation, pid=pid, exit=exit
         )
+
+
+_REQUESTED = WorkerStatus(state=State.STARTING)
