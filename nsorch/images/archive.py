@@ -24,6 +24,7 @@ _HEADERS = (
     tarfile.GNUTYPE_LONGNAME,
     tarfile.GNUTYPE_LONGLINK,
 )
+_VOLUME_LABEL = b"V"  # of GNU tar --label: an entry that is no file
 
 
 class _Entry(tarfile.TarInfo):
@@ -90,7 +91,8 @@ def entries(stream: Any) -> Iterator[tuple[tarfile.TarInfo, IO[bytes] | None]]:
         archive = tarfile.open(fileobj=stream, mode="r|", tarinfo=_Entry, bufsize=1 << 16)  # noqa: SIM115
         with archive:
             while (info := archive.next()) is not None:
-                yield info, archive.extractfile(_dense(info)) if info.isreg() else None
+                if info.type != _VOLUME_LABEL:
+                    yield info, archive.extractfile(_dense(info)) if info.isreg() else None
                 archive.members.clear()  # type: ignore[attr-defined]  # it would keep them all
 
 
