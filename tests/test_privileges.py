@@ -285,6 +285,7 @@ async def test_ranges_of_ids() -> None:
         ("rlimits", {"nofiles": 1}, 'there is no "nofiles"'),
         ("rlimits", {"nofile": (2, 1)}, "above the hard one"),
         ("rlimits", {"nofile": -5}, "rlimits.nofile"),
+        ("rlimits", {"nofile": 5, "RLIMIT_NOFILE": 6}, "rlimits.nofile: is given twice"),
         ("oom_score_adj", 1001, "-1000 to 1000"),
         ("seccomp", b"1234", "no BPF program"),
         ("seccomp", "defualt", "neither default"),

@@ -542,16 +542,21 @@ async def test_an_overlay_of_what_has_mounts_below_it() -> None:
         assert "w" not in sup.workers
 
 
-async def test_users_are_read_from_files_alone(rootfs: pathlib.Path) -> None:
-    """What else an image has in their place isn't opened: a device would be the host's."""
+async def test_users_are_read_from_files_alone(rootfs: pathlib.Path, tmp_path: pathlib.Path) -> None:
+    """What else an image has in their place isn't opened: a device would be the host's. It hides those below, as the
+    whiteouts of an overlay do."""
+    lower = tmp_path / "lower"
+    (lower / "etc").mkdir(parents=True)
+    (lower / "etc/passwd").write_text("mallory:x:0:0::/:/bin/sh\n")
     (rootfs / "etc/passwd").unlink()
     os.mkfifo(rootfs / "etc/passwd")
     fifo = os.open(rootfs / "etc/passwd", os.O_RDWR)
     try:
         os.write(fifo, b"mallory:x:0:0::/:/bin/sh\n")
         async with nsorch.Supervisor() as sup:
-            with pytest.raises(nsorch.SetupError, match='no user "mallory"'):
-                await sup.start("w", rootfs=rootfs, user="mallory")
+            for root in (rootfs, nsorch.overlay(rootfs, lower)):
+                with pytest.raises(nsorch.SetupError, match='no user "mallory"'):
+                    await sup.start("w", rootfs=root, user="mallory")
     finally:
         os.close(fifo)
 

@@ -101,8 +101,10 @@ class _Files:
                 continue
             try:
                 return _read_file(folder, path)
-            except OSError:
+            except FileNotFoundError:
                 continue
+            except OSError:  # no file, such as a whiteout (a device node), hides those below
+                break
             finally:
                 os.close(folder)
         return b""

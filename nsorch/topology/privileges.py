@@ -218,6 +218,8 @@ def to_rlimits(value: Any) -> Mapping[str, tuple[int, int]]:
         name = _rlimit(str(key))
         if name is None:
             raise TopologyError(f'rlimits: there is no "{key}", only {", ".join(RLIMITS)}')
+        if name in found:
+            raise TopologyError(f"rlimits.{name}: is given twice, by either of its names")
         if isinstance(limit, list | tuple):
             if len(limit) != 2:
                 raise TopologyError(f"rlimits.{name}: {shown(limit)} is not a pair (soft, hard)")
