@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pathlib
+import shutil
 import socket
 import stat
 import threading
@@ -283,6 +284,31 @@ async def test_upper_directories(base: pathlib.Path, tmp_path: pathlib.Path) -> 
     for work in ("upper", "upper/work", "."):
         with pytest.raises(nsorch.TopologyError, match=r"rootfs.work: is the upper directory, or"):
             nsorch.overlay(base, upper=tmp_path / "upper", work=tmp_path / work)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give directories away")
+async def test_upper_directories_of_others(base: pathlib.Path, tmp_path: pathlib.Path) -> None:
+    """Who is the first user of a user namespace owns both; else the kernel would make the overlay read-only, and say
+    nothing."""
+    kinds = ["net", "mnt", "uts", "ipc", "pid", "user"]
+    ranges = [(0, 100_000, 1000)]
+    upper = tmp_path / "upper"
+    upper.mkdir()
+    async with nsorch.Supervisor() as sup:
+        for owner, fields in (
+            (100_000, {"namespaces": kinds, "uid_map": ranges, "gid_map": ranges}),
+            (65534, {"isolation": "sandbox", "readonly_root": False}),
+        ):
+            os.chown(upper, 0, 0)
+            with pytest.raises(nsorch.PermissionDeniedError, match=r"overlay .*upper\.work: .* can't write to"):
+                await sup.start("w", ["sleep", "600"], rootfs=nsorch.overlay(base, upper=upper), **fields)
+            (tmp_path / "upper.work").rmdir()
+            os.chown(upper, owner, owner)
+            worker = await sup.start("w", ["sleep", "600"], rootfs=nsorch.overlay(base, upper=upper), **fields)
+            assert await say(worker, f"touch /of-{owner}") == ""
+            await worker.remove()
+            assert (upper / f"of-{owner}").stat().st_uid == owner
+            shutil.rmtree(tmp_path / "upper.work")
 
 
 @of_kernel

@@ -113,6 +113,8 @@ _HINTS = {
     "capabilities": "the supervisor hasn't got them itself",
     "mount source": "it, or a directory above it, can't be reached by the supervisor's user",
     "rootfs": "it, or a directory above it, can't be reached or written to by the supervisor's user",
+    "overlay": "who is the first user of the worker can't write to the working directory, without which an overlay is "
+    "read-only",
     "mount point": "it is missing, and can't be made, or can't be reached",
 }
 # Of other errors, where what the kernel says doesn't tell enough.

@@ -14,7 +14,7 @@ from .confinement import decode, lent_oom_score, set_oom_score
 from .idmaps import first_ids, has_helper, map_ids, own_maps
 from .mounts import make_own
 from .protocol import Event, Mode, Own
-from .rootfs import Sources
+from .rootfs import Sources, make_work
 from .stages import StageError, failure_of, stage
 from .steps import (
     build_root,
@@ -89,6 +89,8 @@ class Births:
         Where one has to be joined first, or there is no way home, a step between does the joining, and leaves the
         child behind as its sibling: its parent is who reaps it.
         """
+        if request.unshare & CLONE_NEWUSER:
+            make_work(request.root)
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         if not self._is_one_way(request):
             with theirs:

@@ -115,9 +115,31 @@ class Sources:
         self.fds.clear()
 
 
-def _make_folder(path: bytes) -> None:
-    with contextlib.suppress(FileExistsError):
+def make_work(data: bytes) -> None:
+    """Make the working directory of an overlay where it is missing, for who owns the upper one: that may be who has to
+    write to it from a user namespace, in which nothing can be given to them.
+
+    :raises StageError: naming the directory
+    """
+    overlay = Root(*marshal.loads(data)).overlay if data else None
+    if overlay is None or not overlay[1]:
+        return
+    _, upper, work, *_ = overlay
+    with stage("rootfs", os.fsdecode(upper)):
+        owner = os.stat(upper)
+    with stage("rootfs", os.fsdecode(work)):
+        if _make_folder(work):
+            with contextlib.suppress(OSError):  # an ordinary user's may be somebody else's
+                os.chown(work, owner.st_uid, owner.st_gid)
+
+
+def _make_folder(path: bytes) -> bool:
+    """Whether it was missing."""
+    try:
         os.mkdir(path, 0o755)
+    except FileExistsError:
+        return False
+    return True
 
 
 def build(sources: Sources) -> dict[bytes, int]:
@@ -164,7 +186,7 @@ def _make_overlay(sources: Sources) -> int:
     """By mount(2), because fsconfig(2) takes no more than 255 bytes of layers; from a directory in which they have
     short names, which don't tell the worker where they lie on the host."""
     assert sources.root.overlay is not None
-    lower, upper, _, size, userxattr = sources.root.overlay
+    lower, upper, work, size, userxattr = sources.root.overlay
     options = ((b"mode", b"755"), *(((b"size", b"%d" % size),) if size else ()))
     folder = sources.add(mountapi.new_mount(b"tmpfs", options))
     # overlayfs wants attached mounts. On "/" it hides nothing from those whose root lies below it.
@@ -184,6 +206,9 @@ def _make_overlay(sources: Sources) -> int:
     syscalls.mount("none", "merged", "overlay", 0, f"lowerdir={':'.join(below)},upperdir=upper,workdir=work{last}")
     merged = os.open("merged", os.O_PATH | os.O_CLOEXEC)
     try:
+        if upper and not sources.root.read_only and os.fstatvfs(merged).f_flag & os.ST_RDONLY:
+            # All that the kernel says of a working directory that it can't use: ovl_get_workdir() in overlayfs/super.c.
+            raise StageError("overlay", errno.EACCES, os.fsdecode(work))
         return mountapi.clone_tree(merged, recursive=False)
     finally:
         os.close(merged)
