@@ -374,6 +374,23 @@ def test_files(tmp_path: pathlib.Path) -> None:
         topology.to_dict()
 
 
+def test_all_that_is_wrong_at_once() -> None:
+    worker = {
+        "isolation": "vm",
+        "mounts": [{"type": "tmpfs", "dst": "x"}, {"type": "tmpfs", "dst": "/x"}, {"type": "bind"}],
+        "rlimits": {"files": 1, "core": "x", "nofile": [2, 1]},
+        "masked": ["x", "/x", "/"],
+    }
+    with pytest.raises(nsorch.TopologyError) as caught:
+        nsorch.Topology.from_dict({"workers": {"w": worker}})
+    told = [problem.partition(" ")[0].removeprefix("workers.w.") for problem in caught.value.problems]
+    assert sorted(told) == [
+        "isolation:",
+        *("masked[0]:", "masked[2]:", "mounts[0].dst:", "mounts[2].src:"),
+        *("rlimits.core:", "rlimits.nofile:", "rlimits:"),
+    ]
+
+
 def test_difference() -> None:
     old, new = nsorch.Topology(), nsorch.Topology()
     old.worker("web", ["sleep", "1"])

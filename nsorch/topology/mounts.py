@@ -218,12 +218,14 @@ MOUNT_KEYS = {
 def to_mounts(value: Any) -> tuple[Mount, ...]:
     if value is None:
         return ()
-    made = []
+    made, problems = [], []
     for number, item in enumerate(items("mounts", value, "mounts")):
         try:
             made.append(_mount(item))
         except TopologyError as exc:
-            raise TopologyError(*(f"mounts[{number}].{problem}" for problem in exc.problems)) from None
+            problems += [f"mounts[{number}].{problem}" for problem in exc.problems]
+    if problems:
+        raise TopologyError(*problems)
     return tuple(made)
 
 
@@ -250,7 +252,16 @@ def _mount(value: Any) -> Mount:
 def _paths(name: str, value: Any) -> tuple[str, ...] | None:
     if value is None:
         return None
-    return tuple(_hidden(f"{name}[{number}]", item) for number, item in enumerate(items(name, value, "paths")))
+    paths: list[str] = []
+    problems: list[str] = []
+    for number, item in enumerate(items(name, value, "paths")):
+        try:
+            paths.append(_hidden(f"{name}[{number}]", item))
+        except TopologyError as exc:
+            problems += exc.problems
+    if problems:
+        raise TopologyError(*problems)
+    return tuple(paths)
 
 
 def _hidden(where: str, value: Any) -> str:

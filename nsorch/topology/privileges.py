@@ -213,23 +213,33 @@ def to_rlimits(value: Any) -> Mapping[str, tuple[int, int]]:
         return {}
     if not isinstance(value, Mapping):
         raise TopologyError(f"rlimits: {shown(value)} is not a mapping of names to limits")
-    found = {}
+    found: dict[str, tuple[int, int]] = {}
+    problems = []
     for key, limit in value.items():
         name = _rlimit(str(key))
         if name is None:
-            raise TopologyError(f'rlimits: there is no "{key}", only {", ".join(RLIMITS)}')
-        if name in found:
-            raise TopologyError(f"rlimits.{name}: is given twice, by either of its names")
-        if isinstance(limit, list | tuple):
-            if len(limit) != 2:
-                raise TopologyError(f"rlimits.{name}: {shown(limit)} is not a pair (soft, hard)")
-            soft, hard = (_one_limit(name, part) for part in limit)
+            problems.append(f'rlimits: there is no "{key}", only {", ".join(RLIMITS)}')
+        elif name in found:
+            problems.append(f"rlimits.{name}: is given twice, by either of its names")
         else:
-            soft = hard = _one_limit(name, limit)
-        if hard != UNLIMITED and (soft == UNLIMITED or soft > hard):
-            raise TopologyError(f"rlimits.{name}: the soft limit is above the hard one")
-        found[name] = (soft, hard)
+            try:
+                found[name] = _soft_and_hard(name, limit)
+            except TopologyError as exc:
+                problems += exc.problems
+    if problems:
+        raise TopologyError(*problems)
     return found
+
+
+def _soft_and_hard(name: str, value: Any) -> tuple[int, int]:
+    if not isinstance(value, list | tuple):
+        value = value, value
+    elif len(value) != 2:
+        raise TopologyError(f"rlimits.{name}: {shown(value)} is not a pair (soft, hard)")
+    soft, hard = (_one_limit(name, part) for part in value)
+    if hard != UNLIMITED and (soft == UNLIMITED or soft > hard):
+        raise TopologyError(f"rlimits.{name}: the soft limit is above the hard one")
+    return soft, hard
 
 
 def to_score(value: Any) -> int | None:

@@ -21,6 +21,7 @@ from nsorch.topology.isolation import ISOLATION_KEYS, OWN_KEYS, TEXT_KEYS, check
 from nsorch.topology.kinds import shown
 from nsorch.topology.model import Topology
 from nsorch.topology.names import name_problem
+from nsorch.topology.plain import PRESETS
 from nsorch.topology.reading import walk
 from nsorch.topology.ready import ExecReady, TcpReady, exec_ready, tcp_ready
 from nsorch.topology.services import forwards, service_to_plain
@@ -257,6 +258,8 @@ class _Reader:
         """Check each for itself, and make specs of those in *table* that have them."""
         self._texts(table, path, (*_TEXT, *TEXT_KEYS))
         self.problems += check_tables(table, path)
+        if isinstance(isolation := table.get("isolation"), str) and isolation not in PRESETS:
+            self.refuse(f"{path}.isolation", f'"{isolation}" is none of {", ".join(PRESETS)}')
         for key in _FLAGS:
             if key in table and not isinstance(table[key], bool):
                 self.refuse(f"{path}.{key}", f"{shown(table[key])} is neither true nor false")
