@@ -374,6 +374,9 @@ async def test_masked_without_rootfs() -> None:
     async with nsorch.Supervisor() as sup:
         worker = await sup.start("w", ["sleep", "600"], masked=["/proc/version", "/etc/passwd"])
         assert await say(worker, "cat /proc/version /etc/passwd") == ""
+        # What files are masked by goes last.
+        worker = await sup.start("other", masked=["/dev", "/etc/passwd"])
+        assert await say(worker, "cat /etc/passwd; ls -A /dev 2>&-") == ""
     assert pathlib.Path("/etc/passwd").stat().st_size
 
 

@@ -30,7 +30,8 @@ def hide(do: Calls, masked: tuple[bytes, ...], readonly: tuple[bytes, ...], top:
     :param top: descriptor of the root
     :param own: descriptors of what was just mounted, by path
     """
-    for path in masked:
+    # Last what the null device lies in, which others are masked by.
+    for path in sorted(masked, key=lambda path: b"/dev/null".startswith(path + b"/")):
         with do.stage("mask", os.fsdecode(path)):
             for target in do.find(*_place(path, top, own)):
                 _mask(do, target, path, top, own)
