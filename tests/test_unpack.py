@@ -202,7 +202,8 @@ async def test_what_gnu_tar_writes(anyio_backend: str, tmp_path: pathlib.Path, t
         file.seek(5_000_000)
         file.write(b"end")
     (source / "empty").touch()
-    for flags in (["-S", "--format=gnu", "--label=/a label"], ["-S", "--format=posix"]):
+    dumped = ["-S", "--format=oldgnu", f"--listed-incremental={tmp_path / 'state'}"]
+    for flags in (["-S", "--format=gnu", "--label=/a label"], ["-S", "--format=posix"], dumped):
         subprocess.run(["tar", *flags, "-cf", tmp_path / "x.tar", "-C", source, "."], check=True)
         out = target.with_name(flags[1])
         await nsorch.unpack(tmp_path / "x.tar", out)

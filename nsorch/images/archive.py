@@ -25,6 +25,7 @@ _HEADERS = (
     tarfile.GNUTYPE_LONGLINK,
 )
 _VOLUME_LABEL = b"V"  # of GNU tar --label: an entry that is no file
+_DUMPED_FOLDER = b"D"  # of GNU tar --listed-incremental: a directory, with the names that were in it as contents
 
 
 class _Entry(tarfile.TarInfo):
@@ -40,6 +41,13 @@ class _Entry(tarfile.TarInfo):
             raise ImageError("the archive ends without its end mark: it is cut off, or no tar archive") from None
         except tarfile.HeaderError as exc:
             raise ImageError(f"the archive is damaged, or no tar archive: {exc}") from None
+
+    @classmethod
+    def frombuf(cls, buf: Any, encoding: str, errors: str) -> Any:
+        entry = super().frombuf(buf, encoding, errors)
+        if buf[257:265] == tarfile.GNU_MAGIC:  # which has times where others have the first part of a long name
+            entry.name = buf[:100].partition(b"\0")[0].decode(encoding, errors)
+        return entry
 
     def _proc_member(self, archive: tarfile.TarFile) -> Any:  # where tarfile's own source tells subclasses to go
         if self.size < 0 or (self.type in _HEADERS and self.size > _MOST_HEADER):
@@ -91,6 +99,8 @@ def entries(stream: Any) -> Iterator[tuple[tarfile.TarInfo, IO[bytes] | None]]:
         archive = tarfile.open(fileobj=stream, mode="r|", tarinfo=_Entry, bufsize=1 << 16)  # noqa: SIM115
         with archive:
             while (info := archive.next()) is not None:
+                if info.type == _DUMPED_FOLDER:
+                    info.type = tarfile.DIRTYPE
                 if info.type != _VOLUME_LABEL:
                     yield info, archive.extractfile(_dense(info)) if info.isreg() else None
                 archive.members.clear()  # type: ignore[attr-defined]  # it would keep them all
