@@ -46,7 +46,8 @@ class _Entry(tarfile.TarInfo):
     def frombuf(cls, buf: Any, encoding: str, errors: str) -> Any:
         entry = super().frombuf(buf, encoding, errors)
         if buf[257:265] == tarfile.GNU_MAGIC:  # which has times where others have the first part of a long name
-            entry.name = buf[:100].partition(b"\0")[0].decode(encoding, errors)
+            name = buf[:100].partition(b"\0")[0].decode(encoding, errors)
+            entry.name = name.rstrip("/") if entry.isdir() else name
         return entry
 
     def _proc_member(self, archive: tarfile.TarFile) -> Any:  # where tarfile's own source tells subclasses to go
