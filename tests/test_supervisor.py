@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pathlib
 import subprocess
 import sys
 
@@ -111,6 +112,21 @@ async def test_critical(marker: str) -> None:
     async with nsorch.Supervisor() as sup:  # an expected exit is no failure
         worker = await sup.start("w", ["sleep", marker], critical=True)
         await worker.stop()
+
+
+async def test_critical_before_it_is_ready(tmp_path: pathlib.Path) -> None:
+    """Whoever starts or restarts it hears of it, and the block goes on."""
+    up = tmp_path / "up"
+    fails, ready = ["sh", "-c", "echo boom >&2; exit 4"], nsorch.exec_ready(["test", "-e", str(up)])
+    async with nsorch.Supervisor() as sup:
+        with pytest.raises(nsorch.WorkerExitedError, match="boom"):
+            await sup.start("w", fails, ready=ready, critical=True)
+        up.touch()
+        worker = await sup.start("w", ["sleep", "600"], ready=ready, critical=True)
+        up.unlink()
+        with pytest.raises(nsorch.WorkerExitedError, match="boom"):
+            await worker.restart(fails)
+        await worker.run(["true"])
 
 
 async def test_critical_with_a_command_in_it() -> None:

@@ -51,6 +51,7 @@ class MainProcess:
     """Begins, ends, and tells; the worker's ``start``, ``stop`` and ``restart`` go through it."""
 
     __slots__ = (
+        "_awaited",
         "_changed",
         "_due",
         "_files",
@@ -77,6 +78,7 @@ class MainProcess:
         self._files: Files = ()  # of the latest incarnation
         self._tail: Tail | None = None
         self._changed: anyio.Event | None = None
+        self._awaited = False  # somebody waits until this incarnation is ready, and will hear of its end
         self.was_ready = False  #: any incarnation of it
         self.incarnation = 0
         self.exit: Exit | None = None
@@ -155,6 +157,7 @@ class MainProcess:
             worker._check_turn()
             self.incarnation += 1
             self.exit, self._stopping, self._due = None, False, None
+            self._awaited = self._ready is not None
             worker._state = State.STARTING
             with supervisor._cgroups.entering(worker) as leaf:
                 job = self._job = supervisor._helper.spawn(
@@ -242,7 +245,7 @@ class MainProcess:
         self._declare_ready()
 
     def _declare_ready(self) -> None:
-        self.was_ready = True
+        self.was_ready, self._awaited = True, False
         self._publish(
             events.WorkerReady(
                 worker=self._worker.name, incarnation=self.incarnation, namespaces=dict(self._worker._inodes)
@@ -383,7 +386,7 @@ class MainProcess:
             for kind in ("pid", "cgroup"):
                 worker._inodes.pop(kind, None)
             self._publish(events.WorkerExited(worker=worker.name, incarnation=self.incarnation, exit=self.exit))
-            if worker.spec.critical and not self._stopping:
+            if worker.spec.critical and not self._stopping and not self._awaited:
                 self._supervisor._critical_exit(worker, self.exit)
         self.announce()
 
