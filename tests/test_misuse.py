@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 import socket
+import subprocess
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -33,6 +34,8 @@ ATTEMPTS: list[tuple[type[Exception], str, Attempt]] = [
     (nsorch.SetupError, "streams stdout=9999: .*EBADF", lambda sup, _: sup.start("x", ["true"], stdout=9999)),
     (nsorch.TopologyError, "stdout: .*no open", lambda sup, _: sup.start("x", ["true"], stdout=io.BytesIO())),
     (nsorch.TopologyError, "stdin: .*no open", lambda _, worker: worker.run(["true"], stdin=closed_file())),
+    (nsorch.TopologyError, "^stdout: STDOUT", lambda sup, _: sup.start("x", ["true"], stdout=subprocess.STDOUT)),
+    (nsorch.TopologyError, "^stdin: STDOUT", lambda _, worker: worker.run(["true"], stdin=subprocess.STDOUT)),
     (nsorch.SetupError, "/nowhere/file", lambda sup, _: sup.start("x", ["true"], stdout="/nowhere/file")),
     (nsorch.TopologyError, "not a descriptor", lambda sup, _: sup.start("x", namespaces={"net": 1 << 40})),
     (nsorch.TopologyError, "not a pid", lambda sup, _: sup.start("x", namespaces={"net": nsorch.Pid(-1)})),

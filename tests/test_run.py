@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import array
 import os
 import pathlib
 import subprocess
@@ -118,6 +119,9 @@ async def test_bad_arguments() -> None:
             with pytest.raises(nsorch.TopologyError, match=f"^{name}: "):
                 await worker.run(["true"], **{name.partition(".")[0]: value})  # type: ignore[arg-type]
         assert (await worker.run(["cat"], input=bytearray(b"x"), timeout=float("inf"))).stdout == b"x"
+        words = array.array("I", range(100_000))
+        for view in (memoryview(words), memoryview(words.tobytes())[::2]):
+            assert (await worker.run(["cat"], input=view)).stdout == view.tobytes()  # type: ignore[arg-type]
         assert (await worker.run(iter(["echo", "x"]))).stdout == b"x\n"  # type: ignore[arg-type]
 
 

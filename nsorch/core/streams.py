@@ -90,6 +90,8 @@ class PipeSendStream(_PipeEnd, ByteSendStream):
         self._enter()
         self._busy = True
         view = memoryview(item)
+        if view.format != "B" or view.ndim != 1 or not view.contiguous:
+            view = memoryview(view.tobytes())  # what was written is counted in bytes
         try:
             while view:
                 try:

@@ -231,6 +231,9 @@ def _host_name(instance: Any, attribute: Attribute[str | None], value: Any) -> N
         raise TopologyError(f"{attribute.name}: {shown(value)} is not 1 to 64 bytes, none of them null")
 
 
+_STDOUT = -2  # of subprocess
+
+
 def _stream(instance: Any, attribute: Attribute[Any], value: Any) -> None:  # noqa: ARG001
     check_stream(attribute.name, value)
 
@@ -245,6 +248,8 @@ def check_stream(path: str, value: Any) -> None:
     elif isinstance(value, int):
         if isinstance(value, bool) or not -3 <= value < 1 << 31:
             raise TopologyError(f"{path}: {shown(value)} is not a descriptor")
+        if value == _STDOUT and path != "stderr":
+            raise TopologyError(f"{path}: STDOUT is for stderr alone")
     elif value is not None and not callable(getattr(value, "fileno", None)):
         raise TopologyError(f"{path}: {shown(value)} is neither a descriptor nor a path nor a file")
     elif value is not None:
