@@ -280,6 +280,27 @@ def test_interrupted_while_the_file_is_read(tmp_path: pathlib.Path) -> None:
         os.close(descriptor)
 
 
+LOSES = """
+import os, signal, nsorch
+from nsorch.cli import main
+class Dying:
+    def __del__(self):  # no exception leaves it
+        os.kill(os.getpid(), signal.SIGINT)
+class Topology(nsorch.Topology):
+    @classmethod
+    def load(cls, *args, **kwargs):
+        Dying()
+        return super().load(*args, **kwargs)
+nsorch.Topology = Topology
+main()
+"""
+
+
+def test_an_interrupt_is_not_lost_while_the_file_is_read(lab: str) -> None:
+    done = subprocess.run([sys.executable, "-c", LOSES, "run", lab, "--check"], capture_output=True, timeout=60)
+    assert (done.returncode, done.stdout, done.stderr) == (128 + signal.SIGINT, b"", b"")
+
+
 def test_doctor() -> None:
     done = nsorch("doctor", "--json")
     assert (done.returncode, done.stderr) == (0, "")

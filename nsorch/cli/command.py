@@ -89,7 +89,7 @@ def run(
             raise TopologyError(f'there is no worker "{worker}", only {known}', source=file)
         return anyio.run(run_topology, topology, options, backend=backend)
 
-    sys.exit(_guarded(act))
+    sys.exit(_guarded(act, hears_signals=True))
 
 
 @nsorch.command()
@@ -152,9 +152,13 @@ def import_(kind: str, file: str, output: str | None) -> None:
     sys.exit(_guarded(act))
 
 
-def _guarded(act: Callable[[], int]) -> int:
-    """The exit status of *act*; errors are told in a line, not a traceback."""
-    if callable(signal.getsignal(signal.SIGINT)):  # of the time of imports
+def _guarded(act: Callable[[], int], *, hears_signals: bool = False) -> int:
+    """The exit status of *act*; errors are told in a line, not a traceback.
+
+    :param hears_signals: it does so itself before it makes anything: until then SIGINT ends it as during imports. A
+        KeyboardInterrupt may be lost, in a callback of the garbage collector's.
+    """
+    if not hears_signals and callable(signal.getsignal(signal.SIGINT)):  # of the time of imports
         signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         return act()
