@@ -279,6 +279,26 @@ def test_limit_of_descriptors(hard: str, expected: str) -> None:
     assert expected in done.stdout
 
 
+FEW = """
+import anyio, nsorch, resource, sys
+resource.setrlimit(resource.RLIMIT_NOFILE, (int(sys.argv[1]),) * 2)
+async def main():
+    try:
+        async with nsorch.Supervisor(rootless=True):
+            await anyio.sleep_forever()
+    except nsorch.SetupError as exc:
+        print(exc)
+anyio.run(main)
+"""
+
+
+@pytest.mark.parametrize("limit", [23, 24])
+def test_too_few_descriptors_for_the_helper(limit: int) -> None:
+    done = subprocess.run([sys.executable, "-c", FEW, str(limit)], capture_output=True, text=True, timeout=60)
+    assert "RLIMIT_NOFILE" in done.stdout
+    assert done.stderr == ""
+
+
 @pytest.mark.parametrize("told", [False, True])
 def test_who_makes_namespaces_and_is_killed_before_it_tells_of_them(told: bool) -> None:
     """Without a command nobody else reports it."""

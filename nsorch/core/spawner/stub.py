@@ -45,6 +45,8 @@ from .syscalls import (
     unshare,
 )
 
+_ROOM = 5  # descriptors that a server opens, but for as many as are closed before
+
 
 class Start(NamedTuple):
     """The application's first message to the stub; then come its pidfd and the spawner's socket."""
@@ -179,6 +181,7 @@ def _run_spawner(
             os._exit(1)
         with stage("start"):
             home, facts, fds = _settle(start, streams, null, proc)
+            _check_room(null)
         with contextlib.suppress(BrokenPipeError):
             protocol.send(requests, (Event.READY, 0, facts), fds)
         for fd in fds:
@@ -284,6 +287,13 @@ def _above(fd: int) -> int:
     if fd > 2:
         return fd
     return fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 3)
+
+
+def _check_room(null: int) -> None:
+    """Whether what the spawner opens itself can be had: later, nobody would hear why it ended."""
+    with contextlib.ExitStack() as opened:
+        for _ in range(_ROOM):
+            opened.callback(os.close, fcntl.fcntl(null, fcntl.F_DUPFD_CLOEXEC, 3))
 
 
 def _raise_descriptor_limit() -> None:
