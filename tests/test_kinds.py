@@ -325,6 +325,7 @@ async def test_objects_of_another_lab_and_of_before() -> None:
             lambda: sup.link(w, far_lan),
             lambda: sup.link(old, lan),
             lambda: sup.start("x", links=[far_lan]),
+            lambda: sup.start("x", namespaces={"net": far}),
             lambda: sup.bridge("y", "10.1.0.0/24", gateway=far),
             lambda: sup.pin(far),
             lambda: sup.ping_all([("w", far)]),

@@ -476,7 +476,7 @@ class Supervisor:
         :raises ClosedError: the supervisor isn't running
         """
         links = items("links", links, "bridges")
-        self._check_own(*links)
+        self._check_own(*links, *(namespaces.values() if isinstance(namespaces, Mapping) else ()))
         spec = WorkerSpec(
             name=name,
             command=command,
