@@ -133,6 +133,27 @@ async def test_its_death_is_the_end_of_all() -> None:
             await sup.start("later")
 
 
+async def test_none_begins_while_all_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    begun = 0
+
+    async def begin(self: Helper, serving: anyio.CancelScope) -> None:
+        nonlocal begun
+        begun += 1
+
+    monkeypatch.setattr(Helper, "_serve_maker", begin)
+    with pytest.raises(nsorch.SpawnerDiedError):
+        async with nsorch.Supervisor() as sup:
+            tasks = sup._helper._tasks
+            assert tasks is not None
+            os.kill(sup._facts.pid, signal.SIGKILL)
+            with anyio.CancelScope(shield=True):
+                while not sup._helper.died:
+                    if tasks.cancel_scope.cancel_called:
+                        sup._helper.add_maker()
+                    await anyio.lowlevel.checkpoint()
+    assert not begun
+
+
 async def test_without_room_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
     async def end_at_once(self: Helper, operation: str, *arguments: int, fds: tuple[int, ...] = ()) -> int:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)

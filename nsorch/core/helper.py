@@ -98,7 +98,9 @@ class Helper:
 
     def add_maker(self) -> None:
         """Have another process make namespaces from soon on, if there can be one, see :mod:`.spawner.maker`."""
-        if self._tasks is not None and not self._wants_maker:
+        if self._tasks is None or self.died or self._tasks.cancel_scope.cancel_called:
+            return  # what is begun in a group that ends may never be cancelled
+        if not self._wants_maker:
             self._wants_maker = True
             self._tasks.start_soon(self._serve_maker, self._tasks.cancel_scope)
 
