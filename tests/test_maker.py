@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import pathlib
+import resource
 import signal
 import socket
 
@@ -108,6 +110,34 @@ async def test_failures_are_named() -> None:
             assert int(error.worker[1:]) % 2
         assert len(sup.workers) == COUNT
         await sup.start_all([nsorch.WorkerSpec(name=spec.name) for spec in wrong])
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="sets the limits of its helpers")
+@pytest.mark.parametrize("which", ["spawner", "maker"])
+async def test_failures_leave_nothing(which: str) -> None:
+    async with nsorch.Supervisor() as sup:
+        await sup.start("before")
+        spawner, *before = helpers(sup)
+        await sup.start_all(specs())
+        (maker,) = set(helpers(sup)) - {spawner, *before}
+        while sup._helper._maker is None:
+            await anyio.sleep(0.001)
+        pid, other = (spawner, sup._helper._maker) if which == "spawner" else (maker, sup._helper._spawner)
+        assert other is not None
+        other.under_way += COUNT  # so that it is asked for nothing
+        with pytest.raises(nsorch.SetupError):
+            await sup.start("first", sysctls={"net.ipv4.no_such_thing": 1})  # what it made before is closed then
+        taken = os.listdir(f"/proc/{pid}/fd")
+        free = (number for number in range(1000) if str(number) not in taken)
+        *_, socket_number = (next(free) for _ in range(5))  # behind net, mnt, uts and ipc
+        soft, hard = resource.prlimit(pid, resource.RLIMIT_NOFILE)
+        resource.prlimit(pid, resource.RLIMIT_NOFILE, (socket_number, hard))
+        for _ in range(3):
+            with pytest.raises(nsorch.SetupError) as info:
+                await sup.start("second")
+            assert (info.value.stage, info.value.errno) == ("socket", errno.EMFILE)
+        resource.prlimit(pid, resource.RLIMIT_NOFILE, (soft, hard))
+        assert os.listdir(f"/proc/{pid}/fd") == taken
 
 
 @pytest.mark.parametrize("seconds", [0.005, 0.02, 0.05])

@@ -33,7 +33,12 @@ def make(home: Home, request: Spawn, joined: Joined) -> list[int]:
         enter(home, made, joined)
         prepare(home, request)
         build_root(request)
-        return [*own_namespaces(request.hold, home.own_proc), *open_netlink(request.netlink)]
+        held = own_namespaces(request.hold, home.own_proc)
+        try:
+            return [*held, *open_netlink(request.netlink)]
+        except StageError:
+            close(held)
+            raise
     finally:
         go_home(home, made | kinds_of(request.join))
 
