@@ -47,7 +47,7 @@ def test_full_collections_wait_for_all_bursts() -> None:
 
 
 _AFTER = """if True:
-    import gc, sys
+    import contextlib, gc, sys
     from nsorch.core.collector import no_full_collections
 
     def note(phase, info):
@@ -57,31 +57,34 @@ _AFTER = """if True:
     def make(count):
         return [[] for _ in range(count)]
 
-    found, count, frozen, rounds = [], *map(int, sys.argv[1:])
+    found, count, frozen, rounds, overlapping = [], *map(int, sys.argv[1:])
     gc.collect()
     if frozen:
         gc.freeze()
     before = gc.get_freeze_count()
     gc.callbacks.append(note)
-    for _ in range(rounds):
-        with no_full_collections():
-            kept = make(count)
-        kept += make(20_000)
+    with no_full_collections() if overlapping else contextlib.nullcontext():
+        for _ in range(rounds):
+            with no_full_collections():
+                kept = make(count)
+            kept += make(20_000)
     print(max(found), gc.get_freeze_count() == before)
 """
 
 
 @pytest.mark.skipif(sys.version_info >= (3, 14), reason="3.14 collects in small steps")
 @pytest.mark.parametrize(
-    ("frozen", "rounds", "collected"),
+    ("frozen", "rounds", "overlapping", "collected"),
     [
-        pytest.param(0, 4, 1, id="none"),
-        pytest.param(0, 20, 2, id="but some time"),
-        pytest.param(1, 4, 2, id="what the application has frozen stays"),
+        pytest.param(0, 4, 0, 1, id="none"),
+        pytest.param(0, 20, 0, 2, id="but some time"),
+        pytest.param(1, 4, 0, 2, id="what the application has frozen stays"),
+        pytest.param(0, 4, 1, 0, id="none between two"),
+        pytest.param(0, 20, 1, 2, id="but some time if there is always one"),
     ],
 )
-def test_full_collections_after_a_burst(frozen: int, rounds: int, collected: int) -> None:
-    arguments = ["300000", str(frozen), str(rounds)]
+def test_full_collections_after_a_burst(frozen: int, rounds: int, overlapping: int, collected: int) -> None:
+    arguments = ["300000", str(frozen), str(rounds), str(overlapping)]
     done = subprocess.run([sys.executable, "-c", _AFTER, *arguments], capture_output=True, text=True, check=True)
     assert done.stdout.split() == [str(collected), "True"]
 

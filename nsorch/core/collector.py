@@ -32,7 +32,7 @@ _full = 0  # number of these, when they did
 
 @contextlib.contextmanager
 def no_full_collections() -> Iterator[None]:
-    """While any such block runs; what the application sets meanwhile stays."""
+    """While any such block runs, unless they go on and on; what the application sets meanwhile stays."""
     global _bursts, _older
     with _lock:
         _bursts += 1
@@ -45,12 +45,16 @@ def no_full_collections() -> Iterator[None]:
     finally:
         with _lock:
             _bursts -= 1
+            made = gc.get_threshold()[0] * gc.get_count()[1]
+            if not _bursts or made > _MOST:
+                _let_it_collect()
             if not _bursts:
-                young, *older = gc.get_threshold()
-                gc.set_threshold(
-                    young, *(own if now == _NEVER else now for now, own in zip(older, _older, strict=True))
-                )
-                _grow_old(young * gc.get_count()[1])
+                _grow_old(made)
+
+
+def _let_it_collect() -> None:
+    young, *older = gc.get_threshold()
+    gc.set_threshold(young, *(own if now == _NEVER else now for now, own in zip(older, _older, strict=True)))
 
 
 def _grow_old(made: int) -> None:
