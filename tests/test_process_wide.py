@@ -58,6 +58,7 @@ _AFTER = """if True:
         return [[] for _ in range(count)]
 
     found, count, frozen, rounds, overlapping = [], *map(int, sys.argv[1:])
+    gc.set_threshold(700, 10, 10)  # 3.13 has others
     gc.collect()
     if frozen:
         gc.freeze()
@@ -68,7 +69,7 @@ _AFTER = """if True:
             with no_full_collections():
                 kept = make(count)
             kept += make(20_000)
-    print(max(found), gc.get_freeze_count() == before)
+    print(max(found), gc.get_freeze_count() >= before if frozen else gc.get_freeze_count() < 1_000)
 """
 
 

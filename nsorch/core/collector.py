@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 _NEVER = (1 << 31) - 1
 # Fewer objects are looked at in 5 ms.
 _FEW = 15_000
+# Python 3.12 itself has some 400 frozen objects: those that are immortal. Whoever freezes has thousands.
+_IMMORTAL = 1_000
 # So many more may become old before Python has its way, of which some 30,000 workers come and go: garbage may be among
 # them.
 _MOST = 2_000_000
@@ -64,7 +66,7 @@ def _grow_old(made: int) -> None:
     if full != _full:
         _unseen, _full = 0, full
     # Unfreezing would be of what the application has frozen, too.
-    if made >= _FEW and _unseen + made <= _MOST and gc.isenabled() and not gc.get_freeze_count():
+    if made >= _FEW and _unseen + made <= _MOST and gc.isenabled() and gc.get_freeze_count() < _IMMORTAL:
         _unseen += made
         gc.freeze()
         gc.unfreeze()
