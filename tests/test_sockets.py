@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import os
+import select
 import socket
 import ssl
 import struct
@@ -13,7 +15,8 @@ import sys
 import threading
 from functools import partial
 from ipaddress import IPv4Address
-from typing import TYPE_CHECKING
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Self
 
 import anyio
 import pytest
@@ -22,6 +25,7 @@ from anyio.streams.tls import TLSListener
 from conftest import needs_descriptors
 
 import nsorch
+from nsorch.net import ping
 from nsorch.supervisor.traffic.sockets import resolve
 
 if TYPE_CHECKING:
@@ -650,6 +654,32 @@ async def test_more_direct_links_than_the_kernel_has_room_for_neighbours() -> No
     async with nsorch.Supervisor() as sup:
         await sup.deploy(topology)
         assert (await sup.ping_all([(f"c{number}", "hub") for number in range(600)])).ok
+
+
+async def test_a_ping_without_room_to_wait_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Full:
+        """As with fs.epoll.max_user_watches, which is the host's."""
+
+        def __init__(self) -> None:
+            self._poll = select.epoll()
+            self.unregister = self._poll.unregister
+
+        def __enter__(self) -> Self:
+            return self
+
+        def __exit__(self, *_: object) -> None:
+            self._poll.close()
+
+        def register(self, fd: int, events: int) -> None:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(ping, "select", SimpleNamespace(epoll=Full, EPOLLIN=select.EPOLLIN))
+    async with nsorch.Supervisor() as sup:
+        await sup.bridge("lan", "10.0.0.0/24")
+        await sup.start_all([nsorch.WorkerSpec(name=name, links=["lan"]) for name in "ab"])
+        with pytest.raises(nsorch.NsorchError) as info:
+            await sup.ping_all()
+        assert info.value.errno == errno.ENOSPC
 
 
 async def test_a_name_of_many_addresses_is_looked_up_without_texts(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -394,8 +394,8 @@ class _Engine:
         if source is None:
             source = self._sources[key] = _Source(self._sockets[key])
             fd = source.sock.fileno()
-            self._by_fd[fd] = source
             self._poll.register(fd, select.EPOLLIN)
+            self._by_fd[fd] = source
         return source
 
     def _ask(self, number: int) -> None:
