@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import fcntl
 import itertools
@@ -29,10 +30,12 @@ from nsorch import Route, To, Topology, TopologyError, UnsupportedError
 from nsorch.cli import watch as watching
 from nsorch.net.messages import get_link, parse_link
 from nsorch.net.netlink import Request
+from nsorch.supervisor import turns
+from nsorch.supervisor.wiring.wiring import Wiring
 from nsorch.topology.difference import difference
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Awaitable, Callable, Sequence
 
 SLEEP = ["sleep", "600"]
 
@@ -573,6 +576,25 @@ async def test_bridges_that_are_linked_or_are_not_any_more() -> None:
         assert sup.workers["b"].addresses == ()
         assert sup.bridges["far"].subnets == ()
         assert sup.links["a:eth0-near"] is near
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("anyio_backend", ["asyncio"])
+async def test_nothing_is_left_of_what_asyncio_cancels_at_its_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    obtain = Wiring.obtain
+
+    async def be_cancelled(self: Wiring, links: Sequence[nsorch.Link]) -> None:
+        await obtain(self, links)
+        deploying.cancel()
+
+    monkeypatch.setattr(Wiring, "obtain", be_cancelled)
+    monkeypatch.setattr(turns, "_TURN", -1.0)
+    async with nsorch.Supervisor() as sup:
+        deploying = asyncio.create_task(sup.deploy(office()))
+        with pytest.raises(asyncio.CancelledError):
+            await deploying
+        assert not sup.workers
+        assert not sup.bridges
 
 
 async def cancelled_at(sup: nsorch.Supervisor, count: int, change: Callable[[], Awaitable[object]]) -> bool:

@@ -353,6 +353,8 @@ class _Addition:
             await self.wiring.obtain(left)
             for name, groups in self._routes.items():
                 await self.wiring.routing.reroute(self._supervisor._worker(name), groups, anew=name in self.touched)
+            links = {key: self._links[key] async for key in in_turns(self.specs)}
+            named = {worker.name: worker async for worker in in_turns(made_workers)}
         except BaseException:
             with anyio.CancelScope(shield=True):
                 new = [link for key, link in self._links.items() if key not in self._kept]
@@ -362,9 +364,8 @@ class _Addition:
             raise
         finally:
             record.given.remove(given)
-        with anyio.CancelScope(shield=True):  # it is all there
-            deployment._links = {key: self._links[key] async for key in in_turns(self.specs)}
-            deployment._workers.update([(worker.name, worker) async for worker in in_turns(made_workers)])
+        deployment._links = links
+        deployment._workers.update(named)
         deployment._bridges.update((bridge.name, bridge) for bridge in made_bridges)
         if self._kept:
             with anyio.CancelScope(shield=True):
