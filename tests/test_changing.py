@@ -86,6 +86,42 @@ async def test_addresses() -> None:
         assert str(new.addresses[0].ip) == "10.0.0.2", "what it had is free"
 
 
+async def default_route(worker: nsorch.Worker, version: int) -> str:
+    shown = await worker.run(["ip", f"-{version}", "route", "show", "default"])
+    return shown.stdout.decode().split()[2]
+
+
+@pytest.mark.parametrize("arp", ["static", "dynamic"])
+async def test_a_gateway_is_asked_for_at_the_addresses_that_it_has(arp: str) -> None:
+    topology = nsorch.Topology()
+    topology.bridge("lan", BOTH, gateway="r", arp=arp)
+    topology.bridge("near")
+    topology.link("lan", "near")
+    topology.worker("first", links=[nsorch.To("lan", address=["10.0.0.1", "fd00::1"])])
+    topology.worker("r", links=[nsorch.To("lan", address=["10.0.0.254", "fd00::fe"]), "up"], forward=True)
+    topology.worker("a", links=["near"])
+    topology.bridge("up", FAR)
+    routes = [{"to": network, "via": hop} for network, hop in zip(BOTH, ("10.9.0.1", "fd09::1"), strict=True)]
+    topology.worker("x", links=["up"], routes=routes)
+    async with nsorch.Supervisor() as sup:
+        await sup.deploy(topology)
+
+        async def check(ipv4: str, ipv6: str) -> None:
+            for worker in (sup.workers["first"], sup.workers["a"]):
+                assert (await default_route(worker, 4), await default_route(worker, 6)) == (ipv4, ipv6)
+            assert await reach(sup)
+
+        await check("10.0.0.254", "fd00::fe")
+        await sup.links["r:eth0-lan"].set(address="10.0.0.77")
+        await check("10.0.0.77", "fd00::fe")
+        await sup.links["first:eth0-lan"].set(address=["10.0.0.254", "fd00::99"])
+        await sup.links["r:eth0-lan"].set(address=["10.0.0.1", "fd00::1"], mac="02:00:00:00:00:01")
+        await check("10.0.0.1", "fd00::1")
+        await sup.workers["r"].remove()
+        await sup.start("r", links=[nsorch.To("lan", address="10.0.0.9"), "up"], forward=True)
+        await check("10.0.0.9", "fd00::1")
+
+
 async def test_what_the_kernel_refuses_changes_nothing() -> None:
     async with nsorch.Supervisor() as sup:
         workers = await lab(sup, gateway="b")

@@ -106,9 +106,13 @@ async def test_names_are_the_same_in_any_case() -> None:
         await sup.bridge("Lan", "10.0.0.0/24")
         server = await sup.start("Web", links=["Lan"])
         await tasks.start(server.serve, anyio.aclose_forcefully, 80)
-        for name in ("Web", "web", "WEB.Lan", "web.lan", "web.", "web.lan."):
+        for name in ("Web", "web", "WEB.Lan", "web.lan", "web.", "web.lan.", "localhost", "LocalHost", "localhost."):
             async with await server.connect_tcp(name, 80):
                 pass
+        lonely = await sup.start("Lonely")
+        for name in ("lonely", "LONELY."):
+            with pytest.raises(ConnectionRefusedError):
+                await lonely.connect_tcp(name, 80)
         with pytest.raises(socket.gaierror):
             await server.connect_tcp("webb", 80)
         tasks.cancel_scope.cancel()

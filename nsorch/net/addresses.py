@@ -126,7 +126,7 @@ class Segment:
         for network in self.networks:
             first = _first(network)
             packed = _packed(network, first)
-            if self._is_kept_for(gateway, packed) and network.version not in have:
+            if self._is_kept_for(gateway, packed) and packed not in avoid and network.version not in have:
                 self._owners[packed] = owner
                 given.append(_interface(network, first))
                 have.add(network.version)

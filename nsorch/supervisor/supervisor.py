@@ -557,7 +557,7 @@ class Supervisor:
 
         :param subnet: a network such as ``"10.0.0.0/24"``, or an IPv4 and an IPv6 one; workers get their addresses
             from it
-        :param gateway: the worker that gets the first address and is the others' default route
+        :param gateway: the worker that gets the first address, unless given, and is the others' default route
         :param mtu: bytes, of the bridge and its links
         :param arp: who answers ARP for the workers: ``"static"`` the bridge itself, ``"dynamic"`` the workers,
             ``"auto"`` the bridge once it has 500 of them. The gateway and the others know each other in any case

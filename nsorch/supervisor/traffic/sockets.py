@@ -50,8 +50,9 @@ def resolve(worker: Worker, host: Worker | str | IPAddress, where: str) -> list[
         return [ip_address(name)]
     except ValueError:
         pass
-    found: Sequence[IPAddress] = worker._supervisor._wiring.names.addresses(name.removesuffix("."))
-    if not found and name in ("localhost", worker.name):
+    bare = name.removesuffix(".")
+    found: Sequence[IPAddress] = worker._supervisor._wiring.names.addresses(bare)
+    if not found and bare.lower() in ("localhost", worker.name.lower()):
         found = LOCALHOST
     if not found:
         raise socket.gaierror(socket.EAI_NONAME, f'the lab has no name "{name}" with an address')

@@ -274,6 +274,8 @@ async def _come(wiring: Wiring, side: Side, other: Side) -> None:
     if other.bridge is not None:
         other.bridge._add_end(side, other)
         await tell(wiring.kernel, other.bridge)
+        if side.worker is not None and side.worker.name == other.bridge.gateway and other.bridge._note_gateway(side):
+            await wiring.follow_gateway([other.bridge])
 
 
 async def _readdress(wiring: Wiring, side: Side, segment: Segment, new: Interfaces) -> None:

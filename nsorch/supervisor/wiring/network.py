@@ -74,7 +74,7 @@ class Side(Shown):
     part: Part | None = None  #: of the bridge, that it is a port of
     vlans: PortVlans | None = None  #: that it is in, as a port of a VLAN-aware bridge
     emulation: Emulation = NO_EMULATION  #: of what it sends
-    gateway: bytes | None = None  #: hardware address of the gateway, that it knows for good
+    gateway: tuple[bytes | None, tuple[IPv4Interface | IPv6Interface, ...]] | None = None  #: that it knows for good
     dhcp: bool = False  #: its IPv4 address comes from a server
     router: IPv4Address | None = None  #: that the server named
     heard: int | None = None  #: id of its network namespace, where the watcher hears what becomes of it
@@ -130,12 +130,13 @@ class Bridge:
         self._introduced: dict[Side, set[Side]] = {}  # by whom they were introduced to: the gateway, and others
         self._telling = anyio.Lock()
         self._trunks: dict[Side, Bridge] = {}  # ports of links to other bridges
+        self._misled = False  # the default routes of those who are there go by what the gateway hasn't got any more
         self._retired = False
         self._leaving: anyio.Event | None = None  # it is removed next; set once that is over
         self._left = 0  # ports that the kernel removes with their workers' network namespaces
         self._removed = False
         self._announced = False
-        # Of the gateway, also before it is there: on the bridge's subnet, and on those of VLANs.
+        # Of the gateway, as they were last, also before it is there: on the bridge's subnet, and on those of VLANs.
         self._gateways: dict[Segment, tuple[IPv4Interface | IPv6Interface, ...]] = {
             of: () if spec.gateway is None else of.reserve_first(spec.gateway) for of in (segment, *vlans.values())
         }
@@ -171,6 +172,23 @@ class Bridge:
     def _gateway_of(self, side: Side) -> tuple[IPv4Interface | IPv6Interface, ...]:
         """The gateway's addresses on the subnet of *side*."""
         return () if side.segment is None else self._gateways.get(side.segment, ())
+
+    def _note_gateway(self, side: Side) -> bool:
+        """Whether the gateway's addresses are others, now that its end *side* has its own; of several ends on a segment
+        the first counts."""
+        segment = side.segment
+        if segment is None or segment not in self._gateways:
+            return False
+        before = self._gateways[segment]
+        own = {address.version: address for address in reversed(side.addresses)}
+        elsewhere = tuple(
+            owner.startswith(f"{self.gateway}:") and owner != side.owner
+            for owner in (segment.owner_of(known.ip) for known in before)
+        )
+        self._gateways[segment] = tuple(
+            known if kept else own.get(known.version, known) for known, kept in zip(before, elsewhere, strict=True)
+        )
+        return self._gateways[segment] != before
 
     def _serves(self, side: Side) -> bool:
         """Whether the gateway is on the subnet of *side*, with its own end."""

@@ -44,7 +44,7 @@ def _neighbours(link: Link, side: Side, other: Side, links_of: Mapping[str, Sequ
     for its in links_of.get(str(bridge.gateway), ()):
         for gateway, port in its._both():
             if port.bridge is bridge and gateway.worker is not None and gateway.worker.name == bridge.gateway:
-                side.gateway = gateway.mac
+                side.gateway = gateway.mac, gateway.addresses
                 return tuple(as_neighbour(gateway, side))
     return ()
 

@@ -266,7 +266,12 @@ class Record:
         lists = [given.addresses_on(bridge.name) for given in self.given]
         avoid = lists[0] if len(lists) == 1 else frozenset().union(*lists)
         segment = bridge._segment_of(pvid)
-        return self._side(of, end, segment, mtu, where, free_addresses=not tagged_only, avoid=avoid)
+        side = self._side(
+            of, end, segment, mtu, where, free_addresses=not tagged_only, avoid=avoid, gateway=bridge.gateway
+        )
+        if of == bridge.gateway:
+            bridge._misled |= bridge._note_gateway(side) and any(near._ends for near in bridge._joined())
+        return side
 
     def _side(
         self,
@@ -279,12 +284,14 @@ class Record:
         free_addresses: bool = True,
         avoid: Collection[bytes] = (),
         without: AbstractSet[int] = frozenset(),
+        gateway: str | None = None,
     ) -> Side:
         """The end of the worker *of*.
 
         :param free_addresses: of families of which none is given, the next free ones
         :param avoid: packed addresses that others are going to have
         :param without: IP versions of which it has none
+        :param gateway: who has none of what is kept for it, where a topology gives that to another
         """
         worker = self._supervisor._workers.get(of)
         if worker is None or worker._leaving:
@@ -314,7 +321,8 @@ class Record:
         self._ifnames.add((side.netns, ifname))
         try:
             for address in end.address:
-                side.addresses += (segment.reserve(address, side.owner, gateway=worker.name),)
+                keeper = gateway if address.packed in avoid else worker.name
+                side.addresses += (segment.reserve(address, side.owner, gateway=keeper),)
             families = {address.version for address in side.addresses} | without | ({4} if end.dhcp else set())
             if free_addresses:
                 side.addresses += segment.allocate(side.owner, gateway=worker.name, without=families, avoid=avoid)

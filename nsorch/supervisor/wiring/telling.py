@@ -49,7 +49,7 @@ async def _tell(kernel: Kernel, bridge: Bridge) -> None:
                 await kernel.in_thread(_announce, kernel.engine, redirector, bridge._parts.group, told)
                 part.told.update(side for side, _ in some)
     await _lead_to_router(kernel, bridge)
-    await _correct(kernel, bridge, gateway)
+    await _correct(kernel, bridge)
     if gateway is not None:
         await _introduce(kernel, bridge, gateway)
 
@@ -79,15 +79,17 @@ def _may_route(side: Side, bridge: Bridge) -> bool:
     )
 
 
-async def _correct(kernel: Kernel, bridge: Bridge, gateway: Side | None) -> None:
+async def _correct(kernel: Kernel, bridge: Bridge) -> None:
     """Have the others forget who had the addresses of new ends before."""
     new, bridge._new = bridge._new, []
-    stale = [ip async for side in in_turns(new) if side is not gateway for ip in bridge._note_owner(side)]
+    stale = [ip async for side in in_turns(new) for ip in bridge._note_owner(side)]
     if stale:
         known = [side for near in bridge._joined() for side in near._ends]
         fresh = set(new)
         for side in [side for side in known if side not in fresh]:
             await at(kernel, side, kernel.engine.forget_neighbours, [(side.index or side.ifname, ip) for ip in stale])
+            if side.gateway is not None:
+                side.gateway = None, side.gateway[1]  # one of these may have been the gateway's
 
 
 async def at(kernel: Kernel, side: Side, func: Callable[..., None], *args: Any) -> None:
@@ -121,11 +123,16 @@ async def _introduce(kernel: Kernel, bridge: Bridge, gateway: Side) -> None:
         known = [(address.ip, side.mac) for side in some if side.mac is not None for address in side.addresses]
         await at(kernel, gateway, kernel.engine.tell_neighbours, RTM_NEWNEIGH, index, known)
         told.update(some)
+    now = gateway.mac, gateway.addresses
     for side in list(bridge._ends):
-        if side is not gateway and side.gateway != gateway.mac and bridge._serves(side):
-            side.gateway = gateway.mac
+        if side is not gateway and side.gateway != now and bridge._serves(side):
+            before = side.gateway[1] if side.gateway is not None else ()
+            side.gateway = now
+            link = side.index or side.ifname
+            if old := [(link, address.ip) for address in before if address not in gateway.addresses]:
+                await at(kernel, side, kernel.engine.forget_neighbours, old)
             known = list(as_neighbour(gateway, side))
-            await at(kernel, side, kernel.engine.tell_neighbours, RTM_NEWNEIGH, side.index or side.ifname, known)
+            await at(kernel, side, kernel.engine.tell_neighbours, RTM_NEWNEIGH, link, known)
 
 
 async def forget_gateway(kernel: Kernel, bridge: Bridge, side: Side) -> None:

@@ -17,6 +17,7 @@ from nsorch.errors import ClosedError, TopologyError
 from nsorch.net.plan import KERNEL_MTU, Batch, NodePlan
 from nsorch.supervisor.turns import in_turns
 from nsorch.supervisor.wiring.acquainting import Acquaintances
+from nsorch.supervisor.wiring.changing import follow_default
 from nsorch.supervisor.wiring.emulating import needs_netem, require_netem
 from nsorch.supervisor.wiring.filtering import Filters
 from nsorch.supervisor.wiring.hosts import Names
@@ -308,7 +309,7 @@ class Wiring:
         workers = [side.worker for side in link._sides if side.worker is not None]
         try:
             await self.connect(workers, [link])
-            await self._follow_gateway(bridge for bridge in bridges_of([link]) if bridge not in led)
+            await self.follow_gateway(bridge for bridge in bridges_of([link]) if bridge not in led)
             await self.obtain([link])
         except BaseException:
             with anyio.CancelScope(shield=True):
@@ -322,14 +323,13 @@ class Wiring:
         while starting := [w for end in (spec.a, spec.b) if (w := workers.get(end.worker)) and w._is_starting]:
             await starting[0]._settled()
 
-    async def _follow_gateway(self, bridges: Iterable[Bridge]) -> None:
-        """Workers on *bridges*, which are of a segment with a gateway now, get it as their default route."""
+    async def follow_gateway(self, bridges: Iterable[Bridge]) -> None:
+        """Workers on *bridges*, whose segment has a gateway now, or one with other addresses, get it as their default
+        route."""
         for bridge in (near for first in bridges if first.gateway is not None for near in first._joined()):
             for side in list(bridge._ends):
                 if side.worker is not None and side.worker.name != bridge.gateway:
-                    links = self.record.links_of.get(side.worker.name, ())
-                    routes = default_routes(side.worker, links, links)
-                    await self.kernel.in_netns(side.worker, self.kernel.engine.add_routes, routes)
+                    await follow_default(self, side.worker, [])
 
     async def connect(
         self, workers: Sequence[Worker], links: Sequence[Link] | None = None, bridges: Sequence[Bridge] = ()
@@ -389,6 +389,10 @@ class Wiring:
             bus.publish(events.LinkCreated(link=link.name, ends=ends))
             bus.publish(events.LinkUp(link=link.name, ends=ends))
         await self.watcher.follow(links)
+        if misled := [bridge for bridge in order.bridges if bridge._misled]:
+            for bridge in misled:
+                bridge._misled = False
+            await self.follow_gateway(misled)
         if rise:
             await self.watcher.hear(workers)
 
