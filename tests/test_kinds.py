@@ -320,6 +320,7 @@ async def test_objects_of_another_lab_and_of_before() -> None:
         old = await sup.start("v")
         await old.remove()
         await sup.start("v")
+        link = await sup.link(w, lan)
         for call in (
             lambda: sup.link(far, lan),
             lambda: sup.link(w, far_lan),
@@ -331,10 +332,15 @@ async def test_objects_of_another_lab_and_of_before() -> None:
             lambda: sup.ping_all([("w", far)]),
             lambda: sup.partition([far], ["v"]),
             lambda: sup.capture([far_link]),
+            lambda: link.set(bridge=far_lan),
+            lambda: link.set(mtu=1400, end=far),
+            lambda: w.connect_tcp(far, 80),
+            lambda: w.create_connected_udp_socket(old, 53),
+            lambda: w.create_tcp_listener(local_host=far),
         ):
             with pytest.raises(nsorch.ClosedError, match="another supervisor's"):
                 await call()  # type: ignore[operator]
-        assert (list(sup.workers), list(sup.bridges), list(sup.links)) == (["w", "v"], ["lan"], [])
+        assert (list(sup.workers), list(sup.bridges), list(sup.links)) == (["w", "v"], ["lan"], [link.name])
 
 
 @pytest.mark.parametrize("condition", [LeaseReady(None), RouteReady(None)])

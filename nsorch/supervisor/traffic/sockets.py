@@ -42,9 +42,11 @@ def resolve(worker: Worker, host: Worker | str | IPAddress, where: str) -> list[
     :param where: the name of the argument, for errors
     :raises socket.gaierror: the lab has no such name
     :raises TopologyError: it is none of these
+    :raises ClosedError: a worker that isn't the one of its name
     """
     if isinstance(host, IPv4Address | IPv6Address):
         return [host]
+    worker._supervisor._check_own(host)
     name = name_of(where, host, "an address, a worker")
     try:
         return [ip_address(name)]

@@ -361,6 +361,7 @@ class Link:
         with at(where):
             asked = End("x", mac=mac, address=address, mtu=mtu, vlan=vlan, tagged=tagged)
         addresses = asked.address
+        self._wiring._supervisor._check_own(bridge, end)
         end = None if end is None else end_name(self, end)
         to = None if bridge is None else self._wiring.record.bridge(bridge, where)
         plug = None if vlan is None and tagged is None else To("x", vlan=asked.vlan, tagged=asked.tagged)
