@@ -424,6 +424,20 @@ async def test_what_was_removed_meanwhile_comes_again() -> None:
 
 
 @pytest.mark.anyio
+async def test_a_link_that_was_moved_to_what_is_removed_comes_again() -> None:
+    async with nsorch.Supervisor() as sup:
+        deployment = await sup.deploy(office())
+        await sup.links["pc:eth0-lan"].set(bridge="far")
+        without = office()
+        without.remove("far")
+        done = await deployment.apply(without)
+        assert told(done) == {"remove bridge far", "remove link r-far", "add link pc-lan"}
+        assert "pc:eth0-lan" in sup.links
+        assert (await sup.ping_all([("pc", "web")])).ok
+        assert not await deployment.apply(without)
+
+
+@pytest.mark.anyio
 @pytest.mark.parametrize("what", ["worker", "bridge"])
 async def test_what_somebody_removes_while_it_is_applied_comes_again(what: str) -> None:
     def lab(*more: str) -> Topology:

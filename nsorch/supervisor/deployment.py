@@ -97,7 +97,9 @@ class Deployment:
                     break
                 try:
                     await self._do(found, topology)
-                    break
+                    # Not with a bridge that somebody had moved them to.
+                    if all(link._state != "removed" for link in self._links.values()):
+                        break
                 except (NsorchError, ExceptionGroup):
                     if not self._is_losing():
                         raise
