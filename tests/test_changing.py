@@ -10,6 +10,8 @@ import pytest
 
 import nsorch
 from nsorch import AddressError, TopologyError, UnsupportedError
+from nsorch.net.messages import get_link
+from nsorch.net.netlink import Request
 from nsorch.supervisor.wiring import changing
 
 pytestmark = pytest.mark.anyio
@@ -416,3 +418,15 @@ async def test_a_link_moves_to_a_bridge_that_is_removed(monkeypatch: pytest.Monk
         assert set(sup.bridges) == {"lan"}
         assert set(sup.links) == {"a:eth0-lan", "b:eth0-lan"}
         assert (await sup.ping_all([(a, b), (b, a)])).ok
+
+
+async def test_a_bridge_that_is_removed_while_it_is_made_is_in_no_kernel() -> None:
+    async with nsorch.Supervisor() as sup:
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(sup.bridge, "lan")
+            while "lan" not in sup.bridges:
+                await anyio.lowlevel.checkpoint()
+            bridge = sup.bridges["lan"]
+            await bridge.remove()
+        with pytest.raises(nsorch.NetlinkError, match="ENODEV"):
+            sup._wiring.kernel.engine.fabric.ask(Request(get_link(bridge._parts.all[0].index), "look at", "it"))

@@ -103,7 +103,7 @@ class Starter:
             self._supervisor._check_running()
             made += [wiring.record.plan_bridge(spec) for spec in bridges]
             for a, b in trunks:  # before their workers get addresses
-                wiring.record.merge(wiring.record.bridges[a], wiring.record.bridges[b])
+                wiring.record.merge(*(wiring.record.bridge(name, f"links.{a}-{b}") for name in (a, b)))
             workers = await self._bring_up(specs, errors, made, plan, checked=checked)
             if errors:
                 self._supervisor._check_running()

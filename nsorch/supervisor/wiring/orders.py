@@ -117,6 +117,10 @@ class Orders:
             await self._kernel.in_thread(self._kernel.engine.execute, batch, handles)
         for _, part in missing:
             part.made = True
+        # Somebody has removed them before they were there.
+        doomed = [index for bridge, part in missing if bridge._leaving or bridge._removed for index in part.interfaces]
+        if doomed:
+            await self._kernel.delete_in_fabric(doomed)
         for part in lower:
             part.up = True
         gone = [link for link in links if link._leaving]  # somebody has removed them meanwhile
