@@ -430,3 +430,14 @@ async def test_a_bridge_that_is_removed_while_it_is_made_is_in_no_kernel() -> No
             await bridge.remove()
         with pytest.raises(nsorch.NetlinkError, match="ENODEV"):
             sup._wiring.kernel.engine.fabric.ask(Request(get_link(bridge._parts.all[0].index), "look at", "it"))
+
+
+async def test_a_late_removal_of_a_bridge_leaves_another_of_its_name() -> None:
+    async with nsorch.Supervisor() as sup:
+        old = await sup.bridge("lan", "10.0.0.0/24")
+        await old.remove()
+        new = await sup.bridge("lan", "10.0.0.0/24")
+        await sup._wiring._remove_bridges([old])  # of somebody who has begun before
+        assert sup.bridges["lan"] is new
+        await new.remove()
+        assert not sup.bridges

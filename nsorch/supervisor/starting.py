@@ -101,7 +101,7 @@ class Starter:
         errors: list[Exception] = []
         try:
             self._supervisor._check_running()
-            made += [wiring.record.plan_bridge(spec) for spec in bridges]
+            made.extend(wiring.record.plan_bridge(spec) for spec in bridges)  # those before a failure, too
             for a, b in trunks:  # before their workers get addresses
                 wiring.record.merge(*(wiring.record.bridge(name, f"links.{a}-{b}") for name in (a, b)))
             workers = await self._bring_up(specs, errors, made, plan, checked=checked)

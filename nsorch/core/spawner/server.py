@@ -15,6 +15,7 @@ import os
 import select
 import signal
 import socket
+import sys
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from . import maker, protocol
@@ -244,6 +245,8 @@ class Server:
         """In a maker, which the nursery has forked."""
         try:
             maker.serve(self.home, socket.socket(fileno=requests))
+        except BaseException:
+            sys.excepthook(*sys.exc_info())  # type: ignore[arg-type]
         finally:
             os._exit(1)
 

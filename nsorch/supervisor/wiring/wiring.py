@@ -270,8 +270,9 @@ class Wiring:
                 await self.kernel.delete_in_fabric(doomed)
             await self.kernel.forget_groups([bridge._parts.group for bridge in bridges])
         for bridge in bridges:
-            if self.record.bridges.pop(bridge.name, None) is None:
-                continue  # somebody else was faster
+            if self.record.bridges.get(bridge.name) is not bridge:
+                continue  # somebody else was faster, and another may have its name by now
+            del self.record.bridges[bridge.name]
             bridge._removed = True
             if bridge._announced:
                 self._supervisor._bus.publish(events.BridgeRemoved(bridge=bridge.name))
