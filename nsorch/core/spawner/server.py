@@ -246,7 +246,7 @@ class Server:
         try:
             maker.serve(self.home, socket.socket(fileno=requests))
         except BaseException:
-            sys.excepthook(*sys.exc_info())  # type: ignore[arg-type]
+            sys.excepthook(*sys.exc_info())
         finally:
             os._exit(1)
 
