@@ -37,6 +37,8 @@ from nsorch.topology.difference import difference
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
 
+    from nsorch.supervisor.wiring.orders import Order
+
 SLEEP = ["sleep", "600"]
 
 
@@ -118,6 +120,25 @@ async def test_interfaces_are_named_by_the_order_that_is_applied() -> None:
         assert (await sup.ping_all()).ok
         await deployment.apply(plugged("wan", "far", "lan", more=("v",)))
         assert seen(sup) == {"eth0": "far", "eth1": "lan", "eth2": "v", "eth3": "wan"}
+
+
+@pytest.mark.anyio
+async def test_a_link_that_is_removed_while_apply_makes_it_is_made_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with nsorch.Supervisor() as sup:
+        deployment = await sup.deploy(plugged("lan"))
+        orders, removed = sup._wiring._orders, list[str]()
+        carry_out = orders.carry_out
+
+        async def carry_out_and_lose_one(order: Order) -> None:
+            await carry_out(order)
+            if order.links and not removed:
+                removed.append(order.links[0].name)
+                await order.links[0].remove()
+
+        monkeypatch.setattr(orders, "carry_out", carry_out_and_lose_one)
+        await deployment.apply(plugged("lan", "far"))
+        assert removed
+        assert deployment.links.keys() == sup.links.keys() == {"v:eth0-lan", "w:eth0-lan", "w:eth1-far"}
 
 
 def nodes(draw: st.DrawFn) -> Topology:

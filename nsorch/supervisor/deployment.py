@@ -11,7 +11,7 @@ from attrs import evolve
 
 from nsorch.core.collector import no_full_collections
 from nsorch.core.threads import in_thread
-from nsorch.errors import NsorchError, TopologyError, UnsupportedError
+from nsorch.errors import ClosedError, NsorchError, TopologyError, UnsupportedError
 from nsorch.events import State
 from nsorch.supervisor.admission import require
 from nsorch.supervisor.removal import remove
@@ -20,6 +20,7 @@ from nsorch.supervisor.wiring.changing import default_of, follow_default, set_ro
 from nsorch.supervisor.wiring.emulating import apply_ways, needs_netem, require_netem
 from nsorch.supervisor.wiring.given import given_in
 from nsorch.supervisor.wiring.network import Bridge, Link  # noqa: TC001 - for typing.get_type_hints
+from nsorch.supervisor.wiring.orders import LINKING
 from nsorch.supervisor.wiring.removing import remove_links
 from nsorch.supervisor.wiring.routes import ShortestPaths
 from nsorch.supervisor.worker import Worker  # noqa: TC001 - for typing.get_type_hints
@@ -100,8 +101,8 @@ class Deployment:
                     # Not with a bridge that somebody had moved them to.
                     if all(link._state != "removed" for link in self._links.values()):
                         break
-                except (NsorchError, ExceptionGroup):
-                    if not self._is_losing():
+                except (NsorchError, ExceptionGroup) as exc:
+                    if not self._is_losing() and not _lacks_link(exc):
                         raise
         await anyio.lowlevel.checkpoint()
         return done
@@ -278,6 +279,13 @@ async def _check(supervisor: Supervisor, topology: Topology) -> None:
         if (a.active or b.active or both.active) and needs_netem(*directions(a, b, both))
     ]
     await require_netem(supervisor._wiring.kernel, paths)
+
+
+def _lacks_link(exc: Exception) -> bool:
+    """Whether somebody has removed one while it was made."""
+    if isinstance(exc, ExceptionGroup):
+        return any(_lacks_link(each) for each in exc.exceptions)
+    return isinstance(exc, ClosedError) and exc.stage == LINKING
 
 
 def _is_running_with(worker: Worker, key: str, described: WorkerSpec) -> bool:

@@ -9,6 +9,7 @@ import anyio
 
 from nsorch.errors import ClosedError
 from nsorch.supervisor.turns import in_turns
+from nsorch.supervisor.wiring.orders import LINKING
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable
@@ -77,7 +78,7 @@ class Connecting:
                 self._changed = anyio.Event()
                 await self._changed.wait()
             if self._one_removed:
-                raise ClosedError("a link was removed before it was made")
+                raise ClosedError("a link was removed before it was made", stage=LINKING)
             links = [self._ready.popleft() for _ in range(min(_AT_ONCE, len(self._ready)))]
             complete, self._complete = self._complete, []
             for worker in (side.worker for link in links for side in link._sides):

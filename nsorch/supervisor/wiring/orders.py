@@ -22,6 +22,9 @@ if TYPE_CHECKING:
     from nsorch.supervisor.wiring.network import Bridge, Link, Side
     from nsorch.supervisor.worker import Worker
 
+#: stage of the error where somebody has removed a link while it was made
+LINKING = "link"
+
 # So many ports are looked at before a bridge is said to be ready.
 _LATEST = 32
 

@@ -22,7 +22,7 @@ from nsorch.supervisor.wiring.emulating import needs_netem, require_netem
 from nsorch.supervisor.wiring.filtering import Filters
 from nsorch.supervisor.wiring.hosts import Names
 from nsorch.supervisor.wiring.kernel import Kernel
-from nsorch.supervisor.wiring.orders import Order, Orders
+from nsorch.supervisor.wiring.orders import LINKING, Order, Orders
 from nsorch.supervisor.wiring.planning import addresses_in, bridges_of, end_plan, link_plan, netns_key
 from nsorch.supervisor.wiring.record import Record
 from nsorch.supervisor.wiring.removing import remove_links
@@ -384,7 +384,7 @@ class Wiring:
             self.announce_bridge(bridge)
         async for link in in_turns(links):
             if link._state != "up":
-                raise ClosedError(f"the link {link.name} was removed while it was made")
+                raise ClosedError(f"the link {link.name} was removed while it was made", stage=LINKING)
             self.note_interfaces(link)
             link._announced, ends = True, link.ends
             bus.publish(events.LinkCreated(link=link.name, ends=ends))
