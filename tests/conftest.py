@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import os
 import resource
+import signal
 import time
 from typing import TYPE_CHECKING
 
@@ -31,6 +32,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         action="store_true",
         help="on asyncio alone as root, on trio as an ordinary user, but for tests marked once: `make test` runs both",
     )
+
+
+def pytest_configure() -> None:
+    """Who runs them in the background may have SIGINT ignored, and so what they start would."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

@@ -276,8 +276,11 @@ def test_interrupted_while_the_file_is_read(tmp_path: pathlib.Path) -> None:
     with subprocess.Popen([sys.executable, "-m", "nsorch", "run", str(path), "--check"]) as process:
         descriptor = os.open(path, os.O_WRONLY)  # waits until it is opened for reading
         process.send_signal(signal.SIGINT)
-        assert process.wait(20) == 128 + signal.SIGINT
-        os.close(descriptor)
+        try:
+            assert process.wait(20) == 128 + signal.SIGINT
+        finally:
+            os.close(descriptor)
+            process.kill()
 
 
 LOSES = """
