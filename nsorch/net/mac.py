@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from _blake2 import blake2b  # hashlib's; with that comes OpenSSL, which takes 10 ms
 from ipaddress import IPv6Interface
 
 from nsorch.errors import AddressError
@@ -12,8 +13,6 @@ _MAC = r"[0-9a-fA-F]{2}(:[0-9a-fA-F]{2}){5}"
 
 def derive_mac(worker: str, interface: str) -> bytes:
     """A locally administered unicast address (02:…), by a hash of the names: 40 bits, so that no two of a lab meet."""
-    from _blake2 import blake2b  # hashlib's; with that comes OpenSSL, for 10 ms of the loop's time
-
     digest = blake2b(f"{worker}/{interface}".encode(), digest_size=5).digest()
     return b"\x02" + digest
 

@@ -6,9 +6,7 @@ import contextlib
 import errno
 import fcntl
 import functools
-import operator
 import os
-from types import MappingProxyType
 from typing import TYPE_CHECKING, NamedTuple
 
 from nsorch.core import descriptors
@@ -24,10 +22,10 @@ from nsorch.core.spawner.syscalls import (
     NS_FILES,
 )
 from nsorch.errors import SetupError, TopologyError, UnsupportedError
-from nsorch.topology.namespaces import AtPath, Host, New, OfDescriptor, OfPid, OfWorker, Shared
+from nsorch.topology.namespaces import AtPath, Host, New, OfDescriptor, OfPid, OfWorker
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable, Mapping
+    from collections.abc import Collection, Mapping, Sequence
     from typing import Protocol
 
     from nsorch.topology.namespaces import NamespaceSet, Source
@@ -69,45 +67,35 @@ def open_sources(namespaces: NamespaceSet, held: Held, worker: str) -> Entry:
     :raises SetupError: a namespace can't be opened, or is of another kind
     :raises TopologyError: another worker has no such namespace
     """
-    alone = _alone(namespaces)
-    if alone is not None:
-        return alone
+    make, host, others = _sorted(namespaces)
     joined: dict[int, int] = {}
     try:
-        for name, kind in KINDS.items():
+        for name, kind in others:
             source = getattr(namespaces, name)
             if isinstance(source, OfWorker):
                 _join_worker(joined, kind, source.name, held, worker, own_user=isinstance(namespaces.user, New))
-            elif _names_one(source):
+            else:
                 joined[kind] = _open(source, name, kind, worker)
     except BaseException:
         descriptors.close(joined.values())
         raise
-    return Entry(make=_made(namespaces), joined=joined, host=_of_host(namespaces))
+    return Entry(make=make, joined=joined, host=host)
 
 
 @functools.lru_cache(maxsize=64)
-def _alone(namespaces: NamespaceSet) -> Entry | None:
-    """Of who joins none: thousands of workers have the same."""
-    if any(_names_one(getattr(namespaces, name)) for name in KINDS):
-        return None
-    return Entry(make=_made(namespaces), joined=MappingProxyType({}), host=_of_host(namespaces))
-
-
-def _made(namespaces: NamespaceSet) -> int:
-    return _bits(kind for name, kind in KINDS.items() if isinstance(getattr(namespaces, name), New))
-
-
-def _of_host(namespaces: NamespaceSet) -> int:
-    return _bits(kind for name, kind in KINDS.items() if _is_host(getattr(namespaces, name), kind))
-
-
-def _is_host(source: Source, kind: int) -> bool:
-    return isinstance(source, Host) or bool(kind & _HOSTS_OWN and isinstance(source, Shared))
-
-
-def _bits(kinds: Iterable[int]) -> int:
-    return functools.reduce(operator.or_, kinds, 0)
+def _sorted(namespaces: NamespaceSet) -> tuple[int, int, Sequence[tuple[str, int]]]:
+    """CLONE_NEW* of those to make, and of the host's; and kinds of which it names one. Thousands have the same."""
+    make = host = 0
+    others: list[tuple[str, int]] = []
+    for name, kind in KINDS.items():
+        source = getattr(namespaces, name)
+        if isinstance(source, New):
+            make |= kind
+        elif _names_one(source):
+            others.append((name, kind))
+        elif isinstance(source, Host) or kind & _HOSTS_OWN:
+            host |= kind
+    return make, host, tuple(others)
 
 
 def _names_one(source: Source) -> bool:

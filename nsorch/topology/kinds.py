@@ -5,14 +5,17 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Mapping
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from nsorch.errors import AddressError, TopologyError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from attrs import Attribute
+
+
+T = TypeVar("T")
 
 
 def shown(value: Any) -> str:
@@ -33,6 +36,23 @@ def items(path: str, value: Any, what: str) -> list[Any]:
     if isinstance(value, str | bytes | bytearray | Mapping) or not isinstance(value, Iterable):
         raise TopologyError(f"{path}: {shown(value)} is not a list of {what}")
     return list(value)
+
+
+def each(path: str, value: Any, what: str, convert: Callable[[str, Any], T]) -> tuple[T, ...]:
+    """What *convert* makes of each of several, with its path.
+
+    :raises TopologyError: with what is wrong of all of them
+    """
+    made: list[T] = []
+    problems: list[str] = []
+    for number, item in enumerate(items(path, value, what)):
+        try:
+            made.append(convert(f"{path}[{number}]", item))
+        except TopologyError as exc:
+            problems += exc.problems
+    if problems:
+        raise TopologyError(*problems)
+    return tuple(made)
 
 
 def of_kind(path: str, value: Any, what: str, *kinds: type) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 from attrs import field, frozen
 
 from nsorch.errors import TopologyError
-from nsorch.topology.kinds import absolute, flag, items, shown, string, to_path
+from nsorch.topology.kinds import absolute, at, each, flag, items, shown, string, to_path
 from nsorch.values import Value
 
 _SIZE = re.compile(r"\s*([0-9]+)\s*([kmgt]?)(?:i?b)?\s*", re.IGNORECASE)
@@ -218,15 +218,12 @@ MOUNT_KEYS = {
 def to_mounts(value: Any) -> tuple[Mount, ...]:
     if value is None:
         return ()
-    made, problems = [], []
-    for number, item in enumerate(items("mounts", value, "mounts")):
-        try:
-            made.append(_mount(item))
-        except TopologyError as exc:
-            problems += [f"mounts[{number}].{problem}" for problem in exc.problems]
-    if problems:
-        raise TopologyError(*problems)
-    return tuple(made)
+    return each("mounts", value, "mounts", _mount_at)
+
+
+def _mount_at(where: str, value: Any) -> Mount:
+    with at(where):
+        return _mount(value)
 
 
 def _mount(value: Any) -> Mount:
@@ -252,16 +249,7 @@ def _mount(value: Any) -> Mount:
 def _paths(name: str, value: Any) -> tuple[str, ...] | None:
     if value is None:
         return None
-    paths: list[str] = []
-    problems: list[str] = []
-    for number, item in enumerate(items(name, value, "paths")):
-        try:
-            paths.append(_hidden(f"{name}[{number}]", item))
-        except TopologyError as exc:
-            problems += exc.problems
-    if problems:
-        raise TopologyError(*problems)
-    return tuple(paths)
+    return each(name, value, "paths", _hidden)
 
 
 def _hidden(where: str, value: Any) -> str:

@@ -50,7 +50,7 @@ from nsorch.topology.few import (
     to_uplink,
     to_user,
 )
-from nsorch.topology.kinds import flag, is_text, items, shown, string, to_command, to_path
+from nsorch.topology.kinds import each, flag, is_text, shown, string, to_command, to_path
 from nsorch.topology.names import interface_problem
 from nsorch.topology.namespaces import NamespaceSet, New, to_namespaces
 from nsorch.topology.plain import PRESETS, is_plain
@@ -174,7 +174,7 @@ def _to_device(value: Any) -> str | None:
 def _links(value: Any) -> tuple[To, ...]:
     if isinstance(value, str | To) or isinstance(getattr(value, "name", None), str):
         value = [value]
-    return tuple(_link(f"links[{number}]", item) for number, item in enumerate(items("links", value, "bridges")))
+    return each("links", value, "bridges", _link)
 
 
 def _link(path: str, value: Any) -> To:
@@ -186,7 +186,7 @@ def _link(path: str, value: Any) -> To:
 
 def to_routes(value: Any) -> tuple[Route, ...]:
     """From mappings, too."""
-    return tuple(_route(f"routes[{number}]", item) for number, item in enumerate(items("routes", value, "routes")))
+    return each("routes", value, "routes", _route)
 
 
 def _route(path: str, value: Any) -> Route:

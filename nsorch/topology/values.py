@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from attrs import NOTHING, Attribute, fields_dict
 
 from nsorch.errors import TopologyError
-from nsorch.topology.kinds import items, shown
+from nsorch.topology.kinds import each, shown
 from nsorch.topology.names import interface_problem, name_problem
 
 if TYPE_CHECKING:
@@ -93,13 +93,5 @@ def _problems(attribute: Attribute[Any], value: Any) -> Sequence[str]:
 
 
 def read_many(path: str, kind: type[T], value: Any) -> tuple[T, ...]:
-    made: list[T] = []
-    problems: list[str] = []
-    for number, item in enumerate(items(path, value, "tables")):
-        try:
-            made.append(read(f"{path}[{number}]", kind, item, next(iter(fields_dict(kind)))))  # type: ignore[arg-type]
-        except TopologyError as exc:
-            problems += exc.problems
-    if problems:
-        raise TopologyError(*problems)
-    return tuple(made)
+    first = next(iter(fields_dict(kind)))  # type: ignore[arg-type]
+    return each(path, value, "tables", lambda where, item: read(where, kind, item, first))

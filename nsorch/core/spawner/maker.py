@@ -3,9 +3,8 @@ maker, a process beside the spawner, makes thousands of them sooner."""
 
 from __future__ import annotations
 
-import errno
+import contextlib
 import os
-import time
 from typing import TYPE_CHECKING, NoReturn
 
 from . import protocol
@@ -69,15 +68,6 @@ def _serve_one(home: Home, request: Spawn) -> tuple[tuple[object, ...], list[int
 
 
 def _answer(requests: socket.socket, message: tuple[object, ...], fds: list[int]) -> None:
-    while True:
-        try:
-            protocol.send(requests, message, fds)
-            break
-        except ConnectionError:
-            break  # nobody is left to tell; the end of file is next
-        except OSError as exc:
-            # Too many descriptors under way: they count against RLIMIT_NOFILE until they are received.
-            if exc.errno != errno.ETOOMANYREFS:
-                raise
-            time.sleep(0.001)
+    with contextlib.suppress(ConnectionError):  # nobody is left to tell; the end of file is next
+        protocol.send_in_time(requests, message, fds)
     close(fds)

@@ -11,12 +11,10 @@ The inits are children of the spawner, by CLONE_PARENT, which cannot go with CLO
 from __future__ import annotations
 
 import contextlib
-import errno
 import functools
 import operator
 import os
 import socket
-import time
 from typing import TYPE_CHECKING, NoReturn
 
 from . import protocol
@@ -67,22 +65,11 @@ class Nursery:
         """Have an init forked in a new pid namespace, and in *namespaces*: descriptors by CLONE_NEW*."""
         order = (job, tuple(namespaces), message, leaf.fd >= 0, leaf.moves)
         last = (leaf.fd,) if leaf.fd >= 0 else ()
-        self._order(order, (*namespaces.values(), *fds, *last))
+        protocol.send_in_time(self._orders, order, (*namespaces.values(), *fds, *last))
 
     def add_maker(self, requests: int) -> None:
         """Have one begin that serves what comes to the socket of this descriptor."""
-        self._order((), (requests,))
-
-    def _order(self, order: tuple[object, ...], fds: tuple[int, ...]) -> None:
-        while True:
-            try:
-                protocol.send(self._orders, order, fds)
-                return
-            except OSError as exc:
-                # Descriptors under way count against RLIMIT_NOFILE; the nursery takes them in any case.
-                if exc.errno != errno.ETOOMANYREFS:
-                    raise
-                time.sleep(0.001)
+        protocol.send_in_time(self._orders, (), (requests,))
 
 
 def _serve(

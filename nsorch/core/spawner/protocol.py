@@ -6,9 +6,11 @@ it takes nothing but plain values
 """
 
 import array
+import errno
 import marshal
 import os
 import socket
+import time
 from typing import Any, Final, NamedTuple
 
 #: SCM_MAX_FD of the kernel is 253; nothing here needs more than a worker's streams and namespaces
@@ -180,6 +182,19 @@ def send(sock: socket.socket, message: tuple[Any, ...], fds: tuple[int, ...] | l
         _send(sock, b"", (*fds, spill))
     finally:
         os.close(spill)
+
+
+def send_in_time(sock: socket.socket, message: tuple[Any, ...], fds: tuple[int, ...] | list[int] = ()) -> None:
+    """As :func:`send`, from a process that has nothing else to do than to wait: descriptors under way count against
+    RLIMIT_NOFILE until they are received."""
+    while True:
+        try:
+            send(sock, message, fds)
+            return
+        except OSError as exc:
+            if exc.errno != errno.ETOOMANYREFS:
+                raise
+            time.sleep(0.001)
 
 
 def encode(message: tuple[Any, ...]) -> bytes:

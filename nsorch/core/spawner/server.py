@@ -369,15 +369,7 @@ class Server:
         assert command is not None
         program = resolve(command) if CLONE_NEWNS not in request.join and not request.root else None
         made = request.unshare & ~(CLONE_NEWPID | CLONE_NEWCGROUP)
-        held: list[int] = []
-        if made:
-            try:
-                enter(self.home, made, joined)
-                prepare(self.home, request)
-                build_root(request)
-                held = own_namespaces(made, self.home.own_proc)
-            finally:
-                go_home(self.home, made | kinds_of(request.join))
+        held = maker.make(self.home, request._replace(unshare=made, hold=made), joined) if made else []
         namespaces = dict(joined) | dict(zip((kind for kind in NS_FILES if made & kind), held, strict=True))
         self.register(request, 0)
         self._unborn.add(request.job)
