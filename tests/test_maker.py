@@ -8,6 +8,7 @@ import pathlib
 import resource
 import signal
 import socket
+import sys
 
 import anyio
 import pytest
@@ -182,6 +183,26 @@ async def test_none_begins_while_all_end(monkeypatch: pytest.MonkeyPatch) -> Non
                         sup._helper.add_maker()
                     await anyio.lowlevel.checkpoint()
     assert not begun
+
+
+@pytest.mark.once
+async def test_the_application_s_death_is_no_failure_of_its() -> None:
+    program = """if True:
+        import os, anyio, nsorch
+        async def main():
+            async with nsorch.Supervisor() as sup:
+                sup._helper.add_maker()
+                while sup._helper._maker is None:
+                    await anyio.sleep(0.001)
+                async with anyio.create_task_group() as tasks:
+                    tasks.start_soon(sup.start_all, [nsorch.WorkerSpec(name=f"w{n}") for n in range(400)])
+                    await anyio.sleep(0.05)
+                    os.kill(os.getpid(), 9)
+        anyio.run(main)
+    """
+    for _ in range(5):
+        done = await anyio.run_process([sys.executable, "-c", program], check=False)
+        assert (done.returncode, done.stderr) == (-signal.SIGKILL, b"")
 
 
 async def test_without_room_for_it(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -46,7 +46,7 @@ def serve(home: Home, requests: socket.socket) -> NoReturn:
     """In the process of a maker: serve requests for new namespaces, that need no child of its own for them, until the
     application closes its end."""
     turns = Turns()
-    with requests:
+    with requests, contextlib.suppress(ConnectionError):  # its end, too, where answers are left that nobody has read
         _answer(requests, (Event.READY,), [])
         while (received := protocol.receive(requests)) is not None:
             (operation, *values), fds = received
@@ -68,6 +68,5 @@ def _serve_one(home: Home, request: Spawn) -> tuple[tuple[object, ...], list[int
 
 
 def _answer(requests: socket.socket, message: tuple[object, ...], fds: list[int]) -> None:
-    with contextlib.suppress(ConnectionError):  # nobody is left to tell; the end of file is next
-        protocol.send_in_time(requests, message, fds)
+    protocol.send_in_time(requests, message, fds)
     close(fds)
