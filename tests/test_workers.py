@@ -205,6 +205,21 @@ async def test_init_is_first() -> None:
         assert await without.stdout.receive() == b"1 0\n"
 
 
+async def test_a_command_that_is_pid_1_has_a_proc_of_its_own() -> None:
+    processes = "cd /proc; echo [0-9]*"
+    async with nsorch.Supervisor() as sup:
+        lan = await sup.bridge("lan", subnet="10.0.0.0/24")
+        for name, links in (("alone", []), ("linked", [lan])):
+            options = {"init": False, "stdout": subprocess.PIPE}
+            worker = await sup.start(name, ["sh", "-c", f"{processes}; exec sleep 600"], links=links, **options)
+            assert worker.stdout is not None
+            assert await worker.stdout.receive() == b"1\n"
+            await worker.restart()
+            assert worker.stdout is not None
+            assert await worker.stdout.receive() == b"1\n"
+            assert (await worker.run("tr '\\0' ' ' </proc/1/cmdline")).stdout == b"sleep 600 "
+
+
 async def test_orphans_are_reaped() -> None:
     async with nsorch.Supervisor() as sup:
         worker = await sup.start("w", ["sh", "-c", "(sh -c 'sleep 0.05 &') ; sleep 600"])

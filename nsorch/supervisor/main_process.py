@@ -135,8 +135,7 @@ class MainProcess:
             confined=confined,
         )
         proc = 0
-        forks = spec.init or line.user is not None or line.confinement or line.guarded or confined.own.guarded
-        if forks and has_own_proc(confined.namespaces, rootless=confined.rootless):
+        if has_own_proc(confined.namespaces, rootless=confined.rootless):
             proc = 1 if self.incarnation == 0 else 2
         files = files_behind(spec.stdin, spec.stdout, spec.stderr)
         if self._files:
