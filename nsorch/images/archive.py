@@ -44,11 +44,12 @@ class _Entry(tarfile.TarInfo):
 
     @classmethod
     def frombuf(cls, buf: Any, encoding: str, errors: str) -> Any:
-        entry = super().frombuf(buf, encoding, errors)
-        if buf[257:265] == tarfile.GNU_MAGIC:  # which has times where others have the first part of a long name
-            name = buf[:100].partition(b"\0")[0].decode(encoding, errors)
-            entry.name = name.rstrip("/") if entry.isdir() else name
-        return entry
+        return _name(super().frombuf(buf, encoding, errors), buf, encoding, errors)
+
+    @classmethod
+    def _frombuf(cls, buf: Any, encoding: str, errors: str, **options: Any) -> Any:  # which later versions call instead
+        found = super()._frombuf(buf, encoding, errors, **options)  # type: ignore[misc]
+        return _name(found, buf, encoding, errors)
 
     def _proc_member(self, archive: tarfile.TarFile) -> Any:  # where tarfile's own source tells subclasses to go
         if self.size < 0 or (self.type in _HEADERS and self.size > _MOST_HEADER):
@@ -72,6 +73,14 @@ class _Entry(tarfile.TarInfo):
             yield
         finally:
             archive.fileobj = stream
+
+
+def _name(entry: tarfile.TarInfo, header: bytes, encoding: str, errors: str) -> tarfile.TarInfo:
+    """GNU tar has times where others have the first part of a long name."""
+    if header[257:265] == tarfile.GNU_MAGIC:
+        name = header[:100].partition(b"\0")[0].decode(encoding, errors)
+        entry.name = name.rstrip("/") if entry.isdir() else name
+    return entry
 
 
 class _Bounded:
