@@ -204,6 +204,18 @@ async def test_commands_have_no_signals_blocked_or_ignored(init: bool) -> None:
         assert int(states[b"SigIgn"], 16) == int(states[b"SigBlk"], 16) == 0
 
 
+@pytest.mark.anyio
+@pytest.mark.parametrize("namespaces", [None, [], ["net"], ["user"]])
+async def test_commands_that_need_no_script_have_none_either(namespaces: list[str] | None) -> None:
+    """Those that run in a worker's namespaces, or in the helper's pid namespace."""
+    async with nsorch.Supervisor() as sup:
+        worker = await sup.start("w", ["sleep", "600"], namespaces=namespaces)
+        said = (await worker.run(["cat", "/proc/self/status"])).stdout.decode()
+        for text in (said, pathlib.Path(f"/proc/{worker.pid}/status").read_text()):
+            states = dict(line.split(":\t") for line in text.splitlines() if line.startswith("Sig"))
+            assert int(states["SigIgn"], 16) == int(states["SigBlk"], 16) == 0, states
+
+
 async def start_beside(mixed: Sequence[dict[str, Any]], each: int = 15) -> list[nsorch.Worker]:
     """Workers that sleep, of each of the options, *each* times one after the other, all options at one time."""
     sup = nsorch.Supervisor()

@@ -13,7 +13,7 @@ from .confinement import confine, decode, restrict
 from .mountapi import RESOLVE_NO_MAGICLINKS, openat2
 from .protocol import Command, Own, Stream
 from .stages import StageError, stage
-from .syscalls import clone3
+from .syscalls import clone3, posix_spawn
 
 # What Python ignores: nothing else is, and handlers end with the exec.
 IGNORED = (int(signal.SIGPIPE), int(signal.SIGXFSZ))
@@ -116,17 +116,8 @@ def spawn(command: Command, program: bytes, streams: tuple[int, int, int]) -> in
     Changes the caller's working directory.
     """
     enter_directory(command)
-    actions = [(os.POSIX_SPAWN_DUP2, fd, number) for number, fd in enumerate(streams)]
     with stage("exec", os.fsdecode(program)):
-        return os.posix_spawn(
-            program,
-            command.argv,
-            environment(command),
-            file_actions=actions,
-            setsid=command.session,
-            setsigmask=(),
-            setsigdef=IGNORED,
-        )
+        return posix_spawn(program, command.argv, environment(command), streams, IGNORED, session=command.session)
 
 
 _NOTHING = Own()

@@ -27,10 +27,9 @@ from .script import (
     SIGACTION,
     SIGPROCMASK,
     Script,
-    array_of,
 )
 from .steps import prepare
-from .syscalls import CLONE_NEWUSER, NS_FILES, get_permitted
+from .syscalls import CLONE_NEWUSER, NS_FILES, array_of, get_permitted
 from .writing import Writer
 from .written_roots import confining, facts_of, file_system, restricting
 

@@ -21,7 +21,7 @@ import signal
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from .stages import StageError
-from .syscalls import CLONE_INTO_CGROUP, CLONE_PIDFD, CloneArgs, protect
+from .syscalls import CLONE_INTO_CGROUP, CLONE_PIDFD, CloneArgs, array_of, protect
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -182,12 +182,6 @@ class Script:
         place = (failed - self._numbers.buffer_info()[0]) // _WORD
         stage, detail = self._stages[place // _CALL]
         return StageError(stage, self._numbers[place], detail)
-
-
-def array_of(texts: Iterable[bytes]) -> ctypes.Array[ctypes.c_char_p]:
-    """An array of C strings that ends with NULL."""
-    texts = tuple(texts)
-    return (ctypes.c_char_p * (len(texts) + 1))(*texts)
 
 
 class Scripts:
