@@ -380,6 +380,25 @@ async def test_masked_without_rootfs() -> None:
     assert pathlib.Path("/etc/passwd").stat().st_size
 
 
+@pytest.mark.parametrize("isolation", ["network", "container", "sandbox"])
+@pytest.mark.parametrize("command", [None, ["sleep", "600"]])
+@pytest.mark.parametrize("hidden", ["mask", "mount"])
+async def test_masks_without_a_null_device(
+    isolation: str, command: list[str] | None, hidden: str, rootfs: pathlib.Path
+) -> None:
+    """Something else is mounted at ``/dev``, or it is masked itself."""
+    masked = ["/proc/version", *(["/dev"] if hidden == "mask" else [])]
+    mounts = [nsorch.tmpfs("/dev")] if hidden == "mount" else []
+    async with nsorch.Supervisor() as sup:
+        worker = await sup.start("w", command, isolation=isolation, rootfs=rootfs, masked=masked, mounts=mounts)
+        for _ in range(2):
+            assert await say(worker, "cat /proc/version; echo . && ls /dev 2>&1 | grep null") == ".\n"
+            assert "Read-only file system" in await say(worker, "echo x > /proc/version")
+        shown = await say(worker, "cat /proc/mounts")
+        assert mounted(shown)["/proc/version"][0] == "tmpfs"
+        assert shown.count(" /proc tmpfs ") == 0
+
+
 async def test_restart_keeps_it(rootfs: pathlib.Path) -> None:
     async with nsorch.Supervisor() as sup:
         worker = await sup.start("w", ["sleep", "600"], rootfs=rootfs, masked=["/proc/version"])

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from .calls import Calls
 
 _QUIET = ATTR_NOSUID | ATTR_NODEV | ATTR_NOEXEC
+_EMPTY = ((b"size", b"4k"), (b"mode", b"000"))
 _CGROUPS = b"/sys/fs/cgroup"
 
 
@@ -45,7 +46,7 @@ def hide(do: Calls, masked: tuple[bytes, ...], readonly: tuple[bytes, ...], top:
 
 def _mask(do: Calls, target: int, path: bytes, top: int, own: Mapping[bytes, int]) -> None:
     if do.is_folder(target, path, of_worker=True):
-        mount = do.new_mount(b"tmpfs", ((b"size", b"4k"), (b"mode", b"000")), _QUIET | ATTR_RDONLY)
+        mount = do.new_mount(b"tmpfs", _EMPTY, _QUIET | ATTR_RDONLY)
     else:
         mount = _clone_null(do, top, own)
     with do.closing(mount):
@@ -58,7 +59,27 @@ def _clone_null(do: Calls, top: int, own: Mapping[bytes, int]) -> int:
     for null in do.find(*_place(b"/dev/null", top, own)):
         if do.is_device(null, DEVICES[b"null"], ours=b"/dev" in own):
             return do.clone_tree(null, recursive=False)
-    raise StageError("mask", errno.ENODEV, "/dev/null is not the null device")
+        raise StageError("mask", errno.ENODEV, "/dev/null is not the null device")
+    return _clone_empty(do, own.get(b"/proc", top))
+
+
+def _clone_empty(do: Calls, place: int) -> int:
+    """A file without contents: there is no null device where something else is mounted at ``/dev``, or that is masked.
+
+    :param place: a mount that others don't see
+    """
+    with do.closing(do.new_mount(b"tmpfs", _EMPTY, _QUIET)) as folder:
+        do.attach(folder, place)  # only of an attached mount a part can be cloned
+        try:
+            do.close(do.make_file(folder, b"empty"))
+            with do.closing(do.open_made(folder, b"empty")) as file:
+                mount = do.clone_tree(file, recursive=False)
+        finally:
+            do.fchdir(folder)
+            do.umount(b".", MNT_DETACH)
+            do.chdir(b"/")
+    do.set_attributes(mount, ATTR_RDONLY)
+    return mount
 
 
 def _place(path: bytes, top: int, own: Mapping[bytes, int]) -> tuple[int, bytes]:
