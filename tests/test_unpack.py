@@ -88,6 +88,32 @@ async def test_a_whiteout_spares_its_own_layer(
     assert stat.S_IMODE((target / "e").stat().st_mode) == 0o700
 
 
+async def test_what_aufs_leaves_in_layers(anyio_backend: str, tmp_path: pathlib.Path, target: pathlib.Path) -> None:
+    plnk = ".wh..wh.plnk"
+    lower = tarball(
+        entry(".wh..wh.aufs", b""), entry(plnk, mode=0o700), entry(f"{plnk}/1.2", b"x"), entry(f"{plnk}/d", mode=0o700),
+        hard("one", f"{plnk}/1.2"), hard("two", f"{plnk}/1.2"), entry(".wh..wh.orph/o", b"o"),
+    )  # fmt: skip
+    await nsorch.unpack(image(tmp_path, lower, tarball(entry("three", b"y"), entry(f"{plnk}/3", b"z"))), target)
+    assert listed(target) == {"one": "x", "two": "x", "three": "y"}
+    assert (target / "one").stat().st_nlink == 2
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="mounts something")
+async def test_a_mount_point_is_told_at_once(anyio_backend: str, tmp_path: pathlib.Path, target: pathlib.Path) -> None:
+    """Also one of the same file system: it can't be replaced at the end."""
+    source = tmp_path / "rootfs.tar"
+    source.write_bytes(tarball(entry("f", b"x" * (1 << 20))))
+    target.mkdir()
+    async with nsorch.Supervisor() as sup:
+        worker = await sup.start("w", mounts=[nsorch.bind(target, target)])
+        program = "import anyio, nsorch, sys; anyio.run(nsorch.unpack, *sys.argv[1:])"
+        done = await worker.run([sys.executable, "-c", program, str(source), str(target)], check=False)
+        assert "OSError: [Errno 16] It is a mount point" in done.stderr.decode()
+    assert list(target.parent.iterdir()) == [target]
+    await nsorch.unpack(source, target)
+
+
 async def test_metadata(anyio_backend: str, tmp_path: pathlib.Path, target: pathlib.Path) -> None:
     pax = {"SCHILY.xattr.user.color": "blue", "SCHILY.xattr.trusted.overlay.opaque": "y", "mtime": "1700000000.25"}
     source = tmp_path / "rootfs.tar"

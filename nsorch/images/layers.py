@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from nsorch.images.tree import Parts, Tree
 
 _WHITEOUT, _OPAQUE = ".wh.", ".wh..wh..opq"
+_AUFS = ".wh..wh."  # what is aufs's own begins so, such as the folder .wh..wh.plnk of files that have several names
 _CHUNK = 1 << 18
 _XATTR = "SCHILY.xattr."  # of pax(1) headers, as star, GNU tar and Go write them
 _ENCODED_XATTR = "LIBARCHIVE.xattr."  # as bsdtar does, beside the other: see archive_write_set_format_pax.c
@@ -78,6 +79,16 @@ class Applier:
                 if isinstance(exc, ImageError):
                     raise
                 raise ImageError(f"entry {info.name!r}", entry=info.name, detail=str(exc)) from None
+        self._remove_aufs()
+
+    def _remove_aufs(self) -> None:
+        """What is aufs's own is no part of the image; hard links to files in there are."""
+        self._fresh = set()
+        for name in os.listdir(self._tree.root):
+            if name.startswith(_AUFS):
+                self._tree.close()
+                self._forget((name,), itself=True)
+                self._tree.clear(self._tree.root, name)
 
     def _take(self, info: tarfile.TarInfo, parts: Parts, contents: IO[bytes] | None) -> None:
         if not parts:
@@ -129,7 +140,7 @@ class Applier:
         if parts[-1] == _OPAQUE:
             self._forget(above, itself=False)
             self._tree.purge_below(folder, above, self._fresh)
-        elif not hidden.startswith(_WHITEOUT):  # aufs's own, such as .wh..wh.plnk
+        elif not parts[-1].startswith(_AUFS):
             self._forget((*above, hidden), itself=True)
             self._tree.purge(folder, hidden, (*above, hidden), self._fresh)
 

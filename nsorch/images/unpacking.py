@@ -120,11 +120,14 @@ def _all_users() -> bool:
 def _beside(target: str) -> Iterator[tuple[int, Callable[[], None]]]:
     """An empty directory beside *target*, and what puts it there; without that, nothing is left of it.
 
-    :raises OSError: *target* is there already, and not empty
+    :raises OSError: *target* is there already, and not empty, or a mount point
     """
-    if os.path.lexists(target) and os.listdir(target):
-        raise OSError(errno.ENOTEMPTY, os.strerror(errno.ENOTEMPTY), target)
     parent, name = os.path.split(target)
+    if os.path.lexists(target):
+        if os.listdir(target):
+            raise OSError(errno.ENOTEMPTY, os.strerror(errno.ENOTEMPTY), target)
+        if _mount_of(target) != _mount_of(parent):
+            raise OSError(errno.EBUSY, "It is a mount point, which can't be replaced; take a directory in it", target)
     room = tempfile.mkdtemp(prefix=f".{name}.", suffix=".unpacking", dir=parent)
     root = os.open(room, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
 
@@ -141,6 +144,16 @@ def _beside(target: str) -> Iterator[tuple[int, Callable[[], None]]]:
         os.close(root)
         if not committed:
             _discard(room)
+
+
+def _mount_of(path: str) -> str:
+    """Its number: a bind mount has the device of what it is of."""
+    fd = os.open(path, os.O_PATH | os.O_CLOEXEC)
+    try:
+        with open(f"/proc/self/fdinfo/{fd}") as file:
+            return next(line for line in file if line.startswith("mnt_id:"))
+    finally:
+        os.close(fd)
 
 
 def _discard(room: str) -> None:
