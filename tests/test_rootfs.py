@@ -284,6 +284,20 @@ async def test_upper_directories(base: pathlib.Path, tmp_path: pathlib.Path) -> 
     for work in ("upper", "upper/work", "."):
         with pytest.raises(nsorch.TopologyError, match=r"rootfs.work: is the upper directory, or"):
             nsorch.overlay(base, upper=tmp_path / "upper", work=tmp_path / work)
+    layer = tmp_path / "layer"
+    (layer / "sub").mkdir(parents=True)
+    for lower, folders in (
+        ("layer", {"upper": "link", "work": "layer"}),
+        ("layer/sub", {"upper": "link", "work": "layer"}),
+        ("layer", {"upper": "layer/../layer"}),
+        ("link/../layer/sub", {"upper": "layer"}),
+    ):
+        wrong = list(folders)[-1]
+        with pytest.raises(
+            nsorch.TopologyError, match=rf'rootfs.{wrong}: the layer ".*{lower}" is the same directory, or'
+        ):
+            nsorch.overlay(base, tmp_path / lower, **{name: tmp_path / path for name, path in folders.items()})
+    nsorch.overlay("/", upper=tmp_path / "upper", work=tmp_path / "layer")
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can give directories away")
@@ -607,6 +621,26 @@ async def test_users_are_read_from_files_alone(rootfs: pathlib.Path, tmp_path: p
                     await sup.start("w", rootfs=root, user="mallory")
     finally:
         os.close(fifo)
+
+
+async def test_opaque_directories_hide_users(rootfs: pathlib.Path, tmp_path: pathlib.Path) -> None:
+    attribute = "user.overlay.opaque" if os.geteuid() else "trusted.overlay.opaque"
+    upper = tmp_path / "upper"
+    (upper / "etc").mkdir(parents=True)
+    root = nsorch.overlay(rootfs, upper=upper)
+    async with nsorch.Supervisor() as sup:
+        await (await sup.start("w", rootfs=root, user="root")).remove()
+        try:
+            os.setxattr(upper / "etc", attribute, b"y")
+        except OSError as exc:
+            pytest.skip(f"{attribute}: {exc.strerror}")
+        for user in ("alice", "0:staff"):
+            with pytest.raises(nsorch.SetupError, match='no (user|group) "(alice|staff)" in its rootfs'):
+                await sup.start("w", rootfs=root, user=user)
+        (upper / "etc/passwd").write_text("alice:x:0:0::/:/bin/sh\n")
+        worker = await sup.start("w", rootfs=root, user="alice")
+        assert await say(worker, "cat /etc/passwd") == "alice:x:0:0::/:/bin/sh\n"
+        assert "No such file" in await say(worker, "cat /etc/group")
 
 
 async def test_socket_is_no_mount_point(rootfs: pathlib.Path) -> None:

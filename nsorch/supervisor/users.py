@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import grp
 import os
@@ -102,6 +103,8 @@ class _Files:
             try:
                 return _read_file(folder, path)
             except FileNotFoundError:
+                if _is_opaque(folder, os.path.dirname(path)):
+                    break
                 continue
             except OSError:  # no file, such as a whiteout (a device node), hides those below
                 break
@@ -123,6 +126,23 @@ def _read_file(folder: int, path: bytes) -> bytes:
             return file.read(1 << 20)
     finally:
         os.close(found)
+
+
+def _is_opaque(layer: int, path: bytes) -> bool:
+    """Whether a directory hides all that lower layers have in it: "whiteouts and opaque directories" in the kernel's
+    filesystems/overlayfs.rst."""
+    try:
+        folder = openat2(layer, path, os.O_RDONLY | os.O_DIRECTORY, RESOLVE_IN_ROOT | RESOLVE_NO_MAGICLINKS)
+    except OSError:
+        return False
+    try:
+        for kind in ("trusted", "user"):  # the latter in user namespaces
+            with contextlib.suppress(OSError):
+                if os.getxattr(folder, f"{kind}.overlay.opaque") == b"y":
+                    return True
+        return False
+    finally:
+        os.close(folder)
 
 
 def _without_waiting(path: str, flags: int) -> int:

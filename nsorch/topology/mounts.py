@@ -83,14 +83,18 @@ class Overlay(Value):
             raise TopologyError("rootfs.work: belongs to an upper directory, which isn't given")
         if self.size is not None and self.upper is not None:
             raise TopologyError("rootfs.size: is of an ephemeral upper directory, but one is given")
-        if self.work is not None and self.upper is not None and _overlap(self.work, self.upper):
+        work, upper = (_folder(f"rootfs.{name}", getattr(self, name)) for name in ("work", "upper"))
+        if work and upper and (work.startswith(upper) or upper.startswith(work)):
             raise TopologyError("rootfs.work: is the upper directory, or one of both lies in the other")
+        # They may lie in one, as in "/".
+        for layer in self.lower:
+            for name, folder in (("upper", upper), ("work", work)):
+                if folder and _folder("rootfs.lower", layer).startswith(folder):
+                    raise TopologyError(f'rootfs.{name}: the layer "{layer}" is the same directory, or lies in it')
 
 
-def _overlap(work: str, upper: str) -> bool:
-    paths = absolute("rootfs.work", work), absolute("rootfs.upper", upper)
-    one, two = (os.path.join(os.path.abspath(path), "") for path in paths)
-    return one.startswith(two) or two.startswith(one)
+def _folder(where: str, path: str | None) -> str:
+    return "" if path is None else os.path.join(os.path.realpath(absolute(where, path)), "")
 
 
 def overlay(*lower: Any, upper: Any = None, work: Any = None, size: Any = None) -> Overlay:
