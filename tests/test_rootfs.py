@@ -300,6 +300,25 @@ async def test_upper_directories(base: pathlib.Path, tmp_path: pathlib.Path) -> 
     nsorch.overlay("/", upper=tmp_path / "upper", work=tmp_path / "layer")
 
 
+@pytest.mark.parametrize("kinds", [None, ["user", "mnt", "pid", "net"]])
+async def test_a_failed_start_leaves_no_working_directory(
+    kinds: list[str] | None, base: pathlib.Path, tmp_path: pathlib.Path
+) -> None:
+    upper, work = tmp_path / "upper", tmp_path / "upper.work"
+    upper.mkdir()
+    root = nsorch.overlay(base, upper=upper)
+    async with nsorch.Supervisor() as sup:
+        for fields in ({"mounts": [nsorch.bind("/nowhere", "/x")]}, {"command": ["/not/there"]}, {"command": ["/bin"]}):
+            with pytest.raises(nsorch.NsorchError):
+                await sup.start("w", rootfs=root, namespaces=kinds, **fields)
+            assert not work.exists(), fields
+        await (await sup.start("w", ["sleep", "600"], rootfs=root, namespaces=kinds)).remove()
+        assert work.exists()
+        with pytest.raises(nsorch.NsorchError):
+            await sup.start("w", ["/not/there"], rootfs=root, namespaces=kinds)
+        assert work.exists()
+
+
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can give directories away")
 async def test_upper_directories_of_others(base: pathlib.Path, tmp_path: pathlib.Path) -> None:
     """Who is the first user of a user namespace owns both; else the kernel would make the overlay read-only, and say
@@ -316,7 +335,7 @@ async def test_upper_directories_of_others(base: pathlib.Path, tmp_path: pathlib
             os.chown(upper, 0, 0)
             with pytest.raises(nsorch.PermissionDeniedError, match=r"overlay .*upper\.work: .* can't write to"):
                 await sup.start("w", ["sleep", "600"], rootfs=nsorch.overlay(base, upper=upper), **fields)
-            (tmp_path / "upper.work").rmdir()
+            assert not (tmp_path / "upper.work").exists()
             os.chown(upper, owner, owner)
             worker = await sup.start("w", ["sleep", "600"], rootfs=nsorch.overlay(base, upper=upper), **fields)
             assert await say(worker, f"touch /of-{owner}") == ""

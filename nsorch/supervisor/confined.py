@@ -44,6 +44,7 @@ class Confined(Value):
     :ivar may_mount: its commands may mount something
     :ivar sysfs: it sees the host's files, but for the ``/sys`` of its network namespace
     :ivar seccomp: as the description has it
+    :ivar work: the working directory of an overlay that its start will make
     """
 
     namespaces: NamespaceSet
@@ -62,6 +63,7 @@ class Confined(Value):
     seccomp: str | bytes | int | None = None
     time_offsets: tuple[tuple[str, int, int], ...] = ()
     domainname: str | None = None
+    work: bytes = b""
 
     @property
     def unconfined_user(self) -> User | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
 import stat
@@ -34,6 +35,8 @@ from nsorch.topology.presets import NOBODY, Isolation, isolation_of
 from nsorch.topology.privileges import CAPABILITIES, check_program
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from nsorch.core.helper import Facts
     from nsorch.topology import WorkerSpec
     from nsorch.topology.privileges import Capabilities, IdRange
@@ -94,7 +97,21 @@ async def confine(spec: WorkerSpec, facts: Facts, *, rootless: bool) -> Confined
         seccomp=spec.seccomp,
         time_offsets=tuple((clock, *_split(offset)) for clock, offset in spec.time_offsets.items()),
         domainname=spec.domainname,
+        work=await in_thread(_missing, root.overlay[2]) if root.overlay is not None and root.overlay[1] else b"",
     )
+
+
+def _missing(path: bytes) -> bytes:
+    return b"" if os.path.lexists(path) else path
+
+
+def discard_work(paths: Iterable[bytes]) -> None:
+    """Those working directories of overlays that came to nothing, with what the kernel has made in them. Blocks."""
+    for path in paths:
+        with contextlib.suppress(OSError):
+            for name in os.listdir(path):
+                os.rmdir(os.path.join(path, name))
+            os.rmdir(path)
 
 
 def _check_outside(isolation: Isolation, there: tuple[tuple[IdRange, ...], ...], worker: str) -> None:

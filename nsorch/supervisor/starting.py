@@ -10,6 +10,7 @@ import anyio
 
 from nsorch import events
 from nsorch.core.collector import no_full_collections
+from nsorch.core.threads import in_thread
 from nsorch.errors import ClosedError, NsorchError
 from nsorch.events import State
 from nsorch.supervisor import admission
@@ -361,6 +362,10 @@ class Starter:
     async def _undo(self, workers: Sequence[Worker]) -> None:
         with anyio.CancelScope(shield=True):
             await remove(self._supervisor, workers)
+            if made := [worker._confined.work async for worker in in_turns(workers) if worker._confined.work]:
+                from nsorch.supervisor.confining import discard_work
+
+                await in_thread(discard_work, made)
 
 
 def _is_wired(spec: WorkerSpec) -> bool:
