@@ -245,6 +245,21 @@ def test_below_another_user_namespace(tmp_path: pathlib.Path) -> None:
     assert target.read_text() == "fine"
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="an ordinary user has none of them")
+@pytest.mark.parametrize("capability", ["sys_admin", "sys_chroot", "net_admin"])
+def test_root_that_lacks_a_capability_works_below_a_user_namespace(capability: str, tmp_path: pathlib.Path) -> None:
+    target = tmp_path / "done"
+    target.touch()
+    done = subprocess.run(
+        ["setpriv", f"--bounding-set=-{capability}", sys.executable, "-c", SMALL, str(target)],
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == 0, done.stderr
+    assert target.read_text() == "fine"
+
+
 def test_another_pid_namespaces_proc_is_told_of(tmp_path: pathlib.Path) -> None:
     done = subprocess.run(
         ["unshare", "--map-root-user", "--pid", "--fork", sys.executable, "-c", SMALL, str(tmp_path / "done")],

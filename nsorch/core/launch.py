@@ -19,7 +19,8 @@ from .interpreter import guarded
 from .spawner import protocol
 from .subids import find_subids
 
-_CAP_SYS_ADMIN = 21
+#: what the helpers need to make namespaces, to return to a mount namespace, and to set a loopback interface up
+_NEEDED = {"CAP_SYS_ADMIN": 21, "CAP_SYS_CHROOT": 18, "CAP_NET_ADMIN": 12}
 _NS_GET_USERNS = 0xB701  # linux/nsfs.h
 _NULL = os.makedev(1, 3)
 _SIGNALS = sorted(signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP})
@@ -37,12 +38,12 @@ class Launched(NamedTuple):
 
 
 def may_administer() -> bool:
-    """Whether this process can make namespaces without a user namespace of its own: it has CAP_SYS_ADMIN here.
+    """Whether this process can make namespaces without a user namespace of its own.
 
     :raises UnsupportedError: see :func:`check_files`
     """
     check_files()
-    return has_capability(_CAP_SYS_ADMIN) and all(map(_is_own, ("net", "uts", "ipc")))
+    return all(map(has_capability, _NEEDED.values())) and all(map(_is_own, ("net", "uts", "ipc")))
 
 
 def check_files() -> None:
@@ -94,8 +95,8 @@ def launch(rootless: bool, subids: bool | None = None) -> Launched:
         raise PermissionDeniedError(
             "work without a user namespace (rootless=False)",
             stage="launch",
-            detail="that takes CAP_SYS_ADMIN in the user namespace that this process's network, UTS and IPC namespaces "
-            "belong to",
+            detail=f"that takes {', '.join(_NEEDED)} in the user namespace that this process's network, UTS and IPC "
+            "namespaces belong to",
         )
     if rootless and os.readlink("/proc/self") != str(os.getpid()):
         raise UnsupportedError(

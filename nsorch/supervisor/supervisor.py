@@ -56,7 +56,8 @@ class Supervisor:
     nor if the application is killed.
 
     :param name: of the lab, for people; in :class:`nsorch.SupervisorStarted`
-    :param rootless: work below a user namespace of its own. None: unless this process has CAP_SYS_ADMIN
+    :param rootless: work below a user namespace of its own. None: unless this process has CAP_SYS_ADMIN,
+        CAP_SYS_CHROOT and CAP_NET_ADMIN
     :param subids: without root, map the ids that ``/etc/subuid`` and ``/etc/subgid`` give to the caller, so that there
         are other users than uid 0. None: where newuidmap and newgidmap can; True: or fail; False: never
     :param grace: seconds from SIGTERM to SIGKILL
