@@ -205,6 +205,7 @@ PREPARATIONS = {
     "umask": "import os; os.umask(0o777)",
     "deleted directory": "import os, tempfile; d = tempfile.mkdtemp(); os.chdir(d); os.rmdir(d)",
     "odd path": "import sys; sys.path[:0] = ['', '/nonexistent', 'relative']",
+    "a machine of 32 bits": "import ctypes; ctypes.CDLL(None).personality(8)",  # PER_LINUX32
     "few descriptors": "import resource; resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64))",
     "heap": "heap = bytearray(300_000_000)",
 }

@@ -10,10 +10,10 @@ import ctypes
 import errno
 import functools
 import os
-import platform
 import struct
 from typing import TYPE_CHECKING
 
+from nsorch.core.spawner.syscalls import machine
 from nsorch.errors import UnsupportedError
 
 if TYPE_CHECKING:
@@ -144,7 +144,7 @@ def default_profile(capabilities: frozenset[str]) -> bytes:
             rules.add(_ALLOW, "clone")
         else:
             # On s390 the flags are the second argument.
-            flags = 1 if platform.machine().startswith("s390") else 0
+            flags = 1 if machine().startswith("s390") else 0
             rules.add(_ALLOW, "clone", (flags, _MASKED_EQ, _NEW_NAMESPACES, 0))
         for value in _PERSONALITIES:
             rules.add(_ALLOW, "personality", (0, _MASKED_EQ, 0xFFFFFFFF, value))
@@ -196,7 +196,7 @@ def _calls(library: ctypes.CDLL) -> Iterator[tuple[str, int]]:
 
 
 def _architectures() -> tuple[int, ...]:
-    return (_NATIVE, _ARCH_X86) if platform.machine() == "x86_64" else (_NATIVE,)
+    return (_NATIVE, _ARCH_X86) if machine() == "x86_64" else (_NATIVE,)
 
 
 class _Rules:

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 from .script import AT_EMPTY_PATH, EXECVEAT
 from .sealed import sealed
 from .stages import StageError, stage
+from .syscalls import machine
 
 if TYPE_CHECKING:
     import socket
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
     from .protocol import Command
     from .script import Script
 
-# By os.uname().machine: the number of the architecture in linux/elf-em.h, and pid1.S as assembled.
+# By syscalls.machine(): the number of the architecture in linux/elf-em.h, and pid1.S as assembled.
 _PROGRAMS = {
     "x86_64": (
         62,
@@ -87,7 +88,7 @@ class Pid1:
     def prepare(cls) -> Pid1 | None:
         """None where it can't run: on other machines, where vm.memfd_noexec or a security module forbids it, or where
         the kernel doesn't tell who is whose child (CONFIG_PROC_CHILDREN)."""
-        program = assembled(os.uname().machine)
+        program = assembled(machine())
         if program is None or not os.path.exists("/proc/thread-self/children"):
             return None
         with contextlib.suppress(OSError):

@@ -21,14 +21,14 @@ import signal
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from .stages import StageError
-from .syscalls import CLONE_INTO_CGROUP, CLONE_PIDFD, CloneArgs, array_of, protect
+from .syscalls import CLONE_INTO_CGROUP, CLONE_PIDFD, CloneArgs, array_of, machine, protect
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
     _Memory = ctypes.Array[Any] | ctypes.Structure
 
-# By os.uname().machine: script.S as assembled.
+# By syscalls.machine(): script.S as assembled.
 _PROGRAMS = {
     "x86_64": (
         "4989c94989d0b8b30100000f054885c07401c34c89cb4d89c4498b0424498b7c2408498b742410498b5424184d8b5424204d8b44"
@@ -198,7 +198,7 @@ class Scripts:
     @classmethod
     def prepare(cls) -> Scripts | None:
         """None where it can't run: on other machines, or where a security module forbids it."""
-        program = assembled(os.uname().machine)
+        program = assembled(machine())
         if program is None:
             return None
         try:

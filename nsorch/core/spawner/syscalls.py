@@ -8,6 +8,7 @@ from __future__ import annotations
 import ctypes
 import os
 import signal
+import sys
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
@@ -86,6 +87,17 @@ class CloneArgs(ctypes.Structure):
             *("set_tid", "set_tid_size", "cgroup"),
         )
     )
+
+
+# What uname(2) says below personality(2)'s PER_LINUX32, and where the interpreter is one of 32 bits on a kernel of 64.
+_WITHOUT_32 = {"i686": "x86_64", "armv8l": "aarch64", "ppcle": "ppc64le", "s390": "s390x"}
+_OF_32 = {"x86_64": "i686", "aarch64": "armv7l"}
+
+
+def machine() -> str:
+    """Whose system calls this interpreter makes, as uname(2) calls it."""
+    name = os.uname().machine
+    return (_WITHOUT_32 if sys.maxsize > 1 << 32 else _OF_32).get(name, name)
 
 
 def _check(result: int) -> int:
@@ -278,7 +290,7 @@ _SYS_RT_SIGACTION_GENERIC = 134
 
 def reset_library_signals() -> None:
     """Set those to default, for whatever the caller forks."""
-    number = _SYS_RT_SIGACTION.get(os.uname().machine, _SYS_RT_SIGACTION_GENERIC)
+    number = _SYS_RT_SIGACTION.get(machine(), _SYS_RT_SIGACTION_GENERIC)
     for library_signal in _LIBRARY_SIGNALS:
         _check(_libc.syscall(number, library_signal, _DEFAULT_ACTION, None, 8))
 
@@ -341,5 +353,5 @@ _SYS_KEYCTL_GENERIC = 219
 
 def join_new_session_keyring() -> None:
     """Leave the session keyring for a new one without a name."""
-    number = _SYS_KEYCTL.get(os.uname().machine, _SYS_KEYCTL_GENERIC)
+    number = _SYS_KEYCTL.get(machine(), _SYS_KEYCTL_GENERIC)
     _check(_libc.syscall(number, KEYCTL_JOIN_SESSION_KEYRING, None))

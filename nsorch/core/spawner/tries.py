@@ -30,6 +30,7 @@ from .syscalls import (
     MS_REC,
     NS_FILES,
     clone3,
+    machine,
     mount,
     pivot_root,
     set_parent_death_signal,
@@ -229,7 +230,7 @@ def _pivot_root(rootless: bool) -> None:
 
 
 def _seccomp() -> None:
-    number = _SYS_SECCOMP.get(os.uname().machine)
+    number = _SYS_SECCOMP.get(machine())
     if number is None:
         raise OSError(errno.ENOSYS, "not known for this machine")
     action = ctypes.c_uint32(_SECCOMP_RET_ERRNO)
