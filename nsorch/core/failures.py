@@ -131,6 +131,7 @@ _REASONS = {
     ("rootfs", errno.EXDEV): "the working directory is on another file system than the upper directory",
     ("rootfs", errno.ELOOP): "the layers of an overlay lie within one another",
     ("seccomp", errno.EINVAL): "the kernel takes it for no program",
+    ("setns", errno.EINVAL): "a pid namespace has to lie below the supervisor's, a user namespace be another",
     ("user", errno.EINVAL): "the user namespace, which is another worker's, hasn't got these ids",
     ("time offsets", errno.ERANGE): "a clock would show less than 0, or more than 146 years",
 }
