@@ -108,7 +108,8 @@ _HINTS = {
     "uid map": "the ids aren't the caller's; uid 0 needs CAP_SETFCAP in the namespace above (user_namespaces(7))",
     "setns": "the namespace belongs to a user namespace in which the caller has no rights, or it is that of another "
     "user's process, which takes CAP_SYS_PTRACE",
-    "rlimits": "a hard limit can't be raised without CAP_SYS_RESOURCE of the host",
+    "rlimits": "a hard limit can't be raised without CAP_SYS_RESOURCE of the host; that of open files never above "
+    "fs.nr_open",
     "oom_score_adj": "it can't be lowered without CAP_SYS_RESOURCE of the host",
     "seccomp": "a filter needs no_new_privs, or CAP_SYS_ADMIN",
     "capabilities": "the supervisor hasn't got them itself",
