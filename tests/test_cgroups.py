@@ -186,6 +186,21 @@ async def test_frozen_workers_end(anyio_backend: str, marker: str) -> None:
 
 
 @needs_cgroups
+async def test_a_restart_thaws_first(anyio_backend: str) -> None:
+    """So that what runs hears that it is to end."""
+    async with nsorch.Supervisor(grace=60) as sup:
+        line = "trap 'exit 7' TERM; echo; while :; do sleep 0.01; done"
+        worker = await sup.start("w", ["sh", "-c", line], stdout=subprocess.PIPE)
+        assert worker.stdout is not None
+        await worker.stdout.receive()
+        await worker.freeze()
+        with anyio.fail_after(20):
+            await worker.restart()
+        ended = await sup.wait_event(nsorch.WorkerExited, worker="w", since=0)
+        assert ended.exit.code == 7
+
+
+@needs_cgroups
 async def test_events_of_freezing(anyio_backend: str) -> None:
     async with nsorch.Supervisor() as sup:
         worker = await sup.start("w", ["sleep", "60"])

@@ -552,6 +552,7 @@ class Worker:
                 self._check_here()
                 self._stops_before = stops
                 spec = change(self._spec)
+                await self._supervisor._cgroups.thaw(self)  # else it doesn't hear that it is to end
                 await self._stop(grace)
                 self._check_turn()
                 self._supervisor._check_running()  # else it would live on while all others end
