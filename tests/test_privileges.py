@@ -120,6 +120,43 @@ async def test_a_capability_that_is_not_there() -> None:
         assert capability_sets((await inside(worker))[0])["effective"] == held
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="the user must be another than the caller's")
+@pytest.mark.parametrize("command", [None, ["sleep", "600"]])
+@pytest.mark.parametrize(
+    "fields",
+    [{}, {"init": False}, {"namespaces": ["net"]}, {"rootfs": "/"}, {"rootfs": "/", "isolation": "container"}],
+    ids=str,
+)
+async def test_programs_that_the_user_may_not_execute(
+    fields: dict[str, Any], command: list[str] | None, tmp_path: pathlib.Path
+) -> None:
+    """PATH is gone through as its user: what only root reaches isn't it, though root looks it up. Whoever loses its
+    capabilities by the exec doesn't find a program by them."""
+    folders = [tmp_path / name for name in ("shut", "open")]
+    for folder in folders:
+        folder.mkdir()
+        for name in ("both", "only")[: 2 if folder.name == "shut" else 1]:
+            (folder / name).write_text(f"#!/bin/sh\necho {folder.name}; exec sleep ${{1:-0}}\n")
+            (folder / name).chmod(0o755)
+    for parent in (tmp_path, *tmp_path.parents[:2]):
+        parent.chmod(0o755)
+    folders[0].chmod(0o700)
+    fields = {**fields, "user": "1234:1234", "env": {"PATH": f"{folders[0]}:{folders[1]}:/usr/bin:/bin"}}
+    async with nsorch.Supervisor() as sup:
+        if command is not None:
+            worker = await sup.start("both", ["both", "600"], stdout=subprocess.PIPE, **fields)
+            assert worker.stdout is not None
+            assert await worker.stdout.receive() == b"open\n"
+            with pytest.raises(nsorch.SetupError, match=r"shut/only. is not executable"):
+                await sup.start("only", ["only"], **fields)
+        worker = await sup.start("w", command, **fields)
+        assert (await worker.run(["both"])).stdout == b"open\n"
+        with pytest.raises(nsorch.SetupError, match=r"shut/only. is not executable"):
+            await worker.run(["only"])
+        with pytest.raises(nsorch.CommandNotFoundError, match=r"no command .neither"):
+            await worker.run(["neither"])
+
+
 async def test_no_new_privs_rlimits_and_oom_score() -> None:
     own = resource.getrlimit(resource.RLIMIT_CORE)[1]
     core = 4096 if own == resource.RLIM_INFINITY else min(own, 4096)

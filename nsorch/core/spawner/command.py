@@ -7,13 +7,16 @@ import fcntl
 import marshal
 import os
 import signal
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 from .confinement import confine, decode, restrict
 from .mountapi import RESOLVE_NO_MAGICLINKS, openat2
 from .protocol import Command, Own, Stream
 from .stages import StageError, stage
 from .syscalls import clone3, posix_spawn
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
 
 # What Python ignores: nothing else is, and handlers end with the exec.
 IGNORED = (int(signal.SIGPIPE), int(signal.SIGXFSZ))
@@ -48,11 +51,23 @@ def resolve(command: Command) -> bytes:
 
     :raises StageError: of stage ``"command"`` with ENOENT or EACCES
     """
-    places = candidates(command)
-    for place in places:
-        if os.access(place, os.X_OK) and os.path.isfile(place):
-            return place
-    raise StageError("command", _why_not(command.argv[0], places), os.fsdecode(command.argv[0]))
+    for place in _executables(command):
+        return place
+    raise StageError("command", _why_not(command.argv[0], candidates(command)), os.fsdecode(command.argv[0]))
+
+
+def find_all(command: Command) -> list[bytes]:
+    """As :func:`resolve`, with what else it would find, if the command may be somebody who can't execute the first."""
+    return (is_confined(command) and [*_executables(command)]) or [resolve(command)]
+
+
+def _executables(command: Command) -> Iterator[bytes]:
+    return (place for place in candidates(command) if os.access(place, os.X_OK) and os.path.isfile(place))
+
+
+def is_confined(command: Command) -> bool:
+    """Whether it has another user, or less rights."""
+    return bool(command.confinement) or command.user is not None
 
 
 def _why_not(name: bytes, places: list[bytes]) -> int:
@@ -99,15 +114,47 @@ def check_program(program: bytes) -> None:
     for _ in range(_MOST_INTERPRETERS):
         with stage("exec", os.fsdecode(program)):
             os.close(openat2(_AT_FDCWD, program, os.O_PATH, RESOLVE_NO_MAGICLINKS))
+        interpreter = _interpreter_of(program)
+        if interpreter is None:
+            return
+        program = interpreter
+
+
+def _interpreter_of(program: bytes) -> bytes | None:
+    """Of a script that can be read."""
+    try:
+        with open(openat2(_AT_FDCWD, program, os.O_RDONLY | os.O_NONBLOCK, RESOLVE_NO_MAGICLINKS), "rb") as file:
+            first = file.read(256).partition(b"\n")[0]
+    except OSError:  # may be executed, not read
+        return None
+    words = first[2:].split()
+    return words[0] if first.startswith(b"#!") and words else None
+
+
+def has_interpreter(program: bytes) -> bool:
+    """Whether that of a script is there; it is no script else."""
+    interpreter = _interpreter_of(program)
+    return interpreter is None or os.path.exists(interpreter)
+
+
+def checked(programs: Iterable[bytes]) -> list[bytes]:
+    """Those of *programs* that :func:`check_program` lets pass, up to one that it refuses for what it is.
+
+    :raises StageError: there is none
+    """
+    found: list[bytes] = []
+    failure: StageError | None = None
+    for program in programs:
         try:
-            with open(openat2(_AT_FDCWD, program, os.O_RDONLY | os.O_NONBLOCK, RESOLVE_NO_MAGICLINKS), "rb") as file:
-                first = file.read(256).partition(b"\n")[0]
-        except OSError:  # may be executed, not read
-            return
-        words = first[2:].split()
-        if not first.startswith(b"#!") or not words:
-            return
-        program = words[0]
+            check_program(program)
+            found.append(program)
+        except StageError as exc:
+            failure = failure or exc
+            if exc.number != errno.EACCES:
+                break
+    if failure is not None and not found:
+        raise failure
+    return found
 
 
 def spawn(command: Command, program: bytes, streams: tuple[int, int, int]) -> int:
@@ -184,7 +231,9 @@ def become(command: Command, program: bytes, streams: tuple[int, int, int], *kee
     # All are above 2, see Server: none is overwritten before it is duplicated.
     for number, fd in enumerate(streams):
         os.dup2(fd, number)
-    if command.user is not None or command.confinement:
+    programs = [program]
+    if is_confined(command):
+        programs += (other for other in _executables(command) if other != program)
         confine(confinement, command.user)
     close_all_but(0, 1, 2, *keep)
     with stage("signals"):  # which a filter may forbid
@@ -192,12 +241,22 @@ def become(command: Command, program: bytes, streams: tuple[int, int, int], *kee
             signal.signal(number, signal.SIG_DFL)
         signal.pthread_sigmask(signal.SIG_SETMASK, ())
     if command.guarded:
-        check_program(program)
+        programs = checked(programs)
     if not confinement.restricts_early:
         restrict(confinement)
     with stage("exec", os.fsdecode(program)):
-        os.execve(program, command.argv, environment(command))
+        _execute(programs, command)
     raise AssertionError("unreachable")
+
+
+def _execute(programs: list[bytes], command: Command) -> None:
+    """The first of *programs* that may be executed."""
+    for left in range(len(programs), 0, -1):
+        try:
+            os.execve(programs[-left], command.argv, environment(command))
+        except PermissionError:
+            if left == 1:
+                raise
 
 
 def close_all_but(*keep: int) -> None:

@@ -9,7 +9,7 @@ import os
 import signal
 from typing import TYPE_CHECKING
 
-from .command import IGNORED
+from .command import IGNORED, is_confined
 from .mountapi import OPENAT2, RESOLVE_NO_MAGICLINKS, OpenHow
 from .protocol import Mode, Own
 from .script import (
@@ -138,10 +138,6 @@ def _ending(
         failure = FATAL if number == len(programs) else OR_NEXT_PROGRAM
         script.call(("exec", ""), EXECVE, script.text(program), arguments, variables, failure=failure)
     return script
-
-
-def is_confined(command: Command) -> bool:
-    return bool(command.confinement) or command.user is not None
 
 
 def _own_ids() -> tuple[int, int]:

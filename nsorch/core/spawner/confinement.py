@@ -91,8 +91,10 @@ def confine(confinement: Confinement, user: User | None, do: Calls = NOW) -> Non
         with do.stage("capabilities"):
             # Those that the supervisor hasn't itself can't be had; what the user named was checked before.
             held = do.get_permitted()
+            # An exec takes all but the ambient ones from whoever isn't uid 0: it must not find a program by them.
+            own = held if user is None or user[0] == 0 or capabilities.ambient else 0
             do.set_capabilities(
-                capabilities.effective & held, capabilities.permitted & held, capabilities.inheritable & held
+                capabilities.effective & own, capabilities.permitted & own, capabilities.inheritable & held
             )
             do.set_ambient(capabilities.ambient & held)
     if confinement.no_new_privs:

@@ -12,8 +12,8 @@ import socket
 import time
 from typing import TYPE_CHECKING, NamedTuple
 
-from .command import candidates, identify, resolve
-from .composing import compose, is_apart, is_confined, stays_the_same_user
+from .command import candidates, has_interpreter, identify, is_confined, resolve
+from .composing import compose, is_apart, stays_the_same_user
 from .confinement import Capabilities, decode
 from .idmaps import map_ids, read
 from .pid1 import Pid1
@@ -256,7 +256,11 @@ class Launches:
         home, command, mounts = self._server.home, launch.command, launch.mounts
         try:
             enter(home, 0, [(CLONE_NEWNS, mounts)] if mounts >= 0 else [])
-            return StageError("exec", failure.number, os.fsdecode(resolve(command)))
+            program = resolve(command)
+            number = failure.number
+            if number in (errno.ENOENT, errno.ENOTDIR) and is_confined(command) and has_interpreter(program):
+                number = errno.EACCES  # that of the last place where it might have been says nothing
+            return StageError("exec", number, os.fsdecode(program))
         except StageError as exc:
             return exc
         finally:

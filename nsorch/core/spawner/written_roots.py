@@ -9,7 +9,7 @@ import stat
 from typing import TYPE_CHECKING
 
 from .calls import INSIDE
-from .command import candidates, check_program, resolve
+from .command import candidates, checked, find_all
 from .confinement import confine, decode, restrict
 from .mountapi import openat2
 from .mounts import make_own
@@ -29,10 +29,8 @@ def find_programs(command: Command, root: bytes) -> list[bytes]:
     :raises NoScriptError: it takes a look from inside
     """
     if not root:
-        program = resolve(command)
-        if command.guarded:
-            check_program(program)
-        return [program]
+        programs = find_all(command)
+        return checked(programs) if command.guarded else programs
     wanted = Root(*marshal.loads(root))
     if wanted.overlay is not None:
         raise NoScriptError
