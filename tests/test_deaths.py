@@ -246,6 +246,50 @@ def test_below_another_user_namespace(tmp_path: pathlib.Path) -> None:
     assert target.read_text() == "fine"
 
 
+CHROOT = """
+set -e
+cd "$1"
+if [ "$2" = mounted ]; then mount --bind . . && cd "$1"; fi
+for each in /*; do
+    if [ -L "$each" ]; then cp -d "$each" .; elif [ -d "$each" ]; then mkdir ".$each" && mount --rbind "$each" ".$each"; fi
+done
+touch below
+shift 2
+exec chroot . "$@"
+"""
+BELOW = """
+import anyio, nsorch, sys
+
+async def main():
+    async with nsorch.Supervisor() as sup:
+        for fields in ({}, {"command": ["sleep", "600"]}, {"rootfs": "/", "isolation": "container"}, {"namespaces": ["net"]}):
+            worker = await sup.start("w", **fields)
+            await worker.run("test -e /below")
+            await worker.remove()
+
+anyio.run(main)
+open(sys.argv[1], "w").write("fine")
+"""
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="who isn't root can make no user namespace below a chroot")
+@pytest.mark.parametrize("kind", ["plain", "mounted"])
+def test_below_a_chroot(kind: str, tmp_path: pathlib.Path) -> None:
+    """Workers see what the application does, also where that is no mount point, and nothing above it."""
+    target, top = tmp_path / "done", tmp_path / "top"
+    target.touch()
+    top.mkdir()
+    command = [sys.executable, "-c", BELOW, str(target)]
+    done = subprocess.run(
+        ["unshare", "--mount", "sh", "-c", CHROOT, "sh", str(top), kind, *command],
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == 0, done.stderr
+    assert target.read_text() == "fine"
+
+
 @pytest.mark.skipif(os.geteuid() != 0, reason="an ordinary user has none of them")
 @pytest.mark.parametrize("capability", ["sys_admin", "sys_chroot", "net_admin"])
 def test_root_that_lacks_a_capability_works_below_a_user_namespace(capability: str, tmp_path: pathlib.Path) -> None:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from .calls import NOW
 from .hiding import mount_cgroups, mount_own_proc
+from .mountapi import attach, clone_tree
 from .stages import stage
 from .syscalls import (
     CLONE_NEWCGROUP,
@@ -23,6 +24,8 @@ from .syscalls import (
     MS_REMOUNT,
     MS_SHARED,
     mount,
+    pivot_root,
+    setns,
     umount,
 )
 
@@ -82,6 +85,36 @@ def mount_sys(do: Calls) -> None:
         do.mount("sysfs", "/sys", "sysfs", _PROC_FLAGS)
 
 
+def leave_chroot() -> None:
+    """Where the caller, in a mount namespace of its own, is below a chroot(2): make what it sees the root of that
+    namespace, to which setns(2) returns."""
+    facts = os.open("/proc/self/fdinfo", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    own = os.open("/proc/self/ns/mnt", os.O_RDONLY | os.O_CLOEXEC)
+    seen = os.open("/", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    setns(own, CLONE_NEWNS)
+    top = os.open("/", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    if not os.path.samestat(os.fstat(seen), os.fstat(top)) or _mount_of(seen, facts) != _mount_of(top, facts):
+        mount("", "/", "", MS_REC | MS_PRIVATE)
+        tree = clone_tree(seen, recursive=True)
+        attach(tree, seen)
+        os.fchdir(tree)
+        pivot_root(".", ".")
+        umount(".", MNT_DETACH)
+        os.chdir("/")
+        os.close(tree)
+    for fd in (facts, own, seen, top):
+        os.close(fd)
+
+
+def _mount_of(fd: int, facts: int) -> bytes:
+    """Its number: one file may be seen by several mounts.
+
+    :param facts: descriptor of ``/proc/self/fdinfo``
+    """
+    with open(os.open(str(fd), os.O_RDONLY | os.O_CLOEXEC, dir_fd=facts), "rb") as file:
+        return next(line for line in file if line.startswith(b"mnt_id:"))
+
+
 def mount_home() -> int:
     """Give the spawner its own view: nothing propagates, /proc is its pid namespace's, the hosts file is the lab's.
 
@@ -89,6 +122,7 @@ def mount_home() -> int:
     namespaces have it from. Returns a descriptor to write it through, or -1 on a host without /etc/hosts.
     """
     with stage("mount propagation"):
+        leave_chroot()
         mount("", "/", "", MS_REC | MS_PRIVATE)
     hosts = -1
     if os.path.exists(_HOSTS):

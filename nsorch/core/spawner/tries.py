@@ -18,6 +18,7 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 from . import tries_net
+from .mounts import leave_chroot
 from .stages import StageError, stage
 from .syscalls import (
     CLONE_NEWIPC,
@@ -147,6 +148,9 @@ def _make(kinds: int, rootless: bool) -> None:
         _enter_user_namespace()
     with stage("unshare", ", ".join(name for kind, name in NS_FILES.items() if kinds & kind)):
         unshare(kinds)
+    if kinds & CLONE_NEWNS:
+        with stage("setns", "mnt"):
+            leave_chroot()
 
 
 def _clone() -> None:
