@@ -15,6 +15,7 @@ import anyio
 import pytest
 
 import nsorch
+from nsorch.core.failures import translate
 from nsorch.core.spawner import cgroups, syscalls
 from nsorch.host import catalogue, reading
 
@@ -251,6 +252,13 @@ def test_a_filter_around_it_all(call: int, number: int, ready: bool, feature: st
         [sys.executable, "-c", FILTERED], capture_output=True, text=True, check=False, preexec_fn=confine
     )
     assert done.stdout.splitlines() == [f"{ready} {[feature]}", *lab], done.stderr
+
+
+def test_what_the_kernel_lacks_is_told_as_that() -> None:
+    found = translate("rootfs", errno.ENOSYS, "", "w")
+    assert isinstance(found, nsorch.UnsupportedError)
+    assert "too old" in str(found)
+    assert "nsorch doctor" in str(found)
 
 
 MOUNTS = """\

@@ -13,6 +13,7 @@ import pytest
 from confinement_support import inside, refuse
 
 import nsorch
+from nsorch.core import seccomp
 
 pytestmark = pytest.mark.anyio
 of_kernel = pytest.mark.vm(one_backend=True)
@@ -135,8 +136,6 @@ async def test_default_profile() -> None:
 def test_no_libseccomp(monkeypatch: pytest.MonkeyPatch) -> None:
     import ctypes
 
-    from nsorch.core import seccomp
-
     def missing(name: str | None, **_: object) -> None:
         raise OSError(name)
 
@@ -145,3 +144,18 @@ def test_no_libseccomp(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ctypes, "CDLL", missing)
     with pytest.raises(nsorch.UnsupportedError, match="libseccomp2"):
         seccomp.default_profile(frozenset())
+
+
+@pytest.mark.anyio
+async def test_a_profile_that_cannot_be_built(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(name: str, flags: int = 0) -> int:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    seccomp.default_profile.cache_clear()
+    monkeypatch.setattr(os, "memfd_create", refuse)
+    async with nsorch.Supervisor() as sup:
+        with pytest.raises(nsorch.SetupError, match=r"w: build the default profile.*EMFILE") as caught:
+            await sup.start("w", seccomp="default", no_new_privs=True)
+        assert (caught.value.stage, caught.value.errno) == ("seccomp", errno.EMFILE)
+        monkeypatch.undo()
+        await sup.start("w", seccomp="default", no_new_privs=True)

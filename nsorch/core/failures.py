@@ -50,6 +50,9 @@ def translate(stage: str, number: int, detail: str, worker: str | None) -> Nsorc
         return SetupError(stage, worker=worker, stage=stage, errno=number, detail=hint)
     if stage in ("unshare", "clone3"):
         return _namespaces(stage, number, detail, worker)
+    if number == errno.ENOSYS:
+        hint = "the kernel is too old for it, or a seccomp filter of this container or host hides it: see nsorch doctor"
+        return UnsupportedError(f"{stage} {detail}".strip(), worker=worker, stage=stage, errno=number, detail=hint)
     if number in (errno.EPERM, errno.EACCES):
         return PermissionDeniedError(
             f"{stage} {detail}".strip(), worker=worker, stage=stage, errno=number, detail=_permission_hint(stage)

@@ -171,7 +171,10 @@ async def _seccomp_program(isolation: Isolation, worker: str) -> bytes:
 
         capabilities = isolation.capabilities
         held = frozenset(CAPABILITIES) if capabilities is None else capabilities.bounding
-        return await in_thread(default_profile, held)
+        try:
+            return await in_thread(default_profile, held)
+        except OSError as exc:
+            raise SetupError("build the default profile", worker=worker, stage="seccomp", errno=exc.errno) from None
     program = await _read(chosen, worker)
     try:
         check_program(program)
