@@ -304,6 +304,99 @@ weight = -1
     ]
 
 
+@pytest.mark.parametrize(
+    ("part", "paths"),
+    [
+        ('bridges = { b = { subnet = 5, gateway = "x y", arp = "x", stp = 5 } }', "b.subnet b.gateway b.arp b.stp"),
+        ("bridges = { b = { vlan_aware = 5, vlans = { 9 = 5, 5000 = [] } } }", "b.vlan_aware b.vlans.9 b.vlans"),
+        ('bridges = { b = { vlan_aware = true, vlans = { 9 = "10.0.0.0/24", 09 = "10.1.0.0/24" } } }', "b.vlans.09"),
+        ('workers = { b = { count = 0, command = "x" } }', "b.count b.command"),
+        ("workers = { b = { links = [{ to = 5, mtu = 5 }] } }", "b.links[0].to b.links[0].mtu"),
+        (
+            'workers = { b = { routes = [{ to = "x", via = "y", dev = "" }] } }',
+            "b.routes[0].to b.routes[0].via b.routes[0].dev",
+        ),
+        ("workers = { b = { routes = [{ via = 5 }] } }", "b.routes[0].to b.routes[0].via"),
+        (
+            'workers = { b = { env = { A = 5, B = 6 }, namespaces = { net = "x", uts = "y" } } }',
+            "b.env.A b.env.B b.namespaces.net b.namespaces.uts",
+        ),
+        ("workers = { b = { cwd = 5, uid_map = [[5]], gid_map = 5 } }", "b.cwd b.uid_map[0] b.gid_map"),
+        ("workers = { b = { rootfs = { lower = 5, size = 0, x = 5 } } }", "b.rootfs.lower b.rootfs.size b.rootfs.x"),
+        (
+            'workers = { b = { mounts = [{ type = "tmpfs", size = 0, mode = "9", exec = 5, x = 5 }] } }',
+            "b.mounts[0].dst b.mounts[0].size b.mounts[0].mode b.mounts[0].exec b.mounts[0].x",
+        ),
+        (
+            'workers = { b = { limits = { pids = 0, cpus = 0, x = 5, io = { "8:0" = { rbps = 0, x = 5 }, y = {} } } } }',
+            "b.limits.pids b.limits.cpus b.limits.x b.limits.io.8:0.rbps b.limits.io.8:0.x b.limits.io",
+        ),
+        ("workers = { b = { time_offsets = { monotonic = true, x = 5 } } }", "b.time_offsets.monotonic b.time_offsets"),
+        ('workers = { b = { rlimits = { RLIMIT_CORE = "x", cpu = "y" } } }', "b.rlimits.RLIMIT_CORE b.rlimits.cpu"),
+        (
+            'workers = { b = { interfaces = [{ kind = "vlan", name = "", parent = 5, id = 0 }] } }',
+            "b.interfaces[0].name b.interfaces[0].parent b.interfaces[0].id",
+        ),
+        (
+            'links = [{ ends = [{ worker = 5, mac = "x" }, "b"], gilbert_elliott = { r = 2, x = 5 } }]',
+            "[0].ends [0].ends[0].worker [0].ends[0].mac [0].gilbert_elliott.p [0].gilbert_elliott.r [0].gilbert_elliott.x",
+        ),
+    ],
+)
+def test_all_that_is_wrong_of_a_part_is_told_at_once(part: str, paths: str, tmp_path: pathlib.Path) -> None:
+    """Each by itself, whatever else is wrong beside it, in the line where it stands."""
+    error = refusal(f"\n{part}\n", tmp_path / "lab.toml")
+    top = part.partition(" ")[0]
+    expected = [f"{top}{'' if path[0] == '[' else '.'}{path}" for path in paths.split()]
+    assert sorted({problem.partition(": ")[0] for problem in error.problems}) == sorted(expected)
+    assert set(error.lines) == {2}
+
+
+@pytest.mark.parametrize(
+    ("part", "problem"),
+    [
+        ('workers.nat.nat = { outside = "x", kind = "y" }', 'workers.nat.nat.kind: "y" is none of masquerade'),
+        ("workers.env.env.A = 5", "workers.env.env.A: 5 is not a string"),
+        ("workers.ready.ready.tcp = 5", "workers.ready.ready: a worker without a command is never ready"),
+        ("bridges.mtu.mtu = 5", "bridges.mtu.mtu: 5 is not a number of bytes"),
+        ("bridges.web = {}\nworkers.web = {}", 'workers.web: there is a worker or bridge "web" already'),
+    ],
+)
+def test_names_that_are_words_of_files(part: str, problem: str, tmp_path: pathlib.Path) -> None:
+    error = refusal(part, tmp_path / "lab.toml")
+    assert len(error.problems) == 1
+    assert error.problems[0].startswith(problem)
+    assert error.lines == (part.count("\n") + 1,)
+
+
+def test_what_is_wrong_of_all_copies_is_told_once(tmp_path: pathlib.Path) -> None:
+    text = """
+[workers.web]
+count = 500
+links = [
+    "lam",
+]
+interfaces = [{ kind = "vlan", name = "v0", parent = "eth7", id = 5 }]
+
+[workers.web-6]
+%s
+"""
+    wrong = ['workers.web.links[0]: there is no bridge "lam"']
+    wrong += ['workers.web.interfaces[0].parent: the worker has no interface "eth7"']
+    error = refusal(text.replace("[workers.web-6]\n%s\n", ""), tmp_path / "lab.toml")
+    assert list(zip(error.problems, error.lines, strict=True)) == [(wrong[0], 5), (wrong[1], 7)]
+    of_one = """
+[workers.web]
+count = 3
+interfaces = [{ kind = "dummy", name = "d0" }]
+[[links]]
+ends = ["web-2:d0", "other"]
+[workers.other]
+"""
+    error = refusal(of_one, tmp_path / "lab.toml")
+    assert error.problems == ('links[0].ends[0].name: "d0" is the name of workers.web-2.interfaces[0] already',)
+
+
 def test_words_of_yaml_that_are_no_text(tmp_path: pathlib.Path) -> None:
     text = (
         "workers:\n  on: {}\n  x y: {forward: 1}\n  b: {links: [{to: lan, mac: 52:54:00:12:34:56}]}\nbridges: {lan: }\n"

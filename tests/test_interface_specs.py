@@ -190,6 +190,7 @@ def test_all_errors_of_a_file_at_once() -> None:
         f"{here}[0].id",
         f"{here}[1].x",
         f"{here}[1].id",
+        f"{here}[1].mtu",
         f"{here}[2].kind",
         f"{here}[3].mode",
         f"{here}[4].peers[0].keepalive",

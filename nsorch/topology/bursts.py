@@ -8,8 +8,9 @@ from typing import Any
 from attrs import Factory, field, fields, frozen
 
 from nsorch.errors import TopologyError
-from nsorch.topology.kinds import shown
+from nsorch.topology.kinds import noted, shown
 from nsorch.topology.units import fraction
+from nsorch.topology.values import made
 from nsorch.values import Value
 
 
@@ -69,9 +70,12 @@ def to_gilbert_elliott(value: Any) -> GilbertElliott:
         return value
     if not isinstance(value, Mapping):
         raise TopologyError(f"gilbert_elliott: {shown(value)} is not {{ p = …, r = …, bad = …, good = … }}")
-    for key in value:
-        if key not in GILBERT_ELLIOTT_KEYS:
-            raise TopologyError(f"gilbert_elliott.{key}: unknown key; there are {', '.join(GILBERT_ELLIOTT_KEYS)}")
+    unknown = [key for key in value if key not in GILBERT_ELLIOTT_KEYS]
+    problems = [f"gilbert_elliott.{key}: unknown key; there are {', '.join(GILBERT_ELLIOTT_KEYS)}" for key in unknown]
     if "p" not in value:
-        raise TopologyError("gilbert_elliott.p: is missing")
-    return GilbertElliott(**value)
+        problems.append("gilbert_elliott.p: is missing")
+    with noted(problems):
+        checked = made(GilbertElliott, {"p": 0} | {key: item for key, item in value.items() if key not in unknown})
+    if problems:
+        raise TopologyError(*problems)
+    return checked

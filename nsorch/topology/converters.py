@@ -151,15 +151,20 @@ def vlan_subnets(value: Any) -> Mapping[int, tuple[IPv4Network | IPv6Network, ..
         return {}
     if not isinstance(value, Mapping):
         raise TopologyError(f"vlans: {shown(value)} is not a table of subnets by VLAN")
-    found = {}
+    found: dict[int, tuple[IPv4Network | IPv6Network, ...]] = {}
+    wrong: list[AddressError | TopologyError] = []
     for key, item in value.items():
         number = int(key) if isinstance(key, str) and key.isdecimal() else key
         try:
-            found[whole_number(number, 1, 4094)] = networks(item)
+            if whole_number(number, 1, 4094) in found:
+                wrong.append(TopologyError(f"vlans.{key}: VLAN {number} is given twice"))
+            found[number] = networks(item)
         except AddressError as exc:
-            raise AddressError(f"vlans.{key}: {str(exc).removeprefix('subnet: ')}") from None
+            wrong.append(AddressError(f"vlans.{key}: {str(exc).removeprefix('subnet: ')}"))
         except ValueError as exc:
-            raise TopologyError(f"vlans: {exc}") from None
+            wrong.append(TopologyError(f"vlans: {exc}"))
+    if wrong:
+        raise wrong[0] if len(wrong) == 1 else TopologyError(*map(str, wrong))
     return found
 
 

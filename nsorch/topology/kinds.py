@@ -46,13 +46,22 @@ def each(path: str, value: Any, what: str, convert: Callable[[str, Any], T]) -> 
     made: list[T] = []
     problems: list[str] = []
     for number, item in enumerate(items(path, value, what)):
-        try:
+        with noted(problems):
             made.append(convert(f"{path}[{number}]", item))
-        except TopologyError as exc:
-            problems += exc.problems
     if problems:
         raise TopologyError(*problems)
     return tuple(made)
+
+
+@contextmanager
+def noted(problems: list[str]) -> Iterator[None]:
+    """What is wrong in the block is added to *problems*: what comes after it is looked at, too."""
+    try:
+        yield
+    except TopologyError as exc:
+        problems += exc.problems
+    except AddressError as exc:
+        problems.append(str(exc))
 
 
 def of_kind(path: str, value: Any, what: str, *kinds: type) -> None:

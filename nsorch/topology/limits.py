@@ -9,8 +9,9 @@ from typing import Any
 from attrs import field, frozen
 
 from nsorch.errors import TopologyError
-from nsorch.topology.kinds import shown
+from nsorch.topology.kinds import noted, shown
 from nsorch.topology.units import size
+from nsorch.topology.values import made
 from nsorch.values import Value
 
 _PERIOD = 100_000  # µs, of cpu.max: the kernel's own default
@@ -125,7 +126,15 @@ def _to_io(value: Any) -> Mapping[str, IoLimits]:
         return {}
     if not isinstance(value, Mapping):
         raise _refuse("io", value, 'a mapping of devices, such as {"/dev/vda": {"wbps": "10MiB"}}')
-    return {_device(device): _io_limits(f"io.{device}", limits) for device, limits in value.items()}
+    found: dict[str, IoLimits] = {}
+    problems: list[str] = []
+    for device, limits in value.items():
+        with noted(problems):
+            name = _device(device)
+            found[name] = _io_limits(f"io.{device}", limits)
+    if problems:
+        raise TopologyError(*problems)
+    return found
 
 
 def _device(value: Any) -> str:
@@ -140,11 +149,16 @@ def _io_limits(path: str, value: Any) -> IoLimits:
     if not isinstance(value, Mapping) or not value:
         raise _refuse(path, value, f"a table of {', '.join(IO_KEYS)}")
     found: dict[str, int | None] = {}
+    problems: list[str] = []
     for key, item in value.items():
-        if key not in IO_KEYS:
-            raise TopologyError(f"limits.{path}.{key}: unknown key; there are {', '.join(IO_KEYS)}")
         where = f"{path}.{key}"
-        found[key] = _bytes(where, item, 1) if key.endswith("bps") else _operations(where, item)
+        if key not in IO_KEYS:
+            problems.append(f"limits.{where}: unknown key; there are {', '.join(IO_KEYS)}")
+            continue
+        with noted(problems):
+            found[key] = _bytes(where, item, 1) if key.endswith("bps") else _operations(where, item)
+    if problems:
+        raise TopologyError(*problems)
     return IoLimits(**found)
 
 
@@ -227,9 +241,13 @@ def to_limits(value: Any) -> Limits | None:
         return value or None
     if not isinstance(value, Mapping):
         raise TopologyError(f"limits: {shown(value)} is not nsorch.Limits(…)")
-    if unknown := [key for key in value if key not in LIMIT_KEYS]:
-        raise TopologyError(f"limits.{unknown[0]}: unknown key; there are {', '.join(LIMIT_KEYS)}")
-    return Limits(**value) or None
+    unknown = [key for key in value if key not in LIMIT_KEYS]
+    problems = [f"limits.{key}: unknown key; there are {', '.join(LIMIT_KEYS)}" for key in unknown]
+    with noted(problems):
+        limits = made(Limits, {key: item for key, item in value.items() if key not in unknown})
+    if problems:
+        raise TopologyError(*problems)
+    return limits or None
 
 
 def limits_to_dict(limits: Limits | None) -> dict[str, Any]:

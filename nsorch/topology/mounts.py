@@ -7,10 +7,12 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from attrs import field, frozen
+from attrs import Attribute, field, frozen
 
 from nsorch.errors import TopologyError
-from nsorch.topology.kinds import absolute, at, each, flag, items, shown, string, to_path
+from nsorch.topology.converters import among
+from nsorch.topology.kinds import absolute, at, each, flag, items, noted, shown, to_path
+from nsorch.topology.values import made
 from nsorch.values import Value
 
 _SIZE = re.compile(r"\s*([0-9]+)\s*([kmgt]?)(?:i?b)?\s*", re.IGNORECASE)
@@ -114,11 +116,15 @@ def to_rootfs(value: Any) -> str | Overlay | None:
     if value is None or isinstance(value, Overlay):
         return value
     if isinstance(value, Mapping):
-        if unknown := set(value) - {"lower", "upper", "work", "size"}:
-            raise TopologyError(f"rootfs.{min(map(str, unknown))}: unknown key")
+        unknown = set(value) - {"lower", "upper", "work", "size"}
+        problems = [f"rootfs.{key}: unknown key" for key in sorted(map(str, unknown))]
         if "lower" not in value:
-            raise TopologyError("rootfs.lower: the directories below are missing")
-        return Overlay(**value)
+            problems.append("rootfs.lower: the directories below are missing")
+        with noted(problems):
+            overlay = made(Overlay, {"lower": "/"} | {key: item for key, item in value.items() if key not in unknown})
+        if problems:
+            raise TopologyError(*problems)
+        return overlay
     return to_path("rootfs", value)
 
 
@@ -134,6 +140,9 @@ def _to_dst(value: Any) -> str:
     return path
 
 
+PROPAGATIONS = ("private", "shared")
+
+
 @frozen(kw_only=True, eq=False, repr=False)
 class Bind(Value):
     """See :func:`bind`."""
@@ -142,14 +151,12 @@ class Bind(Value):
     dst: str = field(converter=_to_dst)
     read_only: bool = field(default=False, validator=flag)
     recursive: bool = field(default=True, validator=flag)
-    propagation: str = field(default="private", validator=string)
-
-    def __attrs_post_init__(self) -> None:
-        if self.propagation not in PROPAGATIONS:
-            raise TopologyError(f'propagation: "{self.propagation}" is none of {", ".join(PROPAGATIONS)}')
+    propagation: str = field(default="private", validator=among(PROPAGATIONS))
 
 
-PROPAGATIONS = ("private", "shared")
+def _mode(instance: Any, attribute: Attribute[int], value: Any) -> None:  # noqa: ARG001
+    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= 0o7777:
+        raise TopologyError(f"mode: {shown(value)} is not a mode such as 0o1777")
 
 
 @frozen(kw_only=True, eq=False, repr=False)
@@ -158,13 +165,9 @@ class Tmpfs(Value):
 
     dst: str = field(converter=_to_dst)
     size: int | None = field(default=None, converter=_size)
-    mode: int = 0o1777
+    mode: int = field(default=0o1777, validator=_mode)
     read_only: bool = field(default=False, validator=flag)
     exec: bool = field(default=True, validator=flag)
-
-    def __attrs_post_init__(self) -> None:
-        if isinstance(self.mode, bool) or not isinstance(self.mode, int) or not 0 <= self.mode <= 0o7777:
-            raise TopologyError(f"mode: {shown(self.mode)} is not a mode such as 0o1777")
 
 
 Mount = Bind | Tmpfs
@@ -236,18 +239,20 @@ def _mount(value: Any) -> Mount:
     kind = value.get("type") if isinstance(value, Mapping) else None
     if not isinstance(kind, str) or kind not in _KINDS:
         raise TopologyError(f"type: {shown(value)} is neither of bind() and tmpfs() nor a table of type bind or tmpfs")
-    for key in value:
-        if key not in MOUNT_KEYS[kind]:
-            raise TopologyError(f"{key}: unknown key of a {kind}")
-    table = {key: item for key, item in value.items() if key != "type"}
+    problems = [f"{key}: unknown key of a {kind}" for key in value if key not in MOUNT_KEYS[kind]]
+    table = {key: item for key, item in value.items() if key in MOUNT_KEYS[kind] and key != "type"}
     if isinstance(table.get("mode"), str):
         try:
             table["mode"] = int(table["mode"], 8)
         except ValueError:
-            raise TopologyError(f'mode: "{table["mode"]}" is not a mode such as 1777') from None
-    if missing := {"src", "dst"} & set(MOUNT_KEYS[kind]) - table.keys():
-        raise TopologyError(f"{max(missing)}: is missing")
-    return _KINDS[kind](**table)
+            problems.append(f"mode: {shown(table.pop('mode'))} is not a mode such as 1777")
+    missing = [key for key in ("src", "dst") if key in MOUNT_KEYS[kind] and key not in table]
+    problems += [f"{key}: is missing" for key in missing]
+    with noted(problems):
+        mount = made(_KINDS[kind], dict.fromkeys(missing, "/x") | table)
+    if problems:
+        raise TopologyError(*problems)
+    return mount
 
 
 def _paths(name: str, value: Any) -> tuple[str, ...] | None:

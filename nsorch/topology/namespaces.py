@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from attrs import evolve, fields, frozen
 
 from nsorch.errors import TopologyError
-from nsorch.topology.kinds import items, shown
+from nsorch.topology.kinds import items, noted, shown
 from nsorch.values import Value
 
 if TYPE_CHECKING:
@@ -106,12 +106,18 @@ class NamespaceSet(Value):
         if value is None:
             return _PASSIVE if passive else _USUAL
         kinds = value if isinstance(value, Mapping | tuple) else items("namespaces", value, ", ".join(KINDS))
-        if wrong := [kind for kind in kinds if kind not in KINDS]:
-            raise TopologyError(f"namespaces: there is no {shown(wrong[0])}, only {', '.join(KINDS)}")
+        wrong = [kind for kind in kinds if kind not in KINDS]
+        problems = [f"namespaces: there is no {shown(kind)}, only {', '.join(KINDS)}" for kind in wrong]
         if isinstance(value, Mapping):
-            found = cls(**{kind: _source(kind, value[kind]) for kind in value})
-        else:
+            sources: dict[str, Source] = {}
+            for kind in (kind for kind in value if kind in KINDS):
+                with noted(problems):
+                    sources[kind] = _source(kind, value[kind])
+            found = cls(**sources)
+        elif not wrong:
             found = _all_new(frozenset(kinds))
+        if problems:
+            raise TopologyError(*problems)
         if passive and isinstance(found.pid, New):
             raise TopologyError(
                 "namespaces.pid: a pid namespace can't be without a process, and the worker has no command"

@@ -23,6 +23,9 @@ _SCALAR = re.compile(r"[^,\]}#\n]*")
 def find_line(problem: str, lines: Mapping[str, int]) -> int | None:
     """The line of what *problem* is about, which begins with a path; or of the nearest part around it."""
     path = problem.partition(": ")[0]
+    copy = re.match(r"(workers\.[^.[]+)-[0-9]+", path)
+    if copy is not None and copy[0] not in lines:  # the file has its template alone
+        path = f"{copy[1]}{path[copy.end() :]}"
     while path and path not in lines:
         path = path[: max(path.rfind("."), path.rfind("["), 0)]
     return lines.get(path)

@@ -10,7 +10,7 @@ from typing import Any
 from attrs import field, frozen
 
 from nsorch.errors import TopologyError
-from nsorch.topology.kinds import is_text, items, shown
+from nsorch.topology.kinds import is_text, items, noted, shown
 from nsorch.values import Value
 
 #: in the order of their numbers (linux/capability.h)
@@ -214,18 +214,16 @@ def to_rlimits(value: Any) -> Mapping[str, tuple[int, int]]:
     if not isinstance(value, Mapping):
         raise TopologyError(f"rlimits: {shown(value)} is not a mapping of names to limits")
     found: dict[str, tuple[int, int]] = {}
-    problems = []
+    problems: list[str] = []
     for key, limit in value.items():
         name = _rlimit(str(key))
         if name is None:
             problems.append(f'rlimits: there is no "{key}", only {", ".join(RLIMITS)}')
         elif name in found:
-            problems.append(f"rlimits.{name}: is given twice, by either of its names")
+            problems.append(f"rlimits.{key}: is given twice, by either of its names")
         else:
-            try:
-                found[name] = _soft_and_hard(name, limit)
-            except TopologyError as exc:
-                problems += exc.problems
+            with noted(problems):
+                found[name] = _soft_and_hard(key, limit)
     if problems:
         raise TopologyError(*problems)
     return found
@@ -381,11 +379,12 @@ def to_time_offsets(value: Any) -> Mapping[str, float]:
         return {}
     if not isinstance(value, Mapping):
         raise TopologyError(f"time_offsets: {shown(value)} is not a mapping of {' and '.join(CLOCKS)} to seconds")
-    found = {}
+    problems = []
     for clock, offset in value.items():
         if clock not in CLOCKS:
-            raise TopologyError(f'time_offsets: there is no clock "{clock}", only {" and ".join(CLOCKS)}')
-        if isinstance(offset, bool) or not isinstance(offset, int | float) or not abs(offset) < 1 << 62:
-            raise TopologyError(f"time_offsets.{clock}: {shown(offset)} is not a number of seconds")
-        found[clock] = offset
-    return found
+            problems.append(f'time_offsets: there is no clock "{clock}", only {" and ".join(CLOCKS)}')
+        elif isinstance(offset, bool) or not isinstance(offset, int | float) or not abs(offset) < 1 << 62:
+            problems.append(f"time_offsets.{clock}: {shown(offset)} is not a number of seconds")
+    if problems:
+        raise TopologyError(*problems)
+    return dict(value)

@@ -14,6 +14,7 @@ from nsorch.errors import AddressError, TopologyError
 from nsorch.topology.conditions import ready
 from nsorch.topology.converters import (
     addresses,
+    among,
     checked,
     named,
     networks,
@@ -207,9 +208,11 @@ def _environment(value: Any) -> Mapping[str, str] | None:
         return None
     if not isinstance(value, Mapping) or not all(isinstance(k, str) and k and "=" not in k for k in value):
         raise TopologyError(f"env: {shown(value)} is not a mapping of names to strings")
-    for key, text in value.items():
-        if not isinstance(text, str) or not is_text(text) or not is_text(key):
-            raise TopologyError(f"env.{key}: {shown(text)} is not a string without null characters")
+    wrong = {key: text for key, text in value.items() if not isinstance(text, str) or not is_text(text + key)}
+    if wrong:
+        raise TopologyError(
+            *(f"env.{key}: {shown(text)} is not a string without null characters" for key, text in wrong.items())
+        )
     return dict(value)
 
 
@@ -434,7 +437,7 @@ class BridgeSpec(Value):
     subnet: tuple[IPv4Network | IPv6Network, ...] = field(default=(), converter=networks)
     gateway: str | None = field(default=None, converter=_to_gateway)
     mtu: int | None = field(default=None, converter=to_mtu)
-    arp: str = field(default="auto", validator=string)
+    arp: str = field(default="auto", validator=among(ARP))
     vlan_aware: bool = field(default=False, validator=flag)
     vlans: Mapping[int, tuple[IPv4Network | IPv6Network, ...]] = field(default=(), converter=vlan_subnets, hash=False)
     stp: bool = field(default=False, validator=flag)
@@ -444,17 +447,17 @@ class BridgeSpec(Value):
     label: str | None = field(default=None, validator=string)
 
     def __attrs_post_init__(self) -> None:
-        where = f"bridges.{self.name}"
-        if self.arp not in ARP:
-            raise TopologyError(f'{where}.arp: "{self.arp}" is none of {", ".join(ARP)}')
+        problems = []
         if self.vlans and not self.vlan_aware:
-            raise TopologyError(f"{where}.vlans: only a bridge with vlan_aware has them")
+            problems.append("vlans: only a bridge with vlan_aware has them")
         if self.vlan_aware and self.arp == "static":
-            raise TopologyError(f"{where}.arp: the kernel's bridges don't answer ARP within VLANs")
+            problems.append("arp: the kernel's bridges don't answer ARP within VLANs")
         if self.forward_delay is not None and not self.stp:
-            raise TopologyError(f"{where}.forward_delay: it is of stp, which is off")
+            problems.append("forward_delay: it is of stp, which is off")
         if self.gateway is not None and not self.subnet and not any(self.vlans.values()):
-            raise TopologyError(f"bridges.{self.name}.gateway: a bridge without subnet has no gateway")
+            problems.append("gateway: a bridge without subnet has no gateway")
+        if problems:
+            raise TopologyError(*(f"bridges.{self.name}.{problem}" for problem in problems))
 
 
 def _weight(instance: Any, attribute: Attribute[float], value: Any) -> None:  # noqa: ARG001

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import collections
 import difflib
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from attrs import evolve
+from attrs import evolve, fields_dict
 
 from nsorch.errors import NsorchError, TopologyError
 from nsorch.topology.bursts import GILBERT_ELLIOTT_KEYS
@@ -21,15 +23,18 @@ from nsorch.topology.isolation import ISOLATION_KEYS, OWN_KEYS, TEXT_KEYS, check
 from nsorch.topology.kinds import shown
 from nsorch.topology.model import Topology
 from nsorch.topology.names import name_problem
+from nsorch.topology.namespaces import NamespaceSet
 from nsorch.topology.plain import PRESETS
+from nsorch.topology.privileges import to_gid_map, to_uid_map
 from nsorch.topology.reading import walk
 from nsorch.topology.ready import ExecReady, TcpReady, exec_ready, tcp_ready
 from nsorch.topology.services import forwards, service_to_plain
 from nsorch.topology.specs import ROUTE_KEYS, BridgeSpec, End, LinkSpec, Route, To, WorkerSpec
 from nsorch.topology.uplinks import uplink_to_plain
+from nsorch.topology.values import problems_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Iterable, Iterator
 
     from nsorch.topology.interfaces import InterfaceSpec
 
@@ -98,7 +103,8 @@ class _Reader:
         except TopologyError as exc:
             self.problems += [_below(path, problem) for problem in exc.problems]
         except (NsorchError, ValueError, TypeError) as exc:
-            self.problems.append(_below(path, str(exc)))
+            worker = getattr(exc, "worker", None)  # of whom the path tells
+            self.problems.append(_below(path, str(exc).removeprefix(f"{worker}: ")))
         return None
 
     def check_each(self, path: str, keys: Iterable[str], data: Mapping[str, Any], build: Callable[..., Any]) -> bool:
@@ -157,9 +163,9 @@ class _Reader:
             ends = {end.worker for link in topology.links for end in (link.a, link.b)}
             # Else links have other numbers here, and segments other subnets.
             if len(topology.links) == len(links) and not ends & (bridges.keys() - topology.bridges.keys()):
-                self.problems += lasting_problems(topology)
+                self.problems += self._of_templates(lasting_problems(topology))
         else:
-            self.problems += map(self._explain, topology.problems())
+            self.problems += self._of_templates(map(self._explain, topology.problems()))
         return topology
 
     def read_defaults(self, value: Any) -> None:
@@ -189,6 +195,19 @@ class _Reader:
                 return f"{problem}, but {name}-1 to {name}-{copies}"
         return problem
 
+    def _of_templates(self, problems: Iterable[str]) -> list[str]:
+        """What is wrong of all copies of a template is wrong of that, which the file has."""
+        told = [(problem, *self._of_template(problem)) for problem in problems]
+        times = collections.Counter(of_all for _, of_all, _ in told)
+        return [of_all if times[of_all] >= copies else problem for problem, of_all, copies in told]
+
+    def _of_template(self, problem: str) -> tuple[str, int]:
+        """As a problem of the template whose copy it is about, and how many of them there are."""
+        copy = re.match(r"workers\.([^.:\[]+)-[0-9]+(?=[.:])", problem)
+        if copy is None or copy[1] not in self.templates:
+            return problem, 1
+        return f"workers.{copy[1]}{problem[copy.end() :]}", self.templates[copy[1]]
+
     def _add(self, topology: Topology, path: str, spec: Any) -> None:
         if spec is not None:
             self.build(path, lambda: topology.add(spec))
@@ -198,12 +217,11 @@ class _Reader:
         table = self.defaults["bridges"] | self.table(value, path, _BRIDGE_KEYS)
         if problem := name_problem(name):
             self.refuse(path, problem)
-        if not self._texts(table, path, ("gateway", "arp", "label")):
-            return None
-        alone = [key for key in table if key not in ("gateway", "label", "vlans", "forward_delay")]
-        if not self.check_each(path, alone, table, _any_bridge):
-            return None
-        spec: BridgeSpec | None = None if problem else self.build(path, lambda: BridgeSpec(name=name, **table))
+        fine = self._texts(table, path, ("label",)) and not problem
+        fine &= self.check_each(path, [key for key in table if key not in ("label", *_BESIDE)], table, _any_bridge)
+        for key, others in _BESIDE.items():
+            fine &= self.check_each(path, (key,), table, partial(_any_bridge, **others))
+        spec: BridgeSpec | None = self.build(path, lambda: BridgeSpec(name=name, **table)) if fine else None
         return spec
 
     def workers(self, name: str, value: Any) -> list[WorkerSpec]:
@@ -214,14 +232,13 @@ class _Reader:
             spec = self.worker(name, table)
             return [] if spec is None else [spec]
         copies = table.pop("count")
+        before = len(self.problems)
         if isinstance(copies, bool) or not isinstance(copies, int) or not 1 <= copies <= MOST_COPIES:
             self.refuse(f"{path}.count", f"{shown(copies)} is not a whole number from 1 to {MOST_COPIES}")
-            return []
-        if copies + sum(self.templates.values()) > MOST_COPIES:
+        elif copies + sum(self.templates.values()) > MOST_COPIES:
             self.refuse(f"{path}.count", f"with the others' these are more than {MOST_COPIES} workers")
-            return []
         spec = self.worker(name, table)
-        if spec is None or not self._may_be_copied(path, spec):
+        if spec is None or not self._may_be_copied(path, spec) or len(self.problems) > before:
             return []
         self.templates[name] = copies
         made = [self.build(path, lambda n=n: evolve(spec, name=f"{name}-{n}")) for n in (1, copies)]  # type: ignore[misc]
@@ -291,6 +308,10 @@ class _Reader:
             table[key] = _stream(table.get(key))
         keys = ("command", "env", "nat", "firewall", "service", "uplink", *OWN_KEYS)
         self.check_each(path, keys, table, lambda **part: WorkerSpec(name="x", **part))
+        # These mean something beside others.
+        for key, read in _ALONE.items():
+            if key in table:
+                self.build(path, partial(read, table[key]))
 
     def _texts(self, table: Mapping[str, Any], path: str, keys: Iterable[str]) -> bool:
         wrong = [key for key in keys if table.get(key) is not None and not isinstance(table[key], str)]
@@ -300,18 +321,19 @@ class _Reader:
 
     def to(self, path: str, value: Any) -> To | None:
         table = {"to": value} if isinstance(value, str) else self.table(value, path, _TO_KEYS)
-        if not isinstance(table.get("to"), str):
-            self.refuse(f"{path}.to", "the name of a bridge is missing")
-            return None
-        bridge = table.pop("to")
-        if problem := name_problem(bridge):
-            self.refuse(path if isinstance(value, str) else f"{path}.to", problem)
-            return None
+        bridge = table.pop("to", None)
+        fine = self._named(path if isinstance(value, str) else f"{path}.to", bridge, "bridge")
         table = {key: item for key, item in self.defaults["links"].items() if key in _END_KEYS} | table
-        if not self.check_each(path, _END_KEYS, table, lambda **part: To("x", **part)):
-            return None
-        to: To | None = self.build(path, lambda: To(bridge, **table))
+        fine &= self.check_each(path, _END_KEYS, table, lambda **part: To("x", **part))
+        to: To | None = self.build(path, lambda: To(bridge, **table)) if fine else None
         return to
+
+    def _named(self, path: str, name: object, what: str) -> bool:
+        """Whether it can be that of a *what*."""
+        problem = name_problem(name) if isinstance(name, str) else f"the name of a {what} is missing"
+        if problem:
+            self.refuse(path, problem)
+        return not problem
 
     def end(self, path: str, value: Any) -> End | None:
         end: End | None
@@ -322,17 +344,10 @@ class _Reader:
             end = self.build(path, lambda: End.parse(value))
             return end
         table = self.table(value, path, KEYS["end"])
-        if not isinstance(table.get("worker"), str):
-            self.refuse(f"{path}.worker", "the name of a worker is missing")
-            return None
-        worker = table.pop("worker")
-        if problem := name_problem(worker):
-            self.refuse(f"{path}.worker", problem)
-            return None
-        if not self.check_each(path, _END_KEYS, table, lambda **part: End("x", **part)):
-            return None
-        end = self.build(path, lambda: End(worker, **table))
-        return end
+        worker = table.pop("worker", None)
+        fine = self._named(f"{path}.worker", worker, "worker")
+        fine &= self.check_each(path, _END_KEYS, table, lambda **part: End("x", **part))
+        return self.build(path, lambda: End(worker, **table)) if fine else None
 
     def link(self, path: str, value: Any) -> LinkSpec | None:
         table = self.defaults["links"] | self.table(value, path, _LINK_KEYS)
@@ -356,10 +371,12 @@ class _Reader:
 
     def route(self, path: str, value: Any) -> Route | None:
         table = self.table(value, path, ROUTE_KEYS)
-        if "to" not in table:
+        fine = "to" in table
+        if not fine:
             self.refuse(f"{path}.to", "the destination is missing")
-            return None
-        route: Route | None = self.build(path, lambda: Route(**table))
+        fine &= self.check_each(path, ("to",), table, lambda to: Route(to=to, dev="x"))
+        fine &= self.check_each(path, ("via", "dev"), table, lambda **part: Route(**{"to": "default"} | part))
+        route: Route | None = self.build(path, lambda: Route(**table)) if fine else None
         return route
 
     def interface(self, path: str, value: Any) -> InterfaceSpec | None:
@@ -373,12 +390,13 @@ class _Reader:
         for key in missing:
             self.refuse(f"{path}.{key}", f'is missing: a "{kind}" interface has one')
         make = INTERFACES[kind]
+        known = fields_dict(make)
+        if wrong := [problem for key, item in table.items() for problem in problems_of(known[key], item)]:
+            self.problems += [_below(path, problem) for problem in wrong]
         # What some of the others may be depends on the mode.
         needed = {key: table[key] for key in (*required_of(kind), "mode") if key in table}
         keys = [key for key in table if key not in needed]
-        if missing or self.build(path, lambda: make(**needed)) is None:
-            return None
-        if not self.check_each(path, keys, table, lambda **part: make(**needed | part)):
+        if missing or wrong or not self.check_each(path, keys, table, lambda **part: make(**needed | part)):
             return None
         interface: InterfaceSpec | None = self.build(path, lambda: make(**table))
         return interface
@@ -401,8 +419,23 @@ class _Reader:
         return self.build(path, lambda: make(condition, **table)) if fine and ready is not None else None
 
 
+_ALONE: dict[str, Callable[[Any], Any]] = {
+    "namespaces": partial(NamespaceSet.parse, passive=False),
+    "uid_map": to_uid_map,
+    "gid_map": to_gid_map,
+}
+
+
 def _any_link(**part: Any) -> LinkSpec:
     return LinkSpec(a="x", b="y", **part)
+
+
+# What a bridge has only beside others.
+_BESIDE: dict[str, dict[str, Any]] = {
+    "gateway": {"subnet": "10.0.0.0/24"},
+    "vlans": {"vlan_aware": True},
+    "forward_delay": {"stp": True},
+}
 
 
 def _any_bridge(**part: Any) -> BridgeSpec:
@@ -415,8 +448,9 @@ def _below(path: str, problem: str) -> str:
     own = re.match(r"[a-z_]+(?=[.:\[])", problem)
     if own is None:
         return f"{path}: {problem}"
-    last = path.rpartition(".")[2].partition("[")[0]
-    return f"{path}{problem[own.end() :]}" if own[0] == last else f"{path}.{problem}"
+    above, _, last = path.rpartition(".")
+    is_key = above not in ("workers", "bridges")  # else a name, which may be the same word as a key
+    return f"{path}{problem[own.end() :]}" if is_key and own[0] == last.partition("[")[0] else f"{path}.{problem}"
 
 
 def _foreign(data: Any) -> Iterator[tuple[str, str]]:

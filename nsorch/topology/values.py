@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from attrs import NOTHING, Attribute, fields_dict
 
-from nsorch.errors import TopologyError
+from nsorch.errors import AddressError, TopologyError
 from nsorch.topology.kinds import each, shown
 from nsorch.topology.names import interface_problem, name_problem
 
@@ -65,7 +65,7 @@ def read(path: str, kind: type[T], value: Any, first: str) -> T:
     for key, item in value.items():
         if key in known:
             given[key] = item
-            problems += [f"{path}.{problem}" for problem in _problems(known[key], item)]
+            problems += [f"{path}.{problem}" for problem in problems_of(known[key], item)]
         else:
             problems.append(f"{path}.{key}: unknown key")
     problems += [
@@ -79,7 +79,20 @@ def read(path: str, kind: type[T], value: Any, first: str) -> T:
     raise TopologyError(*problems)
 
 
-def _problems(attribute: Attribute[Any], value: Any) -> Sequence[str]:
+def made(kind: type[T], table: Mapping[str, Any]) -> T:
+    """A *kind* of its fields.
+
+    :raises TopologyError: with what is wrong of each of them
+    """
+    known = fields_dict(kind)  # type: ignore[arg-type]
+    problems = [problem for key, item in table.items() for problem in problems_of(known[key], item)]
+    if problems:
+        raise TopologyError(*problems)
+    return kind(**table)
+
+
+def problems_of(attribute: Attribute[Any], value: Any) -> Sequence[str]:
+    """What is wrong of it without a look at the other fields."""
     try:
         if attribute.converter is not None:
             value = attribute.converter(value)  # type: ignore[operator]
@@ -87,6 +100,8 @@ def _problems(attribute: Attribute[Any], value: Any) -> Sequence[str]:
             attribute.validator(None, attribute, value)
     except TopologyError as exc:
         return exc.problems
+    except AddressError as exc:
+        return [str(exc)]
     except (TypeError, ValueError) as exc:
         return [f"{attribute.name}: {exc}"]
     return ()
