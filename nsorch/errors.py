@@ -96,7 +96,7 @@ class TopologyError(NsorchError, ValueError):
     """
 
     def __init__(self, *problems: str, source: str | None = None, lines: Sequence[int | None] = ()) -> None:
-        self.problems = problems or ("wrong description",)
+        self.problems = tuple(map(printable, problems)) or ("wrong description",)
         self.source = source
         self.lines = tuple(lines) or (None,) * len(self.problems)
         texts = self.located()

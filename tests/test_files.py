@@ -397,6 +397,22 @@ ends = ["web-2:d0", "other"]
     assert error.problems == ('links[0].ends[0].name: "d0" is the name of workers.web-2.interfaces[0] already',)
 
 
+def test_each_problem_is_a_line_that_no_terminal_obeys(tmp_path: pathlib.Path) -> None:
+    text = """
+        bridges = { b = { arp = "\\u001b[31m" } }
+        workers = { w = { "\\n" = 5, isolation = "\\u202e", interfaces = [{ kind = "dummy", name = "a\\nb" }] } }
+    """
+    assert [problem.partition(" is none")[0] for problem in refusal(text, tmp_path / "lab.toml").problems] == [
+        "bridges.b.arp: '\\x1b[31m'",
+        "workers.w.\\n: unknown key",
+        'workers.w.isolation: "\\u202e"',
+        'workers.w.interfaces[0].name: "a\\nb" can\'t be the name of an interface',
+    ]
+    graph = nx.Graph([("a\nb", "a\nb")])
+    assert Topology.from_networkx(graph).notes == ("the edge of node a\\nb to itself was left out",)
+    assert len(str(refusal(f"bridges = {{ b = {{ subnet = '{'9' * 400}' }} }}", tmp_path / "long.toml"))) < 300
+
+
 def test_words_of_yaml_that_are_no_text(tmp_path: pathlib.Path) -> None:
     text = (
         "workers:\n  on: {}\n  x y: {forward: 1}\n  b: {links: [{to: lan, mac: 52:54:00:12:34:56}]}\nbridges: {lan: }\n"

@@ -65,13 +65,18 @@ def one_or_many(value: Any) -> Sequence[Any]:
     return list(value) if isinstance(value, list | tuple | set | frozenset) else [value]
 
 
+def to_network(path: str, value: Any) -> IPv4Network | IPv6Network:
+    try:
+        return ip_network(str(value))
+    except ValueError as exc:
+        why = f": {exc}" if "host bits" in str(exc) else ""  # else it says the same again
+        raise AddressError(f"{path}: {shown(value)} is not a network{why}") from None
+
+
 def networks(value: Any) -> tuple[IPv4Network | IPv6Network, ...]:
     found = []
     for item in one_or_many(value):
-        try:
-            network = item if isinstance(item, IPv4Network | IPv6Network) else ip_network(str(item))
-        except ValueError as exc:
-            raise AddressError(f"subnet: {shown(item)} is not a network: {exc}") from None
+        network = to_network("subnet", item)
         if network.is_multicast:
             raise AddressError(f"subnet: {network} is for groups, not for hosts (multicast)")
         if any(network.version == none.version and network.overlaps(none) for none in _NO_HOSTS):
@@ -125,13 +130,7 @@ def whole_number(value: Any, first: int, last: int) -> int:
 
 def allowed_networks(value: Any) -> tuple[IPv4Network | IPv6Network, ...]:
     """Several of a family may be."""
-    found = []
-    for item in one_or_many(value):
-        try:
-            found.append(ip_network(str(item)))
-        except ValueError as exc:
-            raise AddressError(f"allowed_ips: {shown(item)} is not a network: {exc}") from None
-    return tuple(found)
+    return tuple(to_network("allowed_ips", item) for item in one_or_many(value))
 
 
 def to_vlans(value: Any) -> tuple[int, ...]:

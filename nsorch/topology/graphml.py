@@ -11,7 +11,7 @@ from xml.etree import ElementTree as ET
 
 from attrs import field, frozen
 
-from nsorch.errors import TopologyError
+from nsorch.errors import TopologyError, printable
 from nsorch.topology.bursts import GILBERT_ELLIOTT_KEYS
 from nsorch.topology.emulation import EMULATION_KEYS
 from nsorch.topology.export import CREATOR, SOURCE, TARGET
@@ -224,7 +224,7 @@ def _build(graph: _Graph, source: str | None, options: GraphOptions) -> Topology
         notes.append(f"{', '.join(sorted(known))} of the edges: left out, as only nsorch's own graphs tell the units")
     if problems:
         raise TopologyError(*dict.fromkeys(problems), source=source)
-    topology.notes = tuple(notes)
+    topology.notes = tuple(map(printable, notes))
     return topology
 
 

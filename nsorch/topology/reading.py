@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from nsorch.errors import TopologyError
+from nsorch.topology.kinds import shown
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -161,7 +162,9 @@ def read_yaml(text: str, *, aliases: bool = False) -> Read:
                     raise
                 # "!!int x" and the like: PyYAML takes the tag's word for what the text is.
                 kind = node.tag.rpartition(":")[2]
-                raise TopologyError(f'"{node.value}" is not a YAML {kind}', lines=[node.start_mark.line + 1]) from None
+                raise TopologyError(
+                    f"{shown(node.value)} is not a YAML {kind}", lines=[node.start_mark.line + 1]
+                ) from None
 
     loader = None
     try:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from ipaddress import IPv4Interface, IPv4Network, IPv6Interface, IPv6Network, ip_address, ip_network
+from ipaddress import IPv4Interface, IPv4Network, IPv6Interface, IPv6Network, ip_address
 from typing import TYPE_CHECKING, Any
 
 from attrs import Attribute, evolve, field, fields, frozen
@@ -21,6 +21,7 @@ from nsorch.topology.converters import (
     to_interface_name,
     to_mac,
     to_mtu,
+    to_network,
     to_vlans,
     valid_name,
     vlan_subnets,
@@ -152,10 +153,7 @@ class Route(Value):
             raise AddressError(f"routes.via: {shown(via)} is not an IP address") from None
         if to == "default":
             to = "::/0" if gateway is not None and gateway.version == 6 else "0.0.0.0/0"
-        try:
-            network = ip_network(str(to))
-        except ValueError as exc:
-            raise AddressError(f"routes.to: {shown(to)} is not a network: {exc}") from None
+        network = to_network("routes.to", to)
         if gateway is None and dev is None:
             raise TopologyError(f"routes: {network} has neither via nor dev")
         if gateway is not None and gateway.version != network.version:

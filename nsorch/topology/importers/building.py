@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
-from nsorch.errors import NsorchError, TopologyError
+from nsorch.errors import NsorchError, TopologyError, printable
 from nsorch.topology.kinds import shown
 from nsorch.topology.model import Topology
 from nsorch.topology.names import name_problem
@@ -28,7 +28,7 @@ class Building:
         self._names: dict[str, str] = {}
 
     def note(self, path: str, text: str) -> None:
-        self._notes.append(f"{path}: {text}")
+        self._notes.append(printable(f"{path}: {text}"))
 
     def refuse(self, path: str, text: str) -> None:
         self._problems.append(f"{path}: {text}")
