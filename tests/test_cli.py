@@ -10,6 +10,7 @@ import pathlib
 import pty
 import re
 import signal
+import struct
 import subprocess
 import sys
 import termios
@@ -70,6 +71,33 @@ def test_check_fails(tmp_path: pathlib.Path) -> None:
     assert re.search(
         rf"^{re.escape(name)}: 4 workers, 2 bridges, 5 links, .* asked in [0-9.]+ s$", done.stdout, re.MULTILINE
     )
+
+
+def test_a_narrow_terminal_has_the_whole_table(tmp_path: pathlib.Path) -> None:
+    path = tmp_path / "lab.toml"
+    names = [f"{letter * 60}" for letter in "abc"]
+    path.write_text(
+        "[bridges.lan]\nsubnet = '10.0.0.0/24'\n"
+        + "".join(f"[workers.{name}]\nlinks = [{{ to = 'lan', name = 'x' }}]\n" for name in names)
+    )
+    ours, theirs = pty.openpty()
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 5, 20, 0, 0))
+    with os.fdopen(ours, "rb"), os.fdopen(theirs, "wb") as terminal:
+        done = subprocess.run(
+            [sys.executable, "-m", "nsorch", "run", str(path), "--check"],
+            stdout=terminal,
+            stderr=subprocess.PIPE,
+            timeout=60,
+            check=False,
+            env=os.environ | {"TERM": "dumb"},
+        )
+        assert (done.returncode, done.stderr) == (0, b"")
+        lines = os.read(ours, 1 << 16).decode().splitlines()
+    rows = [line.split() for line in lines[1:5]]
+    assert rows[0] == names
+    assert [row[0] for row in rows[1:]] == names
+    assert all(re.fullmatch(r"·|[0-9]+\.[0-9]{2}", cell) for row in rows[1:] for cell in row[1:])
+    assert lines[-1] == "6 of 6 pairs answered"
 
 
 def test_separate_parts_are_no_failure(tmp_path: pathlib.Path) -> None:

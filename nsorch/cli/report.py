@@ -11,6 +11,7 @@ if TYPE_CHECKING:
 
 _MATRIX = 20  # workers, up to which each pair is shown
 _SHOWN = 20  # failures
+_WIDEST = 10_000  # columns: a table that is too wide for a terminal is wrapped there, not cut
 
 
 def check_result(reachability: Reachability, components: Sequence[set[str]]) -> dict[str, Any]:
@@ -30,9 +31,7 @@ def render_check(topology: Topology, reachability: Reachability, components: Seq
     from rich.table import Table
 
     names = list(topology.workers)
-    console = Console(highlight=False)
-    if not console.is_terminal:
-        console = Console(highlight=False, width=max(80, sum(max(len(name), 5) + 1 for name in names) + 20))
+    console = Console(highlight=False, width=_WIDEST, height=25)  # it asks the terminal unless given both
     with console.capture() as text:
         if len(names) <= _MATRIX and reachability.pairs:
             title = f"{topology.name or 'lab'}: round trips in ms, from row to column"
