@@ -149,6 +149,16 @@ def test_who_reads_no_further_ends_it_as_other_programs(arguments: list[str], la
         assert (process.wait(20), process.stderr.read()) == (128 + signal.SIGPIPE, b"")
 
 
+@pytest.mark.once
+def test_no_room_for_what_it_says(lab: str) -> None:
+    for stream, arguments in ((1, ["--help"]), (1, ["run", lab, "--check"]), (2, ["run", lab]), (2, ["run", "none.x"])):
+        line = f'exec "$@" {stream}>/dev/full'
+        command = ["sh", "-c", line, "sh", sys.executable, "-m", "nsorch", *arguments]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+        said = "nsorch: [Errno 28] No space left on device\n" if stream == 1 else ""
+        assert (done.returncode, done.stdout, done.stderr) == (125, "", said), arguments
+
+
 @pytest.mark.parametrize("arguments", [["--check"], ["--in", "a", "--", "true"], ["--", "true"]])
 def test_closed_streams(arguments: list[str], lab: str) -> None:
     line = 'exec "$@" <&- >&- 2>&-'

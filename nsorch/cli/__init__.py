@@ -14,6 +14,6 @@ def main() -> None:
         signal.signal(signal.SIGINT, lambda number, _: os._exit(128 + number))  # quietly: what follows takes a while
     if isinstance(sys.stdout, io.TextIOWrapper):  # it is None where it is closed
         sys.stdout.reconfigure(errors="backslashreplace")  # as standard error: names may be in any script
-    from nsorch.cli.command import nsorch
+    from nsorch.cli import command
 
-    nsorch(prog_name="nsorch")
+    command.main()

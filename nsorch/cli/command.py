@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import signal
 import sys
 from typing import TYPE_CHECKING
@@ -152,6 +153,16 @@ def import_(kind: str, file: str, output: str | None) -> None:
     sys.exit(_guarded(act))
 
 
+def main() -> None:
+    """With what click itself writes, such as help, which may have no room."""
+
+    def act() -> int:
+        nsorch(prog_name="nsorch")
+        return 0
+
+    sys.exit(_guarded(act, hears_signals=True))
+
+
 def _guarded(act: Callable[[], int], *, hears_signals: bool = False) -> int:
     """The exit status of *act*; errors are told in a line, not a traceback.
 
@@ -171,8 +182,9 @@ def _guarded(act: Callable[[], int], *, hears_signals: bool = False) -> int:
         if any(isinstance(leaf, BrokenPipeError) for leaf in leaves):
             drop_output()
             return 128 + signal.SIGPIPE
-        for leaf in leaves:
-            click.echo(f"nsorch: {leaf}", err=True)
+        with contextlib.suppress(OSError):  # then nobody can be told
+            for leaf in leaves:
+                click.echo(f"nsorch: {leaf}", err=True)
         return _status(leaves[0])
 
 
