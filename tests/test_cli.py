@@ -203,6 +203,22 @@ def test_signals(number: signal.Signals, inside: bool, tmp_path: pathlib.Path, m
     assert running(marker) == []
 
 
+@pytest.mark.parametrize("backend", ["asyncio", "trio"])
+def test_what_a_command_on_the_host_has_started_ends_with_it(backend: str, lab: str, marker: str) -> None:
+    line = f"(trap '' TERM; sleep {marker}; sleep {marker}) & sh -c 'sleep {marker} & setsid -w sleep {marker}' & echo; wait"
+    command = [sys.executable, "-m", "nsorch", "run", lab, "--backend", backend, "--", "sh", "-c", line]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stdin=subprocess.DEVNULL) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"\n"
+        deadline = time.monotonic() + 20
+        while len(running(marker)) < 3:
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(20) == 128 + signal.SIGTERM
+    assert running(marker) == []
+
+
 def test_terminal_of_a_worker_with_an_environment(tmp_path: pathlib.Path) -> None:
     path = tmp_path / "lab.toml"
     path.write_text("[workers.a]\nenv = { A = '1' }\ncwd = '/usr'\n[workers.b]\nenv = { TERM = 'own' }\n")

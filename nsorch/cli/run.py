@@ -17,6 +17,7 @@ import click
 from attrs import frozen
 
 from nsorch import CommandNotFoundError, NsorchError, State, Supervisor
+from nsorch.cli.orphans import Orphans
 from nsorch.cli.output import Outputs
 from nsorch.cli.progress import progress
 from nsorch.cli.report import check_result, render_check
@@ -182,6 +183,7 @@ async def _run_on_host(command: tuple[str, ...], outputs: Outputs) -> int:
     try:
         return await process.wait()
     except BaseException:
+        orphans = Orphans()
         with contextlib.suppress(ProcessLookupError):
             process.terminate()
         with anyio.CancelScope(shield=True):
@@ -190,6 +192,7 @@ async def _run_on_host(command: tuple[str, ...], outputs: Outputs) -> int:
             if process.returncode is None:
                 process.kill()
                 await process.wait()
+            await orphans.end()
         raise
 
 
