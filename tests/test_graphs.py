@@ -224,6 +224,17 @@ def test_of_several_graphs_the_first(tmp_path: pathlib.Path) -> None:
     assert topology.notes == ("of 2 graphs only the first was read",)
 
 
+def test_empty_attributes_are_none(tmp_path: pathlib.Path) -> None:
+    text = """<graphml><key id="l" for="node" attr.name="label"/><key id="w" for="edge" attr.name="weight"/>
+        <graph edgedefault="undirected"><node id="a"><data key="l"/></node><node id="b"/>
+        <edge source="a" target="b"><data key="w"/></edge></graph></graphml>"""
+    path = tmp_path / "lab.graphml"
+    path.write_text(text)
+    topology = Topology.load(path)
+    assert [worker.label for worker in topology.workers.values()] == ["a", "b"]
+    assert topology.links[0].weight == 1.0
+
+
 def test_directions_and_nested_graphs_are_noted(tmp_path: pathlib.Path) -> None:
     directed = PAIR.replace('edgedefault="undirected"', 'edgedefault="directed"')
     topology = load_graphml(graphml(directed), tmp_path)

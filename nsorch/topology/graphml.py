@@ -182,7 +182,7 @@ def _build(graph: _Graph, source: str | None, options: GraphOptions) -> Topology
     sizes = collections.Counter(segments[end] for a, b, _ in graph.edges for end in (a, b) if end in segments)
     subnets = _Subnets()
     for number, (node, data) in enumerate(graph.nodes.items()):
-        label = data.get("label", None if node in (str(number), f"n{number}") else node)
+        label = data.get("label") or (None if node in (str(number), f"n{number}") else node)
         if node not in segments:
             names[node] = f"n{number}"
             topology.worker(names[node], forward=True, label=label)
@@ -344,7 +344,7 @@ def _number(text: str) -> float | None:
 
 def _weight(data: Mapping[str, str], a: str, b: str, problems: list[str]) -> float:
     text = data.get("weight")
-    if text is None:
+    if not text:
         return 1.0
     weight = _number(text)
     if weight is None or not 0 < weight < 1e9:
