@@ -406,7 +406,7 @@ def test_each_problem_is_a_line_that_no_terminal_obeys(tmp_path: pathlib.Path) -
         "bridges.b.arp: '\\x1b[31m'",
         "workers.w.\\n: unknown key",
         'workers.w.isolation: "\\u202e"',
-        'workers.w.interfaces[0].name: "a\\nb" can\'t be the name of an interface',
+        "workers.w.interfaces[0].name: 'a\\nb' can't be the name of an interface",
     ]
     graph = nx.Graph([("a\nb", "a\nb")])
     assert Topology.from_networkx(graph).notes == ("the edge of node a\\nb to itself was left out",)

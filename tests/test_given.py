@@ -8,8 +8,11 @@ import pytest
 
 import nsorch
 from nsorch import Topology, TopologyError
+from nsorch.net.addresses import PointToPointPool
+from nsorch.topology.checks import POOLS
 
 LAN = {"lan": {"subnet": "10.0.0.0/24"}}
+LAN6 = {"lan": {"subnet": "fd00::/64"}}
 
 
 def ends(*links: Any, **workers: Any) -> dict[str, Any]:
@@ -91,9 +94,49 @@ async def test_given_names_stay_free() -> None:
         ({"bridges": {"l": {"subnet": "127.0.0.0/24"}}}, "bridges.l.subnet: 127.0.0.0/24 has addresses that mean"),
         ({"bridges": {"l": {"subnet": "::/64"}}}, "bridges.l.subnet: ::/64 has addresses that mean"),
         ({"bridges": {"l": {"subnet": "fd00::/64", "mtu": 1000}}}, "bridges.l.mtu: 1000 bytes are too few for IPv6"),
+        (
+            {"bridges": LAN6, "workers": {"a": {"links": [{"to": "lan", "mtu": 68}]}}},
+            "workers.a.links[0].mtu: 68 bytes are too few for IPv6",
+        ),
+        (
+            {"bridges": LAN6, "workers": {"a": {}}, "links": [{"ends": ["a", "lan"], "mtu": 68}]},
+            "links[0].mtu: 68 bytes are too few for IPv6",
+        ),
+        (
+            {
+                "workers": {"a": {}, "b": {}},
+                "links": [{"ends": ["a", {"worker": "b", "mtu": 68}], "subnet": "fd00::/64"}],
+            },
+            "links[0].ends[1].mtu: 68 bytes are too few for IPv6",
+        ),
+        (
+            {"workers": {"a": {}, "b": {}}, "links": [{"ends": ["a", {"worker": "b", "address": "10.0.0.1/24"}]}]},
+            "links[0].ends[1].address: 10.0.0.1 is of no subnet: the link has none",
+        ),
+        (
+            {"workers": {"a": {"interfaces": [{"kind": "dummy", "name": "a%b"}]}}},
+            'workers.a.interfaces[0].name: "a%b" can\'t be the name of an interface',
+        ),
     ],
 )
 def test_refused_before_anything_is_made(data: dict[str, Any], problem: str) -> None:
     with pytest.raises(TopologyError) as raised:
         Topology.from_dict(data)
     assert [found[: len(problem)] for found in raised.value.problems] == [problem]
+
+
+def test_links_without_a_subnet_have_theirs_of_the_pools() -> None:
+    for network, pool in zip(PointToPointPool().take("x").networks, POOLS, strict=True):
+        assert network.network_address == pool.network_address
+
+
+@pytest.mark.anyio
+async def test_a_link_with_too_few_bytes_for_ipv6_is_refused() -> None:
+    async with nsorch.Supervisor() as sup:
+        lan = await sup.bridge("lan", "fd00::/64")
+        with pytest.raises(TopologyError, match="mtu: 600 bytes are too few for IPv6"):
+            await sup.start("a", links=[nsorch.To(lan, mtu=600)])
+        worker = await sup.start("a", links=[lan])
+        with pytest.raises(TopologyError, match="mtu: 600 bytes are too few for IPv6"):
+            await sup.link(worker, lan, mtu=600)
+        assert len(sup.links) == 1

@@ -144,9 +144,10 @@ async def test_given_routes_and_forwarding() -> None:
 async def test_failure_undoes() -> None:
     async with nsorch.Supervisor() as sup:
         await sup.bridge("lan", "10.0.0.0/24")
+        other = await sup.start("other")
+        await other.run(["ip", "link", "add", "taken", "type", "bridge"])  # by another program
         with pytest.raises(nsorch.NetlinkError) as failed:
-            # The kernel gives the loopback this group's name of its own; an interface can't take it.
-            await sup.start("x", links=[nsorch.To("lan", name="x%y")])
+            await sup.start("x", links=[nsorch.To("lan", name="taken")], namespaces={"net": other})
         assert failed.value.errno
         assert "create link" in str(failed.value)
         assert "x" not in sup.workers

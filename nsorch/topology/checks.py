@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from ipaddress import ip_network
 from typing import TYPE_CHECKING
 
 from nsorch.errors import TopologyError
@@ -19,7 +20,12 @@ if TYPE_CHECKING:
     from nsorch.topology.model import Topology
     from nsorch.topology.specs import End, To
 
-    Given = list[tuple[str, tuple[IPv4Interface | IPv6Interface, ...]]]
+    # The path of an end, its addresses, and its MTU where it has one of its own.
+    Given = list[tuple[str, tuple[IPv4Interface | IPv6Interface, ...], int | None]]
+
+
+#: of the subnets that links without one get
+POOLS = (ip_network("100.64.0.0/11"), ip_network("fd6e:736f:7263::/48"))
 
 
 def checks(topology: Topology) -> Iterator[str | None]:
@@ -86,7 +92,7 @@ class _Ends:
                 path = f"workers.{name}.links[{number}]"
                 if to.bridge in topology.bridges:
                     self._workers[to.bridge].add(name)
-                    self._note(to.bridge, to, path)
+                    self._note(to.bridge, to, path, to.mtu)
                     yield None
                 else:
                     yield f'{path}: there is no bridge "{to.bridge}"'
@@ -97,7 +103,7 @@ class _Ends:
                     if other.worker in topology.bridges:
                         continue
                     self._workers[end.worker].add(other.worker)
-                    self._note(end.worker, other, f"links[{number}]")
+                    self._note(end.worker, other, f"links[{number}]", link.mtu if other.mtu is None else other.mtu)
                 elif end.worker not in topology.workers:
                     yield f'links[{number}].ends: there is no worker or bridge "{end.worker}"'
         for name, bridge in topology.bridges.items():
@@ -118,13 +124,13 @@ class _Ends:
         problem = trunk_problem([bridges[name] for name in both], loop=here is there)
         return problem and f"links[{number}].ends: {a} and {b} {problem}"
 
-    def _note(self, name: str, end: End | To, path: str) -> None:
+    def _note(self, name: str, end: End | To, path: str, mtu: int | None) -> None:
         bridge = self._topology.bridges[name]
         vlan = end.pvid if bridge.vlan_aware else None
         if bridge.vlan_aware and vlan is None and not end.address:
             return  # all its frames have tags: its address would be of no use
         known = any(vlan in self._topology.bridges[near].vlans for near in self._segments[name])
-        self._given.setdefault((name, vlan if known else None), []).append((path, end.address))
+        self._given.setdefault((name, vlan if known else None), []).append((path, end.address, mtu))
 
     def addresses(self) -> Iterator[str | None]:
         """Those outside of their subnet or used twice, and more ends than addresses. After :meth:`dangling`."""
@@ -151,9 +157,15 @@ class _Ends:
             if link.a.worker in topology.bridges or link.b.worker in topology.bridges:
                 if link.subnet:
                     yield f"links[{number}].subnet: the bridge has its own"
-            elif link.subnet:
-                given = [(f"links[{number}].ends[{end}]", e.address) for end, e in enumerate((link.a, link.b))]
+                continue
+            given = [(f"links[{number}].ends[{end}]", e.address, e.mtu) for end, e in enumerate((link.a, link.b))]
+            if link.subnet:
                 yield from _check_addresses(f"links[{number}].subnet", link.subnet, given)
+                continue
+            for path, addresses, _ in given:
+                for address in addresses:
+                    if not any(address.ip in pool for pool in POOLS):
+                        yield f"{path}.address: {address.ip} is of no subnet: the link has none"
 
 
 def _filters(topology: Topology) -> Iterator[str | None]:
@@ -310,8 +322,8 @@ def _names(topology: Topology) -> Iterator[str | None]:
 
 def _check_addresses(where: str, subnets: tuple[IPv4Network | IPv6Network, ...], given: Given) -> Iterator[str | None]:
     taken: dict[object, str] = {}
-    for path, addresses in given:
-        yield None
+    for path, addresses, mtu in given:
+        yield _too_short(f"{path}.mtu", mtu, subnets)
         for address in addresses:
             if not any(address.ip in subnet for subnet in subnets):
                 names = " and ".join(map(str, subnets)) or "(none)"

@@ -20,6 +20,7 @@ def interface_problem(name: object) -> str | None:
     """Why *name* can't be an interface's, or None: the kernel's dev_valid_name()."""
     if not isinstance(name, str) or not 0 < len(name.encode(errors="surrogatepass")) <= 15:
         return f"{shown(name)} is not an interface name: 1 to 15 bytes"
-    if name in (".", "..", "lo", "all", "default") or re.search(r"[/:\s\0\ud800-\udfff]", name):
-        return f'"{name}" can\'t be the name of an interface'
+    # With a percent sign it would be a pattern, of which the kernel makes a name.
+    if name in (".", "..", "lo", "all", "default") or re.search(r"[/:%\s\0\ud800-\udfff]", name):
+        return f"{shown(name)} can't be the name of an interface"
     return None

@@ -326,6 +326,8 @@ class Record:
             families = {address.version for address in side.addresses} | without | ({4} if end.dhcp else set())
             if free_addresses:
                 side.addresses += segment.allocate(side.owner, gateway=worker.name, without=families, avoid=avoid)
+            if side.mtu is not None and side.mtu < LEAST_MTU6 and any(own.version == 6 for own in side.addresses):
+                raise TopologyError(f"{where}.mtu: {side.mtu} bytes are too few for IPv6, which needs {LEAST_MTU6}")
         except BaseException:
             self._release(side)
             raise
