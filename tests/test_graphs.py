@@ -110,11 +110,13 @@ async def test_linked_segments_are_routed_through() -> None:
         assert (await sup.ping_all()).ok
 
 
-def test_options_are_for_graphs_alone(tmp_path: pathlib.Path) -> None:
-    path = tmp_path / "lab.toml"
+@pytest.mark.parametrize("options", [{"delay": "geo"}, {"rate": "label"}, {"missing": "x"}])
+@pytest.mark.parametrize("name", ["lab.toml", "lab.clab.yml"])
+def test_options_are_for_graphs_alone(options: dict[str, str], name: str, tmp_path: pathlib.Path) -> None:
+    path = tmp_path / name
     path.write_text("")
     with pytest.raises(TopologyError, match="GraphML alone"):
-        Topology.load(path, delay="geo")
+        Topology.load(path, **options)  # type: ignore[arg-type]
 
 
 @needs_topologies

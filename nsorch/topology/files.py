@@ -11,7 +11,7 @@ from nsorch.topology.reading import check_file, read_json, read_text, read_toml,
 from nsorch.topology.structure import from_dict, unwritable
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from nsorch.topology.model import Topology
     from nsorch.topology.reading import Read
@@ -32,8 +32,7 @@ def load(path: str | os.PathLike[str], **options: Any) -> Topology:
         from nsorch.topology.graphml import GraphOptions, parse
 
         return parse(text, name, GraphOptions(**options))
-    if options.get("delay") is not None or options.get("rate") is not None:
-        raise TopologyError("delay and rate are read from the attributes of GraphML alone", source=name)
+    _refuse(options, name)
     try:
         data, problems = _READERS[suffix](text)
     except RecursionError:
@@ -56,9 +55,17 @@ def load(path: str | os.PathLike[str], **options: Any) -> Topology:
 def _load_containerlab(name: str, options: dict[str, Any]) -> Topology:
     from nsorch.topology.importers.containerlab import from_containerlab
 
-    if options.get("delay") is not None or options.get("rate") is not None:
-        raise TopologyError("delay and rate are read from the attributes of GraphML alone", source=name)
+    _refuse(options, name)
     return from_containerlab(name)
+
+
+def _refuse(options: Mapping[str, Any], name: str) -> None:
+    if (
+        options.get("delay") is not None
+        or options.get("rate") is not None
+        or options.get("missing", "error") != "error"
+    ):
+        raise TopologyError("delay, missing and rate are of the attributes of GraphML alone", source=name)
 
 
 def _lines(problems: Sequence[str], text: str, suffix: str) -> list[int | None]:
