@@ -131,6 +131,22 @@ async def test_linked_and_removed_while_it_starts() -> None:
             assert "x" not in sup.workers
 
 
+async def test_links_of_one_worker_that_come_together_bring_all_their_routes() -> None:
+    async with nsorch.Supervisor() as sup:
+        await sup.bridge("lan", ("10.0.0.0/24", "fd00::/64"), gateway="gate")
+        await sup.bridge("dmz", "10.1.0.0/24")
+        worker = await sup.start("w", links=["dmz"], routes=[nsorch.Route("192.0.2.0/24", via="10.1.0.9")])
+        await sup.start("other")
+        await sup.links["w:eth0-dmz"].remove()
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(sup.link, "w", "lan")
+            tasks.start_soon(sup.link, "w", "dmz")
+            tasks.start_soon(lambda: sup.link("other", "w", subnet="10.2.0.0/30"))
+        there = (await worker.run("ip route; ip -6 route")).stdout.decode().split()
+        assert there.count("default") == 2
+        assert "192.0.2.0/24" in there
+
+
 async def test_removed_twice_and_the_name_is_taken_again() -> None:
     """Who removes a worker that somebody has removed, or removes, leaves the next of its name alone."""
     async with nsorch.Supervisor() as sup:

@@ -86,7 +86,7 @@ class Engine:
             for link in batch.links:
                 self._make_link(link, namespaces, made)
             ends = _ends_by_netns(batch.links)
-            nodes = {node.netns: node for node in batch.nodes}
+            nodes = _nodes_by_netns(batch.nodes)
             unready = {end.netns for link in batch.links for end in (link.a, link.b) if link.a.netns and link.b.netns}
             for netns in dict.fromkeys((*ends, *nodes)):
                 if netns:
@@ -524,6 +524,15 @@ def _veth_end(plan: EndPlan, namespaces: Mapping[Netns, NetnsHandle], *, up: boo
         master=plan.master,
         up=up,
     )
+
+
+def _nodes_by_netns(nodes: Iterable[NodePlan]) -> dict[Netns, NodePlan]:
+    """Several calls at one time may each have something for the same one."""
+    found: dict[Netns, NodePlan] = {}
+    for node in nodes:
+        before = found.get(node.netns)
+        found[node.netns] = node if before is None else before.and_also(node)
+    return found
 
 
 def _ends_by_netns(links: Iterable[LinkPlan]) -> dict[Netns, list[EndPlan]]:

@@ -149,6 +149,14 @@ class NodePlan(NamedTuple):
     routes: tuple[RoutePlan, ...] = ()
     groups: tuple[RouteGroup, ...] = ()
 
+    def and_also(self, other: NodePlan) -> NodePlan:
+        """All that both give to one namespace, each once."""
+        return self._replace(
+            loopback=tuple(dict.fromkeys((*self.loopback, *other.loopback))),
+            routes=tuple(dict.fromkeys((*self.routes, *other.routes))),
+            groups=tuple(dict.fromkeys((*self.groups, *other.groups))),
+        )
+
 
 class Batch(NamedTuple):
     """To be made together, or not at all.
