@@ -302,6 +302,23 @@ async def test_a_network_namespace_that_several_share() -> None:
             assert [event.kind for event in await take(events, 1)] == ["LinkUp"]
 
 
+async def test_numbers_that_the_kernel_gives_by_itself_are_in_nobodys_way() -> None:
+    async with nsorch.Supervisor() as sup:
+        await sup.bridge("lan", ("10.0.0.0/24", "fd00::/64"))
+        a = await sup.start("a", links=["lan"])
+        late = await sup.start("late")
+        await sup.start("b")
+        await a.run(["true"])
+        await sup.link("a", "b")  # asked about, b has a number
+        await sup.links["a:eth0-lan"].set(mtu=1400)  # and the fabric that of late
+        link = await sup.link("late", "lan")
+        await link.set(mtu=1300)
+        await late.run(["ip", "link", "set", "eth0", "mtu", "1310"])
+        await sup.wait_event(nsorch.LinkChanged, since=0, predicate=lambda event: event.changes == (("mtu", "1310"),))
+        assert late.interfaces["eth0"].mtu == 1310
+        assert link.name in sup.links
+
+
 async def test_up_where_another_program_removed_the_address() -> None:
     async with nsorch.Supervisor() as sup:
         lan = await sup.bridge("lan", ("10.0.0.0/24", "fd00::/64"), gateway="gate")

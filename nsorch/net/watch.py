@@ -28,6 +28,7 @@ _SOL_NETLINK, _ADD_MEMBERSHIP, _DROP_MEMBERSHIP, _LISTEN_ALL_NSID, _GET_STRICT_C
 _GROUPS = (1, 5, 9)  # links, IPv4 addresses, IPv6 addresses
 _RTM_NEWNSID, _RTM_GETNSID = 88, 90
 _NETNSA_NSID, _NETNSA_FD = 1, 3
+_NO_ID = -1  # none yet; wanted, any
 _IFLA_TARGET_NETNSID, _IFA_TARGET_NETNSID = 46, 10
 _IFLA_IFNAME, _IFA_ADDRESS, _IFA_LOCAL, _SCOPE_LINK = 3, 1, 2, 253
 _GONE = (errno.ENODEV, errno.EINVAL, errno.ENOENT)  # EINVAL: no namespace has the id
@@ -94,7 +95,9 @@ class Enquiry:
     def number(self, namespaces: Sequence[tuple[int, int, str]]) -> dict[int, int]:
         """Give ids to (descriptor, id, name) of *namespaces*.
 
-        :return: the ids that some have already, by those that they were to get
+        The kernel numbers by itself who is at the other end of a link that was asked about.
+
+        :return: the ids that some have instead, by those that they were to get
         :raises NetlinkError: the kernel refused
         """
         requests = [Request(_netns(_RTM_NEWNSID, fd, wanted), "number", name) for fd, wanted, name in namespaces]
@@ -104,9 +107,15 @@ class Enquiry:
             if error.errno != errno.EEXIST:
                 raise error
             fd, wanted = names[error.object]
-            body = self._netlink.ask(Request(_netns(_RTM_GETNSID, fd, None), "number", error.object))
-            others[wanted] = _ID.unpack(messages.attributes(body, 4)[_NETNSA_NSID])[0]
+            if (other := self._number_of(fd, error.object)) == _NO_ID:  # somebody else has that one
+                self._netlink.execute([Request(_netns(_RTM_NEWNSID, fd, _NO_ID), "number", error.object)])
+                other = self._number_of(fd, error.object)
+            others[wanted] = other
         return others
+
+    def _number_of(self, fd: int, name: str) -> int:
+        body = self._netlink.ask(Request(_netns(_RTM_GETNSID, fd, None), "number", name))
+        return int(_ID.unpack(messages.attributes(body, 4)[_NETNSA_NSID])[0])
 
     def link(self, netns: int, index: int | None, name: str) -> LinkState | None:
         """An interface by its index, or else its *name*; None if it is gone, or its namespace."""
