@@ -166,6 +166,19 @@ async def test_removed_twice_and_the_name_is_taken_again() -> None:
             await worker.run(["true"])
 
 
+async def test_linked_workers_are_removed_by_two() -> None:
+    async with nsorch.Supervisor() as sup:
+        for number in range(40):
+            pair = [await sup.start("a"), await sup.start("b")]
+            await sup.link("a", "b")
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(pair[number % 2].remove)
+                await anyio.sleep(number / 20_000)
+                tasks.start_soon(pair[1 - number % 2].remove)
+            assert not sup.workers
+            assert not sup.links
+
+
 async def test_linked_is_who_has_the_name_when_the_link_is_made(tmp_path: pathlib.Path) -> None:
     for name in ("a", "b"):
         os.mkfifo(tmp_path / name)  # a start waits for somebody to read it

@@ -10,6 +10,7 @@ import anyio
 
 from nsorch import events
 from nsorch.core.spawner.syscalls import CLONE_NEWNET
+from nsorch.errors import ClosedError
 from nsorch.supervisor.turns import in_turns
 from nsorch.supervisor.wiring.changing import default_of, follow_default
 from nsorch.supervisor.wiring.telling import forget
@@ -126,15 +127,26 @@ async def _delete(wiring: Wiring, links: Sequence[Link], dying: Collection[str])
         async for link in in_turns(links)
         if all(side.bridge is None for side in link._sides) and any(side.netns not in dying for side in link._sides)
     ]
-    count = collections.Counter(side.netns for sides in living for side in sides)
-    there: dict[str, list[Side]] = {}
-    for sides in living:
-        held = [side for side in sides if side.worker is not None and CLONE_NEWNET in side.worker._held]
-        if held:
-            side = max(held, key=lambda side: count[side.netns])
-            there.setdefault(side.netns, []).append(side)
-    for some in there.values():
-        await wiring.kernel.with_handle(some[0], wiring.kernel.engine.delete_links, [side.ifname for side in some])
+    refused: set[Side] = set()
+    while living:
+        count = collections.Counter(side.netns for sides in living for side in sides)
+        there: dict[str, list[Side]] = {}
+        for sides in living:
+            held = [side for side in sides if side.worker is not None and CLONE_NEWNET in side.worker._held]
+            if asked := [side for side in held if side not in refused]:
+                side = max(asked, key=lambda side: count[side.netns])
+                there.setdefault(side.netns, []).append(side)
+        left: list[tuple[Side, Side]] = []
+        for some in there.values():
+            try:
+                await wiring.kernel.with_handle(
+                    some[0], wiring.kernel.engine.delete_links, [side.ifname for side in some]
+                )
+            except ClosedError:  # that worker is removed meanwhile: from the others, or by the kernel
+                wiring._supervisor._check_running()
+                refused.update(some)
+                left += [sides for sides in living if not set(sides).isdisjoint(some)]
+        living = left
 
 
 async def _forget(wiring: Wiring, links: Sequence[Link], dying: Collection[str]) -> None:
