@@ -356,6 +356,36 @@ async def test_the_default_route_is_that_of_the_first_link_to_a_gateway() -> Non
         await has(*one)
 
 
+async def test_of_a_gateway_with_two_links_the_other_stays() -> None:
+    async with nsorch.Supervisor() as sup:
+        await sup.bridge("lan", BOTH, gateway="r")
+        await sup.bridge("far", FAR)
+        await sup.start("r", links=["lan", "lan"])
+        a = await sup.start("a", links=["lan"])
+        assert (await default_route(a, 4), await default_route(a, 6)) == ("10.0.0.1", "fd00::1")
+        await sup.links["r:eth0-lan"].remove()
+        assert (await default_route(a, 4), await default_route(a, 6)) == ("10.0.0.2", "fd00::2")
+        assert await reach(sup)
+        await sup.link("r", "lan")
+        await sup.links["r:eth1-lan"].set(bridge="far")
+        assert (await default_route(a, 4), await default_route(a, 6)) == ("10.0.0.1", "fd00::1")
+        assert await reach(sup, [("a", "r")])
+
+
+@pytest.mark.parametrize("end", ["remove", "move", "down"])
+async def test_of_two_links_to_one_bridge_the_other_is_known_by_its_own_hardware_address(end: str) -> None:
+    async with nsorch.Supervisor() as sup:
+        await sup.bridge("lan", "10.0.0.0/24", arp="dynamic")
+        await sup.bridge("other", "10.9.0.0/24")
+        a, b = [await sup.start(name, links=links) for name, links in (("a", ["lan", "lan"]), ("b", ["lan"]))]
+        macs = [interface.mac for interface in a.interfaces.values()]
+        # As from an answer of the other interface's: the kernel answers at any of them.
+        await b.run(["ip", "neigh", "replace", "10.0.0.1", "lladdr", macs[1], "dev", "eth0", "nud", "reachable"])
+        link = sup.links["a:eth1-lan"]
+        await (link.remove() if end == "remove" else link.down() if end == "down" else link.set(bridge="other"))
+        assert (await sup.ping_all([("b", "a")])).ok
+
+
 async def test_an_address_that_another_program_has_added_becomes_its_own() -> None:
     async with nsorch.Supervisor() as sup:
         await sup.bridge("lan", "10.0.0.0/24")

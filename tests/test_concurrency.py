@@ -179,6 +179,29 @@ async def test_linked_workers_are_removed_by_two() -> None:
             assert not sup.links
 
 
+@pytest.mark.parametrize("change", ["move", "link"])
+async def test_the_default_route_is_the_last_change_s(change: str) -> None:
+    """Two change which of its links is the first to a gateway."""
+    async with nsorch.Supervisor() as sup:
+        await sup.bridge("one", ("10.1.0.0/24", "fd01::/64"), gateway="of-one")
+        await sup.bridge("two", ("10.2.0.0/24", "fd02::/64"), gateway="of-two")
+        await sup.bridge("three", "10.3.0.0/24")
+        for _ in range(10):
+            worker = await sup.start("w", links=["one", "two"] if change == "move" else ["one"])
+            remove = sup.links["w:eth0-one"].remove
+            async with anyio.create_task_group() as tasks:
+                if change == "move":
+                    tasks.start_soon(lambda: sup.links["w:eth1-two"].set(bridge="three"))
+                    tasks.start_soon(remove)
+                else:
+                    tasks.start_soon(remove)
+                    tasks.start_soon(sup.link, "w", "two")
+            routes = (await worker.run("ip route show default; ip -6 route show default")).stdout.decode()
+            gateways = [line.split()[2] for line in routes.splitlines()]
+            assert gateways == ([] if change == "move" else ["10.2.0.1", "fd02::1"])
+            await worker.remove()
+
+
 async def test_linked_is_who_has_the_name_when_the_link_is_made(tmp_path: pathlib.Path) -> None:
     for name in ("a", "b"):
         os.mkfifo(tmp_path / name)  # a start waits for somebody to read it

@@ -16,7 +16,7 @@ from nsorch.events import State
 from nsorch.supervisor.admission import require
 from nsorch.supervisor.removal import remove
 from nsorch.supervisor.turns import in_turns
-from nsorch.supervisor.wiring.changing import default_of, follow_default, set_routes, take_routes
+from nsorch.supervisor.wiring.changing import follow_default, set_routes, take_routes
 from nsorch.supervisor.wiring.emulating import apply_ways, needs_netem, require_netem
 from nsorch.supervisor.wiring.given import given_in
 from nsorch.supervisor.wiring.network import Bridge, Link  # noqa: TC001 - for typing.get_type_hints
@@ -379,10 +379,9 @@ class _Addition:
         deployment._bridges.update((bridge.name, bridge) for bridge in made_bridges)
         if self._kept:
             with anyio.CancelScope(shield=True):
-                before = {w: default_of(self.wiring, w) async for w in in_turns(list(deployment._workers.values()))}
                 self.wiring.record.arrange(list(deployment._links.values()))
-                for worker, routes in before.items():
-                    await follow_default(self.wiring, worker, routes)
+                async for worker in in_turns(list(deployment._workers.values())):
+                    await follow_default(self.wiring, worker)
 
     async def _plan(self) -> None:
         links_of = self.wiring.record.links_of

@@ -33,6 +33,7 @@ from nsorch.topology.kinds import check_seconds, name_of, of_kind, shown
 from nsorch.topology.specs import to_routes
 
 if TYPE_CHECKING:
+    from nsorch.net.plan import RoutePlan
     from nsorch.supervisor.confined import Confined
     from nsorch.supervisor.entry import Entry
     from nsorch.supervisor.main_process import MainProcess
@@ -50,6 +51,7 @@ class Worker:
 
     __slots__ = (
         "_confined",
+        "_defaults",
         "_devices",
         "_doomed",
         "_entering",
@@ -95,6 +97,7 @@ class Worker:
         self._pins: dict[bytes, bytes] = {}  # target by path
         self._devices: dict[str, Device] = {}  # its other interfaces, by name
         self._tables: dict[str, int] = {}  # routing tables of those that are ports of a VRF
+        self._defaults: tuple[RoutePlan, ...] = ()  # by a gateway, as it was last told
         self._indices = 1  # of the latest interface; 1 is the loopback's
 
     def __repr__(self) -> str:

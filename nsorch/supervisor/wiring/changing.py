@@ -8,6 +8,7 @@ import errno
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+import anyio
 from attrs import evolve
 
 from nsorch import events
@@ -16,17 +17,17 @@ from nsorch.net.mac import parse_mac
 from nsorch.net.plan import PortVlans
 from nsorch.supervisor.wiring.planning import end_plan
 from nsorch.supervisor.wiring.routes import check_routes, default_routes, device_routes, given_routes
-from nsorch.supervisor.wiring.telling import forget, forget_gateway, tell
+from nsorch.supervisor.wiring.telling import forget, forget_gateway, know_anew, tell
 from nsorch.topology import To
 from nsorch.topology.kinds import name_of
 from nsorch.topology.layer2 import vlan_problem
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
     from ipaddress import IPv4Interface, IPv6Interface
 
     from nsorch.net.addresses import Segment
-    from nsorch.net.plan import RoutePlan
+    from nsorch.net.plan import NextHop, RoutePlan
     from nsorch.supervisor.wiring.network import Bridge, Link, Side
     from nsorch.supervisor.wiring.segments import Part
     from nsorch.supervisor.wiring.wiring import Wiring
@@ -101,7 +102,7 @@ async def set_addresses(
     if any(end.worker is not None and end.worker.name in wiring.routing for end in (side, other)):
         raise UnsupportedError("the shortest paths of others go by its addresses", worker=worker.name, stage="link")
     new = _reserve(side.segment, side, addresses, keep=side.addresses)
-    before = _routes(wiring, worker, link)
+    before = _given_over(wiring, worker, link)
     try:
         await _leave(wiring, side, other)
         await _readdress(wiring, side, side.segment, new)
@@ -110,6 +111,7 @@ async def set_addresses(
         with contextlib.suppress(NsorchError):
             await _come(wiring, side, other)
             await _change_routes(wiring, worker, [], before)
+            await follow_default(wiring, worker, anew=True)
         raise
     await _come(wiring, side, other)
     await _reroute(wiring, worker, link, before)
@@ -150,14 +152,14 @@ async def move(
     segment = bridge._segment_of(vlans.pvid if vlans else None)
     useless = vlans is not None and vlans.pvid is None and not addresses  # all its frames have tags
     new = () if useless else _reserve(segment, side, addresses, keep=side.addresses)
-    before = _routes(wiring, worker, link)
-    part = port.part
+    before = _given_over(wiring, worker, link)
+    left, into = side.segment, port.part
     if port.bridge is not bridge:
-        part = bridge._parts.plug()
+        into = bridge._parts.plug()
         try:
             await wiring.ensure([bridge])
         except BaseException:
-            part.ports -= 1
+            into.ports -= 1
             _give_back(segment, side, new)
             raise
     was = port.bridge, port.part, port.vlans
@@ -165,23 +167,25 @@ async def move(
     try:
         await _leave(wiring, side, port)
         await forget_gateway(wiring.kernel, port.bridge, side)
-        await _replug(wiring, side, port, bridge, part, vlans)
+        await _replug(wiring, side, port, bridge, into, vlans)
         if bridge._leaving:  # whose links were looked for before this was one
             raise gone
         await _readdress(wiring, side, segment, new)
     except BaseException as exc:
         _give_back(segment, side, new)
-        if part is not was[1]:
-            part.ports -= 1
+        if into is not was[1]:
+            into.ports -= 1
         with contextlib.suppress(NsorchError):
             await _replug(wiring, side, port, *was)
             await _come(wiring, side, port)
             await _change_routes(wiring, worker, [], before)
+            await follow_default(wiring, worker, anew=True)
         if bridge._leaving and isinstance(exc, NetlinkError):
             raise gone from exc
         raise
-    if part is not was[1]:
+    if into is not was[1]:
         was[1].ports -= 1
+    await part(wiring, worker, left, was[0])
     await _come(wiring, side, port)
     old_name = link.name
     wiring.record.rename(link)
@@ -278,6 +282,20 @@ async def _come(wiring: Wiring, side: Side, other: Side) -> None:
             await wiring.follow_gateway([other.bridge])
 
 
+async def part(wiring: Wiring, worker: Worker, segment: Segment | None, bridge: Bridge) -> None:
+    """One of *worker*'s ends on a *segment*, that of *bridge*, is gone or down. Others that it has there are known by
+    their own hardware addresses from here on, and stand for the gateway, if it is that."""
+    twins: dict[Bridge, list[Side]] = {}
+    for side, other in wiring.record.ends_of(worker):
+        if other.bridge is not None and side.segment is segment and side in other.bridge._ends:
+            twins.setdefault(other.bridge, []).append(side)
+    for near, sides in twins.items():
+        await know_anew(wiring.kernel, near, sides)
+    noted = [bridge._note_gateway(side) for sides in twins.values() for side in sides if worker.name == bridge.gateway]
+    if any(noted):
+        await wiring.follow_gateway([bridge])
+
+
 async def _readdress(wiring: Wiring, side: Side, segment: Segment, new: Interfaces) -> None:
     """It has the *new* ones of *segment* instead of its own, or those still."""
     # Also one that another program has added: the kernel may remove it with an old one of the same subnet.
@@ -295,37 +313,57 @@ async def _readdress(wiring: Wiring, side: Side, segment: Segment, new: Interfac
     side.segment, side.addresses = segment, new
 
 
-def default_of(wiring: Wiring, worker: Worker) -> list[RoutePlan]:
-    """Its default routes, while the link that they go through is up."""
-    links = [link for link in wiring.record.links_of.get(worker.name, ()) if link._state in ("up", "down")]
-    up = {side.ifname for link in links if link._state == "up" for side in link._sides if side.worker is worker}
-    return [route for route in default_routes(worker, links, links) if route.nexthops[0].dev in up]
+async def follow_default(wiring: Wiring, worker: Worker, *, anew: bool = False) -> None:
+    """Another of its links may be the first to a gateway now, or that has other addresses. Of several that change
+    these at one time the last one sees what all have done.
 
-
-async def follow_default(wiring: Wiring, worker: Worker, before: Sequence[RoutePlan]) -> None:
-    """Another of its links may be the first to a gateway now.
-
-    :param before: its default routes until then
+    :param anew: the kernel may have dropped those that stay
     """
-    after = default_of(wiring, worker)
-    if after != before:
+    if not anew and not wiring.defaults.locked() and _default_of(wiring, worker)[0] == worker._defaults:
+        return
+    async with wiring.defaults:
+        before, (after, leading) = worker._defaults, _default_of(wiring, worker)
+        if not anew and after == before:
+            return
+        worker._defaults = after
         try:
-            await _change_routes(wiring, worker, before, after)
+            with anyio.CancelScope(shield=True):
+                await _change_routes(wiring, worker, [route for route in before if route not in after], leading)
         except (ClosedError, SpawnerDiedError):
             pass  # it is removed meanwhile, or the lab ends
         except NetlinkError as exc:
-            wiring.report(exc.operation, exc, worker=worker)
+            if exc.errno != errno.ENODEV:  # another program removes the link, whose removal is followed next
+                wiring.report(exc.operation, exc, worker=worker)
 
 
-def _routes(wiring: Wiring, worker: Worker, link: Link) -> list[RoutePlan]:
-    links = wiring.record.links_of.get(worker.name, ())
-    return [*default_of(wiring, worker), *given_routes(worker, [link], links)]
+def _default_of(wiring: Wiring, worker: Worker) -> tuple[tuple[RoutePlan, ...], Sequence[RoutePlan]]:
+    """Its default routes, and those of them whose gateway can be reached now."""
+    own = wiring.record.links_of.get(worker.name, ())
+    links = [link for link in own if link._state in ("up", "down") and not link._leaving]
+    routes = tuple(default_routes(worker, links, links))
+    up = {side.ifname: side for link in links if link._state == "up" for side in link._sides if side.worker is worker}
+    return routes, [route for route in routes if any(leads(up, hop) for hop in route.nexthops)]
+
+
+def leads(ends: Mapping[str, Side], hop: NextHop) -> bool:
+    """Whether there is a way to its gateway through one of *ends*, by their names: there is none by IPv4 addresses that
+    another program has removed."""
+    side = ends.get(hop.dev)
+    if side is None or hop.via is None or hop.via.version == 6:
+        return side is not None
+    lost = {own.network for own in side.missing} - {own.network for own in side.present}
+    return not any(hop.via in network for network in lost)
+
+
+def _given_over(wiring: Wiring, worker: Worker, link: Link) -> list[RoutePlan]:
+    return given_routes(worker, [link], wiring.record.links_of.get(worker.name, ()))
 
 
 async def _reroute(wiring: Wiring, worker: Worker, link: Link, before: list[RoutePlan]) -> None:
     """The kernel has dropped some with the addresses, and kept others that lead nowhere now."""
-    after = _routes(wiring, worker, link)
+    after = _given_over(wiring, worker, link)
     await _change_routes(wiring, worker, [route for route in before if route not in after], after)
+    await follow_default(wiring, worker, anew=True)
 
 
 async def _change_routes(

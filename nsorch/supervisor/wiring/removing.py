@@ -12,7 +12,7 @@ from nsorch import events
 from nsorch.core.spawner.syscalls import CLONE_NEWNET
 from nsorch.errors import ClosedError
 from nsorch.supervisor.turns import in_turns
-from nsorch.supervisor.wiring.changing import default_of, follow_default
+from nsorch.supervisor.wiring.changing import follow_default, part
 from nsorch.supervisor.wiring.telling import forget
 
 if TYPE_CHECKING:
@@ -87,7 +87,11 @@ async def _remove_own(
         for side in link._sides
         if side.worker is not None and side.netns not in dying and not side.worker._leaving
     )
-    defaults = {worker: default_of(wiring, worker) async for worker in in_turns(staying)}
+    parted = [
+        (side.worker, side.segment, port.bridge)
+        async for side, port in in_turns(pair for link in links for pair in link._both())
+        if side.worker in staying and port.bridge is not None and not port.bridge._retired
+    ]
     made = [link for link in links if link._state in ("up", "down")]
     if made and not wiring._supervisor._helper.died:
         if by == "nsorch":
@@ -108,8 +112,10 @@ async def _remove_own(
         wiring.names.stale.update(side.worker.name for side in link._sides if side.worker is not None)
         if link._announced:
             wiring._supervisor._bus.publish(events.LinkRemoved(link=link.name, ends=link.ends, by=by))
-    async for worker, before in in_turns(defaults.items()):
-        await follow_default(wiring, worker, before)
+    async for worker, segment, bridge in in_turns([] if wiring._supervisor._helper.died else parted):
+        await part(wiring, worker, segment, bridge)
+    async for worker in in_turns(staying):
+        await follow_default(wiring, worker)
     await wiring.settle()
 
 

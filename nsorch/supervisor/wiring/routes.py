@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from ipaddress import ip_network
 from typing import TYPE_CHECKING
 
@@ -21,7 +22,8 @@ if TYPE_CHECKING:
 
 
 def default_routes(worker: Worker, new: Collection[Link], links: Sequence[Link]) -> list[RoutePlan]:
-    """By the first gateway, of a bridge or as a DHCP server named it, if that is among the *new* of its *links*."""
+    """By the first gateway, of a bridge or as a DHCP server named it, if that is among the *new* of its *links*; not
+    where one is given."""
     for link in links:
         for side, other in link._both():
             bridge = other.bridge
@@ -34,16 +36,18 @@ def default_routes(worker: Worker, new: Collection[Link], links: Sequence[Link])
                 gateways = [address.ip for address in bridge._gateway_of(side)] if led and bridge is not None else []
                 if side.router is not None:
                     gateways = [side.router, *(ip for ip in gateways if ip.version == 6)]
-                return [
-                    RoutePlan(
-                        destination=ip_network("0.0.0.0/0" if gateway.version == 4 else "::/0"),
-                        nexthops=(NextHop(via=gateway, dev=side.ifname),),
-                        table=worker._tables.get(side.ifname),
-                    )
-                    for gateway in gateways
-                    if any(own.version == gateway.version for own in side.addresses)
-                ]
+                given = {route.destination for route in _routes(worker, links)}
+                versions = {own.version for own in side.addresses}
+                default = [_default(ip, side.ifname, worker._tables.get(side.ifname)) for ip in gateways]
+                return [r for r in default if r.destination.version in versions and r.destination not in given]
     return []
+
+
+@functools.lru_cache(maxsize=1024)
+def _default(gateway: IPv4Address | IPv6Address, dev: str, table: int | None) -> RoutePlan:
+    """One for the thousands that have the same."""
+    destination = ip_network("0.0.0.0/0" if gateway.version == 4 else "::/0")
+    return RoutePlan(destination=destination, nexthops=(NextHop(via=gateway, dev=dev),), table=table)
 
 
 def given_routes(worker: Worker, new: Collection[Link], links: Sequence[Link]) -> list[RoutePlan]:

@@ -92,6 +92,18 @@ async def _correct(kernel: Kernel, bridge: Bridge) -> None:
                 side.gateway = None, side.gateway[1]  # one of these may have been the gateway's
 
 
+async def know_anew(kernel: Kernel, bridge: Bridge, ends: Sequence[Side]) -> None:
+    """Others may know the *ends* by the hardware address of another one of the same worker, which isn't there any more:
+    any of them answers for the addresses of all."""
+    async with bridge._telling:
+        for side in ends:
+            for told in (told for near in bridge._joined() for told in near._introduced.values()):
+                told.discard(side)
+            bridge._owners.update((address.packed, b"") for address in side.addresses)
+        bridge._new += ends
+        await _tell(kernel, bridge)
+
+
 async def at(kernel: Kernel, side: Side, func: Callable[..., None], *args: Any) -> None:
     """Call *func* where *side* is, unless it is gone meanwhile, with its worker or without."""
     try:

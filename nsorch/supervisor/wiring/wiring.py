@@ -17,7 +17,7 @@ from nsorch.errors import ClosedError, TopologyError
 from nsorch.net.plan import KERNEL_MTU, Batch, NodePlan
 from nsorch.supervisor.turns import in_turns
 from nsorch.supervisor.wiring.acquainting import Acquaintances
-from nsorch.supervisor.wiring.changing import follow_default
+from nsorch.supervisor.wiring.changing import follow_default, leads, part
 from nsorch.supervisor.wiring.emulating import needs_netem, require_netem
 from nsorch.supervisor.wiring.filtering import Filters
 from nsorch.supervisor.wiring.hosts import Names
@@ -44,6 +44,7 @@ if TYPE_CHECKING:
 
     from nsorch.core.helper import Facts
     from nsorch.errors import NsorchError
+    from nsorch.net.plan import RoutePlan
     from nsorch.supervisor.supervisor import Supervisor
     from nsorch.supervisor.traffic.capture import Capture
     from nsorch.supervisor.wiring.devices import Device
@@ -86,12 +87,14 @@ class Wiring:
         self._interfaces: Interfaces | None = None
         self._services: Services | None = None
         self._partitions: Partitions | None = None
+        self.defaults: anyio.Lock  # of changes of default routes, one after the other
         self._orders = Orders(self.kernel, supervisor._start_soon)
 
     def open(self, facts: Facts) -> None:
         # The descriptors stay the helper's.
         self.kernel.open(facts.descriptors["rtnetlink"])
         self.names.open(facts.descriptors.get("hosts", -1))
+        self.defaults = anyio.Lock()
         self.watcher.open()
 
     async def open_in_fabric(self, family: int, kind: int, protocol: int) -> socket:
@@ -330,7 +333,7 @@ class Wiring:
         for bridge in (near for first in bridges if first.gateway is not None for near in first._joined()):
             for side in list(bridge._ends):
                 if side.worker is not None and side.worker.name != bridge.gateway:
-                    await follow_default(self, side.worker, [])
+                    await follow_default(self, side.worker)
 
     async def connect(
         self, workers: Sequence[Worker], links: Sequence[Link] | None = None, bridges: Sequence[Bridge] = ()
@@ -365,10 +368,12 @@ class Wiring:
         there = [side.worker for link in links for side in link._sides if side.worker is not None]
         workers = list(dict.fromkeys((*complete, *there)))
         new = set(links)
+        # Of workers that are there, what else changes meanwhile counts, too.
+        default = {} if rise else {w: default_routes(w, new, self._links_of(w)) async for w in in_turns(workers)}
         order = Order(
             batch=Batch(
                 links=tuple([link_plan(link, self.record.links_of) async for link in in_turns(links)]),
-                nodes=tuple([self._node_plan(worker, new, complete) async for worker in in_turns(workers)]),
+                nodes=tuple([self._node_plan(w, new, complete, default.get(w, ())) async for w in in_turns(workers)]),
             ),
             workers=workers,
             links=links,
@@ -377,6 +382,8 @@ class Wiring:
         )
         if links or order.bridges or any(node.loopback or node.routes for node in order.batch.nodes):
             await self._orders.carry_out(order)
+        for worker, routes in default.items():
+            worker._defaults = worker._defaults or tuple(routes)
         self.routing.note_set(worker.name for worker in complete)
         self.names.stale.update(worker.name for worker in complete if worker.name in self.routing)
         bus = self._supervisor._bus
@@ -395,6 +402,8 @@ class Wiring:
                 bridge._misled = False
             await self.follow_gateway(misled)
         if rise:
+            async for worker in in_turns(workers):
+                await follow_default(self, worker)
             await self.watcher.hear(workers)
 
     async def finish(self, workers: Iterable[Worker], bridges: Sequence[Bridge]) -> None:
@@ -420,14 +429,17 @@ class Wiring:
             with anyio.CancelScope(shield=True):
                 await self._interfaces.far_ends.settle(new)
 
+    def _links_of(self, worker: Worker) -> Sequence[Link]:
+        return self.record.links_of.get(worker.name, ())
+
     def _node_plan(
-        self, worker: Worker, links: Collection[Link], complete: Container[Worker] | None = None
+        self, worker: Worker, links: Collection[Link], complete: Container[Worker], default: Iterable[RoutePlan]
     ) -> NodePlan:
-        own = self.record.links_of.get(worker.name, ())
+        own = self._links_of(worker)
         if worker.state is events.State.STARTING:
             check_routes(worker, own)
-        routes = [*default_routes(worker, links, own), *given_routes(worker, links, own)]
-        routed = complete is not None and worker in complete and self.routing.is_unset(worker.name)
+        routes = [*default, *given_routes(worker, links, own)]
+        routed = worker in complete and self.routing.is_unset(worker.name)
         return NodePlan(
             netns=netns_key(worker),
             name=worker.name,
@@ -444,6 +456,11 @@ class Wiring:
         if up:
             await self._restore(link)
         link._state = "up" if up else "down"
+        if up:
+            await self._restore_default(link)
+        for side, other in link._both() if not up else ():
+            if side.worker is not None and other.bridge is not None:
+                await part(self, side.worker, side.segment, other.bridge)
         kind = events.LinkUp if up else events.LinkDown
         self._supervisor._bus.publish(kind(link=link.name, ends=link.ends))
 
@@ -465,6 +482,7 @@ class Wiring:
             changes[f"{side}.mtu"] = str(whole)
         if was_short and not _short(mtus) and link._state == "up":
             await self._restore(link)
+            await self._restore_default(link)
         if len(set(changes.values())) == 1:
             changes = {"mtu": next(iter(changes.values()))}
         self.note_interfaces(link)
@@ -533,19 +551,23 @@ class Wiring:
             kernel = self.kernel
             await kernel.with_handle(side, kernel.engine.restore_end, end_plan(link, side, self.record.links_of))
             await self._restore_routes(link, side, side.worker)
+            await follow_default(self, side.worker, anew=True)
 
     async def _restore_routes(self, link: Link, side: Side, worker: Worker) -> None:
         kernel = self.kernel
-        plan = self._node_plan(worker, [link])
-        # By IPv4 addresses that another program removed, gateways can't be reached.
-        lost = {own.network for own in side.missing if own.version == 4} - {own.network for own in side.present}
-        lead = [r for r in plan.routes if not any(hop.via in there for hop in r.nexthops if hop.via for there in lost)]
-        if lead:
+        given = given_routes(worker, [link], self._links_of(worker))
+        if lead := [route for route in given if any(leads({side.ifname: side}, hop) for hop in route.nexthops)]:
             await kernel.with_handle(side, kernel.engine.add_routes, lead)
         groups = self.routing.groups_of(worker.name)
         through = [group for group in groups if any(hop.dev == side.ifname for hop in group.nexthops)]
         if through:
             await kernel.with_handle(side, kernel.engine.add_groups, through)
+
+    async def _restore_default(self, link: Link) -> None:
+        """Of workers at its ends, now that it is up."""
+        for side in link._sides:
+            if side.worker is not None:
+                await follow_default(self, side.worker, anew=True)
 
 
 def _short(mtus: Iterable[int | None]) -> bool:
