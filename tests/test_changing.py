@@ -372,7 +372,30 @@ async def test_of_a_gateway_with_two_links_the_other_stays() -> None:
         assert await reach(sup, [("a", "r")])
 
 
-@pytest.mark.parametrize("end", ["remove", "move", "down"])
+async def test_the_address_that_a_gateway_had_is_somebody_elses() -> None:
+    async with nsorch.Supervisor() as sup:
+        await sup.bridge("lan", BOTH, gateway="r")
+        given = nsorch.To("lan", address=["10.0.0.9", "fd00::9"])
+        await (await sup.start("r", links=[given])).remove()
+        a = await sup.start("a", links=[given])
+        assert not (await a.run("ip route show default; ip -6 route show default")).stdout
+        await sup.start("r", links=["lan"])
+        assert (await default_route(a, 4), await default_route(a, 6)) == ("10.0.0.1", "fd00::1")
+        assert await reach(sup)
+
+
+async def test_a_default_route_that_is_given_stays() -> None:
+    async with nsorch.Supervisor() as sup:
+        await sup.bridge("lan", BOTH, gateway="r")
+        a = await sup.start("a", links=["lan"], routes=[nsorch.Route("default", via="10.0.0.99")])
+        assert (await default_route(a, 4), await default_route(a, 6)) == ("10.0.0.99", "fd00::1")
+        await sup.start("r", links=[nsorch.To("lan", address=["10.0.0.9", "fd00::9"])])
+        assert (await default_route(a, 4), await default_route(a, 6)) == ("10.0.0.99", "fd00::9")
+        await sup.links["a:eth0-lan"].set(address="10.0.0.5")
+        assert (await default_route(a, 4), await default_route(a, 6)) == ("10.0.0.99", "fd00::9")
+
+
+@pytest.mark.parametrize("end", ["remove", "move", "down", "mac"])
 async def test_of_two_links_to_one_bridge_the_other_is_known_by_its_own_hardware_address(end: str) -> None:
     async with nsorch.Supervisor() as sup:
         await sup.bridge("lan", "10.0.0.0/24", arp="dynamic")
@@ -382,7 +405,8 @@ async def test_of_two_links_to_one_bridge_the_other_is_known_by_its_own_hardware
         # As from an answer of the other interface's: the kernel answers at any of them.
         await b.run(["ip", "neigh", "replace", "10.0.0.1", "lladdr", macs[1], "dev", "eth0", "nud", "reachable"])
         link = sup.links["a:eth1-lan"]
-        await (link.remove() if end == "remove" else link.down() if end == "down" else link.set(bridge="other"))
+        changes = {"remove": link.remove, "down": link.down, "move": lambda: link.set(bridge="other")}
+        await changes.get(end, lambda: link.set(mac="02:00:00:00:00:01"))()
         assert (await sup.ping_all([("b", "a")])).ok
 
 

@@ -81,6 +81,8 @@ async def note_mac(wiring: Wiring, link: Link, side: Side, mac: bytes) -> None:
     side.mac = mac
     side.gateway = None  # the kernel has dropped what the interface knew of others
     await _come(wiring, side, other)
+    if side.worker is not None and other.bridge is not None:
+        await part(wiring, side, side.segment, other.bridge)
     if other.bridge is None:
         for end in (side, other):
             await wiring.kernel.with_handle(
@@ -185,7 +187,7 @@ async def move(
         raise
     if into is not was[1]:
         was[1].ports -= 1
-    await part(wiring, worker, left, was[0])
+    await part(wiring, side, left, was[0])
     await _come(wiring, side, port)
     old_name = link.name
     wiring.record.rename(link)
@@ -282,12 +284,14 @@ async def _come(wiring: Wiring, side: Side, other: Side) -> None:
             await wiring.follow_gateway([other.bridge])
 
 
-async def part(wiring: Wiring, worker: Worker, segment: Segment | None, bridge: Bridge) -> None:
-    """One of *worker*'s ends on a *segment*, that of *bridge*, is gone or down. Others that it has there are known by
-    their own hardware addresses from here on, and stand for the gateway, if it is that."""
+async def part(wiring: Wiring, gone: Side, segment: Segment | None, bridge: Bridge) -> None:
+    """A worker's end on a *segment*, that of *bridge*, is gone, down, or another for others. Others that it has there
+    are known by their own hardware addresses from here on, and stand for the gateway, if it is that."""
+    worker = gone.worker
+    assert worker is not None
     twins: dict[Bridge, list[Side]] = {}
     for side, other in wiring.record.ends_of(worker):
-        if other.bridge is not None and side.segment is segment and side in other.bridge._ends:
+        if side is not gone and other.bridge is not None and side.segment is segment and side in other.bridge._ends:
             twins.setdefault(other.bridge, []).append(side)
     for near, sides in twins.items():
         await know_anew(wiring.kernel, near, sides)
@@ -310,7 +314,7 @@ async def _readdress(wiring: Wiring, side: Side, segment: Segment, new: Interfac
         raise
     if side.segment is not None:  # else it was removed meanwhile
         side.segment.release(own for own in side.addresses if segment is not side.segment or own not in new)
-    side.segment, side.addresses = segment, new
+    side.segment, side.addresses, side.missing = segment, new, frozenset()
 
 
 async def follow_default(wiring: Wiring, worker: Worker, *, anew: bool = False) -> None:
@@ -346,10 +350,10 @@ def _default_of(wiring: Wiring, worker: Worker) -> tuple[tuple[RoutePlan, ...], 
 
 
 def leads(ends: Mapping[str, Side], hop: NextHop) -> bool:
-    """Whether there is a way to its gateway through one of *ends*, by their names: there is none by IPv4 addresses that
+    """Whether there is a way to its gateway through one of *ends*, by their names: there is none by addresses that
     another program has removed."""
     side = ends.get(hop.dev)
-    if side is None or hop.via is None or hop.via.version == 6:
+    if side is None or hop.via is None:
         return side is not None
     lost = {own.network for own in side.missing} - {own.network for own in side.present}
     return not any(hop.via in network for network in lost)

@@ -170,8 +170,12 @@ class Bridge:
         return self._segment if pvid is None else self._vlans.get(pvid, self._segment)
 
     def _gateway_of(self, side: Side) -> tuple[IPv4Interface | IPv6Interface, ...]:
-        """The gateway's addresses on the subnet of *side*."""
-        return () if side.segment is None else self._gateways.get(side.segment, ())
+        """The gateway's addresses on the subnet of *side*; while it isn't there, those that are nobody else's."""
+        known = () if side.segment is None else self._gateways.get(side.segment, ())
+        return tuple(its for its in known if side.segment is not None and self._is_gateways(side.segment, its))
+
+    def _is_gateways(self, segment: Segment, address: IPv4Interface | IPv6Interface) -> bool:
+        return segment.owner_of(address.ip).partition(":")[0] in ("", self.gateway)
 
     def _note_gateway(self, side: Side) -> bool:
         """Whether the gateway's addresses are others, now that its end *side* has its own; of several ends on a segment

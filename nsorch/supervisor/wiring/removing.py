@@ -88,7 +88,7 @@ async def _remove_own(
         if side.worker is not None and side.netns not in dying and not side.worker._leaving
     )
     parted = [
-        (side.worker, side.segment, port.bridge)
+        (side, side.segment, port.bridge)
         async for side, port in in_turns(pair for link in links for pair in link._both())
         if side.worker in staying and port.bridge is not None and not port.bridge._retired
     ]
@@ -112,8 +112,8 @@ async def _remove_own(
         wiring.names.stale.update(side.worker.name for side in link._sides if side.worker is not None)
         if link._announced:
             wiring._supervisor._bus.publish(events.LinkRemoved(link=link.name, ends=link.ends, by=by))
-    async for worker, segment, bridge in in_turns([] if wiring._supervisor._helper.died else parted):
-        await part(wiring, worker, segment, bridge)
+    async for side, segment, bridge in in_turns([] if wiring._supervisor._helper.died else parted):
+        await part(wiring, side, segment, bridge)
     async for worker in in_turns(staying):
         await follow_default(wiring, worker)
     await wiring.settle()

@@ -460,7 +460,7 @@ class Wiring:
             await self._restore_default(link)
         for side, other in link._both() if not up else ():
             if side.worker is not None and other.bridge is not None:
-                await part(self, side.worker, side.segment, other.bridge)
+                await part(self, side, side.segment, other.bridge)
         kind = events.LinkUp if up else events.LinkDown
         self._supervisor._bus.publish(kind(link=link.name, ends=link.ends))
 
@@ -534,8 +534,7 @@ class Wiring:
         """The kernel has dropped the routes through the link when it went down, and its IPv6 addresses."""
         kernel = self.kernel
         for side in link._sides:
-            if side.worker is not None:
-                await kernel.with_handle(side, kernel.engine.restore_end, end_plan(link, side, self.record.links_of))
+            await self._restore_addresses(link, side)
         for side in link._sides:
             if side.worker is not None:
                 await self._restore_routes(link, side, side.worker)
@@ -548,10 +547,15 @@ class Wiring:
     async def restore_end(self, link: Link, side: Side) -> None:
         """One of a link that is up was down for a moment."""
         if side.worker is not None:
-            kernel = self.kernel
-            await kernel.with_handle(side, kernel.engine.restore_end, end_plan(link, side, self.record.links_of))
+            await self._restore_addresses(link, side)
             await self._restore_routes(link, side, side.worker)
             await follow_default(self, side.worker, anew=True)
+
+    async def _restore_addresses(self, link: Link, side: Side) -> None:
+        if side.worker is not None:
+            kernel = self.kernel
+            await kernel.with_handle(side, kernel.engine.restore_end, end_plan(link, side, self.record.links_of))
+            side.missing = frozenset(address for address in side.missing if address.version == 4)
 
     async def _restore_routes(self, link: Link, side: Side, worker: Worker) -> None:
         kernel = self.kernel
