@@ -12,7 +12,7 @@ import nsorch
 from nsorch import AddressError, TopologyError, UnsupportedError
 from nsorch.net.messages import get_link
 from nsorch.net.netlink import Request
-from nsorch.supervisor.wiring import changing
+from nsorch.supervisor.wiring import changing, wiring
 
 pytestmark = pytest.mark.anyio
 
@@ -370,6 +370,24 @@ async def test_of_a_gateway_with_two_links_the_other_stays() -> None:
         await sup.links["r:eth1-lan"].set(bridge="far")
         assert (await default_route(a, 4), await default_route(a, 6)) == ("10.0.0.1", "fd00::1")
         assert await reach(sup, [("a", "r")])
+
+
+async def test_a_gateway_that_is_cancelled_while_others_follow_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with nsorch.Supervisor() as sup:
+        await sup.bridge("lan", BOTH, gateway="r")
+        a = await sup.start("a", links=["lan"])
+        given = nsorch.To("lan", address=["10.0.0.9", "fd00::9"])
+        with monkeypatch.context() as patch, anyio.CancelScope() as scope:
+
+            async def follow(*_: object) -> None:
+                scope.cancel()
+                await anyio.lowlevel.checkpoint()
+
+            patch.setattr(wiring.Wiring, "follow_gateway", follow)
+            await sup.start("r", links=[given])
+        assert scope.cancelled_caught
+        await sup.start("r", links=[given])
+        assert (await default_route(a, 4), await default_route(a, 6)) == ("10.0.0.9", "fd00::9")
 
 
 async def test_the_address_that_a_gateway_had_is_somebody_elses() -> None:

@@ -400,7 +400,12 @@ class Wiring:
         if misled := [bridge for bridge in order.bridges if bridge._misled]:
             for bridge in misled:
                 bridge._misled = False
-            await self.follow_gateway(misled)
+            try:
+                await self.follow_gateway(misled)
+            except BaseException:
+                for bridge in misled:  # the next one does it
+                    bridge._misled = True
+                raise
         if rise:
             async for worker in in_turns(workers):
                 await follow_default(self, worker)
