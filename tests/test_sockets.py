@@ -240,6 +240,35 @@ async def test_who_serves_listens_no_more_when_the_worker_is_removed(all_of_it: 
                 await ended.wait()
 
 
+async def test_a_listener_of_a_worker_that_is_removed_waits_no_more() -> None:
+    connected, may_end = anyio.Event(), anyio.Event()
+
+    async def echo(stream: SocketStream) -> None:
+        async with stream:
+            await stream.send(await stream.receive())
+            connected.set()
+            await may_end.wait()
+            await stream.send(b"bye")
+
+    async def serve(listener: MultiListener[SocketStream]) -> None:
+        with pytest.raises(nsorch.ClosedError, match="a: the worker was removed"):
+            await listener.serve(echo)
+
+    async with nsorch.Supervisor() as sup, anyio.create_task_group() as tasks:
+        worker = await sup.start("a")
+        async with await worker.create_tcp_listener(local_port=80) as listener:
+            tasks.start_soon(serve, listener)
+            async with await worker.connect_tcp("localhost", 80) as stream:
+                await stream.send(b"hello")
+                await connected.wait()
+                with anyio.fail_after(5):
+                    await worker.remove()
+                    may_end.set()
+                    assert await stream.receive() == b"hello"
+                    assert await stream.receive() == b"bye"
+                    await serve(listener)
+
+
 async def test_a_cancelled_connection_leaves_no_socket() -> None:
     # The fixture of all tests looks for descriptors afterwards.
     async with nsorch.Supervisor() as sup:

@@ -155,6 +155,25 @@ def certified(host: str) -> str:
 
 
 class _Listener(MultiListener[SocketStream]):
+    def __init__(self, worker: Worker, listeners: Sequence[SocketListener]) -> None:
+        super().__init__(listeners)
+        self._worker = worker
+
+    async def serve(
+        self, handler: Callable[[SocketStream], Any], task_group: anyio.abc.TaskGroup | None = None
+    ) -> None:
+        """Runs until cancelled.
+
+        :raises ClosedError: the worker was removed; connections that are there are served to their end
+        """
+        self._worker._check_here()
+        async with contextlib.AsyncExitStack() as stack:
+            connections = task_group or await stack.enter_async_context(anyio.create_task_group())
+            with _until_removed(self._worker) as scope:
+                await super().serve(handler, connections)
+        if scope.cancelled_caught:
+            raise ClosedError("the worker was removed", worker=self._worker.name)
+
     async def aclose(self) -> None:
         """Close all also when cancelled: anyio's own stops after the first."""
         with anyio.CancelScope(shield=True):
@@ -209,7 +228,7 @@ async def _listen_at(
             local_port = sock.getsockname()[1]
         if failure is not None and not sockets:
             raise failure
-        return _Listener([await SocketListener.from_socket(sock) for sock in sockets])
+        return _Listener(worker, [await SocketListener.from_socket(sock) for sock in sockets])
     except BaseException:
         for sock in sockets:
             sock.close()
@@ -270,8 +289,8 @@ async def serve(
     hosts = _ANY if local_host is None else resolve(worker, local_host, "serve.local_host")
     listener = await _listen(worker, hosts, port, backlog=socket.SOMAXCONN)
     async with listener, anyio.create_task_group() as connections:
-        with _until_removed(worker):
-            task_status.started(listener)
+        task_status.started(listener)
+        with contextlib.suppress(ClosedError):  # the worker is removed
             await listener.serve(handler, connections)
         await listener.aclose()
 
