@@ -100,6 +100,8 @@ def test_files_give_back_what_they_were_written_from(tmp_path: object) -> None:
         (lambda: Vlan("v", parent="eth0", id=1, protocol="x"), 'protocol: "x" is none of 802.1q, 802.1ad'),
         (lambda: Vlan("v" * 16, parent="eth0", id=1), "name: .* is not an interface name"),
         (lambda: Vlan("v", parent="a/b", id=1), "parent: .* can't be"),
+        (lambda: Vlan("eth%d", parent="eth0", id=1), "name: .* can't be"),
+        (lambda: Vlan("\u00e0", parent="eth0", id=1), "name: .* can't be"),
         (lambda: Macvlan("m", parent="eth0", mode="x"), 'mode: "x" is none of'),
         (lambda: Ipvlan("m", parent="eth0", mac="02:00:00:00:00:01"), "mac: an ipvlan"),
         (lambda: Vxlan("x", id=1 << 24), "id: 16777216"),

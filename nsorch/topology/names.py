@@ -17,10 +17,12 @@ def name_problem(name: object) -> str | None:
 
 
 def interface_problem(name: object) -> str | None:
-    """Why *name* can't be an interface's, or None: the kernel's dev_valid_name()."""
-    if not isinstance(name, str) or not 0 < len(name.encode(errors="surrogatepass")) <= 15:
+    """Why *name* can't be an interface's, or None: the kernel's dev_valid_name(), to which the byte A0 is a space, and
+    dev_alloc_name(), which makes another one of what has a "%"."""
+    encoded = name.encode(errors="surrogatepass") if isinstance(name, str) else b""
+    if not isinstance(name, str) or not 0 < len(encoded) <= 15:
         return f"{shown(name)} is not an interface name: 1 to 15 bytes"
-    # With a percent sign it would be a pattern, of which the kernel makes a name.
-    if name in (".", "..", "lo", "all", "default") or re.search(r"[/:%\s\0\ud800-\udfff]", name):
+    forbidden = re.search(r"[/:%\s\0\ud800-\udfff]", name) or b"\xa0" in encoded
+    if forbidden or name in (".", "..", "lo", "all", "default"):
         return f"{shown(name)} can't be the name of an interface"
     return None
