@@ -319,6 +319,23 @@ async def test_numbers_that_the_kernel_gives_by_itself_are_in_nobodys_way() -> N
         assert link.name in sup.links
 
 
+async def test_given_link_local_addresses_are_not_taken_for_gone() -> None:
+    async with nsorch.Supervisor() as sup:
+        a, _ = await sup.start("a"), await sup.start("b")
+        link = await sup.link("a", "b", subnet=["fe80::/64", "10.0.0.0/24"])
+        async with sup.events(kinds=LINK_EVENTS) as events:
+            await link.set(mtu=1400)
+            await a.run(["ip", "addr", "add", "fe80::77/64", "dev", "eth0", "nodad"])  # which nobody asked for
+            await a.run(["ip", "addr", "del", "fe80::1/64", "dev", "eth0"])
+            assert [event.changes for event in await take(events, 2)] == [
+                (("mtu", "1400"),),
+                (("address", "10.0.0.1"),),
+            ]
+        assert [str(address.ip) for address in a.interfaces["eth0"].addresses] == ["10.0.0.1"]
+        await link.set(address="fe80::5", end="a")
+        assert [str(address.ip) for address in a.interfaces["eth0"].addresses] == ["fe80::5", "10.0.0.1"]
+
+
 async def test_up_where_another_program_removed_the_address() -> None:
     async with nsorch.Supervisor() as sup:
         lan = await sup.bridge("lan", ("10.0.0.0/24", "fd00::/64"), gateway="gate")

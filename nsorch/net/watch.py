@@ -30,7 +30,7 @@ _RTM_NEWNSID, _RTM_GETNSID = 88, 90
 _NETNSA_NSID, _NETNSA_FD = 1, 3
 _NO_ID = -1  # none yet; wanted, any
 _IFLA_TARGET_NETNSID, _IFA_TARGET_NETNSID = 46, 10
-_IFLA_IFNAME, _IFA_ADDRESS, _IFA_LOCAL, _SCOPE_LINK = 3, 1, 2, 253
+_IFLA_IFNAME, _IFA_ADDRESS, _IFA_LOCAL = 3, 1, 2
 _GONE = (errno.ENODEV, errno.EINVAL, errno.ENOENT)  # EINVAL: no namespace has the id
 _HEADER = struct.Struct("=IHHII")
 _LINK = struct.Struct("=BxHiII")
@@ -153,9 +153,9 @@ def _netns(kind: int, fd: int, wanted: int | None) -> bytes:
 
 
 def parse_address(body: bytes) -> IPInterface | None:
-    """Of a message of RTM_NEWADDR without its header; None for a link-local one, which every interface has."""
-    family, length, _, scope, _ = _ADDRESS.unpack_from(body)
-    if family not in (socket.AF_INET, socket.AF_INET6) or (family == socket.AF_INET6 and scope == _SCOPE_LINK):
+    """Of a message of RTM_NEWADDR without its header; None for one of another family."""
+    family, length, _, _, _ = _ADDRESS.unpack_from(body)
+    if family not in (socket.AF_INET, socket.AF_INET6):
         return None
     found = messages.attributes(body, _ADDRESS.size)
     return ip_interface((found.get(_IFA_LOCAL) or found[_IFA_ADDRESS], length))

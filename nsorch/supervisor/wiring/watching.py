@@ -310,6 +310,8 @@ class Watcher:
     def _note_addresses(self, link: Link, side: Side, known: Collection[IPInterface], *, own: bool = False) -> None:
         """*known* are all that it has. While it is down, the kernel keeps no IPv6 ones; nsorch's own change may have
         given it back what was missing."""
+        # Every interface has a link-local one, which is in no description.
+        known = [a for a in known if a.version == 4 or not a.is_link_local or a in side.addresses]
         if own:
             side.missing = frozenset(address for address in side.missing if address not in known)
         before = side.present
