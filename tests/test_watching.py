@@ -156,6 +156,28 @@ async def test_removed() -> None:
             assert (event.link, event.by) == (again.name, "nsorch")
 
 
+async def test_moved_to_another_network_namespace() -> None:
+    async with nsorch.Supervisor() as sup:
+        await sup.bridge("lan", ("10.0.0.0/24", "fd00::/64"))
+        a = await sup.start("a", ["sleep", "600"], links=["lan"])
+        b = await sup.start("b", links=["lan"])
+        await sup.link("a", "b")
+        async with await a.popen(["unshare", "-n", "sh", "-c", "echo $$; exec sleep 600"]) as elsewhere:
+            assert elsewhere.stdout is not None
+            pid = (await elsewhere.stdout.receive()).decode().strip()
+            async with sup.events(kinds=nsorch.LinkRemoved) as events:
+                for name in ("eth0", "eth1"):
+                    await a.run(["ip", "link", "set", name, "netns", pid])
+                assert {event.link for event in await take(events, 2)} == {"a:eth0-lan", "a:eth1-b:eth1"}
+            there = await a.run(["nsenter", "-t", pid, "-n", "ls", "/sys/class/net"], check=False)
+            assert b"eth" not in there.stdout
+            assert b"eth1" not in (await b.run(["ls", "/sys/class/net"])).stdout
+            for other in ("lan", "b"):
+                await sup.link("a", other)
+            assert (await sup.ping_all()).ok
+            elsewhere.kill()
+
+
 async def test_the_other_end_of_a_link_between_workers() -> None:
     async with nsorch.Supervisor() as sup:
         await sup.start("a", ["sleep", "600"])

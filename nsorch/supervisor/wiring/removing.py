@@ -37,7 +37,7 @@ async def remove_links(
 
     :param dying: owners of network namespaces that end next. Links among them are left to the kernel, which takes
         down all of them at once; one by one, each costs tens of milliseconds
-    :param by: ``"kernel"``: they are gone already
+    :param by: ``"kernel"``: they are gone already, or an end of each is
     :param let_go: called with *dying* when nothing is to be done there any more: the kernel takes these down while
         the record is put right
     """
@@ -94,8 +94,7 @@ async def _remove_own(
     ]
     made = [link for link in links if link._state in ("up", "down")]
     if made and not wiring._supervisor._helper.died:
-        if by == "nsorch":
-            await _delete(wiring, made, dying)
+        await (_delete(wiring, made, dying) if by == "nsorch" else _delete_rest(wiring, made))
         await _forget(wiring, made, dying)
     if let_go is not None:
         await let_go(dying)
@@ -153,6 +152,18 @@ async def _delete(wiring: Wiring, links: Sequence[Link], dying: Collection[str])
                 refused.update(some)
                 left += [sides for sides in living if not set(sides).isdisjoint(some)]
         living = left
+
+
+async def _delete_rest(wiring: Wiring, links: Sequence[Link]) -> None:
+    """Of links of which another program has removed an end, or moved it to another network namespace. By their numbers:
+    their names may be another's."""
+    ports = [side.index for link in links for side in link._sides if side.bridge is not None and side.index is not None]
+    if ports:
+        await wiring.kernel.delete_in_fabric(ports)
+    for side in (side for link in links for side in link._sides if all(end.bridge is None for end in link._sides)):
+        if side.index is not None:
+            with contextlib.suppress(ClosedError):  # its worker is removed, too
+                await wiring.kernel.with_handle(side, wiring.kernel.engine.delete_links, [side.index])
 
 
 async def _forget(wiring: Wiring, links: Sequence[Link], dying: Collection[str]) -> None:
