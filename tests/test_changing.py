@@ -390,6 +390,22 @@ async def test_a_gateway_that_is_cancelled_while_others_follow_it(monkeypatch: p
         assert (await default_route(a, 4), await default_route(a, 6)) == ("10.0.0.9", "fd00::9")
 
 
+async def test_a_gateway_gets_another_address_while_a_worker_comes(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with nsorch.Supervisor() as sup:
+        await sup.bridge("lan", BOTH, gateway="r")
+        await sup.start("r", links=["lan"])
+        finish = wiring.Wiring.finish
+
+        async def finish_later(of: wiring.Wiring, *args: Any) -> None:
+            await sup.links["r:eth0-lan"].set(address=["10.0.0.9", "fd00::9"])
+            await finish(of, *args)
+
+        monkeypatch.setattr(wiring.Wiring, "finish", finish_later)
+        a = await sup.start("a", links=["lan"])
+        assert (await default_route(a, 4), await default_route(a, 6)) == ("10.0.0.9", "fd00::9")
+        assert await reach(sup)
+
+
 async def test_the_address_that_a_gateway_had_is_somebody_elses() -> None:
     async with nsorch.Supervisor() as sup:
         await sup.bridge("lan", BOTH, gateway="r")

@@ -270,7 +270,7 @@ class Record:
             of, end, segment, mtu, where, free_addresses=not tagged_only, avoid=avoid, gateway=bridge.gateway
         )
         if of == bridge.gateway:
-            bridge._misled |= bridge._note_gateway(side) and any(near._ends for near in bridge._joined())
+            bridge._misled |= bridge._note_gateway(side)
         return side
 
     def _side(

@@ -87,6 +87,7 @@ class Wiring:
         self._interfaces: Interfaces | None = None
         self._services: Services | None = None
         self._partitions: Partitions | None = None
+        self._led = 0  # times that a gateway had other addresses
         self.defaults: anyio.Lock  # of changes of default routes, one after the other
         self._orders = Orders(self.kernel, supervisor._start_soon)
 
@@ -330,8 +331,9 @@ class Wiring:
     async def follow_gateway(self, bridges: Iterable[Bridge]) -> None:
         """Workers on *bridges*, whose segment has a gateway now, or one with other addresses, get it as their default
         route."""
+        self._led += 1
         for bridge in (near for first in bridges if first.gateway is not None for near in first._joined()):
-            for side in list(bridge._ends):
+            for side in [*bridge._ends, *bridge._joining]:
                 if side.worker is not None and side.worker.name != bridge.gateway:
                     await follow_default(self, side.worker)
 
@@ -368,6 +370,7 @@ class Wiring:
         there = [side.worker for link in links for side in link._sides if side.worker is not None]
         workers = list(dict.fromkeys((*complete, *there)))
         new = set(links)
+        led = self._led
         # Of workers that are there, what else changes meanwhile counts, too.
         default = {} if rise else {w: default_routes(w, new, self._links_of(w)) async for w in in_turns(workers)}
         order = Order(
@@ -384,6 +387,9 @@ class Wiring:
             await self._orders.carry_out(order)
         for worker, routes in default.items():
             worker._defaults = worker._defaults or tuple(routes)
+        if self._led != led:
+            async for worker in in_turns(default):
+                await follow_default(self, worker)
         self.routing.note_set(worker.name for worker in complete)
         self.names.stale.update(worker.name for worker in complete if worker.name in self.routing)
         bus = self._supervisor._bus
