@@ -16,7 +16,6 @@ import nsorch
 from nsorch.net.engine import Engine
 from nsorch.net.messages import NLM_F_DUMP, message
 from nsorch.net.netlink import Netlink, Request
-from nsorch.topology import converters
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
