@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import pathlib
 import subprocess
 import sys
@@ -545,6 +546,15 @@ def test_validate(tmp_path: pathlib.Path) -> None:
     results = json.loads(run("validate", "--json", str(good), str(bad)).stdout)
     assert [result["ok"] for result in results] == [True, False]
     assert results[1]["problems"][0] == {"line": 2, "problem": "workers.a.x: unknown key"}
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may read any file")
+def test_what_may_not_be_read_is_no_wrong_usage(tmp_path: pathlib.Path) -> None:
+    path = tmp_path / "lab.toml"
+    path.touch(0o200)
+    for arguments, status in ((["run", str(path)], 125), (["validate", str(path)], 1), (["graph", str(path)], 125)):
+        done = run(*arguments)
+        assert (done.returncode, "can't be read: Permission denied" in done.stderr) == (status, True), done.stderr
 
 
 @pytest.mark.once

@@ -23,6 +23,7 @@ from nsorch.cli.watch import Watched, state_of
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+_PATH = click.Path(readable=False)  # one that can't be read is no wrong usage, and may be written
 FAILED, NOT_EXECUTABLE, NOT_FOUND = 125, 126, 127
 
 
@@ -33,7 +34,7 @@ def nsorch() -> None:
 
 
 @nsorch.command(context_settings={"ignore_unknown_options": False})
-@click.argument("file", type=click.Path())
+@click.argument("file", type=_PATH)
 @click.argument("command", nargs=-1, type=click.UNPROCESSED)
 @click.option("--check", is_flag=True, help="Ping every pair that the links connect, print a table, and end.")
 @click.option("--events", is_flag=True, help="Print each event as it happens.")
@@ -94,7 +95,7 @@ def run(
 
 
 @nsorch.command()
-@click.argument("files", nargs=-1, required=True, type=click.Path())
+@click.argument("files", nargs=-1, required=True, type=_PATH)
 @click.option("--json", "as_json", is_flag=True, help="Print the results as a JSON document.")
 def validate(files: tuple[str, ...], as_json: bool) -> None:
     """Check topology FILES, and print every problem as FILE:LINE: PROBLEM. Exit status 1 if there is any."""
@@ -102,9 +103,9 @@ def validate(files: tuple[str, ...], as_json: bool) -> None:
 
 
 @nsorch.command()
-@click.argument("file", type=click.Path())
+@click.argument("file", type=_PATH)
 @click.option("-f", "--format", "form", type=click.Choice(FORMATS), help="By default the suffix of OUTPUT, or dot.")
-@click.option("-o", "--output", type=click.Path(), help="A file instead of standard output.")
+@click.option("-o", "--output", type=_PATH, help="A file instead of standard output.")
 def graph(file: str, form: str | None, output: str | None) -> None:
     """Draw the topology of FILE, for Graphviz or Mermaid, or turn it into GraphML or JSON. An SVG needs Graphviz."""
 
@@ -123,8 +124,8 @@ def doctor(as_json: bool) -> None:
 
 
 @nsorch.command()
-@click.argument("image", type=click.Path())
-@click.argument("directory", type=click.Path())
+@click.argument("image", type=_PATH)
+@click.argument("directory", type=_PATH)
 @click.option("--tag", help="Which image of a layout.")
 @click.option("--platform", help="Such as linux/arm64/v8 instead of this machine's.")
 @click.option("--squash/--keep-owners", default=None, help="By default owners are kept as root alone.")
@@ -141,8 +142,8 @@ def unpack(
 
 @nsorch.command("import")
 @click.argument("kind", type=click.Choice(list(KINDS)))
-@click.argument("file", type=click.Path())
-@click.option("-o", "--output", type=click.Path(), help="A .toml, .yaml or .json file instead of standard output.")
+@click.argument("file", type=_PATH)
+@click.option("-o", "--output", type=_PATH, help="A .toml, .yaml or .json file instead of standard output.")
 def import_(kind: str, file: str, output: str | None) -> None:
     """Turn FILE of another tool into a topology file. What can't be carried over is listed on standard error."""
 
