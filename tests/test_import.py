@@ -325,6 +325,11 @@ def test_lines_of_other_tools_files(tmp_path: pathlib.Path) -> None:
     ("reader", "text", "problem"),
     [
         (Topology.from_munet, "topology: {nodes: [{name: a, connections: [nowhere]}]}", 'no network or node "nowhere"'),
+        (
+            Topology.from_munet,
+            "topology: {nodes: [{name: a, connections: [{to: []}]}]}",
+            "connections[0].to: [] is no name",
+        ),
         (Topology.from_munet, "topology: {nodes: [{connections: []}]}", "topology.nodes[0].name: is missing"),
         (Topology.from_munet, "topology: {networks: [{name: n, ip: x}]}", "topology.networks.n.ip"),
         (Topology.from_munet, "topology: {nodes: {a: {connections: [{to: a, delay: x}]}}}", "connections[0].delay"),

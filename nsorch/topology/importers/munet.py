@@ -158,6 +158,8 @@ class _Node:
             target = table.get("to")
             if target is None:
                 building.note(path, "leads nowhere, and is left out")
+            elif not isinstance(target, str | int):
+                building.refuse(f"{path}.to", f"{shown(target)} is no name of a network or node")
             elif target in self._plan.networks:
                 options = self._options(path, table)
                 options["address"] = options["address"] or self._numbered(str(target), table)
