@@ -423,7 +423,7 @@ def test_all_that_is_wrong_at_once() -> None:
     told = [problem.partition(" ")[0].removeprefix("workers.w.") for problem in caught.value.problems]
     assert sorted(told) == [
         "isolation:",
-        *("masked[0]:", "masked[2]:", "mounts[0].dst:", "mounts[2].src:"),
+        *("masked[0]:", "masked[2]:", "mounts[0].dst:", "mounts[2].dst:", "mounts[2].src:"),
         *("rlimits.core:", "rlimits.nofile:", "rlimits:"),
     ]
 

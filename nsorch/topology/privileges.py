@@ -220,7 +220,7 @@ def to_rlimits(value: Any) -> Mapping[str, tuple[int, int]]:
         if name is None:
             problems.append(f'rlimits: there is no "{key}", only {", ".join(RLIMITS)}')
         elif name in found:
-            problems.append(f"rlimits.{key}: is given twice, by either of its names")
+            problems.append(f"rlimits.{name}: is given twice, by either of its names")
         else:
             with noted(problems):
                 found[name] = _soft_and_hard(key, limit)
