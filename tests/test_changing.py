@@ -154,6 +154,33 @@ async def test_what_the_kernel_refuses_changes_nothing() -> None:
         assert not far._segment._owners
 
 
+@pytest.mark.parametrize(
+    ("change", "problem"),
+    [
+        ({"address": "10.9.9.9"}, "outside of the subnet"),
+        ({"address": "10.0.0.2"}, "used by b:eth0"),
+        ({"bridge": "far", "address": "10.0.0.9"}, "outside of the subnet"),
+        ({"vlan": 5}, "vlan_aware"),
+    ],
+)
+async def test_what_is_refused_changes_nothing(change: dict[str, Any], problem: str) -> None:
+    async with nsorch.Supervisor() as sup:
+        await lab(sup)
+        await sup.bridge("far", FAR)
+        link = link_of(sup, "a")
+        (before,) = link.interfaces
+        async with sup.events(kinds=nsorch.LinkChanged) as events:
+            with pytest.raises((AddressError, TopologyError), match=problem):
+                await link.set(mtu=1400, mac="02:00:00:00:00:01", **change)
+            await link.set(mtu=1300)
+            assert (await events.receive()).changes == (("mtu", "1300"),)
+        assert link.interfaces[0].mac == before.mac
+        between = await sup.link("a", "b")
+        with pytest.raises(TopologyError, match="it is on no bridge that it could be moved from"):
+            await between.set(mtu=1400, bridge="far", end="a")
+        assert between.interfaces[0].mtu is None
+
+
 async def test_moves_across_three_bridges() -> None:
     async with nsorch.Supervisor() as sup:
         for number in range(3):

@@ -133,12 +133,13 @@ async def move(
     :raises TopologyError: the link is between two workers, or the bridge isn't VLAN-aware
     :raises AddressError: an address is outside of the subnet, or taken
     """
+    if all(end.bridge is None for end in link._sides):
+        raise TopologyError(f"links.{link.name}: it is on no bridge that it could be moved from")
     side, port = end_of(link, None)
     worker = side.worker
     assert worker is not None
     assert side.segment is not None
-    if port.bridge is None:
-        raise TopologyError(f"links.{link.name}: it is on no bridge that it could be moved from")
+    assert port.bridge is not None
     if worker.name in wiring.routing:
         raise UnsupportedError("the shortest paths of others go by its addresses", worker=worker.name, stage="link")
     assert port.part is not None

@@ -392,13 +392,16 @@ class Link:
             if shape is not None and needs_netem(*shape):
                 await require_netem(self._wiring.kernel, [where])
             if asked.mtu is not None:
-                await self._wiring.set_mtus(self, (asked.mtu, asked.mtu))
-            if asked.mac is not None and ends is not None:
-                await set_mac(self._wiring, self, *ends, asked.mac)
+                self._wiring.refuse_short(self, (asked.mtu, asked.mtu))
+            # First what may be refused, before it does anything.
             if to is not None or plug is not None:
                 await move(self._wiring, self, to, plug, addresses)
             elif addresses and ends is not None:
                 await set_addresses(self._wiring, self, *ends, addresses)
+            if asked.mtu is not None:
+                await self._wiring.set_mtus(self, (asked.mtu, asked.mtu))
+            if asked.mac is not None and ends is not None:
+                await set_mac(self._wiring, self, *ends, asked.mac)
             if shape is not None:
                 await apply_ways(self._wiring, self, shape)
 

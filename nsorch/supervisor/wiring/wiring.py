@@ -482,7 +482,7 @@ class Wiring:
 
     async def set_mtus(self, link: Link, mtus: tuple[int | None, int | None]) -> None:
         """Of each of its ends; None is the kernel's own."""
-        self._refuse_short(link, mtus)
+        self.refuse_short(link, mtus)
         # Another program may have lowered it, and the kernel dropped the addresses.
         was_short = any(side.mtu is not None and side.mtu < LEAST_MTU6 for side in link._sides)
         changes = {}
@@ -499,7 +499,8 @@ class Wiring:
         self.note_interfaces(link)
         self.publish(events.LinkChanged(link=link.name, changes=tuple(changes.items())))
 
-    def _refuse_short(self, link: Link, mtus: tuple[int | None, int | None]) -> None:
+    def refuse_short(self, link: Link, mtus: tuple[int | None, int | None]) -> None:
+        """:raises TopologyError: an end has an IPv6 address, which needs more"""
         if not _short(mtus):
             return
         mtu = min(mtu for mtu in mtus if mtu is not None)
