@@ -454,6 +454,15 @@ async def test_a_default_route_that_is_given_stays() -> None:
         assert (await default_route(a, 4), await default_route(a, 6)) == ("10.0.0.99", "fd00::9")
         await sup.links["a:eth0-lan"].set(address="10.0.0.5")
         assert (await default_route(a, 4), await default_route(a, 6)) == ("10.0.0.99", "fd00::9")
+        # Without it the gateway's is there again, also where both are the same.
+        for via in ("10.0.0.99", "10.0.0.9"):
+            await a.set_routes([nsorch.Route("default", via=via)])
+            assert await default_route(a, 4) == via
+            with pytest.raises(nsorch.NetlinkError):
+                await a.set_routes([nsorch.Route("fd77::/64", via=a.addresses[1].ip)])  # its own
+            assert await default_route(a, 4) == via
+            await a.set_routes([])
+            assert (await default_route(a, 4), await default_route(a, 6)) == ("10.0.0.9", "fd00::9")
 
 
 @pytest.mark.parametrize("end", ["remove", "move", "down", "mac"])

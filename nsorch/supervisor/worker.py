@@ -26,7 +26,7 @@ from nsorch.events import Exit, State, WorkerExited, WorkerReady, WorkerRemoved,
 from nsorch.supervisor import entering
 from nsorch.supervisor.commands import check_command, check_run
 from nsorch.supervisor.removal import remove
-from nsorch.supervisor.wiring.changing import set_routes, take_routes
+from nsorch.supervisor.wiring.changing import follow_default, set_routes, take_routes
 from nsorch.supervisor.wiring.network import Interface, Link  # noqa: TC001 - for typing.get_type_hints
 from nsorch.topology import Route, WorkerSpec  # noqa: TC001 - for typing.get_type_hints
 from nsorch.topology.kinds import check_seconds, name_of, of_kind, shown
@@ -570,7 +570,7 @@ class Worker:
 
         :param routes: such as ``nsorch.Route("10.9.0.0/16", via="10.0.0.1")``, or the same keys in a mapping
         :raises TopologyError: a gateway is on none of its links
-        :raises NetlinkError: the kernel refused
+        :raises NetlinkError: the kernel refused; those before stay
         """
         self._supervisor._check_running()
         made = to_routes(routes)
@@ -583,6 +583,7 @@ class Worker:
                 await set_routes(self._supervisor._wiring, self, before)
             except BaseException:
                 self._spec = spec
+                await follow_default(self._supervisor._wiring, self, anew=True)
                 raise
         await anyio.lowlevel.checkpoint()
 

@@ -225,9 +225,20 @@ async def set_routes(wiring: Wiring, worker: Worker, before: Sequence[RoutePlan]
     """Those of its description, instead of those *before*.
 
     :raises TopologyError: a gateway is on none of its links
+    :raises NetlinkError: the kernel refused; those before are there again
     """
     check_routes(worker, wiring.record.links_of.get(worker.name, ()))
-    await _change_routes(wiring, worker, before, _given(wiring, worker))
+    await follow_default(wiring, worker)  # one may be given now, or none any more
+    after = _given(wiring, worker)
+    try:
+        await _change_routes(wiring, worker, before, after)
+    except NetlinkError:
+        nothing: Sequence[RoutePlan] = ()
+        for change in ((after, nothing), (nothing, before)):
+            with contextlib.suppress(NsorchError):
+                await _change_routes(wiring, worker, *change)
+        raise
+    await follow_default(wiring, worker, anew=True)
 
 
 def _given(wiring: Wiring, worker: Worker) -> list[RoutePlan]:
@@ -331,9 +342,10 @@ async def follow_default(wiring: Wiring, worker: Worker, *, anew: bool = False) 
         if not anew and after == before:
             return
         worker._defaults = after
+        stay = {*after, *_given(wiring, worker)}
         try:
             with anyio.CancelScope(shield=True):
-                await _change_routes(wiring, worker, [route for route in before if route not in after], leading)
+                await _change_routes(wiring, worker, [route for route in before if route not in stay], leading)
         except (ClosedError, SpawnerDiedError):
             pass  # it is removed meanwhile, or the lab ends
         except NetlinkError as exc:
