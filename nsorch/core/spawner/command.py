@@ -13,13 +13,14 @@ from .confinement import confine, decode, restrict
 from .mountapi import RESOLVE_NO_MAGICLINKS, openat2
 from .protocol import Command, Own, Stream
 from .stages import StageError, stage
-from .syscalls import clone3, posix_spawn
+from .syscalls import clone3, posix_spawn, spawn_attributes
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
 # What Python ignores: nothing else is, and handlers end with the exec.
 IGNORED = (int(signal.SIGPIPE), int(signal.SIGXFSZ))
+_ATTRIBUTES = {session: spawn_attributes(IGNORED, session=session) for session in (False, True)}
 _AT_FDCWD = -100
 _MOST_INTERPRETERS = 6  # the kernel follows 5 (fs/exec.c)
 _PIDFD_GET_PID_NAMESPACE = 0xFF05  # linux/pidfd.h
@@ -164,7 +165,7 @@ def spawn(command: Command, program: bytes, streams: tuple[int, int, int]) -> in
     """
     enter_directory(command)
     with stage("exec", os.fsdecode(program)):
-        return posix_spawn(program, command.argv, environment(command), streams, IGNORED, session=command.session)
+        return posix_spawn(program, command.argv, environment(command), streams, _ATTRIBUTES[command.session])
 
 
 _NOTHING = Own()

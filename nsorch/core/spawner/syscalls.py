@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import array
 import ctypes
 import os
 import signal
@@ -296,6 +297,21 @@ def reset_library_signals() -> None:
 
 
 _POSIX_SPAWN_SETSIGDEF, _POSIX_SPAWN_SETSIGMASK, _POSIX_SPAWN_SETSID = 0x04, 0x08, 0x80
+_libc.posix_spawn.argtypes = (ctypes.c_void_p, ctypes.c_char_p, *(ctypes.c_void_p,) * 4)
+# posix_spawn_file_actions_t, and the pid: what a forked child makes or changes is memory of its own.
+_spawn_actions, _spawned = ctypes.create_string_buffer(512), ctypes.c_int()
+
+
+def spawn_attributes(defaults: Iterable[int], *, session: bool) -> ctypes.Array[ctypes.c_char]:
+    """``posix_spawnattr_t``, of 336 bytes in glibc and musl: *defaults*, and the C library's own signals, are set to
+    default, and none is blocked."""
+    attributes = ctypes.create_string_buffer(1024)
+    flags = _POSIX_SPAWN_SETSIGDEF | _POSIX_SPAWN_SETSIGMASK | (_POSIX_SPAWN_SETSID if session else 0)
+    _libc.posix_spawnattr_init(attributes)
+    _libc.posix_spawnattr_setflags(attributes, ctypes.c_short(flags))
+    _libc.posix_spawnattr_setsigmask(attributes, _signal_set(()))
+    _libc.posix_spawnattr_setsigdefault(attributes, _signal_set((*defaults, *_LIBRARY_SIGNALS)))
+    return attributes
 
 
 def posix_spawn(
@@ -303,41 +319,43 @@ def posix_spawn(
     arguments: Sequence[bytes],
     variables: Mapping[bytes, bytes],
     streams: Sequence[int],
-    defaults: Iterable[int],
-    *,
-    session: bool,
+    attributes: ctypes.Array[ctypes.c_char],
 ) -> int:
-    """As Python's, which can't set the C library's own signals to default, with an empty signal mask.
+    """As Python's, which can't set the C library's own signals to default.
 
     :param streams: what become descriptors 0, 1, …
-    :param defaults: signals that are ignored here and not there, beside those
     """
-    # posix_spawn_file_actions_t and posix_spawnattr_t, of 80 and 336 bytes in glibc and musl.
-    actions, attributes = ctypes.create_string_buffer(512), ctypes.create_string_buffer(1024)
-    pid = ctypes.c_int()
-    flags = _POSIX_SPAWN_SETSIGDEF | _POSIX_SPAWN_SETSIGMASK | (_POSIX_SPAWN_SETSID if session else 0)
-    _libc.posix_spawnattr_init(attributes)
-    _libc.posix_spawn_file_actions_init(actions)
+    argv, _kept = _vector(arguments)
+    envp, _kept_too = _vector([b"%s=%s" % variable for variable in variables.items()])
+    _libc.posix_spawn_file_actions_init(_spawn_actions)
     try:
-        _libc.posix_spawnattr_setflags(attributes, ctypes.c_short(flags))
-        _libc.posix_spawnattr_setsigmask(attributes, _signal_set(()))
-        _libc.posix_spawnattr_setsigdefault(attributes, _signal_set((*defaults, *_LIBRARY_SIGNALS)))
         for number, fd in enumerate(streams):
-            _libc.posix_spawn_file_actions_adddup2(actions, fd, number)
+            _libc.posix_spawn_file_actions_adddup2(_spawn_actions, fd, number)
         failure = _libc.posix_spawn(
-            ctypes.byref(pid),
+            ctypes.addressof(_spawned),
             program,
-            actions,
-            attributes,
-            array_of(arguments),
-            array_of(b"%s=%s" % variable for variable in variables.items()),
+            ctypes.addressof(_spawn_actions),
+            ctypes.addressof(attributes),
+            argv.buffer_info()[0],
+            envp.buffer_info()[0],
         )
     finally:
-        _libc.posix_spawn_file_actions_destroy(actions)
-        _libc.posix_spawnattr_destroy(attributes)
+        _libc.posix_spawn_file_actions_destroy(_spawn_actions)
     if failure:
         raise OSError(failure, os.strerror(failure))
-    return pid.value
+    return _spawned.value
+
+
+def _vector(texts: Sequence[bytes]) -> tuple[array.array[int], array.array[int]]:
+    """An array of C strings that ends with NULL, and what they are in: without a type of ctypes for each length."""
+    characters = array.array("b", b"\0".join((*texts, b"")))
+    place = characters.buffer_info()[0]
+    pointers = array.array("L")
+    for text in texts:
+        pointers.append(place)
+        place += len(text) + 1
+    pointers.append(0)
+    return pointers, characters
 
 
 def array_of(texts: Iterable[bytes]) -> ctypes.Array[ctypes.c_char_p]:
