@@ -114,6 +114,13 @@ async def test_a_mount_point_is_told_at_once(anyio_backend: str, tmp_path: pathl
     await nsorch.unpack(source, target)
 
 
+async def test_no_place_for_it_is_told_by_its_name(anyio_backend: str, tmp_path: pathlib.Path) -> None:
+    source = tmp_path / "rootfs.tar"
+    source.write_bytes(tarball(entry("f", b"x")))
+    with pytest.raises(FileNotFoundError, match=r"/missing'$"):
+        await nsorch.unpack(source, tmp_path / "missing" / "rootfs")
+
+
 async def test_metadata(anyio_backend: str, tmp_path: pathlib.Path, target: pathlib.Path) -> None:
     pax = {"SCHILY.xattr.user.color": "blue", "SCHILY.xattr.trusted.overlay.opaque": "y", "mtime": "1700000000.25"}
     source = tmp_path / "rootfs.tar"

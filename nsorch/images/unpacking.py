@@ -128,7 +128,10 @@ def _beside(target: str) -> Iterator[tuple[int, Callable[[], None]]]:
             raise OSError(errno.ENOTEMPTY, os.strerror(errno.ENOTEMPTY), target)
         if _mount_of(target) != _mount_of(parent):
             raise OSError(errno.EBUSY, "It is a mount point, which can't be replaced; take a directory in it", target)
-    room = tempfile.mkdtemp(prefix=f".{name}.", suffix=".unpacking", dir=parent)
+    try:
+        room = tempfile.mkdtemp(prefix=f".{name}.", suffix=".unpacking", dir=parent)
+    except OSError as exc:
+        raise OSError(exc.errno, exc.strerror, parent) from None
     root = os.open(room, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
 
     committed = False
