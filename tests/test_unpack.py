@@ -119,6 +119,8 @@ async def test_no_place_for_it_is_told_by_its_name(anyio_backend: str, tmp_path:
     source.write_bytes(tarball(entry("f", b"x")))
     with pytest.raises(FileNotFoundError, match=r"/missing'$"):
         await nsorch.unpack(source, tmp_path / "missing" / "rootfs")
+    for name in ("x" * 255, "ü" * 127):
+        await nsorch.unpack(source, tmp_path / name)
 
 
 async def test_metadata(anyio_backend: str, tmp_path: pathlib.Path, target: pathlib.Path) -> None:

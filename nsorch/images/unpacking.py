@@ -129,7 +129,7 @@ def _beside(target: str) -> Iterator[tuple[int, Callable[[], None]]]:
         if _mount_of(target) != _mount_of(parent):
             raise OSError(errno.EBUSY, "It is a mount point, which can't be replaced; take a directory in it", target)
     try:
-        room = tempfile.mkdtemp(prefix=f".{name}.", suffix=".unpacking", dir=parent)
+        room = tempfile.mkdtemp(prefix=f".{name[:50]}.", suffix=".unpacking", dir=parent)  # a name has up to 255 bytes
     except OSError as exc:
         raise OSError(exc.errno, exc.strerror, parent) from None
     root = os.open(room, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
