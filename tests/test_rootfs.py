@@ -662,6 +662,38 @@ async def test_opaque_directories_hide_users(rootfs: pathlib.Path, tmp_path: pat
         assert "No such file" in await say(worker, "cat /etc/group")
 
 
+async def test_paths_through_the_own_proc(rootfs: pathlib.Path, tmp_path: pathlib.Path) -> None:
+    """Are the application's, not the helper's, who has other descriptors and another /proc."""
+    given = tmp_path / "given"
+    given.mkdir()
+    (given / "mine").touch()
+    fd, top = (os.open(path, os.O_PATH | os.O_DIRECTORY) for path in (given, rootfs))
+    ends = os.pipe()
+    try:
+        async with nsorch.Supervisor() as sup:
+            for folder in (f"/proc/self/fd/{fd}", f"/dev/fd/{fd}", f"//proc/{os.getpid()}/fd/{fd}/."):
+                for command in (None, ["sleep", "600"]):
+                    root = nsorch.overlay(f"/proc/self/fd/{top}") if command else f"/proc/thread-self/fd/{top}"
+                    worker = await sup.start("w", command, rootfs=root, mounts=[nsorch.bind(folder, "/m")])
+                    assert await say(worker, "ls /m") == "mine\n"
+                    if command is None:
+                        await worker.remove()
+                        continue
+                    for wrong in (f"/proc/self/fd/{ends[0]}", "/proc/self/nothing", f"/proc/{worker.pid}/root/m"):
+                        with pytest.raises(nsorch.TopologyError, match=r"workers.x.mounts\[0\].src: .* of a process"):
+                            await sup.start("x", rootfs=rootfs, mounts=[nsorch.bind(wrong, "/m")])
+                    await worker.remove()
+            again = os.dup(fd)
+            mounts = [nsorch.bind(f"/dev/fd/{again}", "/m")]
+            worker = await sup.start("w", ["sleep", "600"], rootfs=rootfs, mounts=mounts)
+            os.close(again)
+            await worker.restart()
+            assert await say(worker, "ls /m") == "mine\n"
+    finally:
+        for each in (fd, top, *ends):
+            os.close(each)
+
+
 async def test_socket_is_no_mount_point(rootfs: pathlib.Path) -> None:
     """A file where a directory is wanted is refused, and named."""
     with socket.socket(socket.AF_UNIX) as sock:

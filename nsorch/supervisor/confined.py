@@ -111,9 +111,10 @@ def _plain(namespaces: NamespaceSet, ids: tuple[tuple[IdRange, ...], ...], rootl
     )
 
 
-async def confined_of(spec: WorkerSpec, facts: Facts, *, rootless: bool) -> Confined:
+async def confined_of(spec: WorkerSpec, facts: Facts, *, rootless: bool, made: bool = False) -> Confined:
     """Look up users, and read or build a seccomp program, in a thread where it may take its time.
 
+    :param made: its mounts are there, and what they came from may be gone
     :raises SetupError: there is no such user, or no such file
     :raises TopologyError: the file is no program
     :raises PermissionDeniedError: a capability that the supervisor hasn't, or a user who isn't mapped
@@ -125,7 +126,7 @@ async def confined_of(spec: WorkerSpec, facts: Facts, *, rootless: bool) -> Conf
             return _plain(namespaces, facts.ids, rootless)
     from nsorch.supervisor.confining import confine
 
-    return await confine(spec, facts, rootless=rootless)
+    return await confine(spec, facts, rootless=rootless, made=made)
 
 
 async def reconfined(before: Confined, spec: WorkerSpec, facts: Facts) -> Confined:
@@ -139,7 +140,7 @@ async def reconfined(before: Confined, spec: WorkerSpec, facts: Facts) -> Confin
         from nsorch.core.spawner.confinement import decode
 
         spec = evolve(spec, seccomp=decode(before.confinement).seccomp)
-    now = await confined_of(spec, facts, rootless=before.rootless)
+    now = await confined_of(spec, facts, rootless=before.rootless, made=True)
     if now.user is not None:
         check_mapped(now.user, before.mapped, spec.name)
     return evolve(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 import os
+import re
 import stat
 from typing import TYPE_CHECKING
 
@@ -45,10 +46,11 @@ _RDONLY, _NOEXEC = 1, 8  # MOUNT_ATTR_*
 _TTY_GROUP = 5  # of Debian, and of those who came after
 EVERY_CAPABILITY = spawner_confinement.encode(Confinement(capabilities=((1 << len(CAPABILITIES)) - 1,) * 5))
 _CGROUPS = "/sys/fs/cgroup"
+_OF_PROCESSES = re.compile(r"/+(?:proc/+(?:self|thread-self|[0-9]+)|dev/+fd)/")
 _PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 
-async def confine(spec: WorkerSpec, facts: Facts, *, rootless: bool) -> Confined:
+async def confine(spec: WorkerSpec, facts: Facts, *, rootless: bool, made: bool) -> Confined:
     """See :func:`nsorch.supervisor.confined.confined_of`."""
     isolation = isolation_of(spec)
     user = None
@@ -68,7 +70,7 @@ async def confine(spec: WorkerSpec, facts: Facts, *, rootless: bool) -> Confined
         _check_capabilities(isolation.required, facts.capabilities, spec.name)
     program = await _seccomp_program(isolation, spec.name)
     try:
-        root = _root(isolation, rootless=rootless, own_user=own_user, passive=spec.command is None)
+        root = Root() if made else _root(isolation, rootless=rootless, own_user=own_user, passive=spec.command is None)
     except TopologyError as exc:
         raise TopologyError(f"workers.{spec.name}.{exc.problems[0]}") from None
     return Confined(
@@ -221,7 +223,19 @@ def _environment() -> dict[str, str]:
 
 
 def _absolute(where: str, path: str) -> bytes:
-    return os.fsencode(absolute(where, path))
+    """As the helper has it, whose ``/proc`` is another, and ``/proc/self`` in any its own."""
+    path = absolute(where, path)
+    if _OF_PROCESSES.match(path):
+        found = os.path.realpath(path)
+        try:
+            # What the link says of another process may be in other mounts; of a pipe it is no path.
+            same = not found.startswith("/proc/") and os.path.samestat(os.stat(path), os.stat(found))
+        except OSError:
+            same = False
+        if not same:
+            raise TopologyError(f'{where}: "{path}" is what /proc has of a process, and no path elsewhere leads there')
+        path = found
+    return os.fsencode(path)
 
 
 def _beside(upper: bytes) -> bytes:
