@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import signal
 import sys
+import threading
+from concurrent.futures import Future
 from typing import TYPE_CHECKING
 
 import anyio
@@ -24,6 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 _PATH = click.Path(readable=False)  # one that can't be read is no wrong usage, and may be written
+_PERIOD = 0.1  # seconds, between two looks for signals
 FAILED, NOT_EXECUTABLE, NOT_FOUND = 125, 126, 127
 
 
@@ -85,7 +88,7 @@ def run(
     )
 
     def act() -> int:
-        topology = load()
+        topology = _in_thread(load)
         if worker is not None and worker not in topology.workers:
             known = ", ".join(list(topology.workers)[:20])
             raise TopologyError(f'there is no worker "{worker}", only {known}', source=file)
@@ -152,6 +155,23 @@ def import_(kind: str, file: str, output: str | None) -> None:
         return 0
 
     sys.exit(_guarded(act))
+
+
+def _in_thread(load: Callable[[], Topology]) -> Topology:
+    """As a read that blocks, of a fifo, doesn't notice a signal that comes just before it."""
+    loaded: Future[Topology] = Future()
+
+    def work() -> None:
+        try:
+            loaded.set_result(load())
+        except BaseException as exc:
+            loaded.set_exception(exc)
+
+    threading.Thread(target=work, daemon=True).start()
+    while not loaded.done():
+        with contextlib.suppress(TimeoutError):
+            loaded.exception(_PERIOD)
+    return loaded.result()
 
 
 def main() -> None:
