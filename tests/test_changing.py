@@ -544,6 +544,31 @@ async def test_a_link_moves_to_a_bridge_that_is_removed(monkeypatch: pytest.Monk
         assert (await sup.ping_all([(a, b), (b, a)])).ok
 
 
+async def test_a_bridge_is_linked_to_one_after_the_other() -> None:
+    async with nsorch.Supervisor() as sup:
+        await sup.bridge("lan", BOTH, gateway="r")
+        await sup.bridge("far", FAR, gateway="x")
+        near = await sup.bridge("near")
+        await sup.start("a", links=["lan"])
+        await sup.start("b", links=["far"])
+        link = await sup.link("lan", "near")
+        assert near.subnets == sup.bridges["lan"].subnets
+        await link.remove()
+        link = await sup.link("near", "far")
+        assert near.subnets == sup.bridges["far"].subnets
+        assert sup.bridges["lan"].subnets != near.subnets
+        c = await sup.start("c", links=["near"])
+        d = await sup.start("d", links=["lan"])
+        assert [str(address) for address in d.addresses] == ["10.0.0.3/24", "fd00::3/64"]
+        assert await reach(sup, [("b", "c"), ("a", "d")])
+        assert (await default_route(c, 4), await default_route(d, 4)) == ("10.9.0.1", "10.0.0.1")
+        await link.remove()
+        with pytest.raises(TopologyError, match="workers on near have addresses of 10.9.0.0/24, fd09::/64, not of"):
+            await sup.link("near", "lan")
+        await sup.link("near", "far")
+        assert await reach(sup, [("b", "c"), ("a", "d")])
+
+
 async def test_a_bridge_that_is_removed_while_it_is_made_is_in_no_kernel() -> None:
     async with nsorch.Supervisor() as sup:
         async with anyio.create_task_group() as tasks:

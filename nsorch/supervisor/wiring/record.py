@@ -24,7 +24,7 @@ from nsorch.topology.namespaces import Host, NamespaceSet, New, OfWorker, Shared
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator, Sequence
     from collections.abc import Set as AbstractSet
-    from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
+    from ipaddress import IPv4Address, IPv4Interface, IPv4Network, IPv6Address, IPv6Interface, IPv6Network
 
     from nsorch.supervisor.supervisor import Supervisor
     from nsorch.supervisor.wiring.given import Given
@@ -224,6 +224,8 @@ class Record:
         both = near if b in near else [*near, *b._joined()]
         if problem := trunk_problem([bridge.spec for bridge in both], loop=b in near):
             raise TopologyError(f"{where}: {a.name} and {b.name} {problem}")
+        self._loosen(a, b, where)
+        self._loosen(b, a, where)
         self.merge(a, b)
         first, second = self.mtus_of(spec)
         link = Link(self._wiring, self._port(a, None, first), self._port(b, None, second), spec.label)
@@ -234,6 +236,29 @@ class Record:
             assert other.bridge is not None
             side.bridge._trunks[side] = other.bridge
         return link
+
+    def _loosen(self, bridge: Bridge, other: Bridge, where: str) -> None:
+        """Before it is linked to *other*: what *bridge* has of another one that it was linked to isn't its own.
+
+        :raises TopologyError: but addresses of workers are
+        """
+        island, segment, theirs = bridge._joined(), bridge._segment, other._segment.networks
+        if (
+            segment is other._segment
+            or not segment.networks
+            or any(near.spec.subnet or near.spec.vlans for near in island)
+        ):
+            return
+        if any(port.bridge in island for link in self.links.values() for side, port in link._both() if side.worker):
+            if theirs and theirs != segment.networks:
+                own, others = (", ".join(map(str, networks)) for networks in (segment.networks, theirs))
+                raise TopologyError(f"{where}: workers on {bridge.name} have addresses of {own}, not of {others}")
+            return
+        fresh = Segment((), bridge.name)
+        owners: dict[bytes, bytes] = {}
+        gateways: dict[Segment, tuple[IPv4Interface | IPv6Interface, ...]] = {fresh: ()}
+        for near in island:
+            near._segment, near._vlans, near._gateways, near._owners, near.gateway = fresh, {}, gateways, owners, None
 
     def merge(self, a: Bridge, b: Bridge) -> None:
         """Bridges that are to be linked are one segment: they have one subnet, one gateway, and each address once.
