@@ -143,6 +143,17 @@ def test_a_wrong_kind_is_refused_by_name(description: str, name: str) -> None:
     assert refused > len(STRANGE) / 2
 
 
+@pytest.mark.parametrize("value", [None, 5, "x", Strange(), nsorch.To("lan")], ids=repr)
+def test_what_is_no_part_and_no_graph(value: Any) -> None:
+    for take, name in (
+        (nsorch.Topology().add, "spec"),
+        (nsorch.Topology.from_networkx, "graph"),
+        (nsorch.Topology.from_mininet, "topo"),
+    ):
+        with pytest.raises(nsorch.TopologyError, match=f"^{name}: .* is not a "):
+            take(value)
+
+
 def test_iterators_are_read_once() -> None:
     spec = nsorch.WorkerSpec(name="w", command=iter(["x"]), namespaces=iter(["net", "uts"]), links=iter(["lan"]))
     assert spec.command == ("x",)

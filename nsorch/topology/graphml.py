@@ -15,7 +15,7 @@ from nsorch.errors import TopologyError, printable
 from nsorch.topology.bursts import GILBERT_ELLIOTT_KEYS
 from nsorch.topology.emulation import EMULATION_KEYS
 from nsorch.topology.export import CREATOR, SOURCE, TARGET
-from nsorch.topology.kinds import shown
+from nsorch.topology.kinds import of_kind, shown
 from nsorch.topology.model import Topology
 from nsorch.topology.routing import connected
 from nsorch.topology.specs import End, LinkSpec
@@ -160,6 +160,9 @@ class _File:
 
 def from_networkx(graph: Any, options: GraphOptions) -> Topology:
     """See :meth:`Topology.from_networkx`."""
+    import networkx as nx
+
+    of_kind("graph", graph, "a networkx.Graph", nx.Graph)
     same = {text for text, times in collections.Counter(map(str, graph.nodes)).items() if times > 1}  # 1 and "1"
     ids = {node: f"{number}: {node!r}" if str(node) in same else str(node) for number, node in enumerate(graph.nodes)}
     nodes = {ids[node]: _texts(data) for node, data in graph.nodes(data=True)}

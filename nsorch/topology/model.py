@@ -13,7 +13,7 @@ from nsorch import topology  # noqa: TC001 - for typing.get_type_hints
 from nsorch.errors import NameInUseError, TopologyError
 from nsorch.topology.checks import checks, emulations
 from nsorch.topology.emulation import NO_EMULATION, directions
-from nsorch.topology.kinds import shown
+from nsorch.topology.kinds import of_kind, shown
 from nsorch.topology.layer2 import wires
 from nsorch.topology.routing import connected
 from nsorch.topology.specs import BridgeSpec, LinkSpec, To, WorkerSpec
@@ -77,7 +77,9 @@ class Topology:
         """Add a part.
 
         :raises NameInUseError: a worker or bridge has its name
+        :raises TopologyError: it is none
         """
+        of_kind("spec", spec, "a WorkerSpec, BridgeSpec or LinkSpec", WorkerSpec, BridgeSpec, LinkSpec)
         if isinstance(spec, LinkSpec):
             self._links.append(spec)
             return

@@ -7,7 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 from attrs import evolve
 
+from nsorch.errors import TopologyError
 from nsorch.topology.importers.building import Building
+from nsorch.topology.kinds import shown
 from nsorch.topology.routing import connected
 from nsorch.topology.specs import End, LinkSpec
 from nsorch.topology.units import duration
@@ -25,6 +27,8 @@ _SILENT = ("use_htb", "use_tbf", "use_hfsc", "isSwitch")  # how, not what
 
 def from_mininet(topo: Any) -> Topology:
     """See :meth:`Topology.from_mininet`."""
+    if not all(hasattr(topo, name) for name in ("hosts", "switches", "links")):
+        raise TopologyError(f"topo: {shown(topo)} is not a mininet.topo.Topo")
     building = Building(type(topo).__name__)
     hosts, switches = [str(name) for name in topo.hosts()], [str(name) for name in topo.switches()]
     links = [(str(a), str(b), dict(info)) for a, b, info in topo.links(sort=True, withInfo=True)]
