@@ -16,16 +16,16 @@ from nsorch.supervisor.main_process import end
 from nsorch.supervisor.turns import DYING, for_each, in_turns
 from nsorch.supervisor.wiring.removing import disconnect
 
-# The kernel takes down together what it finds when it begins, and then what has come meanwhile. Two large parts take it
-# up to four times as long as one namespace and then all others: of so many, one goes so many seconds ahead.
-_MANY, _AHEAD = 200, 0.01
-
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Sequence
 
     from nsorch.core.jobs import Job
     from nsorch.supervisor.supervisor import Supervisor
     from nsorch.supervisor.worker import Worker
+
+# The kernel takes down together what it finds when it begins, and then what has come meanwhile. Two large parts take it
+# up to four times as long as one namespace and then all others: of so many, one goes so many seconds ahead.
+_MANY, _AHEAD = 200, 0.01
 
 
 async def remove(supervisor: Supervisor, workers: Sequence[Worker]) -> None:
