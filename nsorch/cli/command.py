@@ -206,6 +206,12 @@ def _guarded(act: Callable[[], int], *, hears_signals: bool = False) -> int:
         with contextlib.suppress(OSError):  # then nobody can be told
             for leaf in leaves:
                 click.echo(f"nsorch: {leaf}", err=True)
+        for number, stream in ((1, sys.stdout), (2, sys.stderr)):
+            try:
+                if stream is not None:
+                    stream.flush()
+            except OSError:  # no room: the interpreter would try once more at its end, and have a status of its own
+                drop_output(number)
         return _status(leaves[0])
 
 

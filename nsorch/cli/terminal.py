@@ -55,7 +55,7 @@ def _modes(fd: int) -> list[Any] | None:
         return None
 
 
-def drop_output() -> None:
-    """Nobody reads standard output any more: forget what wasn't written, or the interpreter would try again."""
+def drop_output(number: int = 1) -> None:
+    """Nobody reads descriptor *number* any more: forget what wasn't written, or the interpreter would try again."""
     null = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(null, 1)
+    os.dup2(null, number)
