@@ -135,6 +135,18 @@ async def test_each_packet_once_at_the_end_where_it_arrives() -> None:
 
 
 @pytest.mark.anyio
+async def test_a_link_that_is_named_twice_is_one() -> None:
+    async with nsorch.Supervisor() as sup:
+        link = await pair(sup)
+        async with sup.capture([link, link.name, link], filter=ICMP) as packets:
+            assert (await sup.ping_all([("a", "b")])).ok
+            assert {packet.end for packet in await take(packets, 2)} == {"a:eth0", "b:eth0"}
+            with anyio.move_on_after(0.05):
+                await packets.receive()
+                raise AssertionError("there was a third")
+
+
+@pytest.mark.anyio
 async def test_several_links_into_one_file(tmp_path: pathlib.Path) -> None:
     path = tmp_path / "lab.pcapng"
     async with nsorch.Supervisor() as sup:

@@ -536,7 +536,8 @@ def run(*arguments: str) -> subprocess.CompletedProcess[str]:
 @pytest.mark.once
 def test_validate(tmp_path: pathlib.Path) -> None:
     good, bad = tmp_path / "good.toml", tmp_path / "bad.toml"
-    good.write_text("[workers.a]\n[workers.b]\n[[links]]\nends = ['a', 'b']\ndelay = '5ms'\n")
+    lan = "[bridges.lan]\n[workers.a]\nlinks = ['lan']\n[workers.b]\nlinks = ['lan']\n"
+    good.write_text(f"{lan}[[links]]\nends = ['a', 'b']\ndelay = '5ms'\n")
     bad.write_text("[workers.a]\nx = 1\n[workers.b]\ny = 1\n")
     assert (run("validate", str(good)).returncode, run("validate").returncode) == (0, 2)
     done = run("validate", str(good), str(bad), str(tmp_path / "none.toml"))
@@ -545,6 +546,7 @@ def test_validate(tmp_path: pathlib.Path) -> None:
     assert f"{tmp_path}/none.toml: can't be read" in done.stderr
     results = json.loads(run("validate", "--json", str(good), str(bad)).stdout)
     assert [result["ok"] for result in results] == [True, False]
+    assert (results[0]["workers"], results[0]["bridges"], results[0]["links"]) == (2, 1, 3)
     assert results[1]["problems"][0] == {"line": 2, "problem": "workers.a.x: unknown key"}
 
 

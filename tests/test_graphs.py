@@ -44,6 +44,7 @@ def test_delay_by_coordinates(tmp_path: pathlib.Path) -> None:
 @pytest.mark.parametrize(
     ("part", "options", "problem"),
     [
+        (node("1"), {"missing": "5ms"}, 'missing: is of the delay by coordinates, which delay="geo" asks for'),
         (node("1", lat="x", lon=0), {"delay": "geo"}, 'node 1: its Latitude "x"'),
         (node("1", lat=91, lon=0), {"delay": "geo"}, 'node 1: its Latitude "91"'),
         (node("1", lat=0, lon="nan"), {"delay": "geo"}, 'node 1: its Longitude "nan"'),

@@ -53,6 +53,20 @@ def problems(text: str | bytes, tmp_path: pathlib.Path, suffix: str = ".toml") -
     return raised.value.problems
 
 
+# A segment of two bridges, and another link beside it.
+ROUTED = """
+[bridges.l]
+subnet='10.0.0.0/23'
+[bridges.k]
+[bridges.m]
+subnet='10.1.0.0/16'
+[workers.a]
+links=['k','m']
+routes=[{{to='172.16.0.0/12',{}}}]
+[workers.b]
+"""
+
+
 def test_office(tmp_path: pathlib.Path) -> None:
     topology = load(OFFICE, tmp_path)
     assert topology.name == "office"
@@ -183,10 +197,25 @@ def test_all_that_does_not_go_together_in_a_worker_is_told() -> None:
         ("[bridges.l]\nsubnet='10.0.0.0/30'\n[workers.a]\nlinks=['l']\n[workers.b]\nlinks=['l']\n[workers.c]\nlinks=['l']", "2 addresses for 3"),
         ("[bridges.l]\nsubnet='10.0.0.0/24'\n[workers.a]\nlinks=[{to='l',address='10.0.1.1'}]", "workers.a.links[0].address: 10.0.1.1 is outside"),
         ("[bridges.l]\nsubnet='10.0.0.0/24'\n[workers.a]\nlinks=[{to='l',address='10.0.0.1'}]\n[workers.b]\nlinks=[{to='l',address='10.0.0.1'}]", "used by"),
+        ("[workers.a]\nroutes=[{to='default',via='10.0.0.9'}]", "workers.a.routes[0]: 10.0.0.9 is on none of its links"),
+        (ROUTED.format("via='10.0.9.9'"), "workers.a.routes[0]: 10.0.9.9 is on none of its links"),
+        (ROUTED.format("via='fd00::1'").replace("172.16.0.0/12", "default"), "fd00::1 is on none of its links"),
+        (ROUTED.format("via='10.1.255.255'"), "10.1.255.255 is all of 10.1.0.0/16, and nobody's address"),
+        (ROUTED.format("dev='eth2'"), "workers.a.routes[0]: eth2 is on none of its links"),
     ],
 )  # fmt: skip
 def test_relations(text: str, expected: str, tmp_path: pathlib.Path) -> None:
     assert expected in "\n".join(problems(text, tmp_path))
+
+
+@pytest.mark.parametrize("way", ["via='10.0.0.255'", "via='10.1.0.1'", "via='100.65.1.2'", "dev='eth1'", "dev='tap'"])
+def test_routes_that_lead_through_a_link(way: str, tmp_path: pathlib.Path) -> None:
+    tap = "interfaces=[{name='tap',kind='tun'}]\nroutes="
+    text = ROUTED.format(way).replace("routes=", tap if "tap" in way else "routes=")
+    text += "\n[[links]]\nends=['l','k']\n[[links]]\nends=['a','b']"
+    path = tmp_path / "lab.toml"
+    path.write_text(text)
+    Topology.load(path).validate()
 
 
 @pytest.mark.parametrize(

@@ -76,7 +76,8 @@ async def run_topology(topology: Topology, options: Options) -> int:
 
 async def _use(sup: Supervisor, topology: Topology, options: Options, outputs: Outputs) -> int:
     begin = time.monotonic()
-    async with progress("bringing up", len(topology.workers) + len(topology.links), lambda: _count_up(sup)):
+    links = len(topology.links) + sum(len(worker.links) for worker in topology.workers.values())
+    async with progress("bringing up", len(topology.workers) + links, lambda: _count_up(sup)):
         deployment = await sup.deploy(topology)
     count = f"{len(topology.workers)} workers, {len(topology.bridges)} bridges, {len(sup.links)} links"
     summary = f"{topology.name or 'the lab'}: {count}, up in {time.monotonic() - begin:.1f} s"

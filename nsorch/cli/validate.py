@@ -34,5 +34,6 @@ def _validate(file: str) -> dict[str, Any]:
         return {"file": file, "ok": False, "problems": [{"line": None, "problem": str(exc)}]}
     for note in topology.notes:
         click.echo(f"{file}: note: {note}", err=True)
-    counts = {"workers": len(topology.workers), "bridges": len(topology.bridges), "links": len(topology.links)}
+    links = len(topology.links) + sum(len(worker.links) for worker in topology.workers.values())
+    counts = {"workers": len(topology.workers), "bridges": len(topology.bridges), "links": links}
     return {"file": file, "ok": True, "problems": [], "notes": list(topology.notes), **counts}

@@ -823,7 +823,7 @@ class Supervisor:
         :raises OSError: on entering or leaving: the file can't be written
         """
         return self._wiring.capture(
-            [self._link(link) for link in items("links", links, "links")],
+            list(dict.fromkeys(self._link(link) for link in items("links", links, "links"))),
             filter=filter,
             file=file,
             direction=direction,

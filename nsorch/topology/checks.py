@@ -12,6 +12,7 @@ from nsorch.topology.interface_checks import interface_checks
 from nsorch.topology.joins import find_loop, joined_names
 from nsorch.topology.layer2 import LEAST_MTU6, port_problems, trunk_problem
 from nsorch.topology.namespaces import Host, NamespaceSet, Shared
+from nsorch.topology.route_checks import route_checks
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator, Mapping
@@ -39,6 +40,7 @@ def checks(topology: Topology) -> Iterator[str | None]:
     yield from interface_checks(topology)
     yield from _special_ends(topology)
     yield from found.addresses()
+    yield from route_checks(topology, found.segments, POOLS, lambda: _interfaces(topology)[0])
     yield from _contradictions(topology)
 
 
@@ -74,13 +76,16 @@ def _contradictions(topology: Topology) -> Iterator[str | None]:
 
 
 class _Ends:
-    """Who is on which bridge."""
+    """Who is on which bridge.
+
+    :ivar segments: by bridge: all that it is linked to, itself included; after :meth:`dangling`
+    """
 
     def __init__(self, topology: Topology) -> None:
         self._topology = topology
         self._workers: dict[str, set[str]] = {name: set() for name in topology.bridges}
         self._given: dict[tuple[str, int | None], Given] = {}  # by bridge, and VLAN if that has a subnet of its own
-        self._segments = {name: [name] for name in topology.bridges}  # with all that it is linked to
+        self.segments = {name: [name] for name in topology.bridges}  # with all that it is linked to
 
     def dangling(self) -> Iterator[str | None]:
         topology = self._topology
@@ -117,10 +122,10 @@ class _Ends:
     def _join(self, number: int, a: str, b: str) -> str | None:
         """Bridges that are linked are one segment."""
         bridges = self._topology.bridges
-        here, there = self._segments[a], self._segments[b]
+        here, there = self.segments[a], self.segments[b]
         both = here if here is there else [*here, *there]
         for name in both:
-            self._segments[name] = both
+            self.segments[name] = both
         problem = trunk_problem([bridges[name] for name in both], loop=here is there)
         return problem and f"links[{number}].ends: {a} and {b} {problem}"
 
@@ -129,7 +134,7 @@ class _Ends:
         vlan = end.pvid if bridge.vlan_aware else None
         if bridge.vlan_aware and vlan is None and not end.address:
             return  # all its frames have tags: its address would be of no use
-        known = any(vlan in self._topology.bridges[near].vlans for near in self._segments[name])
+        known = any(vlan in self._topology.bridges[near].vlans for near in self.segments[name])
         self._given.setdefault((name, vlan if known else None), []).append((path, end.address, mtu))
 
     def addresses(self) -> Iterator[str | None]:
@@ -138,7 +143,7 @@ class _Ends:
         whole: dict[tuple[str, int | None], Given] = {}
         for (name, vlan), given in self._given.items():
             # Of a segment of several bridges, the one that has the subnet stands for all.
-            for each in self._segments[name]:
+            for each in self.segments[name]:
                 if topology.bridges[each].subnet if vlan is None else vlan in topology.bridges[each].vlans:
                     name = each
                     break
@@ -182,7 +187,8 @@ def _filters(topology: Topology) -> Iterator[str | None]:
         if isinstance(worker.service, Frr) and topology.routing != "none":
             yield f'workers.{name}.service.frr: with routing "{topology.routing}" the routes are set already'
         if interfaces is None:
-            interfaces = _interfaces(topology)
+            own, behind = _interfaces(topology)
+            interfaces = {name: own[name] | behind[name] for name in own}
         if problem := outside_problem(nat, firewall):
             yield f"workers.{name}.{problem}"
         for path, other in filter_names(nat, firewall):
@@ -220,7 +226,7 @@ def _special_ends(topology: Topology) -> Iterator[str | None]:
             yield f'{path}.dhcp: the gateway of "{other}" has the first address'
 
 
-def _interfaces(topology: Topology) -> dict[str, set[str]]:
+def _interfaces(topology: Topology) -> tuple[dict[str, set[str]], dict[str, set[str]]]:
     """Of each worker: the names of its interfaces, in the order in which they are given out, and of what is behind."""
     names = {name: {interface.name for interface in w.all_interfaces} for name, w in topology.workers.items()}
     for w in topology.workers.values():
@@ -238,7 +244,7 @@ def _interfaces(topology: Topology) -> dict[str, set[str]]:
             taken = names[worker]
             taken.add(name or next(eth for number in itertools.count() if (eth := f"eth{number}") not in taken))
             behind[worker].add(other)
-    return {name: names[name] | behind[name] for name in names}
+    return names, behind
 
 
 def _joins(topology: Topology) -> Iterator[str | None]:

@@ -68,6 +68,8 @@ class GraphOptions(Value):
                 object.__setattr__(self, "missing", duration(self.missing))
             except ValueError as exc:
                 problems.append(f'missing: {exc}, nor "error" or "none"')
+        if self.missing != "error" and self.delay is None:
+            problems.append('missing: is of the delay by coordinates, which delay="geo" asks for')
         if problems:
             raise TopologyError(*problems)
 
