@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import pathlib
+import signal
 import subprocess
 import sys
 
@@ -81,6 +83,28 @@ async def test_cancellation(marker: str) -> None:
             await anyio.sleep_forever()
     assert scope.cancelled_caught
     assert running(marker) == []
+
+
+@pytest.mark.parametrize("how", ["exception", "cancellation", "critical", "spawner"])
+async def test_what_ends_with_the_block_is_expected(how: str, marker: str) -> None:
+    sup = nsorch.Supervisor()
+    with anyio.CancelScope() as scope, contextlib.suppress(nsorch.NsorchError, ZeroDivisionError):
+        async with sup:
+            worker = await sup.start("w", ["sleep", marker])
+            match how:
+                case "exception":
+                    raise ZeroDivisionError
+                case "cancellation":
+                    scope.cancel()
+                case "critical":
+                    await sup.start("c", ["false"], critical=True)
+                case "spawner":
+                    os.kill(sup._facts.pid, signal.SIGKILL)
+            await anyio.sleep_forever()
+    exits = {event.worker: event.exit for event in await collect(sup) if isinstance(event, nsorch.WorkerExited)}
+    assert exits["w"] == worker.exit
+    assert (exits["w"].signal, exits["w"].expected) == (9, how != "spawner")
+    assert "c" not in exits or (exits["c"].code, exits["c"].expected) == (1, False)
 
 
 async def test_cancelled_in_the_middle_of_a_big_start(marker: str) -> None:

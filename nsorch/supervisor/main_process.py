@@ -304,6 +304,10 @@ class MainProcess:
                 )
             self.signal(signal.SIGTERM)
 
+    def expect_end(self) -> None:
+        """From here on it ends because nsorch was asked to end it."""
+        self._stopping = True
+
     async def stop(self, grace: float) -> Exit | None:
         job = self._job
         if job is not None and not job.ended:

@@ -216,6 +216,9 @@ class Supervisor:
             self._bus.publish(events.SupervisorStopping())
             if orderly and not self._helper.died:
                 await self._stop_gently()
+            if not self._helper.died:  # else they have been killed by somebody else
+                async for worker in in_turns(list(self._workers.values())):
+                    worker._expect_end()
             with anyio.move_on_after(_KILL_DEADLINE):
                 await for_each(self._helper.jobs, _kill, DYING)
             await self._let_go()

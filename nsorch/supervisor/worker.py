@@ -796,6 +796,10 @@ class Worker:
         if self._main is not None:
             self._main.begin_stop(grace)
 
+    def _expect_end(self) -> None:
+        if self._main is not None:
+            self._main.expect_end()
+
     async def _ended(self) -> None:
         if self._main is not None:
             await self._main.end()
