@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+from collections.abc import Awaitable
 from typing import Any
 
 import anyio
@@ -570,15 +571,51 @@ async def test_a_bridge_is_linked_to_one_after_the_other() -> None:
 
 
 async def test_a_bridge_that_is_removed_while_it_is_made_is_in_no_kernel() -> None:
+    async def make() -> None:
+        with pytest.raises(nsorch.ClosedError, match="the bridge lan was removed while it was made"):
+            await sup.bridge("lan")
+
     async with nsorch.Supervisor() as sup:
         async with anyio.create_task_group() as tasks:
-            tasks.start_soon(sup.bridge, "lan")
+            tasks.start_soon(make)
             while "lan" not in sup.bridges:
                 await anyio.lowlevel.checkpoint()
             bridge = sup.bridges["lan"]
             await bridge.remove()
         with pytest.raises(nsorch.NetlinkError, match="ENODEV"):
             sup._wiring.kernel.engine.fabric.ask(Request(get_link(bridge._parts.all[0].index), "look at", "it"))
+    async with sup.events(kinds=nsorch.BridgeCreated, since=0) as told:
+        assert [event async for event in told] == []
+
+
+async def test_a_link_whose_bridge_is_removed_while_both_are_made_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The kernel says EINVAL of a bridge that isn't there."""
+    making, leaving = anyio.Event(), anyio.Event()
+
+    async def refused(call: Awaitable[Any], what: str) -> None:
+        with pytest.raises(nsorch.ClosedError, match=f"the {what} was removed while it was made"):
+            await call
+
+    async with nsorch.Supervisor() as sup:
+        await sup.start("a", namespaces=["net"])
+        original = sup._wiring._orders._execute
+
+        async def execute(orders: Any) -> None:
+            making.set()
+            await leaving.wait()
+            await original(orders)
+
+        monkeypatch.setattr(sup._wiring._orders, "_execute", execute)
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(refused, sup.bridge("lan", "10.0.0.0/24"), "bridge lan")
+            await making.wait()
+            tasks.start_soon(refused, sup.link("a", "lan"), "link a:eth0-lan")
+            while not sup._wiring._orders._orders:  # it waits for its turn
+                await anyio.lowlevel.checkpoint()
+            tasks.start_soon(sup.bridges["lan"].remove)
+            while sup.links:
+                await anyio.lowlevel.checkpoint()
+            leaving.set()
 
 
 async def test_a_late_removal_of_a_bridge_leaves_another_of_its_name() -> None:

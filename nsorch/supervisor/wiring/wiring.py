@@ -13,7 +13,7 @@ from attrs import evolve
 from nsorch import events
 from nsorch.core.spawner.syscalls import CLONE_NEWNET
 from nsorch.core.threads import in_thread_or_here
-from nsorch.errors import ClosedError, TopologyError
+from nsorch.errors import ClosedError, NetlinkError, TopologyError
 from nsorch.net.plan import KERNEL_MTU, Batch, NodePlan
 from nsorch.supervisor.turns import in_turns
 from nsorch.supervisor.wiring.acquainting import Acquaintances
@@ -242,6 +242,9 @@ class Wiring:
         return bridge
 
     def announce_bridge(self, bridge: Bridge) -> None:
+        if bridge._leaving or bridge._removed:
+            self._supervisor._check_running()
+            raise _removed_meanwhile("bridge", bridge.name)
         bridge._announced = True
         self._supervisor._bus.publish(events.BridgeCreated(bridge=bridge.name))
 
@@ -384,7 +387,13 @@ class Wiring:
             rise=rise,
         )
         if links or order.bridges or any(node.loopback or node.routes for node in order.batch.nodes):
-            await self._orders.carry_out(order)
+            try:
+                await self._orders.carry_out(order)
+            except NetlinkError:
+                for link in links:
+                    if link._leaving or link._state == "removed":  # its bridge may have gone first
+                        raise _removed_meanwhile("link", link.name) from None
+                raise
         for worker, routes in default.items():
             worker._defaults = worker._defaults or tuple(routes)
         if self._led != led:
@@ -397,7 +406,7 @@ class Wiring:
             self.announce_bridge(bridge)
         async for link in in_turns(links):
             if link._state != "up":
-                raise ClosedError(f"the link {link.name} was removed while it was made", stage=LINKING)
+                raise _removed_meanwhile("link", link.name)
             self.note_interfaces(link)
             link._announced, ends = True, link.ends
             bus.publish(events.LinkCreated(link=link.name, ends=ends))
@@ -584,6 +593,10 @@ class Wiring:
         for side in link._sides:
             if side.worker is not None:
                 await follow_default(self, side.worker, anew=True)
+
+
+def _removed_meanwhile(kind: str, name: str) -> ClosedError:
+    return ClosedError(f"the {kind} {name} was removed while it was made", stage=LINKING)
 
 
 def _short(mtus: Iterable[int | None]) -> bool:
