@@ -298,6 +298,33 @@ async def test_its_link_is_removed_by_another_and_the_name_is_taken_again() -> N
         assert not sup.bridges["lan"]._segment.is_free(address.ip)
 
 
+@pytest.mark.parametrize("how", ["remove", "start"])
+async def test_a_worker_goes_while_the_one_does_whose_network_it_has(how: str) -> None:
+    async with nsorch.Supervisor() as sup:
+        lan = await sup.bridge("lan", "10.0.0.0/24")
+        for _ in range(3):
+            owner = await sup.start("owner", namespaces=["net"])
+
+            async def come() -> None:
+                spec = {"links": [lan], "namespaces": {"net": "worker:owner", "pid": True}, "init": False}
+                ready = nsorch.exec_ready(["false"]) if how == "start" else None
+                await sup.start("guest", ["sleep", "60"], ready=ready, **spec)
+
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(come)
+                await sup.wait_event(nsorch.WorkerStarted, worker="guest")
+                if how == "remove":
+                    tasks.start_soon(sup.workers["guest"].remove)
+                else:
+                    tasks.cancel_scope.cancel()
+                with anyio.CancelScope(shield=True):
+                    while "guest" in sup.workers and not sup.workers["guest"]._leaving:
+                        await anyio.lowlevel.checkpoint()
+                    await owner.remove()
+            assert not sup.workers
+            assert not sup.links
+
+
 @pytest.mark.long
 async def test_a_bridge_that_is_removed_while_workers_come() -> None:
     async with nsorch.Supervisor() as sup:

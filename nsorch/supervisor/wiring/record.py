@@ -7,7 +7,7 @@ import contextlib
 import itertools
 from typing import TYPE_CHECKING
 
-from nsorch.errors import NameInUseError, TopologyError, UnsupportedError
+from nsorch.errors import ClosedError, NameInUseError, TopologyError, UnsupportedError
 from nsorch.events import State
 from nsorch.net.addresses import PointToPointPool, Segment
 from nsorch.net.mac import derive_mac, parse_mac
@@ -526,7 +526,7 @@ class Record:
         going = {worker.name for worker in workers}
         found = set()
         async for worker in in_turns(workers):
-            with contextlib.suppress(UnsupportedError):
+            with contextlib.suppress(UnsupportedError, ClosedError):  # the worker that it has joined is gone before it
                 owner, fresh = self._owner_of_netns(worker)
                 if owner is worker and fresh and self._guests.get(worker.name, set()) <= going:
                     found.add(worker.name)
