@@ -298,6 +298,22 @@ async def test_its_link_is_removed_by_another_and_the_name_is_taken_again() -> N
         assert not sup.bridges["lan"]._segment.is_free(address.ip)
 
 
+async def test_removed_before_the_start_has_found_out_why_it_ended() -> None:
+    async def come() -> None:
+        with pytest.raises(nsorch.WorkerExitedError, match="before it was ready"):
+            await sup.start("w", ["sleep", "60"], ready=nsorch.exec_ready(["sleep", "60"]))
+
+    async with nsorch.Supervisor() as sup, anyio.create_task_group() as tasks:
+        tasks.start_soon(come)
+        started = await sup.wait_event(nsorch.WorkerStarted, worker="w")
+        worker = sup.workers["w"]
+        with open(f"/proc/{started.pid}/fd/2", "wb"):  # the start waits for the end of the standard error
+            with anyio.fail_after(5):
+                await worker.remove()
+                await sup.wait_event(nsorch.WorkerSetupFailed, worker="w", since=0)
+        assert worker.state is nsorch.State.REMOVED
+
+
 @pytest.mark.parametrize("how", ["remove", "start"])
 async def test_a_worker_goes_while_the_one_does_whose_network_it_has(how: str) -> None:
     async with nsorch.Supervisor() as sup:

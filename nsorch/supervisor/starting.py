@@ -343,7 +343,7 @@ class Starter:
             if getattr(exc, "worker", "") is None:
                 exc.worker = worker.name  # type: ignore[attr-defined]
             worker._doomed = True
-            if worker._state is not State.EXITED:
+            if worker._state not in (State.EXITED, State.REMOVED):  # by somebody else, meanwhile
                 worker._state = State.FAILED
             self._report(worker, exc)
             errors.append(exc)
