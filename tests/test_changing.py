@@ -89,6 +89,18 @@ async def test_addresses() -> None:
         assert str(new.addresses[0].ip) == "10.0.0.2", "what it had is free"
 
 
+async def test_an_address_stays_whose_subnet_loses_an_earlier_one() -> None:
+    async with nsorch.Supervisor() as sup:
+        workers = await lab(sup)
+        link = link_of(sup, "b")
+        await link.set(address=["10.0.0.2", "10.0.0.9"])
+        await link.set(address="10.0.0.9")
+        shown = (await workers["b"].run(["ip", "-4", "-o", "addr", "show", "eth0"])).stdout.decode()
+        assert [line.split()[3] for line in shown.splitlines()] == ["10.0.0.9/24"]
+        assert [str(a.ip) for a in workers["b"].interfaces["eth0"].addresses] == ["10.0.0.9", "fd00::2"]
+        assert await reach(sup)
+
+
 async def default_route(worker: nsorch.Worker, version: int) -> str:
     shown = await worker.run(["ip", f"-{version}", "route", "show", "default"])
     return shown.stdout.decode().split()[2]

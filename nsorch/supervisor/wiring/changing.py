@@ -314,15 +314,18 @@ async def part(wiring: Wiring, gone: Side, segment: Segment | None, bridge: Brid
 
 async def _readdress(wiring: Wiring, side: Side, segment: Segment, new: Interfaces) -> None:
     """It has the *new* ones of *segment* instead of its own, or those still."""
-    # Also one that another program has added: the kernel may remove it with an old one of the same subnet.
-    add = [address for address in new if address not in side.addresses or address in side.missing]
-    remove = [address for address in side.addresses if address not in new and address not in side.missing]
+    had = [address for address in side.addresses if address not in side.missing]
+    remove = [address for address in had if address not in new]
+    # Also one that stays, or that another program has added: with an IPv4 address the kernel removes later ones of its
+    # subnet.
+    dropping = {address.version for address in remove} & {4}
+    add = [address for address in new if address not in had or address.version in dropping]
     change = partial(wiring.kernel.with_handle, side, wiring.kernel.engine.change_addresses, side.ifname)
     try:
         await change(add=add, remove=remove)
     except NetlinkError:
         with contextlib.suppress(NetlinkError):
-            await change(add=remove, remove=add)
+            await change(add=had, remove=[address for address in new if address not in had])
         raise
     if side.segment is not None:  # else it was removed meanwhile
         side.segment.release(own for own in side.addresses if segment is not side.segment or own not in new)
