@@ -252,6 +252,51 @@ async def test_keeps_its_address_where_it_fits() -> None:
         assert await reach(sup)
 
 
+async def test_an_end_that_moves_has_the_mtu_of_its_bridge() -> None:
+    async with nsorch.Supervisor() as sup:
+        await sup.bridge("one", "10.0.0.0/24")
+        await sup.bridge("small", "10.1.0.0/24", mtu=576)
+        await sup.bridge("big", ("10.2.0.0/24", "fd02::/64"), mtu=9000)
+        mobile = await sup.start("m", links=["one"])
+        own = await sup.start("o", links=[nsorch.To("one", mtu=1000)])
+        await sup.start("h", links=["small", "big"])
+        link = link_of(sup, "m")
+
+        async def expect(size: str) -> None:
+            shown = (await mobile.run(["ip", "-o", "link", "show", "eth0"])).stdout.decode()
+            assert f" mtu {size} " in shown
+
+        for bridge, size in (("small", "576"), ("big", "9000"), ("small", "576"), ("one", "1500"), ("big", "9000")):
+            await link.set(bridge=bridge)
+            await expect(size)
+            assert bridge == "one" or (await sup.ping_all([("m", "h")])).ok
+        assert mobile.interfaces["eth0"].mtu == 9000
+        await link.set(bridge="small", mtu=500)
+        await link.set(bridge="one")
+        await expect("500")
+        with pytest.raises(TopologyError, match="500 bytes are too few for IPv6"):
+            await link.set(bridge="big")
+        await link.set(bridge="big", mtu=1400)
+        await expect("1400")
+        await link_of(sup, "o").set(bridge="small")
+        assert own.interfaces["eth0"].mtu == 1000
+
+
+async def test_an_end_that_moves_to_ipv6_has_a_link_local_address() -> None:
+    async with nsorch.Supervisor() as sup:
+        await sup.bridge("four", "10.0.0.0/24")
+        await sup.bridge("small", "10.1.0.0/24", mtu=576)
+        await sup.bridge("both", BOTH)
+        for name, bridge in (("a", "four"), ("b", "small"), ("c", "both")):
+            await sup.start(name, links=[bridge])
+        for name in "ab":
+            await link_of(sup, name).set(bridge="both")
+            shown = await sup.workers[name].run(["ip", "-6", "-o", "addr", "show", "eth0", "scope", "link"])
+            assert "fe80::" in shown.stdout.decode()
+            assert "tentative" not in shown.stdout.decode()
+        assert await reach(sup)
+
+
 async def test_traffic_goes_on_while_others_change() -> None:
     async with nsorch.Supervisor() as sup:
         workers = await lab(sup, "abcd")

@@ -9,13 +9,18 @@ from attrs import evolve
 from nsorch.topology.routing import connected
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
 
     from nsorch.topology.model import Topology
     from nsorch.topology.specs import BridgeSpec, End, To, WorkerSpec
 
 
 LEAST_MTU6 = 1280  # of IPv6: RFC 8200, section 5
+
+
+def is_short(mtus: Iterable[int | None]) -> bool:
+    """Whether one of them is too small for IPv6."""
+    return any(mtu is not None and mtu < LEAST_MTU6 for mtu in mtus)
 
 
 def vlan_problem(path: str, end: End | To, aware: bool) -> str | None:

@@ -20,7 +20,7 @@ from nsorch.supervisor.wiring.routes import check_routes, default_routes, device
 from nsorch.supervisor.wiring.telling import forget, forget_gateway, know_anew, tell
 from nsorch.topology import To
 from nsorch.topology.kinds import name_of
-from nsorch.topology.layer2 import vlan_problem
+from nsorch.topology.layer2 import is_short, vlan_problem
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -127,10 +127,12 @@ async def move(
     bridge: Bridge | None,
     plug: To | None,
     addresses: Sequence[IPv4Interface | IPv6Interface | str],
+    mtu: int | None,
 ) -> None:
-    """To another *bridge*, or other VLANs.
+    """To another *bridge*, or other VLANs. Ends that have the MTU of their bridge have that of the other one, then.
 
-    :raises TopologyError: the link is between two workers, or the bridge isn't VLAN-aware
+    :param mtu: of both ends instead
+    :raises TopologyError: the link is between two workers, or the bridge isn't VLAN-aware; or IPv6 needs a larger MTU
     :raises AddressError: an address is outside of the subnet, or taken
     """
     if all(end.bridge is None for end in link._sides):
@@ -151,9 +153,15 @@ async def move(
     if port.bridge is bridge and port.vlans == vlans:
         if addresses:
             await set_addresses(wiring, link, side, port, addresses)
+        if mtu is not None:
+            await wiring.set_mtus(link, (mtu, mtu))
         return
     segment = bridge._segment_of(vlans.pvid if vlans else None)
     useless = vlans is not None and vlans.pvid is None and not addresses  # all its frames have tags
+    old_mtus = _mtus(link)
+    mtus = _mtus(link, port.bridge, bridge) if mtu is None else (mtu, mtu)
+    wiring.refuse_short(link, mtus, moves=(side, () if useless else segment.networks))
+    grows = is_short(old_mtus) and not is_short(mtus)  # which IPv6 addresses of there need
     new = () if useless else _reserve(segment, side, addresses, keep=side.addresses)
     before = _given_over(wiring, worker, link)
     left, into = side.segment, port.part
@@ -168,18 +176,26 @@ async def move(
     was = port.bridge, port.part, port.vlans
     gone = TopologyError(f'links.{link.name}: there is no bridge "{bridge.name}"')
     try:
+        if grows:
+            await wiring.set_mtus(link, mtus)
         await _leave(wiring, side, port)
         await forget_gateway(wiring.kernel, port.bridge, side)
         await _replug(wiring, side, port, bridge, into, vlans)
         if bridge._leaving:  # whose links were looked for before this was one
             raise gone
+        had_ipv6 = any(own.version == 6 for own in side.addresses)
         await _readdress(wiring, side, segment, new)
+        if not had_ipv6 and link.is_up:  # else it has no link-local address, or one that the kernel still probes
+            own = end_plan(link, side, wiring.record.links_of)
+            await wiring.kernel.with_handle(side, wiring.kernel.engine.restore_end, own)
     except BaseException as exc:
         _give_back(segment, side, new)
         if into is not was[1]:
             into.ports -= 1
         with contextlib.suppress(NsorchError):
             await _replug(wiring, side, port, *was)
+            if grows:
+                await wiring.set_mtus(link, old_mtus)
             await _come(wiring, side, port)
             await _change_routes(wiring, worker, [], before)
             await follow_default(wiring, worker, anew=True)
@@ -197,9 +213,20 @@ async def move(
     if vlans is not None:
         changes |= {"vlan": str(vlans.pvid or ""), "tagged": ", ".join(map(str, vlans.tagged))}
     record(wiring, link, **changes)
+    if mtus != _mtus(link):
+        await wiring.set_mtus(link, mtus)
     await wiring.settle()
     if side.dhcp:
         wiring.leases.renew(side)
+
+
+def _mtus(link: Link, before: Bridge | None = None, after: Bridge | None = None) -> tuple[int | None, int | None]:
+    """Of its ends; of those that have that of the bridge *before*, that of the one *after*."""
+    first, second = (
+        after.mtu if before is not None and after is not None and side.mtu == before.mtu else side.mtu
+        for side in link._sides
+    )
+    return first, second
 
 
 async def _replug(wiring: Wiring, side: Side, port: Side, bridge: Bridge, part: Part, vlans: PortVlans | None) -> None:

@@ -347,7 +347,7 @@ class Link:
         :param mac: of a worker's end, such as ``"02:00:00:00:00:01"``
         :param address: one, or several, of a worker's end; those of a family of which none is given stay
         :param bridge: another one that the worker's end moves to, with *address*, the address it has, or a free one.
-            The link's name changes with it
+            The link's name changes with it, and the MTU, unless it has one of its own
         :param vlan: of the untagged frames of its port, on a VLAN-aware bridge; as *bridge* for its addresses
         :param tagged: VLANs that its port hears and sends with a tag. With *vlan* alone there are none any more
         :param end: the worker, or ``"worker:interface"``, whose end is meant, where both ends are in workers; of
@@ -391,15 +391,16 @@ class Link:
             shape = plan_emulation(self, emulation, changes, end)  # another call may have changed it meanwhile
             if shape is not None and needs_netem(*shape):
                 await require_netem(self._wiring.kernel, [where])
-            if asked.mtu is not None:
-                self._wiring.refuse_short(self, (asked.mtu, asked.mtu))
             # First what may be refused, before it does anything.
             if to is not None or plug is not None:
-                await move(self._wiring, self, to, plug, addresses)
-            elif addresses and ends is not None:
-                await set_addresses(self._wiring, self, *ends, addresses)
-            if asked.mtu is not None:
-                await self._wiring.set_mtus(self, (asked.mtu, asked.mtu))
+                await move(self._wiring, self, to, plug, addresses, asked.mtu)
+            else:
+                if asked.mtu is not None:
+                    self._wiring.refuse_short(self, (asked.mtu, asked.mtu))
+                if addresses and ends is not None:
+                    await set_addresses(self._wiring, self, *ends, addresses)
+                if asked.mtu is not None:
+                    await self._wiring.set_mtus(self, (asked.mtu, asked.mtu))
             if asked.mac is not None and ends is not None:
                 await set_mac(self._wiring, self, *ends, asked.mac)
             if shape is not None:

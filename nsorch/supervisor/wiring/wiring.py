@@ -31,7 +31,7 @@ from nsorch.supervisor.wiring.routing import Routing
 from nsorch.supervisor.wiring.telling import remind
 from nsorch.supervisor.wiring.watching import Watcher
 from nsorch.topology import End, LinkSpec, To
-from nsorch.topology.layer2 import LEAST_MTU6
+from nsorch.topology.layer2 import LEAST_MTU6, is_short
 from nsorch.topology.specs import as_link, to_end
 
 if TYPE_CHECKING:
@@ -44,7 +44,7 @@ if TYPE_CHECKING:
 
     from nsorch.core.helper import Facts
     from nsorch.errors import NsorchError
-    from nsorch.net.plan import RoutePlan
+    from nsorch.net.plan import IPNetwork, RoutePlan
     from nsorch.supervisor.supervisor import Supervisor
     from nsorch.supervisor.traffic.capture import Capture
     from nsorch.supervisor.wiring.devices import Device
@@ -493,14 +493,14 @@ class Wiring:
         """Of each of its ends; None is the kernel's own."""
         self.refuse_short(link, mtus)
         # Another program may have lowered it, and the kernel dropped the addresses.
-        was_short = any(side.mtu is not None and side.mtu < LEAST_MTU6 for side in link._sides)
+        was_short = is_short(side.mtu for side in link._sides)
         changes = {}
         for side, mtu in zip(link._sides, mtus, strict=True):
             whole = KERNEL_MTU if mtu is None else mtu
             await self.kernel.with_handle(side, self.kernel.engine.set_link, side.ifname, mtu=whole)
             side.mtu = mtu
             changes[f"{side}.mtu"] = str(whole)
-        if was_short and not _short(mtus) and link._state == "up":
+        if was_short and not is_short(mtus) and link._state == "up":
             await self._restore(link)
             await self._restore_default(link)
         if len(set(changes.values())) == 1:
@@ -508,15 +508,20 @@ class Wiring:
         self.note_interfaces(link)
         self.publish(events.LinkChanged(link=link.name, changes=tuple(changes.items())))
 
-    def refuse_short(self, link: Link, mtus: tuple[int | None, int | None]) -> None:
-        """:raises TopologyError: an end has an IPv6 address, which needs more"""
-        if not _short(mtus):
+    def refuse_short(
+        self, link: Link, mtus: tuple[int | None, int | None], *, moves: tuple[Side, Sequence[IPNetwork]] | None = None
+    ) -> None:
+        """
+        :param moves: an end that has addresses of these networks, then
+        :raises TopologyError: an end has an IPv6 address, which needs more
+        """
+        if not is_short(mtus):
             return
         mtu = min(mtu for mtu in mtus if mtu is not None)
         for side in link._sides:
-            devices = self._above(side)
-            its = [(side.owner, side.present), *((device.owner, device.addresses) for device in devices)]
-            six = [f"{owner} has {address.ip}" for owner, own in its for address in own if address.version == 6]
+            own = moves[1] if moves is not None and moves[0] is side else [address.ip for address in side.present]
+            its = [(side.owner, own), *((d.owner, [address.ip for address in d.addresses]) for d in self._above(side))]
+            six = [f"{owner} has {address}" for owner, own in its for address in own if address.version == 6]
             if six:
                 too_few = f"{mtu} bytes are too few for IPv6, which needs {LEAST_MTU6}"
                 raise TopologyError(f"links.{link.name}.mtu: {too_few}: {six[0]}")
@@ -597,10 +602,6 @@ class Wiring:
 
 def _removed_meanwhile(kind: str, name: str) -> ClosedError:
     return ClosedError(f"the {kind} {name} was removed while it was made", stage=LINKING)
-
-
-def _short(mtus: Iterable[int | None]) -> bool:
-    return any(mtu is not None and mtu < LEAST_MTU6 for mtu in mtus)
 
 
 def _ends(a: Any, b: Any) -> tuple[End, End]:
