@@ -246,6 +246,31 @@ async def test_questions_for_routers_go_to_the_router() -> None:
         assert await heard("b") == [False]
 
 
+@pytest.mark.parametrize(("gateway", "arp"), [("r", "dynamic"), (None, "static")])
+async def test_who_asks_for_routers_is_no_neighbour_more(gateway: str | None, arp: str) -> None:
+    """Each question would be one in the table of 1,024 that all network namespaces share, at whoever forwards."""
+    async with nsorch.Supervisor() as sup:
+        await start(sup, "bc", gateway=gateway, arp=arp)
+        router = await sup.start("r", links=["lan"], forward=True)
+
+        async def expect(*names: str) -> None:
+            shown = await router.run(["ip", "-6", "neigh", "show", "nud", "permanent"])
+            found = {line.split()[0] for line in shown.stdout.decode().splitlines() if line.startswith("fe80::")}
+            macs = [str(sup.workers[name].interfaces["eth0"].mac) for name in names]
+            assert found == {str(link_local(bytes.fromhex(mac.replace(":", ""))).ip) for mac in macs}
+
+        await expect("b", "c")
+        await sup.links["b:eth0-lan"].set(mac="02:00:00:00:00:01")
+        await expect("b", "c")
+        await sup.links["r:eth0-lan"].down()
+        await sup.links["r:eth0-lan"].up()
+        await expect("b", "c")
+        await sup.workers["c"].remove()
+        await sup.start("d", links=["lan"])
+        await expect("b", "d")
+        assert (await sup.ping_all(version=6)).ok
+
+
 async def test_without_nf_tables_for_bridges_all_are_asked(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: object) -> None:
         raise nsorch.NetlinkError("add", "neighbours", errno=errno.EOPNOTSUPP)

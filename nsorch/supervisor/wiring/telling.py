@@ -6,6 +6,7 @@ import errno
 from typing import TYPE_CHECKING, Any
 
 from nsorch.errors import ClosedError, NetlinkError
+from nsorch.net.mac import link_local
 from nsorch.net.messages import NO_GROUP, RTM_DELNEIGH, RTM_NEWNEIGH
 from nsorch.supervisor.turns import in_turns
 from nsorch.supervisor.wiring.planning import as_neighbour
@@ -13,6 +14,7 @@ from nsorch.supervisor.wiring.segments import MANY, news
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Sequence
+    from ipaddress import IPv4Address, IPv6Address
 
     from nsorch.net.engine import Engine
     from nsorch.net.redirecting import Redirector
@@ -22,6 +24,8 @@ if TYPE_CHECKING:
 
 # So many ends are told of at a time.
 _TOLD = 200
+# So many routers on one segment know everybody there.
+_FEW = 8
 
 
 async def tell(kernel: Kernel, bridge: Bridge) -> None:
@@ -48,22 +52,29 @@ async def _tell(kernel: Kernel, bridge: Bridge) -> None:
                 redirector = await kernel.redirector() if told.asked else None
                 await kernel.in_thread(_announce, kernel.engine, redirector, bridge._parts.group, told)
                 part.told.update(side for side, _ in some)
-    await _lead_to_router(kernel, bridge)
+    routers = await _lead_to_router(kernel, bridge)
     await _correct(kernel, bridge)
     if gateway is not None:
         await _introduce(kernel, bridge, gateway)
+        await _lead_to(kernel, bridge, gateway)
+    for router in routers if len(routers) <= _FEW and bridge._answers else ():
+        if router is not gateway and bridge._serves(router):
+            await _introduce(kernel, bridge, router)
 
 
-async def _lead_to_router(kernel: Kernel, bridge: Bridge) -> None:
-    """Questions for routers, which all on the segment ask: to the one that there may be, or to nobody."""
+async def _lead_to_router(kernel: Kernel, bridge: Bridge) -> Sequence[Side]:
+    """Questions for routers, which all on the segment ask: to the one that there may be, or to nobody. Returns who may
+    get them."""
     answering = [near for near in bridge._joined() if near._answers]
+    routers: list[Side] = []
     if answering and any(subnet.version == 6 for subnet in bridge.subnets):
-        routers = [side.mac for near in bridge._joined() for side in near._ends if _may_route(side, bridge)]
-        mac = None if len(routers) > 1 else (routers or [b""])[0]
+        routers = [side for near in bridge._joined() for side in near._ends if _may_route(side, bridge)]
+        mac = None if len(routers) > 1 else routers[0].mac if routers else b""
         for near in answering:
             if near._router != mac and (redirector := await kernel.redirector()) is not None:
                 near._router = mac
                 await kernel.in_thread(redirector.lead_to_router, near._parts.group, mac)
+    return routers
 
 
 def _may_route(side: Side, bridge: Bridge) -> bool:
@@ -125,16 +136,30 @@ def _announce(engine: Engine, redirector: Redirector | None, group: int, told: N
         redirector.add(group, told.asked)
 
 
-async def _introduce(kernel: Kernel, bridge: Bridge, gateway: Side) -> None:
-    """The gateway to the others, and these to it."""
-    told = bridge._introduced.setdefault(gateway, set())
-    new = [side for side in bridge._ends if side is not gateway and side not in told and bridge._serves(side)]
-    index: int | str = gateway.index or gateway.ifname
+async def _introduce(kernel: Kernel, bridge: Bridge, knower: Side) -> None:
+    """The others to the gateway, or to a router, for whom each question of theirs would be a neighbour more."""
+    told = bridge._introduced.setdefault(knower, set())
+    new = [side for side in bridge._ends if side is not knower and side not in told and bridge._serves(side)]
+    index: int | str = knower.index or knower.ifname
     for start in range(0, len(new), _TOLD):
         some = new[start : start + _TOLD]
-        known = [(address.ip, side.mac) for side in some if side.mac is not None for address in side.addresses]
-        await at(kernel, gateway, kernel.engine.tell_neighbours, RTM_NEWNEIGH, index, known)
+        known = [each for side in some for each in _known(side)]
+        await at(kernel, knower, kernel.engine.tell_neighbours, RTM_NEWNEIGH, index, known)
         told.update(some)
+
+
+def _known(side: Side) -> list[tuple[IPv4Address | IPv6Address, bytes]]:
+    """Its addresses; the link-local one, too, from which it asks for routers."""
+    if side.mac is None:
+        return []
+    own = [address.ip for address in side.addresses]
+    if any(ip.version == 6 for ip in own):
+        own.append(link_local(side.mac).ip)
+    return [(ip, side.mac) for ip in own]
+
+
+async def _lead_to(kernel: Kernel, bridge: Bridge, gateway: Side) -> None:
+    """The gateway to the others."""
     now = gateway.mac, gateway.addresses
     for side in list(bridge._ends):
         if side is not gateway and side.gateway != now and bridge._serves(side):
@@ -162,7 +187,7 @@ async def remind(kernel: Kernel, bridge: Bridge, side: Side) -> None:
     async with bridge._telling:
         for near in bridge._joined():
             near._introduced.pop(side, None)
-        if side.worker is not None and side.worker.name == bridge.gateway:
+        if _may_route(side, bridge):
             await _tell(kernel, bridge)
 
 
@@ -201,13 +226,13 @@ async def _forget(kernel: Kernel, bridge: Bridge, gone: Sequence[Side], dying: C
         for near in joined:
             others = near._introduced.pop(side, ())
             if stays and others and side.worker is not None and side.worker.name != bridge.gateway:
-                theirs = [each for other in others for each in as_neighbour(other, side)]
+                theirs = [each for other in others for each in _known(other)]
                 index = side.index or side.ifname
                 await at(kernel, side, kernel.engine.tell_neighbours, RTM_DELNEIGH, index, theirs)
     for knower, told in list(bridge._introduced.items()):
         old_ones = told & going
         told -= old_ones
-        known_addresses = [(a.ip, side.mac) for side in old_ones if side.mac is not None for a in side.addresses]
+        known_addresses = [each for side in old_ones for each in _known(side)]
         if known_addresses and knower.netns not in dying:
             index = knower.index or knower.ifname
             await at(kernel, knower, kernel.engine.tell_neighbours, RTM_DELNEIGH, index, known_addresses)
