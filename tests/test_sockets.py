@@ -142,6 +142,9 @@ async def test_errors_name_what_is_wrong() -> None:
         for connect in (a.connect_tcp, a.create_connected_udp_socket):
             with pytest.raises(OSError, match="no address of a can be reached from ::1 of a"):
                 await connect("a", 80, local_host="::1")
+        with pytest.raises(nsorch.SetupError, match=r"^a: socket: .*EAFNOSUPPORT") as caught:
+            await a.open_socket(999, socket.SOCK_STREAM)
+        assert caught.value.worker == "a"
         await a.remove()
         with pytest.raises(nsorch.ClosedError):
             await a.connect_tcp("10.0.0.1", 80)

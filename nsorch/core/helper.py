@@ -175,27 +175,32 @@ class Helper:
         channel.send(job._request)
         return job
 
-    async def open_socket(self, netns: int, family: int, kind: int, proto: int) -> socket.socket:
-        """A non-blocking socket in the network namespace of descriptor *netns*. Cancelled, it leaves nothing open."""
+    async def open_socket(
+        self, netns: int, family: int, kind: int, proto: int, worker: str | None = None
+    ) -> socket.socket:
+        """A non-blocking socket in the network namespace of descriptor *netns*. Cancelled, it leaves nothing open.
+
+        :param worker: that an error names
+        """
         with lent(netns, "socket") as lent_netns:
-            fd = await self._open("socket", int(family), int(kind), int(proto), fds=(lent_netns,))
+            fd = await self._open("socket", int(family), int(kind), int(proto), fds=(lent_netns,), worker=worker)
         opened = socket.socket(family, kind, proto, fileno=fd)
         opened.setblocking(False)
         with descriptors.registering:
             descriptors.disown(fd)
         return opened
 
-    async def open_tun(self, netns: int) -> int:
+    async def open_tun(self, netns: int, worker: str) -> int:
         """A non-blocking descriptor of ``/dev/net/tun``, for interfaces of the network namespace of descriptor *netns*;
         :func:`descriptors.close` it. Cancelled, it leaves nothing open."""
         with lent(netns, "tun") as lent_netns:
-            return await self._open("tun", fds=(lent_netns,))
+            return await self._open("tun", fds=(lent_netns,), worker=worker)
 
-    async def _open(self, operation: str, *arguments: int, fds: tuple[int, ...] = ()) -> int:
+    async def _open(self, operation: str, *arguments: int, fds: tuple[int, ...] = (), worker: str | None = None) -> int:
         assert self._spawner is not None
         if self.died:
-            raise self._gone(None)
-        number, answer = next(self._numbers), _SocketRequest()
+            raise self._gone(worker)
+        number, answer = next(self._numbers), _SocketRequest(worker)
         self._sockets[number] = answer
         request = Request((operation, number, *arguments), fds)
         self._spawner.send(request)
@@ -331,8 +336,9 @@ class Helper:
 
     def _lose(self, message: tuple[Any, ...]) -> None:
         """The table of open files is full: what the answer was about can't be had."""
-        failure = translate("receive descriptors", errno.EMFILE, "", None)
         number = message[1] if message else 0
+        asker: _SocketRequest | Job | None = self._sockets.get(number) or self._jobs.get(number)
+        failure = translate("receive descriptors", errno.EMFILE, "", None if asker is None else asker.worker)
         if number in self._sockets:
             request = self._sockets.pop(number)
             request.failure = failure
@@ -366,7 +372,7 @@ class Helper:
             if request.abandoned:
                 descriptors.close(fds)
         else:
-            request.failure = translate(values[0], values[1], values[2], None)
+            request.failure = translate(values[0], values[1], values[2], request.worker)
         request.done.set()
 
     def _fail_all(self) -> None:
@@ -374,7 +380,7 @@ class Helper:
             self._failure = self._gone(None)
         self._ready.set()
         for request in self._sockets.values():
-            request.failure = self._gone(None)
+            request.failure = self._gone(request.worker)
             request.done.set()
         self._sockets.clear()
         for job in self.jobs:
@@ -412,9 +418,10 @@ def _message(spawn: protocol.Spawn) -> tuple[Any, ...]:
 
 
 class _SocketRequest:
-    __slots__ = ("abandoned", "done", "failure", "fd")
+    __slots__ = ("abandoned", "done", "failure", "fd", "worker")
 
-    def __init__(self) -> None:
+    def __init__(self, worker: str | None) -> None:
+        self.worker = worker
         self.done = anyio.Event()
         self.fd = -1
         self.failure: NsorchError | None = None

@@ -302,7 +302,7 @@ class Worker:
         if netns is None:
             why = "isn't made yet" if self._state is State.STARTING else "was removed"
             raise ClosedError(f"the worker's network namespace {why}", worker=self.name)
-        return await supervisor._helper.open_socket(netns, family, type, proto)
+        return await supervisor._helper.open_socket(netns, family, type, proto, self.name)
 
     async def add_interface(self, spec: topology.InterfaceSpec | Mapping[str, Any]) -> Interface:
         """Make another interface in its network namespace, such as ``nsorch.Dummy("d0", address="10.9.0.1/32")``, or a

@@ -168,7 +168,7 @@ async def attach(supervisor: Supervisor, device: Device, *, index: int | None = 
     worker, spec = device.worker, device.spec
     assert isinstance(spec, Tun)
     try:
-        fd = await supervisor._helper.open_tun(netns_of(worker))
+        fd = await supervisor._helper.open_tun(netns_of(worker), worker.name)
         try:
             await in_thread(_attach, fd, spec.name, spec.mode, index, persistent)
         except BaseException:
