@@ -416,15 +416,15 @@ async def test_the_default_route_is_that_of_the_first_link_to_a_gateway() -> Non
         lines = (await sup.workers["c"].run(command)).stdout.decode().splitlines()
         assert [" ".join(line.split()[2:5:2]) for line in lines] == list(expected)
 
-    one, two = ["10.1.0.1 one"], ["10.2.0.1 two", "fd02::1 two"]
+    one, two, both = ["10.1.0.1 one"], ["10.2.0.1 two", "fd02::1 two"], ["10.1.0.1 one", "fd02::1 two"]
     async with nsorch.Supervisor() as sup:
         deployment = await sup.deploy(lab("one", "two"))
-        await has(*one)
+        await has(*both)
         for names, expected in (
             (["two"], two),
-            (["one", "two"], one),
+            (["one", "two"], both),
             (["two", "one"], two),
-            (["other", "one", "two"], one),
+            (["other", "one", "two"], both),
             (["other"], []),
             (["two", "one"], two),
         ):
@@ -439,6 +439,19 @@ async def test_the_default_route_is_that_of_the_first_link_to_a_gateway() -> Non
         await has()
         await sup.links["c:one-one"].up()
         await has(*one)
+
+
+async def test_each_family_has_the_default_route_of_its_first_gateway() -> None:
+    async with nsorch.Supervisor() as sup:
+        await sup.bridge("four", "10.0.0.0/24", gateway="r4")
+        await sup.bridge("six", "fd00::/64", gateway="r6")
+        await sup.bridge("both", FAR, gateway="r")
+        worker = await sup.start("w", links=["four", "six", "both"])
+        assert (await default_route(worker, 4), await default_route(worker, 6)) == ("10.0.0.1", "fd00::1")
+        await sup.links["w:eth0-four"].remove()
+        assert (await default_route(worker, 4), await default_route(worker, 6)) == ("10.9.0.1", "fd00::1")
+        await sup.links["w:eth1-six"].remove()
+        assert (await default_route(worker, 4), await default_route(worker, 6)) == ("10.9.0.1", "fd09::1")
 
 
 async def test_of_a_gateway_with_two_links_the_other_stays() -> None:

@@ -22,8 +22,9 @@ if TYPE_CHECKING:
 
 
 def default_routes(worker: Worker, new: Collection[Link], links: Sequence[Link]) -> list[RoutePlan]:
-    """By the first gateway, of a bridge or as a DHCP server named it, if that is among the *new* of its *links*; not
-    where one is given."""
+    """By the first gateway of each family, of a bridge or as a DHCP server named it, if that is among the *new* of its
+    *links*; not where one is given."""
+    first: dict[int, RoutePlan | None] = {}
     for link in links:
         for side, other in link._both():
             bridge = other.bridge
@@ -31,16 +32,18 @@ def default_routes(worker: Worker, new: Collection[Link], links: Sequence[Link])
                 continue
             led = bridge is not None and bridge.gateway not in (None, worker.name)
             if led or side.router is not None:
-                if link not in new:
-                    return []
                 gateways = [address.ip for address in bridge._gateway_of(side)] if led and bridge is not None else []
                 if side.router is not None:
                     gateways = [side.router, *(ip for ip in gateways if ip.version == 6)]
-                given = {route.destination for route in _routes(worker, links)}
                 versions = {own.version for own in side.addresses}
-                default = [_default(ip, side.ifname, worker._tables.get(side.ifname)) for ip in gateways]
-                return [r for r in default if r.destination.version in versions and r.destination not in given]
-    return []
+                for ip in gateways:
+                    if ip.version in versions and ip.version not in first:
+                        route = _default(ip, side.ifname, worker._tables.get(side.ifname))
+                        first[ip.version] = route if link in new else None
+        if len(first) == 2:
+            break
+    given = {route.destination for route in _routes(worker, links)} if first else set()
+    return [route for route in first.values() if route is not None and route.destination not in given]
 
 
 @functools.lru_cache(maxsize=1024)
