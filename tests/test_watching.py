@@ -358,6 +358,32 @@ async def test_given_link_local_addresses_are_not_taken_for_gone() -> None:
         assert [str(address.ip) for address in a.interfaces["eth0"].addresses] == ["fe80::5", "10.0.0.1"]
 
 
+@pytest.mark.parametrize(
+    "command", ["echo 1 > /proc/sys/net/ipv6/conf/all/disable_ipv6", "ip link set eth0 mtu 600"], ids=["sysctl", "mtu"]
+)
+async def test_where_another_program_turns_ipv6_off_the_rest_goes_on(command: str) -> None:
+    async with nsorch.Supervisor() as sup:
+        await sup.bridge("lan", ("10.0.0.0/24", "fd00::/64"), gateway="r")
+        worker = await sup.start("w", links=["lan"])
+        await worker.run(command)
+        await sup.wait_event(
+            nsorch.LinkChanged, since=0, predicate=lambda event: ("address", "10.0.0.2") in event.changes
+        )
+        await sup.start("r", links=["lan"])
+        link = sup.links["w:eth0-lan"]
+        await link.down()
+        await link.up()
+        await link.set(mac="02:00:00:00:00:01")
+        await link.set(address="10.0.0.77")
+        assert link.is_up
+        assert [str(address.ip) for address in worker.interfaces["eth0"].addresses] == ["10.0.0.77"]
+        assert "default via 10.0.0.1" in (await worker.run(["ip", "route"])).stdout.decode()
+        assert (await sup.ping_all(version=4)).ok
+        await sup.workers["r"].remove()
+        await sup.start("r", links=["lan"])
+        assert (await sup.ping_all(version=4)).ok
+
+
 async def test_up_where_another_program_removed_the_address() -> None:
     async with nsorch.Supervisor() as sup:
         lan = await sup.bridge("lan", ("10.0.0.0/24", "fd00::/64"), gateway="gate")

@@ -50,6 +50,8 @@ if TYPE_CHECKING:
     from nsorch.net.shaping import Shaper
 
 _CARRIER_DEADLINE = 5.0
+# What becomes of IPv6's where it is off: another program, or an MTU that is too small for it, may leave it so.
+_NO_IPV6 = (errno.EACCES, errno.EAFNOSUPPORT, errno.EINVAL, errno.ENXIO)
 # The kernel joins groups one after the other: where so many namespaces have, all have.
 _LATEST = 16
 _LOOPBACK = 1
@@ -323,7 +325,8 @@ class Engine:
                 raise error
 
     def restore_end(self, handle: NetnsHandle, end: EndPlan) -> None:
-        """Give an end that was down what the kernel has dropped: its IPv6 addresses, and its neighbours."""
+        """Give an end that was down what the kernel has dropped: its IPv6 addresses, unless IPv6 is off there, and its
+        neighbours."""
         netlink = Netlink(handle.sock, handle.name)
         index = self._index(netlink, end.ifname)
         again = [address for address in end.all_addresses if address.version == 6]
@@ -342,23 +345,24 @@ class Engine:
         requests += [_add(index, address, end.ifname) for address in again]
         requests += [_neighbour(index, ip, mac) for ip, mac in end.neighbours]
         failed = [error for error in netlink.transact(requests) if error.errno != errno.EEXIST]
-        if failed:
-            raise failed[0]
-        await_joined(netlink, [(index, address) for address in again])
+        _raise_first([error for error in failed if error.errno not in _NO_IPV6])
+        if not failed:
+            await_joined(netlink, [(index, address) for address in again])
 
     def change_mac(self, handle: NetnsHandle, end: EndPlan, mac: bytes) -> None:
         """Give *end* another hardware address, and the link-local address that goes with it."""
         netlink = Netlink(handle.sock, handle.name)
         index = self._index(netlink, end.ifname)
-        requests = [Request(messages.set_link(index, mac=mac), "change the MAC of", end.ifname)]
+        _raise_first(netlink.transact([Request(messages.set_link(index, mac=mac), "change the MAC of", end.ifname)]))
         if end.ipv6:
+            requests = [_add(index, link_local(mac), end.ifname)]
             if end.mac is not None:
                 old = messages.address(RTM_DELADDR, index, link_local(end.mac))
-                requests.append(Request(old, "remove the link-local address of", end.ifname))
-            requests.append(_add(index, link_local(mac), end.ifname))
-        _raise_first([error for error in netlink.transact(requests) if error.errno != errno.EADDRNOTAVAIL])
-        if end.ipv6:
-            await_joined(netlink, [(index, link_local(mac))])
+                requests.insert(0, Request(old, "remove the link-local address of", end.ifname))
+            failed = [error for error in netlink.transact(requests) if error.errno != errno.EADDRNOTAVAIL]
+            _raise_first([error for error in failed if error.errno not in _NO_IPV6])
+            if not failed:
+                await_joined(netlink, [(index, link_local(mac))])
 
     def remove_routes(self, handle: NetnsHandle, routes: Sequence[RoutePlan]) -> None:
         self._route(handle, RTM_DELROUTE, "remove route to", routes)
@@ -437,7 +441,8 @@ class Engine:
     def tell_neighbours(
         self, handle: NetnsHandle | None, kind: int, link: int | str, known: Sequence[tuple[IPAddress, bytes]]
     ) -> None:
-        """Add or delete (*kind*) permanent neighbours behind interface *link*: (address, hardware address)."""
+        """Add or delete (*kind*) permanent neighbours behind interface *link*: (address, hardware address). Where IPv6
+        is off there are none of it."""
         netlink = self._netlink(handle)
         index = self._resolve(netlink, link)
         for version in (4, 6):
@@ -449,7 +454,7 @@ class Engine:
                 errors = netlink.send_copies(
                     template, fields, "set the neighbour", partial(_packed_address, packed, len(packed) // len(some))
                 )
-                _raise_first(errors)
+                _raise_first([error for error in errors if version == 4 or error.errno not in _NO_IPV6])
 
     def answer_arp(self, ports: Iterable[int]) -> None:
         """Have bridges answer for the hosts behind *ports* that they have been told of."""

@@ -347,16 +347,21 @@ async def _readdress(wiring: Wiring, side: Side, segment: Segment, new: Interfac
     # subnet.
     dropping = {address.version for address in remove} & {4}
     add = [address for address in new if address not in had or address.version in dropping]
+    lost = [address for address in add if address.version == 6 and address in side.missing]
     change = partial(wiring.kernel.with_handle, side, wiring.kernel.engine.change_addresses, side.ifname)
     try:
-        await change(add=add, remove=remove)
+        await change(add=[address for address in add if address not in lost], remove=remove)
     except NetlinkError:
         with contextlib.suppress(NetlinkError):
             await change(add=had, remove=[address for address in new if address not in had])
         raise
     if side.segment is not None:  # else it was removed meanwhile
         side.segment.release(own for own in side.addresses if segment is not side.segment or own not in new)
-    side.segment, side.addresses, side.missing = segment, new, frozenset()
+    side.segment, side.addresses, side.missing = segment, new, frozenset(lost)
+    if lost:
+        with contextlib.suppress(NetlinkError):  # IPv6 may be off there
+            await change(add=lost)
+            side.missing = frozenset()
 
 
 async def follow_default(wiring: Wiring, worker: Worker, *, anew: bool = False) -> None:
