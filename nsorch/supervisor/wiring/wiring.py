@@ -475,14 +475,15 @@ class Wiring:
             await self.kernel.with_handle(side, self.kernel.engine.set_link, side.ifname, up=up)
         if up:
             await self._restore(link)
-        link._state = "up" if up else "down"
+        was_up, link._state = link.is_up, "up" if up else "down"
         if up:
             await self._restore_default(link)
         for side, other in link._both() if not up else ():
             if side.worker is not None and other.bridge is not None:
                 await part(self, side, side.segment, other.bridge)
-        kind = events.LinkUp if up else events.LinkDown
-        self._supervisor._bus.publish(kind(link=link.name, ends=link.ends))
+        if up != was_up:
+            kind = events.LinkUp if up else events.LinkDown
+            self._supervisor._bus.publish(kind(link=link.name, ends=link.ends))
 
     def capture(self, links: Sequence[Link], **options: Any) -> Capture:
         from nsorch.supervisor.traffic.capture import Capture
