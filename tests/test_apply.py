@@ -238,6 +238,49 @@ async def test_what_is_alike_is_not_touched() -> None:
 
 
 @pytest.mark.anyio
+async def test_addresses_stay_where_links_are_made_anew() -> None:
+    def lab(names: str, *, mtu: int | None = None, gateway: str | None = None, hostname: str | None = None) -> Topology:
+        topology = Topology()
+        topology.bridge("lan", ("10.0.0.0/24", "fd00::/64"), mtu=mtu, gateway=gateway)
+        for name in names:
+            topology.worker(name, links=[To("lan")], hostname=hostname if name == "c" else None)
+        topology.bridge("far", "10.1.0.0/24")
+        topology.link(names[-1], "far")
+        return topology
+
+    def addresses() -> dict[str, list[str]]:
+        return {name: [str(address.ip) for address in worker.addresses] for name, worker in sup.workers.items()}
+
+    first, second, third = (["10.0.0.1", "fd00::1"], ["10.0.0.2", "fd00::2"], ["10.0.0.3", "fd00::3", "10.1.0.1"])
+    async with nsorch.Supervisor() as sup:
+        deployment = await sup.deploy(lab("abc"))
+        await deployment.apply(lab("ac"))
+        assert addresses() == {"a": first, "c": third}
+        await deployment.apply(lab("xac", mtu=1400))
+        assert addresses() == {"x": second, "a": first, "c": third}
+        await deployment.apply(lab("xac", mtu=1400, hostname="other"))
+        assert addresses() == {"x": second, "a": first, "c": third}
+        assert not sup.workers["a"].spec.links[0].address
+        assert not await deployment.apply(lab("xac", mtu=1400, hostname="other"))
+        await deployment.apply(lab("xac", gateway="c"))
+        assert addresses()["c"][:2] == first, "the gateway's"
+        await deployment.apply(lab("xac"))
+        assert addresses()["c"][:2] == first
+        await sup.links["a:eth0-lan"].set(bridge="far")
+        await deployment.apply(lab("xac", mtu=1400))
+        assert addresses()["a"] == ["10.0.0.3", "fd00::3"], "the next that is free"
+        given = lab("xac")
+        given.worker("y", links=[To("lan", address=["10.0.0.50", "fd00::50"])])
+        await deployment.apply(given)
+        free = lab("xac")
+        free.worker("y", links=["lan"])
+        await deployment.apply(free)
+        assert addresses()["y"] == ["10.0.0.4", "fd00::4"], "it isn't given any more"
+        assert (await sup.ping_all(version=4)).ok
+        assert (await sup.ping_all(version=6)).ok
+
+
+@pytest.mark.anyio
 async def test_routes_follow() -> None:
     async with nsorch.Supervisor() as sup:
         ring = Topology.ring(5)

@@ -14,6 +14,7 @@ from nsorch.core.threads import in_thread
 from nsorch.errors import ClosedError, NsorchError, TopologyError, UnsupportedError
 from nsorch.events import State
 from nsorch.supervisor.admission import require
+from nsorch.supervisor.keeping import keeping
 from nsorch.supervisor.removal import remove
 from nsorch.supervisor.turns import in_turns
 from nsorch.supervisor.wiring.changing import follow_default, set_routes, take_routes
@@ -110,9 +111,23 @@ class Deployment:
     async def _do(self, found: Difference, topology: Topology) -> None:
         others = found.of("worker", "add", "replace", "restart", "set")
         await require(self._supervisor, [topology.workers[n] for n in others if n in topology.workers])
+        again = {key: self._links[key] for key in found.links_to_add if key in self._links}
+        if not again:
+            await self._carry_out(found, topology, topology)
+            return
+        wanted = await in_thread(keeping, topology, await given_in(topology), self.topology, again)
+        given, record = await given_in(wanted), self._supervisor._wiring.record
+        record.given.append(given)  # else others could take what these leave for a moment
+        try:
+            await self._carry_out(found, topology, wanted)
+        finally:
+            record.given.remove(given)
+
+    async def _carry_out(self, found: Difference, topology: Topology, wanted: Topology) -> None:
+        """:param wanted: *topology*, with addresses that it leaves open"""
         with anyio.CancelScope(shield=True):
             kept = await self._take_away(found)
-        addition = _Addition(self, topology, await _links_of(topology), kept)
+        addition = _Addition(self, wanted, await _links_of(wanted), kept)
         addition.workers = set(found.of("worker", "add", "replace"))
         addition.bridges = [topology.bridges[name] for name in found.of("bridge", "add", "replace")]
         addition.links_to_add = found.links_to_add
