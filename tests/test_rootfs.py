@@ -8,6 +8,7 @@ import shutil
 import socket
 import stat
 import threading
+from typing import Any
 
 import pytest
 from rootfs_support import make_rootfs
@@ -218,6 +219,30 @@ async def test_private_tmp_without_rootfs(tmp_path: pathlib.Path) -> None:
             await sup.start("other", mounts=[nsorch.tmpfs("/nowhere")])
     assert not pathlib.Path("/tmp/mine").exists()
     assert not pathlib.Path("/nowhere").exists()
+
+
+@pytest.mark.parametrize("command", [None, ["sleep", "600"]])
+@pytest.mark.parametrize(
+    "fields", [{"isolation": "sandbox"}, {"mounts": [nsorch.tmpfs("/tmp")]}], ids=["sandbox", "own tmpfs"]
+)
+async def test_mount_points_on_what_is_its_own(
+    fields: dict[str, Any], command: list[str] | None, tmp_path: pathlib.Path
+) -> None:
+    (tmp_path / "file").write_text("of the host\n")
+    for path in (tmp_path, *tmp_path.parents[:2]):
+        path.chmod(0o755)
+    mounts = [*fields.get("mounts", ()), nsorch.bind(tmp_path, "/tmp/nsorch/deep"), nsorch.tmpfs("/tmp/nsorch/more")]
+    mounts.append(nsorch.bind(tmp_path / "file", tmp_path / "other"))
+    if "isolation" in fields:
+        mounts.append(nsorch.bind("/dev/null", "/dev/nsorch"))
+    async with nsorch.Supervisor() as sup:
+        worker = await sup.start("w", command, **{**fields, "mounts": mounts})
+        assert await say(worker, f"cat /tmp/nsorch/deep/file {tmp_path}/other") == "of the host\n" * 2
+        assert {mount.dst for mount in mounts} <= mounted(await say(worker, "cat /proc/mounts")).keys()
+        with pytest.raises(nsorch.SetupError, match=r"mount point /nowhere/x: .*none is made in the host's own files"):
+            await sup.start("other", **{**fields, "mounts": [nsorch.tmpfs("/tmp"), nsorch.tmpfs("/nowhere/x")]})
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+    assert not os.path.exists("/tmp/nsorch")
 
 
 @pytest.mark.skipif(not os.path.islink("/bin"), reason="/usr is no root file system here")

@@ -22,7 +22,7 @@ from .stages import StageError, stage
 from .syscalls import MNT_DETACH, MS_SHARED, umount
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Container, Iterator
 
     from .calls import Calls
 
@@ -46,7 +46,7 @@ class Root(NamedTuple):
 
     directory: bytes = b""  #: the new root, if any
     overlay: tuple[tuple[bytes, ...], bytes, bytes, int, bool] | None = None  #: lower, upper, work, size, userxattr
-    create: bool = False  #: missing mount points are made; never in the host's own file system
+    create: bool = False  #: missing mount points are made; in the host's own file system only on a tmpfs of these
     read_only: bool = False
     no_devices: bool = False  #: device nodes that lie in it are none
     mounts: tuple[tuple[Any, ...], ...] = ()
@@ -242,15 +242,18 @@ def _make_points(root: Root, top: int) -> None:
 def _fill(sources: Sources, top: int) -> dict[bytes, int]:
     root, do = sources.root, sources.do
     own: dict[bytes, int] = {}  # what is seen at them, wherever that is now
+    empty: set[int] = set()  # device numbers of file systems that are nobody else's
 
-    def put(mount: int, point: bytes, *, folder: bool = True) -> None:
+    def put(mount: int, point: bytes, *, folder: bool = True, fresh: bool = False) -> None:
         with do.stage("mount point", os.fsdecode(point)):
-            target = _open_point(top, point, folder=folder, create=root.create, do=do)
+            target = _open_point(top, point, folder=folder, create=root.create, within=empty, do=do)
         with do.stage(f"mount {os.fsdecode(point)}"), do.closing(target):
             do.require_kind(target, folder=folder)
             covered = [path for path, fd in own.items() if do.is_same(target, fd)]
             do.attach(mount, target)
             own.update(dict.fromkeys(covered, mount))
+            if fresh and do.at_once:
+                empty.add(os.fstat(mount).st_dev)
 
     if root.directory or root.overlay:
         own[b"/proc"] = sources.add(_clone(do, b"/proc", recursive=False))
@@ -259,7 +262,7 @@ def _fill(sources: Sources, top: int) -> dict[bytes, int]:
         with do.stage("mount /dev"):
             dev = do.new_mount(b"tmpfs", ((b"mode", b"755"), (b"size", b"64k")), ATTR_NOSUID)
         own[b"/dev"] = sources.add(dev)
-        put(own[b"/dev"], b"/dev")
+        put(own[b"/dev"], b"/dev", fresh=True)
         fill_dev(do, own[b"/dev"], mqueue=root.mqueue, tty_group=root.tty_group)
     if root.sysfs:
         own[b"/sys"] = _make_sysfs(sources, root.sysfs)
@@ -283,7 +286,7 @@ def _fill(sources: Sources, top: int) -> dict[bytes, int]:
             dst, options, attributes = values
             with do.stage(f"mount {os.fsdecode(dst)}"):
                 mount = do.new_mount(b"tmpfs", options, attributes | ATTR_NOSUID | ATTR_NODEV)
-            put(sources.add(mount), dst)
+            put(sources.add(mount), dst, fresh=True)
     hide(do, root.masked, root.readonly, top, own)
     return own
 
@@ -305,8 +308,11 @@ def _make_sysfs(sources: Sources, how: int) -> int:
         return sources.add(do.new_mount(b"sysfs", (), attributes))
 
 
-def _open_point(top: int, path: bytes, *, folder: bool, create: bool, do: Calls = NOW) -> int:
-    """Open a mount point inside of *top*, with O_PATH; made where it is missing, and *create* allows it.
+def _open_point(
+    top: int, path: bytes, *, folder: bool, create: bool, within: Container[int] = (), do: Calls = NOW
+) -> int:
+    """Open a mount point inside of *top*, with O_PATH; made where it is missing, and *create* allows it, or it lies on
+    a device of *within*.
 
     A link that leads nowhere is followed inside of *top*, and what it leads to is made.
     """
@@ -314,11 +320,13 @@ def _open_point(top: int, path: bytes, *, folder: bool, create: bool, do: Calls 
         try:
             return do.open_inside(top, path)
         except FileNotFoundError:
-            if not create:
+            if not create and not within:
                 raise
         above, _, name = path.rstrip(b"/").rpartition(b"/")
-        parent = _open_point(top, above or b"/", folder=True, create=True)
+        parent = _open_point(top, above or b"/", folder=True, create=create, within=within)
         try:
+            if not create and os.fstat(parent).st_dev not in within:
+                raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
             if folder:
                 os.mkdir(name, 0o755, dir_fd=parent)
             else:
