@@ -107,6 +107,21 @@ async def test_changes_of_a_preset(tmp_path: pathlib.Path) -> None:
         assert effective & bits(["NET_RAW", "CHOWN", "SETUID"]) == bits(["NET_RAW", "SETUID"])
 
 
+@pytest.mark.parametrize("isolation", ["network", "container", "sandbox"])
+async def test_changes_of_a_preset_for_another_user(isolation: str, tmp_path: pathlib.Path) -> None:
+    """Who isn't root has nothing of a preset: what is added is all, and less of nothing is nothing."""
+    options: dict[str, Any] = {"isolation": isolation, "rootfs": make_rootfs(tmp_path / "rootfs")}
+    if not ROOT and isolation != "sandbox":
+        options["namespaces"] = OWN_USER
+    async with nsorch.Supervisor() as sup:
+        for number, (change, left) in enumerate([(["+NET_RAW", "-CHOWN"], ["NET_RAW"]), (["-CHOWN"], [])]):
+            worker = await sup.start(f"w{number}", ["sleep", "600"], user="1234:1234", capabilities=change, **options)
+            for shown in await inside(worker):
+                sets = capability_sets(shown)
+                assert not sets.pop("bounding") & bits(["CHOWN"])
+                assert set(sets.values()) == {bits(left)}
+
+
 @pytest.mark.skipif(not ROOT, reason="the supervisor's user namespace has all of them")
 async def test_a_capability_that_is_not_there() -> None:
     held = capability_sets(status(pathlib.Path("/proc/self/status").read_text()))["permitted"]

@@ -148,11 +148,15 @@ def _capabilities(spec: WorkerSpec) -> tuple[Capabilities | None, frozenset[str]
     base = {"container": CONTAINER_CAPABILITIES, "sandbox": frozenset[str]()}.get(spec.isolation)
     if isinstance(chosen, CapabilityChange):
         names = chosen.applied(frozenset(CAPABILITIES) if base is None else base)
-        return Capabilities.only(*names), _required(chosen.add) - chosen.drop
+        return _of_root(names, chosen.add & names), _required(chosen.add) - chosen.drop
     if base is None:
         return None, frozenset()
-    # A command of another uid than 0 has none of them, as with other container runtimes.
-    return Capabilities(bounding=base, permitted=base, effective=base), frozenset()
+    return _of_root(base), frozenset()
+
+
+def _of_root(names: frozenset[str], others: frozenset[str] = frozenset()) -> Capabilities:
+    """A command of another uid than 0 has none of them but *others*, as with other container runtimes."""
+    return Capabilities(bounding=names, permitted=names, effective=names, inheritable=others, ambient=others)
 
 
 def _required(named: frozenset[str]) -> frozenset[str]:
