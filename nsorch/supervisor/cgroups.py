@@ -174,14 +174,29 @@ class Cgroups:
     def entering(self, worker: Worker) -> Iterator[Cgroup]:
         """Until a command has begun: the cgroup that it is to begin in.
 
-        :raises SetupError: the worker is frozen, and a command in it would never begin
+        :raises SetupError: the worker is frozen, and a command in it would never begin; or the kernel has killed it for
+            want of memory
         """
         leaf = self._leaves.get(worker.name)
         if leaf is not None and leaf.frozen:
             raise SetupError("the worker is frozen: thaw it first", worker=worker.name, stage="cgroup")
         worker._entering += 1
+        before = 0 if leaf is None else leaf.memory_kills
         try:
             yield NO_CGROUP if leaf is None else Cgroup(leaf.fd, leaf.killed)
+        except (ClosedError, SetupError) as exc:
+            if exc.errno != errno.ESRCH or leaf is None:
+                raise
+            leaf.tell()
+            if leaf.memory_kills == before:
+                raise
+            raise SetupError(
+                "it was killed before its command ran",
+                worker=worker.name,
+                stage="start",
+                errno=errno.ENOMEM,
+                detail="its memory is used up: raise limits.memory",
+            ) from None
         finally:
             worker._entering -= 1
             if not worker._entering and (idle := self._idle.pop(worker.name, None)) is not None:

@@ -71,6 +71,11 @@ class Leaf:
         """It is removed with its worker, or has been."""
         return self._worker._leaving is not None
 
+    @property
+    def memory_kills(self) -> int:
+        """How often the kernel has killed something in it for want of memory, as was told."""
+        return self._counted.get(("memory.events", "oom_kill"), 0)
+
     def watch(self) -> None:
         """Tell of limits that are hit, from now on."""
         for name in _HITS:
