@@ -95,6 +95,8 @@ async def test_nothing_of_the_host_is_set(options: dict[str, Any], path: str) ->
 
 async def test_what_belongs_to_its_namespaces_is_set() -> None:
     async with nsorch.Supervisor() as sup:
+        with pytest.raises(nsorch.PermissionDeniedError, match=r"mc_forwarding: .*: it is read-only, or"):
+            await sup.start("other", sysctls={"net.ipv4.conf.all.mc_forwarding": 1})
         sysctls = {"kernel.shmmax": 12345, "fs.mqueue.msg_max": 17}
         worker = await sup.start("w", sysctls=sysctls, hostname="other")
         done = await worker.run(["cat", *(f"/proc/sys/{name.replace('.', '/')}" for name in sysctls)])

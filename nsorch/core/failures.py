@@ -121,6 +121,8 @@ _HINTS = {
     "overlay": "who is the first user of the worker can't write to the working directory, without which an overlay is "
     "read-only",
     "mount point": "it is missing, and can't be made, or can't be reached",
+    "sysctl": "it is read-only, or it can't be written to from a user namespace, as most can't but those of net; for "
+    "kernel.hostname and kernel.domainname there are hostname and domainname",
 }
 # Of other errors, where what the kernel says doesn't tell enough.
 _REASONS = {
