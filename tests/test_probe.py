@@ -17,7 +17,7 @@ import pytest
 import nsorch
 from nsorch.core.failures import translate
 from nsorch.core.spawner import cgroups, syscalls
-from nsorch.host import catalogue, reading
+from nsorch.host import capacity, catalogue, reading
 
 pytestmark = pytest.mark.anyio
 TRIED = {each.name: each for each in catalogue.TRIED}
@@ -118,6 +118,24 @@ print(anyio.run(nsorch.probe).capacity["open files"].workers)
 def test_a_limit_of_this_process() -> None:
     done = subprocess.run([sys.executable, "-c", LIMITED], capture_output=True, text=True, check=True)
     assert int(done.stdout) == (1000 - 256) // 6
+
+
+@pytest.mark.parametrize(
+    ("above", "own", "workers"), [("max 900", "500 36", 200), ("1000 900", "500 36", 18), ("max 9", "60 36", 0)]
+)
+def test_a_cgroup_counts_its_own_processes(
+    above: str, own: str, workers: int, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However many the host has."""
+    folder = tmp_path / "above/own"
+    folder.mkdir(parents=True)
+    for where, numbers in ((folder.parent, above), (folder, own)):
+        for name, number in zip(("pids.max", "pids.current"), numbers.split(), strict=True):
+            (where / name).write_text(f"{number}\n")
+    monkeypatch.setattr(cgroups, "hierarchy", lambda: cgroups.Hierarchy(str(tmp_path), str(folder)))
+    found = {each.name: each for each in capacity.capacities(rootless=False)}["processes"]
+    assert (found.source, found.workers) == ("pids.max of the cgroup", workers)
+    assert "TasksMax=" in found.remedy
 
 
 FORBIDDEN = """

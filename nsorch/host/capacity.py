@@ -14,11 +14,17 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 _RESERVE = 256  # descriptors and processes for all else
+_OWN = 64  # processes and threads of the program and its helpers
 _DESCRIPTORS = 6  # of a worker: its namespaces, a pidfd, a socket while it is wired
 _PROCESSES = 2  # an init and a command
 # Measured on Linux 6.18: 320 KiB of the kernel's for a passive worker with one link, and twice that with an init and
 # a command, beside their own.
 _BYTES = 1 << 20
+_PROCESSES_RAISED = {
+    "pids.max of the cgroup": "TasksMax=infinity in the unit, or --pids-limit -1 (docker, podman)",
+    "RLIMIT_NPROC (hard)": "ulimit -Hu unlimited as root, or LimitNPROC=infinity in the unit",
+    **{name: f"sysctl -w {name}=4194304" for name in ("kernel.pid_max", "kernel.threads-max")},
+}
 _NAMESPACES = ("net", "mnt", "uts", "ipc", "pid")
 
 
@@ -41,25 +47,26 @@ def _descriptors() -> Capacity:
 
 
 def _pids() -> Capacity:
-    limits = {
-        "kernel.pid_max": _number(sysctl("kernel/pid_max")),
-        "kernel.threads-max": _number(sysctl("kernel/threads-max")),
-        "pids.max of the cgroup": _least("pids.max", "pids"),
-    }
+    others = _running() + _RESERVE
+    most, used = _least("pids.max", "pids", used="pids.current")
+    limits = [
+        ("kernel.pid_max", _number(sysctl("kernel/pid_max")), others),
+        ("kernel.threads-max", _number(sysctl("kernel/threads-max")), others),
+        ("pids.max of the cgroup", most, used + _OWN),  # which counts its own alone
+    ]
     if os.geteuid() != 0:  # root is exempt
         hard = resource.getrlimit(resource.RLIMIT_NPROC)[1]
-        limits["RLIMIT_NPROC (hard)"] = None if hard == resource.RLIM_INFINITY else hard
-    known = {name: limit for name, limit in limits.items() if limit is not None}
-    source = min(known, key=known.__getitem__, default="")
-    limit = known.get(source)
+        limits.append(("RLIMIT_NPROC (hard)", None if hard == resource.RLIM_INFINITY else hard, others))
+    rooms = [(limit - taken, limit, source) for source, limit, taken in limits if limit is not None]
+    room, limit, source = min(rooms, default=(0, None, ""))
     return Capacity(
         name="processes",
         limit=limit,
         unit="processes at a time",
         source=source,
-        workers=None if limit is None else max(limit - _RESERVE - _running(), 0) // _PROCESSES,
+        workers=None if limit is None else max(room, 0) // _PROCESSES,
         detail=f"{_PROCESSES} a worker that has a command; passive ones have none",
-        remedy=f"sysctl -w {source}=4194304" if source.startswith("kernel.") else "",
+        remedy=_PROCESSES_RAISED.get(source, ""),
     )
 
 
@@ -126,7 +133,7 @@ def _memory() -> Capacity:
     except (OSError, KeyError, ValueError):
         pass
     source = "MemAvailable"
-    allowed = _least("memory.max", "memory")
+    allowed, _ = _least("memory.max", "memory")
     if allowed is not None and (available is None or allowed < available):
         available, source = allowed, "memory.max of the cgroup"
     return Capacity(
@@ -136,6 +143,9 @@ def _memory() -> Capacity:
         source=source,
         workers=None if available is None else available // _BYTES,
         detail="1 MiB a worker with an init and a link, beside its command's own; a passive one takes a third",
+        remedy=""
+        if source == "MemAvailable"
+        else "MemoryMax=infinity in the unit, or a larger --memory (docker, podman)",
     )
 
 
@@ -150,8 +160,11 @@ def _capture() -> Capacity:
     )
 
 
-def _least(file: str, controller: str) -> int | None:
-    """The tightest limit from this process's cgroup up, of either version."""
+def _least(file: str, controller: str, used: str = "") -> tuple[int | None, int]:
+    """The limit that leaves least, from this process's cgroup up, of either version, and what of it is in use.
+
+    :param used: the file that tells, if it matters
+    """
     where = cgroups.hierarchy()
     paths = [where.own] if where is not None else []
     stop = where.mount if where is not None else ""
@@ -160,14 +173,20 @@ def _least(file: str, controller: str) -> int | None:
     found = []
     while paths:
         path = paths.pop()
-        try:
-            with open(f"{path}/{file}") as opened:
-                found.append(_number(opened.read().strip()))
-        except OSError:
-            pass
+        limit = _read(f"{path}/{file}")
+        if limit is not None and limit < 1 << 60:
+            found.append((limit, _read(f"{path}/{used}") or 0 if used else 0))
         if len(path) > len(stop):
             paths.append(os.path.dirname(path))
-    return min((each for each in found if each is not None and each < 1 << 60), default=None)
+    return min(found, key=lambda each: each[0] - each[1], default=(None, 0))
+
+
+def _read(path: str) -> int | None:
+    try:
+        with open(path) as opened:
+            return _number(opened.read().strip())
+    except OSError:
+        return None
 
 
 def _first_version(controller: str, file: str) -> tuple[list[str], str, str]:
