@@ -322,6 +322,10 @@ weight = -1
             'workers = { b = { env = { A = 5, B = 6 }, namespaces = { net = "x", uts = "y" } } }',
             "b.env.A b.env.B b.namespaces.net b.namespaces.uts",
         ),
+        (
+            'workers = { b = { user = "", cwd = "", hostname = "", domainname = "", oom_score_adj = 5000 } }',
+            "b.user b.cwd b.hostname b.domainname b.oom_score_adj",
+        ),
         ("workers = { b = { cwd = 5, uid_map = [[5]], gid_map = 5 } }", "b.cwd b.uid_map[0] b.gid_map"),
         ("workers = { b = { rootfs = { lower = 5, size = 0, x = 5 } } }", "b.rootfs.lower b.rootfs.size b.rootfs.x"),
         (

@@ -302,12 +302,15 @@ class _Reader:
             for key, item in table["sysctls"].items():
                 if isinstance(item, bool) or not isinstance(item, str | int):
                     self.refuse(f"{path}.sysctls.{key}", f"{shown(item)} is neither a string nor a number")
+        named = [key for key in ("cwd", "hostname", "domainname") if isinstance(table.get(key), str)]
         if "user" in table and (isinstance(table["user"], bool) or not isinstance(table["user"], str | int)):
             self.refuse(f"{path}.user", f"{shown(table['user'])} is neither a name nor a uid")
+        else:
+            named.append("user")
         for key in ("stdin", "stdout", "stderr"):
             table[key] = _stream(table.get(key))
         keys = ("command", "env", "nat", "firewall", "service", "uplink", *OWN_KEYS)
-        self.check_each(path, keys, table, lambda **part: WorkerSpec(name="x", **part))
+        self.check_each(path, (*keys, *named), table, lambda **part: WorkerSpec(name="x", **part))
         # These mean something beside others.
         for key, read in _ALONE.items():
             if key in table:
