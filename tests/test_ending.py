@@ -8,6 +8,7 @@ import json
 import os
 import signal
 import socket
+import subprocess
 from typing import TYPE_CHECKING, Any
 
 import anyio
@@ -222,3 +223,31 @@ async def test_what_a_link_does_over_time_ends_with_it(call: str, how: str) -> N
                     await sup.wait_event(nsorch.LinkDown, since=0)
                 if how == "remove":
                     await link.remove()
+
+
+@pytest.mark.parametrize("main", [True, False], ids=["main", "run"])
+@pytest.mark.parametrize("fields", [{}, {"isolation": "sandbox"}, {"namespaces": ["net"]}], ids=str)
+async def test_who_stops_the_process_that_is_to_kill_it(fields: dict[str, Any], main: bool) -> None:
+    """A command may be of the same user as that, and be no friend."""
+    reader, writer = os.pipe()
+    line = "read go; (setsid sleep 600 &); kill -STOP $PPID; echo stopped; sleep 600"
+    options: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": writer}
+    async with nsorch.Supervisor() as sup:
+        with anyio.fail_after(30):
+            if main:
+                worker = await sup.start("w", ["sh", "-c", line], **options, **fields)
+                assert worker.stdin is not None
+                await worker.stdin.send(b"\n")
+                await anyio.wait_readable(reader)
+                await worker.remove()
+            else:
+                worker = await sup.start("w", ["sleep", "600"], **fields)
+                async with await worker.popen(["sh", "-c", line], **options) as process:
+                    assert process.stdin is not None
+                    await process.stdin.send(b"\n")
+                    await anyio.wait_readable(reader)
+            os.close(writer)
+            assert os.read(reader, 64) == b"stopped\n"
+            await anyio.wait_readable(reader)
+            assert os.read(reader, 64) == b""  # nobody is left
+    os.close(reader)

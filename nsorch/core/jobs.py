@@ -27,6 +27,7 @@ class RawExit(NamedTuple):
     max_rss: int
 
 
+_AGAIN = 1.0  # seconds
 KILLED = RawExit(signal.SIGKILL, 0.0, 0.0, 0)
 
 
@@ -103,6 +104,13 @@ class Job:
         """Wait for the exit, or the failure; raises nothing of them."""
         while not self.ended:
             await self._change()
+
+    async def kill_and_wait(self) -> None:
+        """As often as it takes: a command may stop the process that is to kill it, also once more."""
+        while not self.ended:
+            self.kill()
+            with anyio.move_on_after(_AGAIN):
+                await self.end()
 
     def signal(self, number: int) -> None:
         """Send a signal to the command; does nothing once it has ended."""

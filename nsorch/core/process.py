@@ -102,9 +102,7 @@ class Process(AbstractProcess):
         """Kill what still runs, and wait for it also when cancelled."""
         with anyio.CancelScope(shield=True) as scope:
             self._streams.close()
-            if not self._job.ended:
-                self._job.kill()
-            await self._job.end()
+            await self._job.kill_and_wait()
             scope.shield = False
             await anyio.lowlevel.checkpoint()
 

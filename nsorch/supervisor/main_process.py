@@ -404,5 +404,4 @@ def _by_kind(kinds: int, held: tuple[int, ...]) -> dict[int, int]:
 async def end(job: Job) -> None:
     """Kill what still runs, and wait for it, whatever happens to the caller."""
     with anyio.CancelScope(shield=True):
-        job.kill()
-        await job.end()
+        await job.kill_and_wait()

@@ -59,6 +59,15 @@ def kill_and_wait(pids: Iterable[int]) -> None:
                 os.close(fd)
 
 
+def state_of(pid: int, proc: int) -> str:
+    """A letter, see proc(5); none if there is no such process."""
+    try:
+        with open(os.open(f"{pid}/stat", os.O_RDONLY | os.O_CLOEXEC, dir_fd=proc), "rb") as file:
+            return chr(file.read().rpartition(b") ")[2][0])
+    except OSError:
+        return ""
+
+
 def _children(pid: int, proc: int) -> list[int]:
     children: list[int] = []
     try:

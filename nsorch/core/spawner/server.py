@@ -19,7 +19,7 @@ import sys
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from . import maker, protocol
-from .adopting import adopt, descendants, kill_and_wait
+from .adopting import adopt, descendants, kill_and_wait, state_of
 from .births import Births
 from .command import identify, is_leased, is_plain, pick_streams, resolve, spawn
 from .confinement import decode, hidden, lent_oom_score, set_oom_score
@@ -57,6 +57,8 @@ if TYPE_CHECKING:
 # Requests that wait are served so many at a time before their answers go: each send wakes the application, which costs
 # 60 to 80 µs.
 _TOGETHER = 4
+_STOPPED, _DEAD = ("T", "t"), ("Z", "X", "")  # states of processes, see proc(5)
+_PASSES = 10
 
 
 class _Job:
@@ -270,11 +272,22 @@ class Server:
             os.kill(job.pid, signal.SIGKILL)
         elif job is not None and job.mode in (Mode.RUNNER, Mode.KEEPER):
             # A child that we haven't reaped: the number is still its own.
+            if state_of(job.pid, self.home.own_proc) in _STOPPED:  # by its command, which may be of the same user
+                self._kill_in_its_place(job.pid)
             os.kill(job.pid, signal.SIGTERM)
             if not job.started:  # it hears that once its child's exec, which may hang, is done
                 kill_and_wait(descendants([job.pid], self.home.own_proc)[1:])
         elif job is not None:
             os.kill(job.pid, signal.SIGKILL)
+
+    def _kill_in_its_place(self, pid: int) -> None:
+        """Do what a runner can't that is stopped. What is forked meanwhile is found by the next pass."""
+        for _ in range(_PASSES):
+            below = descendants([pid], self.home.own_proc)[1:]
+            if not (alive := [each for each in below if state_of(each, self.home.own_proc) not in _DEAD]):
+                break
+            kill_and_wait(alive)
+        os.kill(pid, signal.SIGKILL)
 
     def kill_all(self) -> None:
         for job in self.jobs:
