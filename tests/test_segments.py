@@ -22,6 +22,7 @@ import nsorch
 from nsorch.net import messages
 from nsorch.net.engine import Engine
 from nsorch.net.mac import link_local
+from nsorch.supervisor.traffic import pinging
 from nsorch.supervisor.wiring import acquainting, connecting
 from nsorch.supervisor.wiring.segments import Parts
 
@@ -119,6 +120,19 @@ async def neighbours(worker: nsorch.Worker) -> set[str]:
     """Those that *worker* knows for good."""
     lines = (await worker.run("ip neigh show nud permanent")).stdout.decode().splitlines()
     return {line.split()[0] for line in lines}
+
+
+@pytest.mark.parametrize("version", [4, 6])
+async def test_who_was_asked_for_is_forgotten_where_more_are_asked(
+    version: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pinging, "_NEIGHBOURS", 4)
+    async with nsorch.Supervisor() as sup:
+        await start(sup, "abcdef")
+        assert (await sup.ping_all(version=version)).ok
+        known = [(await w.run(f"ip -{version} neigh show nud reachable")).stdout for w in sup.workers.values()]
+        # Of 30 there are those of the last ones alone.
+        assert sum(text.count(b"\n") for text in known) <= 4
 
 
 async def test_many_who_connect_to_each_other_are_introduced(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,10 +16,11 @@ from nsorch.errors import ClosedError, NetlinkError, NsorchError, SetupError
 from nsorch.net.engine import Engine
 from nsorch.net.netlink import NETLINK_NETFILTER, NetnsHandle
 from nsorch.supervisor.thread import Thread
+from nsorch.supervisor.turns import for_each
 from nsorch.supervisor.wiring.planning import netns_key
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Sequence
+    from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterable, Iterator, Sequence
 
     from nsorch.net.redirecting import Redirector
     from nsorch.supervisor.wiring.network import Side
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
 
 #: what the kernel says of a protocol, a family, a chain or an expression that it doesn't have
 MISSING = (errno.ENOENT, errno.EOPNOTSUPP, errno.EPROTONOSUPPORT, errno.EAFNOSUPPORT)
+# So many sockets are asked for at a time.
+_OPENING = 32
 
 
 class Kernel:
@@ -118,16 +121,18 @@ class Kernel:
     @contextlib.asynccontextmanager
     async def handles(self, workers: Iterable[Worker]) -> AsyncIterator[dict[int, NetnsHandle]]:
         """By the keys of their network namespaces; what is opened for it is closed."""
+        workers = list(workers)
         handles: dict[int, NetnsHandle] = {}
+        sockets: dict[Worker, socket.socket] = {}
         with contextlib.ExitStack() as opened:
             for worker in workers:
                 if worker._netlink is not None:
-                    sock = opened.enter_context(_copied(worker._netlink))
-                else:
-                    sock = await worker._open_socket(socket.AF_NETLINK, socket.SOCK_RAW, socket.NETLINK_ROUTE)
-                    opened.enter_context(sock)
+                    sockets[worker] = opened.enter_context(_copied(worker._netlink))
+            if others := [worker for worker in workers if worker not in sockets]:
+                await _open_netlink(others, sockets, opened)
+            for worker in workers:
                 netns = opened.enter_context(lent(netns_of(worker), "netlink", worker.name))
-                handles[netns_key(worker)] = NetnsHandle(fd=netns, sock=sock, name=worker.name)
+                handles[netns_key(worker)] = NetnsHandle(fd=netns, sock=sockets[worker], name=worker.name)
             yield handles
 
     async def delete_in_fabric(self, indices: Sequence[int]) -> None:
@@ -144,6 +149,26 @@ def _redirector(sock: socket.socket) -> Redirector:
     from nsorch.net.redirecting import Redirector
 
     return Redirector(sock)
+
+
+async def _open_netlink(
+    workers: Collection[Worker], sockets: dict[Worker, socket.socket], opened: contextlib.ExitStack
+) -> None:
+    """One for each of *workers*, several at a time."""
+    failures: list[Exception] = []
+
+    async def open_one(worker: Worker) -> None:
+        if not failures:
+            try:
+                sock = await worker._open_socket(socket.AF_NETLINK, socket.SOCK_RAW, socket.NETLINK_ROUTE)
+            except Exception as exc:
+                failures.append(exc)
+            else:
+                sockets[worker] = opened.enter_context(sock)
+
+    await for_each(workers, open_one, _OPENING)
+    if failures:
+        raise failures[0]
 
 
 def netns_of(worker: Worker) -> int:
