@@ -151,20 +151,27 @@ async def _run_inside(sup: Supervisor, worker: str, command: tuple[str, ...]) ->
     terminal, env = is_terminal(sys.stdin), sup.workers[worker].spec.env
     if terminal and env is not None and "TERM" in os.environ:
         env = {"TERM": os.environ["TERM"], **env}
-    with lent_terminal() as tell:
+    with lent_terminal() as loan:
         process = await sup.workers[worker].popen(
-            command, stdin=None, stdout=None, stderr=None, env=env, start_new_session=not terminal
+            command,
+            stdin=None,
+            stdout=None,
+            stderr=None,
+            env=env,
+            start_new_session=not terminal,
+            process_group=0 if loan.to_a_job else None,
         )
-        async with process:
-            code = await process.wait()
-            tell(code)
+        async with process, anyio.create_task_group() as tasks:
+            if loan.to_a_job:
+                tasks.start_soon(loan.follow, process.pid)
+            loan.code = code = await process.wait()
+            tasks.cancel_scope.cancel()
     return code if code >= 0 else 128 - code
 
 
 async def _run_outside(command: tuple[str, ...], outputs: Outputs) -> int:
-    with lent_terminal() as tell:
-        code = await _run_on_host(command, outputs)
-        tell(code)
+    with lent_terminal() as loan:
+        loan.code = code = await _run_on_host(command, outputs)
     return code if code >= 0 else 128 - code
 
 

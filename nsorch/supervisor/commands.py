@@ -39,7 +39,7 @@ async def build_command(
     cwd: str | os.PathLike[str] | None,
     user: str | int | None,
     mode: int,
-    session: bool,
+    session: int,
     worker: str,
     confined: Confined,
     unconfined: bool = False,

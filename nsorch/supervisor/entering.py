@@ -39,7 +39,7 @@ class Options(Value):
     env: Mapping[str, str] | None
     cwd: str | os.PathLike[str] | None
     user: str | int | None
-    session: bool
+    session: int
     confined: bool
 
 

@@ -11,7 +11,7 @@ import anyio
 
 from nsorch import events
 from nsorch.core.process import DEVNULL, PIPE
-from nsorch.core.spawner.protocol import Mode, Spawn
+from nsorch.core.spawner.protocol import Mode, Session, Spawn
 from nsorch.core.spawner.syscalls import CLONE_NEWCGROUP, CLONE_NEWPID, NS_FILES
 from nsorch.core.streams import Tail
 from nsorch.errors import ClosedError, NotReadyError, WorkerExitedError
@@ -130,7 +130,7 @@ class MainProcess:
             cwd=spec.cwd,
             user=None,
             mode=mode,
-            session=True,
+            session=Session.NEW,
             worker=worker.name,
             confined=confined,
         )

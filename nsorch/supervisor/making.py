@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from nsorch.core import descriptors
-from nsorch.core.spawner.protocol import Mode, Spawn
+from nsorch.core.spawner.protocol import Mode, Session, Spawn
 from nsorch.core.spawner.syscalls import CLONE_NEWCGROUP, CLONE_NEWNET, CLONE_NEWPID, CLONE_NEWUTS, NS_FILES
 from nsorch.supervisor.commands import build_command, encode_environment, environment_of
 from nsorch.supervisor.entry import OF_PROCESSES, open_sources
@@ -55,7 +55,7 @@ async def make_namespaces(supervisor: Supervisor, worker: Worker, environment: b
             cwd=spec.cwd,
             user=None,
             mode=Mode.EXEC,
-            session=True,
+            session=Session.NEW,
             worker=spec.name,
             confined=confined,
         )

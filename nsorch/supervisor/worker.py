@@ -19,6 +19,7 @@ from nsorch import supervisor, topology  # noqa: TC001 - for typing.get_type_hin
 from nsorch.core import descriptors
 from nsorch.core.process import DEVNULL, PIPE, Process
 from nsorch.core.spawner.pins import unlink
+from nsorch.core.spawner.protocol import Session
 from nsorch.core.spawner.syscalls import CLONE_NEWNET, NS_FILES
 from nsorch.core.threads import in_thread_or_here
 from nsorch.errors import ClosedError, NsorchError, TopologyError, UnsupportedError
@@ -240,6 +241,7 @@ class Worker:
         user: str | int | None = None,
         confined: bool = True,
         start_new_session: bool = True,
+        process_group: int | None = None,
     ) -> Process:
         """Start *command* in its namespaces; conventions of :func:`anyio.open_process`. Returns when it is executed.
         While the worker is being started it waits for that.
@@ -252,6 +254,8 @@ class Worker:
         :param confined: False: with the supervisor's privileges, as its user, and without a seccomp filter; only the
             namespaces and the root file system are the worker's
         :param start_new_session: False for a command that shares the caller's terminal
+        :param process_group: 0 for a process group of its own in the caller's session, as a shell's jobs have;
+            :func:`os.tcsetpgrp` makes it the terminal's
         :raises TopologyError: an option is of a wrong kind; nothing was started
         :raises CommandNotFoundError: there is no such command
         :raises ClosedError: the worker is gone
@@ -264,9 +268,12 @@ class Worker:
             user=user,
             flags={"confined": confined, "start_new_session": start_new_session},
         )
+        if process_group is not None and (type(process_group) is not int or process_group != 0):
+            raise TopologyError(f"process_group: {shown(process_group)} is neither 0 nor None")
+        session = Session.NEW if start_new_session else Session.SHARED if process_group is None else Session.GROUP
         if self.incarnation <= 1:  # later, its namespaces are there also while a restart is under way
             await self._settled()
-        options = entering.Options(env=env, cwd=cwd, user=user, session=start_new_session, confined=confined)
+        options = entering.Options(env=env, cwd=cwd, user=user, session=session, confined=confined)
         return await entering.start(self, arguments, (stdin, stdout, stderr), options)
 
     async def open_socket(self, family: int, type: int, proto: int = 0) -> socket.socket:  # noqa: A002 - socket's word

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 from .confinement import confine, decode, restrict
 from .mountapi import RESOLVE_NO_MAGICLINKS, openat2
-from .protocol import Command, Own, Stream
+from .protocol import Command, Own, Session, Stream
 from .stages import StageError, stage
 from .syscalls import clone3, posix_spawn, spawn_attributes
 
@@ -20,7 +20,10 @@ if TYPE_CHECKING:
 
 # What Python ignores: nothing else is, and handlers end with the exec.
 IGNORED = (int(signal.SIGPIPE), int(signal.SIGXFSZ))
-_ATTRIBUTES = {session: spawn_attributes(IGNORED, session=session) for session in (False, True)}
+_ATTRIBUTES = {
+    kind: spawn_attributes(IGNORED, session=kind == Session.NEW, group=kind == Session.GROUP)
+    for kind in (Session.SHARED, Session.NEW, Session.GROUP)
+}
 _AT_FDCWD = -100
 _MOST_INTERPRETERS = 6  # the kernel follows 5 (fs/exec.c)
 _PIDFD_GET_PID_NAMESPACE = 0xFF05  # linux/pidfd.h
@@ -226,8 +229,10 @@ def become(command: Command, program: bytes, streams: tuple[int, int, int], *kee
     :raises StageError: naming the step; nothing of the caller's state is restored
     """
     confinement = decode(command.confinement)
-    if command.session:
+    if command.session == Session.NEW:
         os.setsid()
+    elif command.session == Session.GROUP:
+        os.setpgid(0, 0)
     enter_directory(command)
     # All are above 2, see Server: none is overwritten before it is duplicated.
     for number, fd in enumerate(streams):

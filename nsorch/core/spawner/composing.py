@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from .command import IGNORED, is_confined
 from .mountapi import OPENAT2, RESOLVE_NO_MAGICLINKS, OpenHow
-from .protocol import Mode, Own
+from .protocol import Mode, Own, Session
 from .script import (
     ANY,
     AT_FDCWD,
@@ -23,6 +23,7 @@ from .script import (
     OR_NEXT_PROGRAM,
     READ,
     SETNS,
+    SETPGID,
     SETSID,
     SIGACTION,
     SIGPROCMASK,
@@ -121,13 +122,15 @@ def _ending(
     user: User | None,
     permitted: int,
     *,
-    session: bool,
+    session: int,
 ) -> Script:
     """The part that becomes the command. Thousands of workers have the same."""
     script = Script()
     confined = bool(confinement) or user is not None
-    if session:
+    if session == Session.NEW:
         script.call(("session", ""), SETSID)
+    elif session == Session.GROUP:
+        script.call(("session", ""), SETPGID, 0, 0)
     if confined:
         script.add(confining(confinement, user, permitted))
     script.call(("signals", ""), SIGPROCMASK, signal.SIG_SETMASK, ctypes.addressof(_NO_SIGNALS), 0, 8)

@@ -16,7 +16,8 @@ import signal
 import struct
 from typing import TYPE_CHECKING
 
-from .script import AT_EMPTY_PATH, EXECVEAT
+from .protocol import Session
+from .script import AT_EMPTY_PATH, EXECVEAT, SETPGID
 from .sealed import sealed
 from .stages import StageError, stage
 from .syscalls import machine
@@ -118,7 +119,9 @@ class Pid1:
         :param apart: *told* is told of the end, too, not what all have in common: the command may be hostile, and have
             rights over its init
         """
-        flags = b"%d" % command.session
+        if command.session == Session.GROUP:  # the command is in that of its init, which it sees
+            script.call(("session", ""), SETPGID, 0, 0)
+        flags = b"%d" % (command.session == Session.NEW)
         argv = (b"nsorch-init", flags, b"%08x" % job, *programs, b"", *command.argv)
         self._add(script, script.texts(argv), environment, told, apart)
 

@@ -49,6 +49,14 @@ class Own(NamedTuple):
     cgroupfs: bool = False  #: what the cgroup namespace shows, at /sys/fs/cgroup
 
 
+class Session:
+    """What of a command is its own: nothing, a session, or a process group in the session of the application."""
+
+    SHARED: Final = 0
+    NEW: Final = 1
+    GROUP: Final = 2
+
+
 class Command(NamedTuple):
     argv: tuple[bytes, ...]
     env: bytes  #: a marshalled dict of bytes: thousands of commands have the same, which is read once
@@ -56,7 +64,7 @@ class Command(NamedTuple):
     cwd_required: bool  #: else "/" serves where cwd can't be entered
     streams: tuple[int, int, int]
     mode: int
-    session: bool  #: a session of its own, as all but a terminal's commands have
+    session: int  #: of Session
     user: tuple[int, int, tuple[int, ...]] | None  #: uid, gid, supplementary groups
     confinement: bytes  #: see :mod:`.confinement`
     guarded: bool  #: the file system may be hostile: what leads through magic links of /proc is no program

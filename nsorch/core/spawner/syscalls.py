@@ -296,17 +296,18 @@ def reset_library_signals() -> None:
         _check(_libc.syscall(number, library_signal, _DEFAULT_ACTION, None, 8))
 
 
-_POSIX_SPAWN_SETSIGDEF, _POSIX_SPAWN_SETSIGMASK, _POSIX_SPAWN_SETSID = 0x04, 0x08, 0x80
+_POSIX_SPAWN_SETPGROUP, _POSIX_SPAWN_SETSIGDEF, _POSIX_SPAWN_SETSIGMASK, _POSIX_SPAWN_SETSID = 0x02, 0x04, 0x08, 0x80
 _libc.posix_spawn.argtypes = (ctypes.c_void_p, ctypes.c_char_p, *(ctypes.c_void_p,) * 4)
 # posix_spawn_file_actions_t, and the pid: what a forked child makes or changes is memory of its own.
 _spawn_actions, _spawned = ctypes.create_string_buffer(512), ctypes.c_int()
 
 
-def spawn_attributes(defaults: Iterable[int], *, session: bool) -> ctypes.Array[ctypes.c_char]:
+def spawn_attributes(defaults: Iterable[int], *, session: bool, group: bool) -> ctypes.Array[ctypes.c_char]:
     """``posix_spawnattr_t``, of 336 bytes in glibc and musl: *defaults*, and the C library's own signals, are set to
-    default, and none is blocked."""
+    default, and none is blocked. In a session or a process group of its own, if so."""
     attributes = ctypes.create_string_buffer(1024)
-    flags = _POSIX_SPAWN_SETSIGDEF | _POSIX_SPAWN_SETSIGMASK | (_POSIX_SPAWN_SETSID if session else 0)
+    flags = _POSIX_SPAWN_SETSIGDEF | _POSIX_SPAWN_SETSIGMASK
+    flags |= session * _POSIX_SPAWN_SETSID | group * _POSIX_SPAWN_SETPGROUP
     _libc.posix_spawnattr_init(attributes)
     _libc.posix_spawnattr_setflags(attributes, ctypes.c_short(flags))
     _libc.posix_spawnattr_setsigmask(attributes, _signal_set(()))
