@@ -136,6 +136,14 @@ def test_statuses(lab: str, tmp_path: pathlib.Path) -> None:
     assert found[1].stdout == "a\n"
 
 
+@pytest.mark.once
+def test_options_of_a_command_come_after_dashes(lab: str) -> None:
+    done = nsorch("run", lab, "--in", "a", "sh", "-c", "true")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith("Usage: nsorch run [OPTIONS] FILE [-- COMMAND...]\n")
+    assert "Those of a COMMAND come after --." in done.stderr
+
+
 @pytest.mark.parametrize(
     "arguments", [["--check"], ["--events", "--check"], ["--events", "--json", "--", "sleep", "9"]]
 )

@@ -424,7 +424,7 @@ def test_words_of_yaml_that_are_no_text(tmp_path: pathlib.Path) -> None:
     )
     error = refusal(text, tmp_path / "lab.yaml")
     assert list(zip([p.partition(", then")[0] for p in error.problems], error.lines, strict=True)) == [
-        ("bridges.lan: has no value: leave it out", 5),
+        ("bridges.lan: has no value: without any keys it is {}", 5),
         ("workers.True: is no text: put the key in quotes", 1),
         ('workers.x y: "x y" is not a name: a letter', 3),
         ("workers.x y.forward: 1 is neither true nor false", 3),

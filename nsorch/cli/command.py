@@ -36,9 +36,18 @@ def nsorch() -> None:
     """Labs of Linux namespaces: many workers, wired together, from one file."""
 
 
-@nsorch.command(context_settings={"ignore_unknown_options": False})
+class _WithCommand(click.Command):
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        try:
+            return super().parse_args(ctx, args)
+        except click.NoSuchOption as exc:
+            hint = f"{exc.message} Those of a COMMAND come after --."
+            raise click.NoSuchOption(exc.option_name, hint, exc.possibilities, exc.ctx) from None
+
+
+@nsorch.command(cls=_WithCommand)
 @click.argument("file", type=_PATH)
-@click.argument("command", nargs=-1, type=click.UNPROCESSED)
+@click.argument("command", nargs=-1, type=click.UNPROCESSED, metavar="[-- COMMAND...]")
 @click.option("--check", is_flag=True, help="Ping every pair that the links connect, print a table, and end.")
 @click.option("--events", is_flag=True, help="Print each event as it happens.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON: the result as a document, events as lines.")

@@ -460,7 +460,8 @@ def _foreign(data: Any) -> Iterator[tuple[str, str]]:
     """What files of one syntax can hold and others can't: nothing of ours is such a value. Each with its path."""
     for path, value in walk(data):
         if value is None and path:
-            yield path, "has no value: leave it out"
+            is_name = path.rpartition(".")[0] in ("workers", "bridges")
+            yield path, "has no value: " + ("without any keys it is {}" if is_name else "leave it out")
         elif isinstance(value, set | frozenset | bytes):
             yield path, f"{shown(value)} is neither a list nor a string"
 
