@@ -229,6 +229,10 @@ def test_defaults(tmp_path: pathlib.Path) -> None:
         ({"workers": {"a": {"links": [{"to": "a b"}]}}}, 'workers.a.links[0].to: "a b" is not a name'),
         ({"links": [{"ends": [{"worker": "a b"}, "9:x"]}]}, 'links[0].ends[0].worker: "a b" is not a name'),
         ({"links": [{"ends": [{"worker": "a b"}, "9:x"]}]}, 'links[0].ends[1]: "9" is not a name'),
+        (
+            {"bridges": {"lan": {"subnet": "10.0.0.1/24"}}},
+            'bridges.lan.subnet: "10.0.0.1/24" is not a network: that of this address is 10.0.0.0/24',
+        ),
     ],
 )
 def test_paths_of_problems(data: dict[str, Any], problem: str) -> None:

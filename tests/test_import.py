@@ -145,6 +145,7 @@ topology:
     r2: *r
     h1: {group: quiet, binds: ["x:/y"]}
     srl: {kind: nokia_srlinux, image: srl}
+    bare: {kind: }
     br0: {kind: bridge}
   links:
     - endpoints: ["r1:eth1", "r2:eth1"]
@@ -168,7 +169,7 @@ def test_containerlab(tmp_path: pathlib.Path) -> None:
     assert topology == Topology.from_containerlab(path)
     assert (topology.name, list(topology.workers), list(topology.bridges)) == (
         "lab",
-        ["r1", "r2", "h1", "srl"],
+        ["r1", "r2", "h1", "srl", "bare"],
         ["br0"],
     )
     assert topology.workers["r1"].command == ("sleep", "600")
@@ -191,6 +192,7 @@ def test_containerlab(tmp_path: pathlib.Path) -> None:
         "topology.nodes.r1.exec",
         "topology.nodes.h1.binds",
         'topology.nodes.srl.kind: "nokia_srlinux" needs its image',
+        "topology.nodes.bare.kind: is missing: a plain worker is in its place",
         'topology.links[3]: "host" is outside of the lab',
         "topology.links[4]: srl is linked to itself",
         "topology.links[5].endpoints[0]: \"ethernet-1/1\" can't be an interface's name: it gets another",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping
 from ipaddress import IPv4Interface, IPv4Network, IPv6Interface, IPv6Network, ip_interface, ip_network
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -68,9 +69,11 @@ def one_or_many(value: Any) -> Sequence[Any]:
 def to_network(path: str, value: Any) -> IPv4Network | IPv6Network:
     try:
         return ip_network(str(value))
-    except ValueError as exc:
-        why = f": {exc}" if "host bits" in str(exc) else ""  # else it says the same again
-        raise AddressError(f"{path}: {shown(value)} is not a network{why}") from None
+    except ValueError:
+        hint = ""
+        with contextlib.suppress(ValueError):
+            hint = f": that of this address is {ip_network(str(value), strict=False)}"
+        raise AddressError(f"{path}: {shown(value)} is not a network{hint}") from None
 
 
 def networks(value: Any) -> tuple[IPv4Network | IPv6Network, ...]:

@@ -65,7 +65,8 @@ def _add_node(building: Building, where: str, original: str, node: dict[str, Any
         building.add(where, building.topology.bridge, name)
         return
     if kind != "linux":
-        building.note(f"{where}.kind", f'"{kind}" needs its image: a plain worker is in its place')
+        why = "is missing" if kind is None else f'"{kind}" needs its image'
+        building.note(f"{where}.kind", f"{why}: a plain worker is in its place")
     command = building.text(node.pop("cmd", None), f"{where}.cmd")
     env = {key: str(value) for key, value in building.table(node.pop("env", None), f"{where}.env").items()}
     building.leave(where, node, ())
