@@ -341,6 +341,52 @@ async def test_a_worker_goes_while_the_one_does_whose_network_it_has(how: str) -
             assert not sup.links
 
 
+async def _names_there(worker: nsorch.Worker) -> set[str]:
+    done = await worker.run(["cat", "/proc/net/dev"])
+    return {line.partition(":")[0].strip() for line in done.stdout.decode().splitlines()[2:]} - {"lo"}
+
+
+async def test_another_gets_the_name_of_one_by_which_a_network_was_joined() -> None:
+    """Who shares a network namespace is linked there, whatever becomes of the worker that it named."""
+    async with nsorch.Supervisor() as sup:
+        lan = await sup.bridge("lan", "10.0.0.0/24")
+        await sup.start("owner", links=[lan])
+        between = await sup.start("between", namespaces={"net": "worker:owner"})
+        guest = await sup.start("guest", links=[lan], namespaces={"net": "worker:between"})
+        await between.remove()
+        await sup.link(guest, lan)
+        other = await sup.start("between", links=[lan])
+        await sup.link(guest, lan)
+        assert set(guest.interfaces) == {"eth1", "eth2", "eth3"}
+        assert await _names_there(guest) == {"eth0", "eth1", "eth2", "eth3"}
+        assert await _names_there(other) == {"eth0"}
+
+
+async def test_another_gets_the_name_of_one_whose_network_is_about_to_be_joined() -> None:
+    """Nothing is linked in the network of another than is joined."""
+    async with nsorch.Supervisor() as sup:
+        lan = await sup.bridge("lan", "10.0.0.0/24")
+        specs = [nsorch.WorkerSpec(name=f"w{number}", links=[lan]) for number in range(60)]
+        joins = {"net": "worker:owner", "uts": "worker:w59"}  # it comes after the others
+        specs.append(nsorch.WorkerSpec(name="guest", namespaces=joins, links=[lan]))
+
+        async def come() -> None:
+            with pytest.raises(ExceptionGroup) as caught:
+                await sup.start_all(specs)
+            assert [str(error) for error in caught.value.exceptions] == [
+                'guest: workers.guest.namespaces.net: the worker "owner" was removed meanwhile'
+            ]
+
+        owner = await sup.start("owner", links=[lan])
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(come)
+            await sup.wait_event(nsorch.WorkerRequested, worker="guest")
+            await owner.remove()
+            owner = await sup.start("owner", links=[lan])
+        assert await _names_there(owner) == {"eth0"}
+        assert list(sup.links) == ["owner:eth0-lan"]
+
+
 @pytest.mark.long
 async def test_a_bridge_that_is_removed_while_workers_come() -> None:
     async with nsorch.Supervisor() as sup:

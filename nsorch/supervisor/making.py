@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from nsorch.core import descriptors
 from nsorch.core.spawner.protocol import Mode, Session, Spawn
 from nsorch.core.spawner.syscalls import CLONE_NEWCGROUP, CLONE_NEWNET, CLONE_NEWPID, CLONE_NEWUTS, NS_FILES
+from nsorch.errors import TopologyError
 from nsorch.supervisor.commands import build_command, encode_environment, environment_of
 from nsorch.supervisor.entry import OF_PROCESSES, open_sources
 from nsorch.supervisor.main_process import MainProcess, Setup, end
@@ -103,10 +104,20 @@ async def make_namespaces(supervisor: Supervisor, worker: Worker, environment: b
 def _enter(supervisor: Supervisor, worker: Worker, but: Iterable[str] = ()) -> Entry:
     """:param but: kinds that are joined later"""
     namespaces = worker._confined.namespaces.evolve(**dict.fromkeys(but, Shared()))
+    if isinstance(namespaces.net, OfWorker):
+        _check_netns(supervisor, worker, namespaces.net.name)
     entry = open_sources(namespaces, _Held(supervisor._workers), worker.name)
     worker._held = dict(entry.joined)  # so that they are closed whatever happens
     supervisor._home.check(entry, worker.name, has_command=worker.spec.command is not None)
     return entry
+
+
+def _check_netns(supervisor: Supervisor, worker: Worker, joined: str) -> None:
+    """Refuse to join another network namespace than *worker*'s links are planned in: *joined* may be somebody else's
+    name meanwhile."""
+    record, other = supervisor._wiring.record, supervisor._workers.get(joined)
+    if other is None or other._leaving or record.owner_of_netns(other) is not record.owner_of_netns(worker):
+        raise TopologyError(f'workers.{worker.name}.namespaces.net: the worker "{joined}" was removed meanwhile')
 
 
 def join_processes(supervisor: Supervisor, worker: Worker) -> None:

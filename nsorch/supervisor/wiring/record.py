@@ -7,6 +7,7 @@ import contextlib
 import itertools
 from typing import TYPE_CHECKING
 
+from nsorch.core.spawner.syscalls import CLONE_NEWNET
 from nsorch.errors import ClosedError, NameInUseError, TopologyError, UnsupportedError
 from nsorch.events import State
 from nsorch.net.addresses import PointToPointPool, Segment
@@ -50,7 +51,8 @@ class Record:
         self.links_of: dict[str, list[Link]] = {}
         self._ifnames: set[tuple[str, str]] = set()  # with the owner of their network namespace
         self._guests: dict[str, set[str]] = {}  # workers that share another's network namespace, by its owner
-        self._heirs: dict[str, Worker] = {}  # who owns it since that was removed, by guest
+        # Who owns it, by guest, and whether all in it is nsorch's. Others may have the name by now that a guest joined.
+        self._owners: dict[str, tuple[Worker, bool]] = {}
         self._pool = PointToPointPool()
         # Never given out twice, so that what the kernel frees late is in nobody's way.
         self._indices = itertools.count(_FABRIC)
@@ -145,10 +147,10 @@ class Record:
 
     def admit(self, worker: Worker) -> None:
         """Plan the links of *worker*'s description."""
-        if joined_names(worker.spec):
-            owner = self.owner_of_netns(worker)
-            if owner not in (None, worker):
-                self._guests.setdefault(owner.name, set()).add(worker.name)
+        if joined_names(worker.spec, "net"):
+            with contextlib.suppress(UnsupportedError):
+                owned = self._owners[worker.name] = self._owner_of_netns(worker)
+                self._guests.setdefault(owned[0].name, set()).add(worker.name)
         for number, to in enumerate(worker.spec.links):
             where = f"workers.{worker.name}.links[{number}]"
             bridge = self.bridge(to.bridge, where)
@@ -383,8 +385,8 @@ class Record:
 
         :raises UnsupportedError: the host's, which nothing is done to
         """
-        if worker.name in self._heirs:
-            return self._heirs[worker.name], False
+        if worker.name in self._owners:
+            return self._owners[worker.name]
         source = NamespaceSet.parse(worker.spec.namespaces, passive=worker.spec.command is None).net
         if isinstance(source, OfWorker):
             return self._owner_of_netns(self._supervisor._worker(source.name))
@@ -492,18 +494,18 @@ class Record:
     def drop_worker(self, worker: Worker) -> list[Worker]:
         """It is gone, with its links. Returns who owns its network namespace now, if others have joined that."""
         self.links_of.pop(worker.name, None)
-        self._heirs.pop(worker.name, None)
-        if joined_names(worker.spec):
+        if self._owners.pop(worker.name, None) is not None:
             for names in self._guests.values():
                 names.discard(worker.name)
         workers = self._supervisor._workers
         guests = [workers[name] for name in self._guests.pop(worker.name, ()) if not workers[name]._leaving]
         if not guests:
             return []
-        heir = min(guests, key=lambda guest: guest.order)
+        # One that only begins doesn't hold it yet.
+        heir = min(guests, key=lambda guest: (CLONE_NEWNET not in guest._held, guest.order))
         self._guests[heir.name] = {guest.name for guest in guests if guest is not heir}
         for guest in guests:
-            self._heirs[guest.name] = heir
+            self._owners[guest.name] = heir, False
             for link in self.links_of.get(guest.name, ()):
                 for side in link._sides:
                     side.netns = heir.name if side.netns == worker.name else side.netns
