@@ -454,6 +454,33 @@ async def test_each_family_has_the_default_route_of_its_first_gateway() -> None:
         assert (await default_route(worker, 4), await default_route(worker, 6)) == ("10.9.0.1", "fd09::1")
 
 
+async def test_a_gateway_doesnt_lead_those_in_its_own_network_namespace() -> None:
+    """The kernel refuses that in IPv6, and in IPv4 packets would lead to itself."""
+    led = ["10.0.0.1", "fd00::1"]
+
+    async def defaults(worker: nsorch.Worker) -> list[str]:
+        shown = await worker.run("ip -4 route show default; ip -6 route show default")
+        return [line.split()[2] for line in shown.stdout.decode().splitlines()]
+
+    async with nsorch.Supervisor() as sup:
+        await sup.bridge("lan", BOTH, gateway="r")
+        router = await sup.start("r", links=["lan"])
+        guest = await sup.start("guest", links=["lan"], namespaces={"net": "worker:r"})
+        a = await sup.start("a", links=["lan"])
+        assert await defaults(guest) == []
+        assert await defaults(a) == led
+        await router.remove()
+        router = await sup.start("r", links=["lan"])
+        assert await defaults(guest) == led
+        await router.remove()
+        router = await sup.start("r", links=["lan"], namespaces={"net": "worker:guest"})
+        assert await defaults(guest) == []
+        await router.remove()
+        await sup.start("r", links=["lan"])
+        assert await defaults(guest) == led
+        assert await reach(sup)
+
+
 async def test_of_a_gateway_with_two_links_the_other_stays() -> None:
     async with nsorch.Supervisor() as sup:
         await sup.bridge("lan", BOTH, gateway="r")

@@ -170,7 +170,10 @@ class Bridge:
         return self._segment if pvid is None else self._vlans.get(pvid, self._segment)
 
     def _gateway_of(self, side: Side) -> tuple[IPv4Interface | IPv6Interface, ...]:
-        """The gateway's addresses on the subnet of *side*; while it isn't there, those that are nobody else's."""
+        """The gateway's addresses on the subnet of *side*; while it isn't there, those that are nobody else's. None
+        where both are in one network namespace: the way to oneself leads nowhere."""
+        if self.gateway is None or side.netns == self._wiring.record.netns_of(self.gateway):
+            return ()
         known = () if side.segment is None else self._gateways.get(side.segment, ())
         return tuple(its for its in known if side.segment is not None and self._is_gateways(side.segment, its))
 

@@ -297,7 +297,7 @@ class Record:
             of, end, segment, mtu, where, free_addresses=not tagged_only, avoid=avoid, gateway=bridge.gateway
         )
         if of == bridge.gateway:
-            bridge._misled |= bridge._note_gateway(side)
+            bridge._misled |= bridge._note_gateway(side) or side.netns != of  # who is there is led nowhere
         return side
 
     def _side(
@@ -374,6 +374,11 @@ class Record:
         with contextlib.suppress(UnsupportedError):
             return self._owner_of_netns(worker)[0]
         return None
+
+    def netns_of(self, worker: str) -> str:
+        """The name of who owns its network namespace."""
+        owned = self._owners.get(worker)
+        return worker if owned is None else owned[0].name
 
     def links_in(self, owner: Worker) -> Iterator[Link]:
         """Of all workers that have *owner*'s network namespace."""
@@ -497,10 +502,12 @@ class Record:
         if self._owners.pop(worker.name, None) is not None:
             for names in self._guests.values():
                 names.discard(worker.name)
+            self._mislead(worker)
         workers = self._supervisor._workers
         guests = [workers[name] for name in self._guests.pop(worker.name, ()) if not workers[name]._leaving]
         if not guests:
             return []
+        self._mislead(worker)
         # One that only begins doesn't hold it yet.
         heir = min(guests, key=lambda guest: (CLONE_NEWNET not in guest._held, guest.order))
         self._guests[heir.name] = {guest.name for guest in guests if guest is not heir}
@@ -513,6 +520,11 @@ class Record:
                 device.netns = heir.name
         self._ifnames = {(heir.name if owner == worker.name else owner, name) for owner, name in self._ifnames}
         return [heir]
+
+    def _mislead(self, worker: Worker) -> None:
+        """Those with whom it shared its network namespace, if it was a gateway: it may come again in another."""
+        for bridge in self.bridges.values():
+            bridge._misled |= bridge.gateway == worker.name
 
     def _release(self, side: Side) -> None:
         if side.segment is not None:
