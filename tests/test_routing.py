@@ -231,6 +231,23 @@ async def test_random_networks_answer(name: str) -> None:
 
 
 @pytest.mark.anyio
+async def test_who_shares_a_routers_network_namespace_is_reached_like_that() -> None:
+    topology = Topology(routing="shortest-path")
+    for name in ("a", "r", "b"):
+        topology.worker(name, forward=name == "r")
+    topology.worker("guest", namespaces={"net": "worker:r"})
+    topology.link("a", "r")
+    topology.link("r", "b")
+    async with nsorch.Supervisor() as sup:
+        deployment = await sup.deploy(topology)
+        assert (await sup.ping_all()).ok
+        assert (await sup.ping_all(version=6)).ok
+        topology.worker("later", namespaces={"net": "worker:guest"})
+        await deployment.apply(topology)
+        assert (await sup.ping_all()).ok
+
+
+@pytest.mark.anyio
 async def test_routed_workers_without_links_have_a_name() -> None:
     topology = Topology(routing="shortest-path")
     for name in ("a", "b", "alone"):

@@ -423,7 +423,7 @@ class _Addition:
             assert node is not None
             return topology.cost(specs[link], node.name)
 
-        paths = await ShortestPaths.of(topology, wiring.record.links_of, loopbacks, cost)
+        paths = await ShortestPaths.of(topology, wiring.record.links_of, loopbacks, cost, wiring.record.netns_of)
         for name in topology.workers:
             await anyio.lowlevel.checkpoint()
             if name in self.workers:

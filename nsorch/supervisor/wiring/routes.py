@@ -113,11 +113,15 @@ class ShortestPaths:
 
     :param links: of each worker
     :param cost: of sending into a link, by the end that sends; 0 is allowed for ports of bridges
+    :param netns_of: the worker in whose network namespace another one is
     """
 
-    def __init__(self, links: Mapping[str, Sequence[Link]], loopbacks: Loopbacks) -> None:
+    def __init__(
+        self, links: Mapping[str, Sequence[Link]], loopbacks: Loopbacks, netns_of: Callable[[str], str]
+    ) -> None:
         self._links = links
         self._loopbacks = loopbacks
+        self._netns_of = netns_of
         self._whole: dict[str, str] = {}  # bridges that are linked are one segment: its first name
         self._numbers: dict[str, int] = {}  # of segments and workers
         self._packed: dict[int, list[bytes]] = {4: [], 6: []}
@@ -134,9 +138,10 @@ class ShortestPaths:
         links: Mapping[str, Sequence[Link]],
         loopbacks: Loopbacks,
         cost: Callable[[Link, Side], float],
+        netns_of: Callable[[str], str],
     ) -> ShortestPaths:
         """Look at all links, which takes 20 ms for a network of 754: the loop gets its turns between."""
-        paths = cls(links, loopbacks)
+        paths = cls(links, loopbacks, netns_of)
         await paths._look(topology, cost)
         return paths
 
@@ -146,10 +151,13 @@ class ShortestPaths:
         segments = dict.fromkeys(self._node(side) for link in every for side in link._sides if side.worker is None)
         names = [*segments, *topology.workers]  # segments first: what leaves them may cost nothing
         self._numbers = {name: number for number, name in enumerate(names)}
-        async for name in in_turns(names):
-            own = self._loopbacks.get(name, ())
-            for version, packed in self._packed.items():
-                packed.append(b"".join([address.packed for address in own if address.version == version]))
+        self._packed = {version: [b""] * len(names) for version in (4, 6)}
+        async for name in in_turns(topology.workers):
+            # Who has no links is reached by those of the worker whose network namespace it has joined.
+            owner = name if self._links.get(name) else self._netns_of(name)
+            number = self._numbers.get(owner, self._numbers[name])
+            for address in self._loopbacks.get(name, ()):
+                self._packed[address.version][number] += address.packed
         self._transit = {self._numbers[name] for name in names if name in segments or topology.workers[name].forward}
         self._hop_limit = _HOP_LIMIT if len(names) > _NEAR else None
         costs = {side: cost(link, side) async for link in in_turns(every) for side in link._sides}
