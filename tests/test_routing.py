@@ -231,6 +231,25 @@ async def test_random_networks_answer(name: str) -> None:
 
 
 @pytest.mark.anyio
+async def test_links_beside_the_topology_are_in_no_path() -> None:
+    topology = Topology(routing="shortest-path")
+    for name in "abc":
+        topology.worker(name, forward=True)
+    topology.link("a", "b")
+    topology.link("b", "c")
+    async with nsorch.Supervisor() as sup:
+        deployment = await sup.deploy(topology)
+        beside = await sup.link("a", "c")
+        topology.worker("d")
+        topology.link("c", "d")
+        await deployment.apply(topology)
+        assert (await sup.ping_all()).ok
+        assert " via " + str(beside.interfaces[1].addresses[0].ip) not in await routes(sup.workers["a"])
+        await beside.remove()
+        assert (await sup.ping_all()).ok
+
+
+@pytest.mark.anyio
 async def test_who_shares_a_routers_network_namespace_is_reached_like_that() -> None:
     topology = Topology(routing="shortest-path")
     for name in ("a", "r", "b"):

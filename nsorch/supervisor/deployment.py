@@ -423,7 +423,12 @@ class _Addition:
             assert node is not None
             return topology.cost(specs[link], node.name)
 
-        paths = await ShortestPaths.of(topology, wiring.record.links_of, loopbacks, cost, wiring.record.netns_of)
+        # Links that were made beside the topology have no cost in it.
+        own = {
+            name: [link for link in wiring.record.links_of.get(name, ()) if link in specs]
+            async for name in in_turns(topology.workers)
+        }
+        paths = await ShortestPaths.of(topology, own, loopbacks, cost, wiring.record.netns_of)
         for name in topology.workers:
             await anyio.lowlevel.checkpoint()
             if name in self.workers:
