@@ -235,6 +235,9 @@ def test_who_is_on_one_segment() -> None:
     other = Vlan("v", parent="eth0", id=20, protocol="802.1ad")  # tags that the bridge doesn't look at
     topology.worker("s", links=[nsorch.To("sw", tagged=[20])], interfaces=[other])
     assert {"s"} in topology.components()
+    topology.worker("guest", namespaces={"net": "worker:d"})
+    topology.worker("another", namespaces={"net": "worker:guest"})
+    assert {"d", "guest", "another"} in topology.components()
 
 
 def test_a_template_can_t_give_one_address_to_several() -> None:

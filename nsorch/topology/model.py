@@ -13,6 +13,7 @@ from nsorch import topology  # noqa: TC001 - for typing.get_type_hints
 from nsorch.errors import NameInUseError, TopologyError
 from nsorch.topology.checks import checks, emulations
 from nsorch.topology.emulation import NO_EMULATION, directions
+from nsorch.topology.joins import joined_names
 from nsorch.topology.kinds import of_kind, shown
 from nsorch.topology.layer2 import wires
 from nsorch.topology.routing import connected
@@ -299,8 +300,10 @@ class Topology:
         return [(a, b) for a, b in ends if a in self._bridges and b in self._bridges]
 
     def components(self) -> list[set[str]]:
-        """The sets of workers that the links connect."""
+        """The sets of workers that the links connect, and the network namespaces that they share."""
         pairs = list(wires(self))
+        for name, worker in self._workers.items():
+            pairs += ((name, other) for other in joined_names(worker, "net") & self._workers.keys())
         segments = dict.fromkeys(segment for _, segment in pairs)
         found = connected(dict.fromkeys((*self._workers, *self._bridges, *segments)), pairs)
         return [workers for component in found if (workers := component & self._workers.keys())]
