@@ -325,6 +325,12 @@ class MainProcess:
             self._stopping = True
             self._job.kill()
 
+    async def kill_and_wait(self) -> None:
+        """Until no process is left."""
+        if self._job is not None and not self._job.ended:
+            self._stopping = True
+            await self._job.kill_and_wait()
+
     def signal(self, number: int) -> None:
         if self._job is not None:
             self._job.signal(number)

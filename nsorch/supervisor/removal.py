@@ -93,8 +93,7 @@ async def _remove(supervisor: Supervisor, workers: Sequence[Worker]) -> None:
     async def bring_down(worker: Worker) -> None:
         if supervisor._uplinks is not None:
             supervisor._uplinks.drop(worker)
-        worker.kill()
-        await worker._ended()
+        await worker._kill_and_wait()
         for job in commands.get(worker.name, ()):
             await end(job)
         await worker._unpin()

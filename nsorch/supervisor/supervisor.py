@@ -35,7 +35,6 @@ if TYPE_CHECKING:
     from types import TracebackType
 
     from nsorch.core.helper import Facts
-    from nsorch.core.jobs import Job
     from nsorch.events import Exit
     from nsorch.supervisor.wiring.uplinks import Uplinks
     from nsorch.topology import (
@@ -220,7 +219,7 @@ class Supervisor:
                 async for worker in in_turns(list(self._workers.values())):
                     worker._expect_end()
             with anyio.move_on_after(_KILL_DEADLINE):
-                await for_each(self._helper.jobs, _kill, DYING)
+                await for_each(self._helper.jobs, lambda job: job.kill_and_wait(), DYING)
             await self._let_go()
             self._phase = "closed"
             self._bus.publish(events.SupervisorStopped())
@@ -919,8 +918,3 @@ def _unlink_all(pins: Iterable[tuple[bytes, bytes]], folders: list[bytes]) -> No
     for path, target in pins:
         unlink(path, target)
     remove_folders(folders)
-
-
-async def _kill(job: Job) -> None:
-    job.kill()
-    await job.end()

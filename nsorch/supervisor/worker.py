@@ -807,6 +807,10 @@ class Worker:
         if self._main is not None:
             self._main.expect_end()
 
+    async def _kill_and_wait(self) -> None:
+        if self._main is not None:
+            await self._main.kill_and_wait()
+
     async def _ended(self) -> None:
         if self._main is not None:
             await self._main.end()

@@ -15,7 +15,7 @@ from . import protocol
 from .command import close_all_but, identify, resolve, start
 from .mountapi import new_mount
 from .mounts import make_own
-from .protocol import Command, Event, Mode, Own
+from .protocol import Command, Event, Mode, Own, Session
 from .stages import StageError
 from .syscalls import become_subreaper, set_parent_death_signal
 
@@ -43,6 +43,8 @@ def supervise(
         close_all_but(report.fileno(), signals, host_proc, *streams)
         if command.mode != Mode.INIT:
             become_subreaper()
+            if command.session == Session.GROUP:
+                os.setpgid(0, 0)  # else it would pass on what the caller's job is sent: SIGCONT too early
         make_own(own)
         if program is None:
             program = resolve(command)

@@ -275,6 +275,7 @@ class Server:
             if state_of(job.pid, self.home.own_proc) in _STOPPED:  # by its command, which may be of the same user
                 self._kill_in_its_place(job.pid)
             os.kill(job.pid, signal.SIGTERM)
+            os.kill(job.pid, signal.SIGCONT)  # it may be about to stop
             if not job.started:  # it hears that once its child's exec, which may hang, is done
                 kill_and_wait(descendants([job.pid], self.home.own_proc)[1:])
         elif job is not None:
