@@ -213,9 +213,7 @@ def test_routes_that_lead_through_a_link(way: str, tmp_path: pathlib.Path) -> No
     tap = "interfaces=[{name='tap',kind='tun'}]\nroutes="
     text = ROUTED.format(way).replace("routes=", tap if "tap" in way else "routes=")
     text += "\n[[links]]\nends=['l','k']\n[[links]]\nends=['a','b']"
-    path = tmp_path / "lab.toml"
-    path.write_text(text)
-    Topology.load(path).validate()
+    load(text, tmp_path).validate()
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,11 @@ _SHOWN = 20  # failures
 _WIDEST = 10_000  # columns: a table that is too wide for a terminal is wrapped there, not cut
 
 
+def count_links(topology: Topology) -> int:
+    """With those that workers have to bridges."""
+    return len(topology.links) + sum(len(worker.links) for worker in topology.workers.values())
+
+
 def check_result(reachability: Reachability, components: Sequence[set[str]]) -> dict[str, Any]:
     """JSON types."""
     return {

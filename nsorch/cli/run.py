@@ -20,7 +20,7 @@ from nsorch import CommandNotFoundError, NsorchError, State, Supervisor
 from nsorch.cli.orphans import Orphans
 from nsorch.cli.output import Outputs
 from nsorch.cli.progress import progress
-from nsorch.cli.report import check_result, render_check
+from nsorch.cli.report import check_result, count_links, render_check
 from nsorch.cli.signals import SIGNALS, await_signal
 from nsorch.cli.terminal import is_terminal, lent_terminal
 from nsorch.cli.watch import watch
@@ -76,8 +76,7 @@ async def run_topology(topology: Topology, options: Options) -> int:
 
 async def _use(sup: Supervisor, topology: Topology, options: Options, outputs: Outputs) -> int:
     begin = time.monotonic()
-    links = len(topology.links) + sum(len(worker.links) for worker in topology.workers.values())
-    async with progress("bringing up", len(topology.workers) + links, lambda: _count_up(sup)):
+    async with progress("bringing up", len(topology.workers) + count_links(topology), lambda: _count_up(sup)):
         deployment = await sup.deploy(topology)
     count = f"{len(topology.workers)} workers, {len(topology.bridges)} bridges, {len(sup.links)} links"
     summary = f"{topology.name or 'the lab'}: {count}, up in {time.monotonic() - begin:.1f} s"

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from nsorch import NsorchError, Topology, TopologyError
+from nsorch.cli.report import count_links
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -34,6 +35,5 @@ def _validate(file: str) -> dict[str, Any]:
         return {"file": file, "ok": False, "problems": [{"line": None, "problem": str(exc)}]}
     for note in topology.notes:
         click.echo(f"{file}: note: {note}", err=True)
-    links = len(topology.links) + sum(len(worker.links) for worker in topology.workers.values())
-    counts = {"workers": len(topology.workers), "bridges": len(topology.bridges), "links": links}
+    counts = {"workers": len(topology.workers), "bridges": len(topology.bridges), "links": count_links(topology)}
     return {"file": file, "ok": True, "problems": [], "notes": list(topology.notes), **counts}

@@ -42,13 +42,20 @@ class in_turns(Generic[T]):  # noqa: N801 - reads as a word of the loop: async f
 
 
 async def for_each(items: Collection[T], step: Callable[[T], Awaitable[None]], limit: int) -> None:
-    """Take *step* for all, at most *limit* at a time."""
+    """Take *step* for all, at most *limit* at a time. The first error ends it, and is raised as it is."""
     pending = in_turns(items)
+    failures: list[Exception] = []
 
     async def work() -> None:
-        async for item in pending:
-            await step(item)
+        try:
+            async for item in pending:
+                await step(item)
+        except Exception as exc:
+            failures.append(exc)
+            tasks.cancel_scope.cancel()
 
     async with anyio.create_task_group() as tasks:
         for _ in range(min(limit, len(items))):
             tasks.start_soon(work)
+    if failures:
+        raise failures[0]

@@ -21,12 +21,13 @@ from nsorch.net.ping import (
     hear_replies_only,
     ping_pairs,
 )
-from nsorch.supervisor.turns import in_turns
+from nsorch.supervisor.turns import for_each, in_turns
+from nsorch.supervisor.wiring.kernel import OPENING
 from nsorch.supervisor.wiring.planning import netns_key
 from nsorch.topology.kinds import check_seconds, of_kind, shown
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
+    from collections.abc import AsyncGenerator, Callable, Collection, Iterator, Sequence
     from ipaddress import IPv4Address, IPv6Address
 
     from nsorch.net.engine import Engine
@@ -35,7 +36,6 @@ if TYPE_CHECKING:
     from nsorch.supervisor.wiring.network import Side
     from nsorch.supervisor.worker import Worker
 
-_OPENING = 32
 _NEIGHBOURS = 800
 # So many workers forget theirs at a time: what is open for it takes the loop 10 µs each.
 _TOGETHER = 100
@@ -212,29 +212,18 @@ def _forget_by_netlink(
 
 
 async def _open_sockets(
-    supervisor: Supervisor, found: Iterable[tuple[str, int]], sockets: dict[tuple[str, int], socket.socket]
+    supervisor: Supervisor, found: Collection[tuple[str, int]], sockets: dict[tuple[str, int], socket.socket]
 ) -> None:
     """Those by worker and IP version that aren't among *sockets*."""
-    wanted = iter(found)
-    failures: list[Exception] = []
 
-    async def work() -> None:
-        for name, version in wanted:
-            family, protocol = socket.AF_INET, socket.IPPROTO_ICMP
-            if version == 6:
-                family, protocol = socket.AF_INET6, socket.IPPROTO_ICMPV6
-            if (name, family) in sockets:
-                continue
-            try:
-                sock = await supervisor._worker(name).open_socket(family, socket.SOCK_RAW, protocol)
-            except Exception as exc:
-                failures.append(exc)
-                return
+    async def open_one(wanted: tuple[str, int]) -> None:
+        name, version = wanted
+        family, protocol = socket.AF_INET, socket.IPPROTO_ICMP
+        if version == 6:
+            family, protocol = socket.AF_INET6, socket.IPPROTO_ICMPV6
+        if (name, family) not in sockets:
+            sock = await supervisor._worker(name).open_socket(family, socket.SOCK_RAW, protocol)
             sockets[name, family] = sock
             hear_replies_only(sock)
 
-    async with anyio.create_task_group() as tasks:
-        for _ in range(_OPENING):
-            tasks.start_soon(work)
-    if failures:
-        raise failures[0]
+    await for_each(found, open_one, OPENING)

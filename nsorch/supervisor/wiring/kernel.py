@@ -20,7 +20,7 @@ from nsorch.supervisor.turns import for_each
 from nsorch.supervisor.wiring.planning import netns_key
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterable, Iterator, Sequence
+    from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Sequence
 
     from nsorch.net.redirecting import Redirector
     from nsorch.supervisor.wiring.network import Side
@@ -28,8 +28,8 @@ if TYPE_CHECKING:
 
 #: what the kernel says of a protocol, a family, a chain or an expression that it doesn't have
 MISSING = (errno.ENOENT, errno.EOPNOTSUPP, errno.EPROTONOSUPPORT, errno.EAFNOSUPPORT)
-# So many sockets are asked for at a time.
-_OPENING = 32
+#: so many sockets are asked for at a time
+OPENING = 32
 
 
 class Kernel:
@@ -125,11 +125,16 @@ class Kernel:
         handles: dict[int, NetnsHandle] = {}
         sockets: dict[Worker, socket.socket] = {}
         with contextlib.ExitStack() as opened:
+
+            async def open_netlink(worker: Worker) -> None:
+                sock = await worker._open_socket(socket.AF_NETLINK, socket.SOCK_RAW, socket.NETLINK_ROUTE)
+                sockets[worker] = opened.enter_context(sock)
+
             for worker in workers:
                 if worker._netlink is not None:
                     sockets[worker] = opened.enter_context(_copied(worker._netlink))
             if others := [worker for worker in workers if worker not in sockets]:
-                await _open_netlink(others, sockets, opened)
+                await for_each(others, open_netlink, OPENING)
             for worker in workers:
                 netns = opened.enter_context(lent(netns_of(worker), "netlink", worker.name))
                 handles[netns_key(worker)] = NetnsHandle(fd=netns, sock=sockets[worker], name=worker.name)
@@ -149,26 +154,6 @@ def _redirector(sock: socket.socket) -> Redirector:
     from nsorch.net.redirecting import Redirector
 
     return Redirector(sock)
-
-
-async def _open_netlink(
-    workers: Collection[Worker], sockets: dict[Worker, socket.socket], opened: contextlib.ExitStack
-) -> None:
-    """One for each of *workers*, several at a time."""
-    failures: list[Exception] = []
-
-    async def open_one(worker: Worker) -> None:
-        if not failures:
-            try:
-                sock = await worker._open_socket(socket.AF_NETLINK, socket.SOCK_RAW, socket.NETLINK_ROUTE)
-            except Exception as exc:
-                failures.append(exc)
-            else:
-                sockets[worker] = opened.enter_context(sock)
-
-    await for_each(workers, open_one, _OPENING)
-    if failures:
-        raise failures[0]
 
 
 def netns_of(worker: Worker) -> int:
